@@ -1,0 +1,188 @@
+"""The shape of a model, as frozen nouns. Knows sizes only: no weights, no torch, no files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import CheckpointError
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise CheckpointError(f"invalid model configuration: {problem}")
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of an Infinity transformer (upstream: infinity/models/infinity.py).
+
+    `code_channels` is what one token predicts, in bits: the tokenizer's bits, times four under spatial patchify.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    mlp_width: int
+    text_width: int
+    text_length: int  # longest prompt in tokens; rows of the learned unconditional text
+    code_channels: int
+    chunks: int = 1  # layers are stored in chunks under the official key names
+    levels: int = 15  # rows of the level embedding: the longest schedule
+    spatial_patchify: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.depth > 0 and self.width > 0 and self.heads > 0, "depth, width and heads must be positive"
+        )
+        _require(
+            self.width % self.heads == 0,
+            f"width {self.width} does not divide into {self.heads} attention heads",
+        )
+        _require(self.head_dim % 4 == 0, f"head size {self.head_dim} must be a multiple of 4 for 2-D rotary")
+        _require(
+            self.depth % self.chunks == 0, f"{self.depth} layers do not divide into {self.chunks} chunks"
+        )
+        _require(self.text_width >= 128, f"text width {self.text_width} is under 128: no pooling head")
+        _require(self.width % self.pool_heads == 0, "width does not divide into the pooling heads")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def pool_heads(self) -> int:
+        """Heads of the attentive pooling: one per 128 text channels, per 64 in models wider than 4096."""
+        return self.text_width // (64 if self.width > 4096 else 128)
+
+    @property
+    def layers_per_chunk(self) -> int:
+        return self.depth // self.chunks
+
+    @property
+    def patch(self) -> int:
+        """Tokenizer grid cells along one side of a token."""
+        return 2 if self.spatial_patchify else 1
+
+    @property
+    def bits(self) -> int:
+        """Bits of one tokenizer grid cell."""
+        return self.code_channels // self.patch**2
+
+
+@dataclass(frozen=True)
+class ImageTokenizerConfig:
+    """Sizes of the multi-scale binary-spherical image tokenizer (upstream: infinity/models/bsq_vae)."""
+
+    bits: int
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
+    residual_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        for channels in self.level_channels:
+            _require(
+                channels % 32 == 0 or channels % 24 == 0,
+                f"{channels} channels do not divide into 32 or 24 normalisation groups",
+            )
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along one side of a latent grid cell."""
+        return 1 << (len(self.channel_multipliers) - 1)
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        return tuple(self.base_channels * m for m in self.channel_multipliers)
+
+
+def mlp_width(width: int, ratio: float = 4.0) -> int:
+    """Hidden width of the feed-forward: a multiple of 256, ties to even as upstream's `round` does."""
+    return round(ratio * width / 256) * 256
+
+
+def _infinity(
+    depth: int, width: int, heads: int, chunks: int, channels: int = 32, patchify: bool = False
+) -> TransformerConfig:
+    return TransformerConfig(
+        depth=depth,
+        width=width,
+        heads=heads,
+        mlp_width=mlp_width(width),
+        text_width=2048,
+        text_length=512,
+        code_channels=channels,
+        chunks=chunks,
+        spatial_patchify=patchify,
+    )
+
+
+# Upstream's named sizes (infinity/models/infinity.py and its training scripts).
+TRANSFORMERS: dict[str, TransformerConfig] = {
+    "infinity_layer12": _infinity(12, 768, 8, 4),
+    "infinity_layer16": _infinity(16, 1152, 12, 4),
+    "infinity_layer24": _infinity(24, 1536, 16, 4),
+    "infinity_2b": _infinity(32, 2048, 16, 8),
+    "infinity_layer32": _infinity(32, 2080, 20, 4),
+    "infinity_layer40": _infinity(40, 2688, 24, 4),
+    "infinity_layer48": _infinity(48, 3360, 28, 4),
+    "infinity_8b": _infinity(40, 3584, 28, 8, channels=56, patchify=True),
+}
+
+
+def image_tokenizer_for(transformer: TransformerConfig) -> ImageTokenizerConfig:
+    """The published tokenizer that goes with a transformer: 16 pixels a cell, or 8 under spatial patchify."""
+    multipliers = (1, 2, 4, 4) if transformer.spatial_patchify else (1, 2, 4, 4, 4)
+    return ImageTokenizerConfig(bits=transformer.bits, channel_multipliers=multipliers)
+
+
+def to_json(config: TransformerConfig | ImageTokenizerConfig) -> dict[str, Any]:
+    """A plain dictionary, tuples as lists."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+def transformer_from_json(data: dict[str, Any]) -> TransformerConfig:
+    """Read a `config.json`: our field names, or the published program's.
+
+    Raises:
+        CheckpointError: a field is unknown or missing.
+    """
+    if "embed_dim" in data:
+        data = _from_published(data)
+    try:
+        return TransformerConfig(**data)
+    except TypeError as error:
+        raise CheckpointError(
+            f"model configuration not understood: {error}",
+            expected=f"the fields {', '.join(TransformerConfig.__dataclass_fields__)}",
+        ) from error
+
+
+def image_tokenizer_from_json(data: dict[str, Any]) -> ImageTokenizerConfig:
+    """Read the tokenizer part of a manifest."""
+    return ImageTokenizerConfig(**{**data, "channel_multipliers": tuple(data["channel_multipliers"])})
+
+
+def _from_published(data: dict[str, Any]) -> dict[str, Any]:
+    unsupported = {
+        "rms_norm": False,
+        "shared_aln": True,
+        "cos_attn": True,
+        "swiglu": False,
+        "use_bit_label": 1,
+    }
+    for field, value in unsupported.items():
+        _require(
+            data.get(field, value) == value, f"{field}={data.get(field)!r} is not supported, only {value!r}"
+        )
+    return {
+        "depth": data["depth"],
+        "width": data["embed_dim"],
+        "heads": data["num_heads"],
+        "mlp_width": mlp_width(data["embed_dim"], data.get("mlp_ratio", 4)),
+        "text_width": data["text_channels"],
+        "text_length": data["text_maxlen"],
+        "code_channels": data["d_vae"],
+        "chunks": data.get("block_chunks", 1),
+        "spatial_patchify": bool(data.get("apply_spatial_patchify", 0)),
+    }

@@ -1,0 +1,48 @@
+"""The error hierarchy. A user error says what was got, what was expected and how to fix it; a bug is another class."""
+
+from __future__ import annotations
+
+
+class FastvarError(Exception):
+    """Base of every error a user can cause; the command line prints it in one piece and exits with code 2."""
+
+    def __init__(self, problem: str, *, expected: str = "", fix: str = "") -> None:
+        self.problem, self.expected, self.fix = problem, expected, fix
+        lines = [problem]
+        if expected:
+            lines.append(f"expected: {expected}")
+        if fix:
+            lines.append(f"fix: {fix}")
+        super().__init__("\n".join(lines))
+
+
+class CheckpointError(FastvarError):
+    """A checkpoint cannot be read, or its tensors are not those of the model."""
+
+
+class PlanError(FastvarError):
+    """A size, schedule or pruning policy that cannot be planned."""
+
+
+class BuildError(FastvarError):
+    """A step graph or an engine could not be built."""
+
+
+class BundleError(FastvarError):
+    """A bundle on disk is damaged, incomplete, locked, or made by another version."""
+
+
+class BackendError(FastvarError):
+    """A backend is not installed, or cannot run what it was given."""
+
+
+class InputError(FastvarError):
+    """A prompt, seed or sampling setting outside what is supported."""
+
+
+class NumericsError(FastvarError):
+    """A weight or an activation is not finite."""
+
+
+class InternalError(RuntimeError):
+    """A broken invariant: a bug in fastvar, never the user's fault."""
