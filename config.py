@@ -17,7 +17,7 @@ def _require(condition: bool, problem: str) -> None:
 class TransformerConfig:
     """Sizes of an Infinity transformer (upstream: infinity/models/infinity.py).
 
-    `code_channels` is what one token predicts, in bits: the tokenizer's bits, times four under spatial patchify.
+    `code_channels` is what one token predicts, in bits: those of a tokenizer cell, times four under patchify.
     """
 
     depth: int

@@ -1,4 +1,4 @@
-"""The error hierarchy. A user error says what was got, what was expected and how to fix it; a bug is another class."""
+"""The error hierarchy: a user error says what was got, expected and how to fix it; a bug is another class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Infinity's image tokenizer in torch: convolutional encoder and decoder around multi-scale binary-spherical codes.
+"""Infinity's image tokenizer in torch: a convolutional encoder and decoder around multi-scale
+binary-spherical codes.
 
 Module names follow the official checkpoint keys (upstream: infinity/models/bsq_vae). No attention anywhere.
 """
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ImageTokenizerConfig
+import itertools
 
 
 class Conv(nn.Module):
@@ -111,7 +113,7 @@ class Encoder(nn.Module):
         channels = (config.base_channels, *config.level_channels)
         self.conv_in = Conv(3, config.base_channels, 3, padding=1)
         self.down = nn.ModuleList()
-        for i, (inputs, outputs) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+        for i, (inputs, outputs) in enumerate(itertools.pairwise(channels)):
             level = Level(inputs, outputs, config.residual_blocks)
             if i < len(config.level_channels) - 1:
                 level.downsample = Downsample(outputs)

@@ -1,0 +1,260 @@
+"""Infinity's transformer in torch, under the official key names (upstream: infinity/models/infinity.py).
+
+Each sub-layer takes residual tokens and returns what is to be added to them, gate included, so that the
+dense and the pruned forward (pruning.py) differ only in which tokens go in and how the rest comes back.
+Knows nothing of schedules, pruning or sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import TransformerConfig
+
+MAX_LOG_SCALE = math.log(100.0)  # ceiling of the learned per-head attention scale
+
+
+@dataclass
+class Condition:
+    """What the text gives to every scale. B counts rows: conditional rows first, then unconditional ones."""
+
+    sos: Tensor  # [B, C] pooled text: the first token, before the start embedding
+    text: Tensor  # [B, T, C] source of the cross-attention keys and values
+    text_mask: Tensor  # [B, T] bool, True where a token counts
+    modulation: Tensor  # [B, 1, 6, C] shared part of the adaptive layer norm
+
+
+class AttentivePool(nn.Module):
+    """A learned query attends over the text tokens, one head per 128 text channels."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.pool_heads, config.width // config.pool_heads
+        self.mat_q = nn.Parameter(torch.empty(1, self.heads, self.head_dim))
+        self.mat_kv = nn.Linear(config.text_width, 2 * config.width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(config.width))
+        self.register_buffer("zero_k_bias", torch.zeros(config.width))
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, text: Tensor, mask: Tensor) -> Tensor:
+        """text [B, T, Ct], mask [B, T] bool -> [B, C]."""
+        kv = F.linear(text, self.mat_kv.weight, torch.cat((self.zero_k_bias, self.v_bias)))
+        k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)  # [B, H, T, hd]
+        q = self.mat_q.unsqueeze(2).expand(text.shape[0], -1, -1, -1)  # [B, H, 1, hd]
+        pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        out: Tensor = self.proj(pooled.flatten(1))
+        return out
+
+
+class TextPool(nn.Module):
+    """Holds the pooling under its official key, `text_proj_for_sos.ca`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.ca = AttentivePool(config)
+
+    def forward(self, text: Tensor, mask: Tensor) -> Tensor:
+        out: Tensor = self.ca(text, mask)
+        return out
+
+
+class TextNorm(nn.Module):
+    """RMSNorm in fp32, eps 1e-6."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+class SelfAttention(nn.Module):
+    """Cosine attention with a learned scale per head; keys are cached after normalisation and rotary."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.mat_qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(config.width))
+        self.v_bias = nn.Parameter(torch.zeros(config.width))
+        self.register_buffer("zero_k_bias", torch.zeros(config.width))
+        self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4.0)))
+        self.proj = nn.Linear(config.width, config.width)
+
+    def project(self, h: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed tokens h [B, L, C], rotary [2, (B,) L, hd / 2] -> q, k, v, each [B, H, L, hd]."""
+        bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
+        qkv = F.linear(h, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, self.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q = F.normalize(q, dim=-1, eps=1e-12) * self.scale_mul_1H11.clamp(max=MAX_LOG_SCALE).exp()
+        k = F.normalize(k, dim=-1, eps=1e-12)
+        return rotate(q, rotary), rotate(k, rotary), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, H, L, hd] over k, v [B, H, S, hd] -> [B, L, C]. No mask: all that is cached is seen."""
+        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2))
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Plain scaled attention to the text; no rotary, no cosine."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.mat_q = nn.Linear(config.width, config.width)
+        self.mat_kv = nn.Linear(config.width, 2 * config.width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(config.width))
+        self.register_buffer("zero_k_bias", torch.zeros(config.width))
+        self.proj = nn.Linear(config.width, config.width)
+
+    def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """text [B, T, C] -> k, v [B, H, T, hd]; depends on the text alone, so once an image is enough."""
+        kv = F.linear(text, self.mat_kv.weight, torch.cat((self.zero_k_bias, self.v_bias)))
+        k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def attend(self, h: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """h [B, L, C], k, v [B, H, T, hd], mask [B, T] bool -> [B, L, C]."""
+        q = self.mat_q(h).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # [B, H, L, hd]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return projected
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(h), approximate="tanh"))
+        return out
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention, feed-forward: three sub-layers on one fp32 residual stream."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.sa = SelfAttention(config)
+        self.ca = CrossAttention(config)
+        self.ffn = FeedForward(config)
+        self.ca_norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, config.width))
+
+    def modulation(self, shared: Tensor) -> Tensor:
+        """shared [B, 1, 6, C] -> gamma1, gamma2, scale1, scale2, shift1, shift2, stacked [6, B, 1, C]."""
+        return (self.ada_gss + shared).permute(2, 0, 1, 3)
+
+    def project_qkv(self, x: Tensor, shared: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Residual tokens [B, L, C] -> q, k, v [B, H, L, hd]."""
+        _, _, scale1, _, shift1, _ = self.modulation(shared)
+        return self.sa.project(layer_norm(x) * (1 + scale1) + shift1, rotary)
+
+    def self_attention(self, q: Tensor, k: Tensor, v: Tensor, shared: Tensor) -> Tensor:
+        return self.modulation(shared)[0] * self.sa.attend(q, k, v)
+
+    def cross_attention(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return self.ca.attend(self.ca_norm(x), k, v, mask)
+
+    def feed_forward(self, x: Tensor, shared: Tensor) -> Tensor:
+        _, gamma2, _, scale2, _, shift2 = self.modulation(shared)
+        return gamma2 * self.ffn(layer_norm(x) * (1 + scale2) + shift2)
+
+
+class LayerChunk(nn.Module):
+    """A chunk of layers under its official key, `block_chunks.<chunk>.module`."""
+
+    def __init__(self, blocks: list[Block]) -> None:
+        super().__init__()
+        self.module = nn.ModuleList(blocks)
+
+
+class HeadNorm(nn.Module):
+    """Layer norm modulated by the pooled text: the last norm before the head."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, sos: Tensor) -> Tensor:
+        scale, shift = self.ada_lin(sos).unflatten(-1, (2, -1)).permute(1, 0, 2).unsqueeze(2)  # [B, 1, C]
+        return layer_norm(x) * (1 + scale) + shift
+
+
+class InfinityTransformer(nn.Module):
+    """All weights of the transformer. The loop over scales is in reference.py."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        c = config
+        self.config = config
+        self.cfg_uncond = nn.Parameter(torch.zeros(c.text_length, c.text_width))
+        self.pos_start = nn.Parameter(torch.zeros(1, 1, c.width))
+        self.text_norm = TextNorm(c.text_width)
+        self.text_proj_for_sos = TextPool(c)
+        self.text_proj_for_ca = nn.Sequential(
+            nn.Linear(c.text_width, c.width), nn.GELU(approximate="tanh"), nn.Linear(c.width, c.width)
+        )
+        self.lvl_embed = nn.Embedding(c.levels, c.width)
+        self.word_embed = nn.Linear(c.code_channels, c.width)
+        self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c.width, 6 * c.width))
+        self.head_nm = HeadNorm(c.width)
+        self.head = nn.Linear(c.width, 2 * c.code_channels)
+        layers = [Block(c) for _ in range(c.depth)]
+        if c.chunks == 1:
+            self.blocks = nn.ModuleList(layers)
+        else:
+            n = c.layers_per_chunk
+            self.block_chunks = nn.ModuleList(LayerChunk(layers[i : i + n]) for i in range(0, c.depth, n))
+
+    @property
+    def layers(self) -> list[Block]:
+        """Every block, in order, whatever chunk it is stored in."""
+        modules = self.blocks if self.config.chunks == 1 else (b for c in self.block_chunks for b in c.module)
+        return [block for block in modules if isinstance(block, Block)]
+
+    def condition(self, features: Tensor, mask: Tensor) -> Condition:
+        """Text features [B, T, Ct] with their mask [B, T] (True = a token) -> what every scale needs."""
+        text = self.text_norm(features)
+        sos = self.text_proj_for_sos(text, mask)
+        shared = self.shared_ada_lin(sos).view(-1, 1, 6, self.config.width)
+        return Condition(sos=sos, text=self.text_proj_for_ca(text), text_mask=mask, modulation=shared)
+
+    def first_tokens(self, sos: Tensor) -> Tensor:
+        """sos [B, C] -> input of scale 0 [B, 1, C], before the level embedding."""
+        return sos.unsqueeze(1) + self.pos_start
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Codes of one scale [B, code_channels, h, w] -> tokens [B, h * w, C], before the level embedding."""
+        out: Tensor = self.word_embed(codes.flatten(2).transpose(1, 2))
+        return out
+
+    def logits(self, x: Tensor, sos: Tensor) -> Tensor:
+        """Residual stream [B, L, C] -> [B, L, 2 * code_channels]: two logits a bit, index 0 then 1."""
+        out: Tensor = self.head(self.head_nm(x, sos))
+        return out
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Layer norm without parameters, eps 1e-6."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Rotate the pairs (2j, 2j + 1) of x [B, H, L, hd] by angle j.
+
+    rotary: cosines and sines, [2, L, hd / 2] for all rows or [2, B, L, hd / 2] each row its own.
+    """
+    cos, sin = rotary if rotary.dim() == 3 else rotary.unsqueeze(2)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)

@@ -1,0 +1,235 @@
+"""The pruning policy, and the generation plan it gives for a schedule: every shape, known beforehand.
+
+Keyed by scale index and keep ratio, never by width, so that every aspect ratio is planned alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import PlanError
+from .schedule import ScaleSchedule, Size
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class ScaleRule:
+    """What happens at one scale: the share of tokens kept in the pruned layers, or the scale left out."""
+
+    keep: float = 1.0
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise PlanError(f"keep ratio {self.keep} is out of range", expected="a number above 0, at most 1")
+
+    def kept(self, tokens: int) -> int:
+        """Tokens forwarded of `tokens`. Upstream drops int(tokens * (1 - keep)); the guard absorbs rounding."""
+        return tokens - math.floor(tokens * (1 - self.keep) + 1e-9)
+
+
+@dataclass(frozen=True)
+class PruningPolicy:
+    """Which scales are pruned or skipped, in which layers, restored from which cached scale (paper, 3.2-3.3).
+
+    Layers outside [first_layer, stop_layer) always run on every token.
+    """
+
+    name: str
+    rules: Mapping[int, ScaleRule] = field(default_factory=dict)
+    first_layer: int = 0
+    stop_layer: int = 0
+    cached_scale: int | None = None
+
+    def rule(self, scale: int) -> ScaleRule:
+        return self.rules.get(scale, ScaleRule())
+
+    def prunes(self, layer: int) -> bool:
+        return self.first_layer <= layer < self.stop_layer
+
+
+DENSE = PruningPolicy("dense")
+
+# The published policy for Infinity (FastVAR, Infinity/): at 1:1, 40 % of the 32x32 tokens and half of the
+# 40x40 tokens are dropped, the last two scales of 1M and the last of 0.60M are left out, restored from 24x24.
+_PUBLISHED_RULES = {9: ScaleRule(0.6), 10: ScaleRule(0.5), 11: ScaleRule(skip=True), 12: ScaleRule(skip=True)}
+# The paper prunes nothing below the 0.25M budget; these ratios for the seven-scale schedules are ours.
+_SMALL_RULES = {5: ScaleRule(0.6), 6: ScaleRule(0.5)}
+PUBLISHED_LAYERS = (3, 28)
+
+
+def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
+    """The `fastvar` preset for a schedule and a model depth."""
+    small = len(schedule) <= 7
+    rules = {i: r for i, r in (_SMALL_RULES if small else _PUBLISHED_RULES).items() if i < len(schedule)}
+    first, stop = PUBLISHED_LAYERS
+    return PruningPolicy("fastvar", rules, min(first, depth), min(stop, depth), 4 if small else 8)
+
+
+def load_policy(name_or_file: str, schedule: ScaleSchedule, depth: int) -> PruningPolicy:
+    """A preset by name, or a TOML file.
+
+    The file: `cached_scale = 8`, `layers = [3, 28]`, and tables `[scale.9]` with `keep = 0.6` or `skip = true`.
+
+    Raises:
+        PlanError: neither a preset nor a readable policy file.
+    """
+    if name_or_file == "dense":
+        return DENSE
+    if name_or_file == "fastvar":
+        return fastvar_policy(schedule, depth)
+    path = Path(name_or_file)
+    if not path.is_file():
+        raise PlanError(
+            f"no policy {name_or_file!r}",
+            expected="dense, fastvar, or the path of a TOML policy file",
+            fix="check the spelling or the path",
+        )
+    try:
+        return _policy_from_toml(path.stem, tomllib.loads(path.read_text()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
+        raise PlanError(
+            f"policy file {path} not understood: {error}",
+            expected="TOML such as: cached_scale = 8 / layers = [3, 28] / [scale.9] keep = 0.6 / [scale.11] skip = true",
+        ) from error
+
+
+def _policy_from_toml(name: str, data: dict[str, Any]) -> PruningPolicy:
+    unknown = sorted(set(data) - {"cached_scale", "layers", "scale"})
+    if unknown:
+        raise ValueError(f"unknown entries {unknown}")
+    first, stop = data.get("layers", (0, 0))
+    rules = {int(index): ScaleRule(**rule) for index, rule in data.get("scale", {}).items()}
+    return PruningPolicy(name, rules, int(first), int(stop), data.get("cached_scale"))
+
+
+def policy_to_json(policy: PruningPolicy) -> dict[str, Any]:
+    """A dictionary for the manifest."""
+    return {
+        "name": policy.name,
+        "layers": [policy.first_layer, policy.stop_layer],
+        "cached_scale": policy.cached_scale,
+        "scale": {
+            str(i): {"skip": True} if r.skip else {"keep": r.keep} for i, r in sorted(policy.rules.items())
+        },
+    }
+
+
+def policy_from_json(data: dict[str, Any]) -> PruningPolicy:
+    """Read back what `policy_to_json` wrote."""
+    return _policy_from_toml(data["name"], {k: v for k, v in data.items() if k != "name"})
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One executed scale. Token counts are per guidance row.
+
+    `past_dense` and `past_pruned` are the keys already cached in a layer that never prunes and in one that may.
+    """
+
+    index: int  # position in the full schedule; also the row of the level embedding
+    size: Size
+    kept: int  # tokens forwarded in the pruned layers; all of them where nothing is pruned
+    past_dense: int
+    past_pruned: int
+    fills_cache: bool  # pruned layers keep their sub-layer outputs for restoration
+    next_index: int | None  # the next executed scale
+
+    @property
+    def tokens(self) -> int:
+        return self.size[0] * self.size[1]
+
+    @property
+    def prunes(self) -> bool:
+        return self.kept < self.tokens
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """A schedule under a policy, for a model of a given depth: what is executed, with every length."""
+
+    schedule: ScaleSchedule
+    policy: PruningPolicy
+    depth: int
+    steps: tuple[StepPlan, ...]
+
+    @property
+    def cached_size(self) -> Size | None:
+        """Grid of the scale that pruned tokens are restored from; None where nothing is restored."""
+        if not any(step.prunes for step in self.steps):
+            return None
+        assert self.policy.cached_scale is not None
+        return self.schedule.sizes[self.policy.cached_scale]
+
+    def capacity(self, layer: int) -> int:
+        """Keys that a layer holds at the end, per guidance row."""
+        last = self.steps[-1]
+        if self.policy.prunes(layer):
+            return last.past_pruned + last.kept
+        return last.past_dense + last.tokens
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Tokens through all layers, per guidance row."""
+        pruned = sum(self.policy.prunes(layer) for layer in range(self.depth))
+        return sum(step.kept * pruned + step.tokens * (self.depth - pruned) for step in self.steps)
+
+
+def make_plan(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) -> GenerationPlan:
+    """Lay out a generation.
+
+    Raises:
+        PlanError: the policy does not fit the schedule or the model.
+    """
+    _check_policy(schedule, policy, depth)
+    executed = [i for i in range(len(schedule)) if not policy.rule(i).skip]
+    any_pruned_layer = policy.first_layer < policy.stop_layer
+    kept = {
+        i: policy.rule(i).kept(schedule.tokens(i)) if any_pruned_layer else schedule.tokens(i)
+        for i in executed
+    }
+    restores = any(kept[i] < schedule.tokens(i) for i in executed)
+    steps: list[StepPlan] = []
+    past_dense = past_pruned = 0
+    for i, following in zip(executed, [*executed[1:], None], strict=True):
+        fills = restores and i == policy.cached_scale
+        steps.append(StepPlan(i, schedule.sizes[i], kept[i], past_dense, past_pruned, fills, following))
+        past_dense += schedule.tokens(i)
+        past_pruned += kept[i]
+    return GenerationPlan(schedule, policy, depth, tuple(steps))
+
+
+def _check_policy(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) -> None:
+    last = len(schedule) - 1
+    if not 0 <= policy.first_layer <= policy.stop_layer <= depth:
+        raise PlanError(
+            f"policy {policy.name!r} prunes layers {policy.first_layer} to {policy.stop_layer}",
+            expected=f"a range inside the model's {depth} layers",
+        )
+    beyond = [i for i in policy.rules if not 0 <= i <= last]
+    if beyond:
+        raise PlanError(
+            f"policy {policy.name!r} names scale {beyond[0]}",
+            expected=f"scales 0 to {last} of this schedule",
+            fix="remove the rule, or choose a larger size",
+        )
+    if policy.rule(0).skip:
+        raise PlanError("the first scale cannot be skipped: it carries the text")
+    pruned = [i for i in range(last + 1) if not policy.rule(i).skip and policy.rule(i).keep < 1]
+    if not pruned or policy.first_layer == policy.stop_layer:
+        return
+    cached = policy.cached_scale
+    if cached is None or not 0 <= cached < min(pruned) or policy.rule(cached).skip:
+        raise PlanError(
+            f"policy {policy.name!r} prunes scale {min(pruned)} but its cached scale is {cached}",
+            expected="an executed scale before the first pruned one, to restore from",
+            fix="set cached_scale",
+        )

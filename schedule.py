@@ -1,0 +1,116 @@
+"""Scale schedules: which token grids an image is drawn through, and where their tokens lie."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .errors import PlanError
+
+Size = tuple[int, int]  # (height, width)
+
+# Token grids of the 1M budget by h/w (upstream: infinity/utils/dynamic_resolution.py); the smaller
+# budgets are its first 7, 10 and 12 scales. Portrait rows only: landscape is the transpose.
+_SCALES_1M: dict[str, tuple[Size, ...]] = {}
+
+
+def _grids(text: str) -> tuple[Size, ...]:
+    return tuple((int(h), int(w)) for h, w in (pair.split("x") for pair in text.split()))
+
+
+for _ratio, _text in {
+    "1.000": "1x1 2x2 4x4 6x6 8x8 12x12 16x16 20x20 24x24 32x32 40x40 48x48 64x64",
+    "1.250": "1x1 2x2 3x3 5x4 10x8 15x12 20x16 25x20 30x24 35x28 45x36 55x44 70x56",
+    "1.333": "1x1 2x2 4x3 8x6 12x9 16x12 20x15 24x18 28x21 36x27 48x36 60x45 72x54",
+    "1.500": "1x1 2x2 3x2 6x4 9x6 15x10 21x14 27x18 33x22 39x26 48x32 63x42 78x52",
+    "1.750": "1x1 2x2 3x3 7x4 11x6 14x8 21x12 28x16 35x20 42x24 56x32 70x40 84x48",
+    "2.000": "1x1 2x2 4x2 6x3 10x5 16x8 22x11 30x15 38x19 46x23 60x30 74x37 90x45",
+    "2.500": "1x1 2x2 5x2 10x4 15x6 20x8 25x10 30x12 40x16 50x20 65x26 80x32 100x40",
+    "3.000": "1x1 2x2 6x2 9x3 15x5 21x7 27x9 36x12 45x15 54x18 72x24 90x30 111x37",
+}.items():
+    _SCALES_1M[_ratio] = _grids(_text)
+
+BUDGETS: dict[str, int] = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # name -> number of scales
+PIXELS_PER_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class ScaleSchedule:
+    """Token grids from 1x1 to the final one.
+
+    `position_grid` is the grid that rotary positions are normalised to: the last scale of the 1M budget
+    of the same aspect ratio, also when a shorter schedule runs.
+    """
+
+    sizes: tuple[Size, ...]
+    position_grid: Size
+    budget: str = "custom"
+
+    def __post_init__(self) -> None:
+        if not self.sizes:
+            raise PlanError("a scale schedule needs at least one scale")
+        for (h, w), (h2, w2) in zip(self.sizes, self.sizes[1:], strict=False):
+            if h2 < h or w2 < w:
+                raise PlanError(f"scales must not shrink: {w2}x{h2} follows {w}x{h}")
+        if min(self.sizes[0]) < 1:
+            raise PlanError(f"scale sizes must be positive, got {self.sizes[0]}")
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def final(self) -> Size:
+        return self.sizes[-1]
+
+    @property
+    def pixels(self) -> Size:
+        """(height, width) of the image."""
+        return self.final[0] * PIXELS_PER_TOKEN, self.final[1] * PIXELS_PER_TOKEN
+
+    def tokens(self, index: int) -> int:
+        h, w = self.sizes[index]
+        return h * w
+
+
+def official_schedules() -> dict[Size, ScaleSchedule]:
+    """Every official schedule, keyed by image (height, width) in pixels."""
+    found: dict[Size, ScaleSchedule] = {}
+    for portrait in _SCALES_1M.values():
+        for sizes in (portrait, tuple((w, h) for h, w in portrait)):
+            for budget, count in BUDGETS.items():
+                schedule = ScaleSchedule(sizes[:count], sizes[-1], budget)
+                found.setdefault(schedule.pixels, schedule)
+    return found
+
+
+def parse_size(text: str) -> Size:
+    """'1024x768' (WIDTHxHEIGHT, as image tools print it) or '1024' -> (height, width) in pixels.
+
+    Raises:
+        PlanError: not a size.
+    """
+    match = re.fullmatch(r"\s*(\d{1,5})\s*(?:[xX×*]\s*(\d{1,5})\s*)?", text)  # noqa: RUF001 users do type the sign
+    if not match:
+        raise PlanError(
+            f"size {text!r} not understood", expected="WIDTHxHEIGHT in pixels", fix="for example 1024x1024"
+        )
+    width = int(match[1])
+    return int(match[2] or width), width
+
+
+def schedule_for(size: Size) -> ScaleSchedule:
+    """The official schedule of an image size.
+
+    Raises:
+        PlanError: unsupported size; lists the nearest that work.
+    """
+    schedules = official_schedules()
+    if size in schedules:
+        return schedules[size]
+    h, w = size
+    nearest = sorted(schedules, key=lambda s: abs(s[0] - h) + abs(s[1] - w))[:4]
+    raise PlanError(
+        f"no scale schedule for {w}x{h} pixels",
+        expected="one of the sizes the model was trained on",
+        fix="the nearest that work: " + ", ".join(f"{width}x{height}" for height, width in nearest),
+    )
