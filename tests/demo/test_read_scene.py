@@ -18,9 +18,7 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     kernel = np.exp(-(offsets**2) / (2 * sigma**2))
     for axis in (0, 1):
         index = np.clip(np.arange(image.shape[axis])[:, None] + offsets, 0, image.shape[axis] - 1)
-        image = sum(
-            weight * np.take(image, index[:, i], axis) for i, weight in enumerate(kernel / kernel.sum())
-        )
+        image = sum(weight * np.take(image, index[:, i], axis) for i, weight in enumerate(kernel / kernel.sum()))
     return image
 
 
