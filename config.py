@@ -32,17 +32,13 @@ class TransformerConfig:
     spatial_patchify: bool = False
 
     def __post_init__(self) -> None:
-        _require(
-            self.depth > 0 and self.width > 0 and self.heads > 0, "depth, width and heads must be positive"
-        )
+        _require(self.depth > 0 and self.width > 0 and self.heads > 0, "depth, width and heads must be positive")
         _require(
             self.width % self.heads == 0,
             f"width {self.width} does not divide into {self.heads} attention heads",
         )
         _require(self.head_dim % 4 == 0, f"head size {self.head_dim} must be a multiple of 4 for 2-D rotary")
-        _require(
-            self.depth % self.chunks == 0, f"{self.depth} layers do not divide into {self.chunks} chunks"
-        )
+        _require(self.depth % self.chunks == 0, f"{self.depth} layers do not divide into {self.chunks} chunks")
         _require(self.text_width >= 128, f"text width {self.text_width} is under 128: no pooling head")
         _require(self.width % self.pool_heads == 0, "width does not divide into the pooling heads")
 
@@ -172,9 +168,7 @@ def _from_published(data: dict[str, Any]) -> dict[str, Any]:
         "use_bit_label": 1,
     }
     for field, value in unsupported.items():
-        _require(
-            data.get(field, value) == value, f"{field}={data.get(field)!r} is not supported, only {value!r}"
-        )
+        _require(data.get(field, value) == value, f"{field}={data.get(field)!r} is not supported, only {value!r}")
     return {
         "depth": data["depth"],
         "width": data["embed_dim"],

@@ -98,7 +98,7 @@ def load_policy(name_or_file: str, schedule: ScaleSchedule, depth: int) -> Pruni
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
         raise PlanError(
             f"policy file {path} not understood: {error}",
-            expected="TOML such as: cached_scale = 8 / layers = [3, 28] / [scale.9] keep = 0.6 / [scale.11] skip = true",
+            expected="cached_scale = 8, layers = [3, 28], and tables [scale.9] with keep = 0.6 or skip = true",
         ) from error
 
 
@@ -117,9 +117,7 @@ def policy_to_json(policy: PruningPolicy) -> dict[str, Any]:
         "name": policy.name,
         "layers": [policy.first_layer, policy.stop_layer],
         "cached_scale": policy.cached_scale,
-        "scale": {
-            str(i): {"skip": True} if r.skip else {"keep": r.keep} for i, r in sorted(policy.rules.items())
-        },
+        "scale": {str(i): {"skip": True} if r.skip else {"keep": r.keep} for i, r in sorted(policy.rules.items())},
     }
 
 
@@ -192,10 +190,7 @@ def make_plan(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) -> Gen
     _check_policy(schedule, policy, depth)
     executed = [i for i in range(len(schedule)) if not policy.rule(i).skip]
     any_pruned_layer = policy.first_layer < policy.stop_layer
-    kept = {
-        i: policy.rule(i).kept(schedule.tokens(i)) if any_pruned_layer else schedule.tokens(i)
-        for i in executed
-    }
+    kept = {i: policy.rule(i).kept(schedule.tokens(i)) if any_pruned_layer else schedule.tokens(i) for i in executed}
     restores = any(kept[i] < schedule.tokens(i) for i in executed)
     steps: list[StepPlan] = []
     past_dense = past_pruned = 0

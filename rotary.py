@@ -27,7 +27,5 @@ def rotary_table(size: Size, position_grid: Size, head_dim: int) -> NDArray[np.f
     half = head_dim // 2
     frequencies = BASE ** -(np.arange(0, half, 2, dtype=np.float64) / half)
     positions = grid_positions(size, position_grid).astype(np.float64)
-    angles = (positions[:, :, None] * frequencies).reshape(
-        len(positions), half
-    )  # rows' angles, then columns'
+    angles = (positions[:, :, None] * frequencies).reshape(len(positions), half)  # rows' angles, then columns'
     return np.stack((np.cos(angles), np.sin(angles))).astype(np.float32)

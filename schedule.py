@@ -91,9 +91,7 @@ def parse_size(text: str) -> Size:
     """
     match = re.fullmatch(r"\s*(\d{1,5})\s*(?:[xX×*]\s*(\d{1,5})\s*)?", text)  # noqa: RUF001 users do type the sign
     if not match:
-        raise PlanError(
-            f"size {text!r} not understood", expected="WIDTHxHEIGHT in pixels", fix="for example 1024x1024"
-        )
+        raise PlanError(f"size {text!r} not understood", expected="WIDTHxHEIGHT in pixels", fix="for example 1024x1024")
     width = int(match[1])
     return int(match[2] or width), width
 

@@ -6,12 +6,13 @@ Module names follow the official checkpoint keys (upstream: infinity/models/bsq_
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ImageTokenizerConfig
-import itertools
 
 
 class Conv(nn.Module):
@@ -81,9 +82,7 @@ class Level(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
         super().__init__()
-        self.block = nn.ModuleList(
-            ResidualBlock(inputs if i == 0 else outputs, outputs) for i in range(blocks)
-        )
+        self.block = nn.ModuleList(ResidualBlock(inputs if i == 0 else outputs, outputs) for i in range(blocks))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:

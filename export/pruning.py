@@ -92,9 +92,7 @@ def run_block(
     return x
 
 
-def _self_attention(
-    block: Block, tokens: Tensor, rotary: Tensor, condition: Condition, state: LayerState
-) -> Tensor:
+def _self_attention(block: Block, tokens: Tensor, rotary: Tensor, condition: Condition, state: LayerState) -> Tensor:
     q, k, v = block.project_qkv(tokens, condition.modulation, rotary)
     if state.keys is not None and state.values is not None:
         k, v = torch.cat((state.keys, k), dim=2), torch.cat((state.values, v), dim=2)

@@ -64,9 +64,7 @@ def generate_scales(
     for step in plan.steps:
         layer_out = run_layers(model, block_in, condition, plan, step, states)
         logits = guide(model.logits(layer_out[-1], condition.sos), sampling)
-        bits = sample_bits(
-            logits, noise(step.index, (step.tokens, model.config.code_channels)), sampling.top_p
-        )
+        bits = sample_bits(logits, noise(step.index, (step.tokens, model.config.code_channels)), sampling.top_p)
         summed = summed + enlarge(codes_grid(bits, step.size, patch), final)
         yield ScaleTrace(step, block_in, layer_out, logits, bits, summed, states)
         if step.next_index is not None:

@@ -1,0 +1,25 @@
+"""fastvar: ahead-of-time engines for next-scale visual autoregressive models with cached token pruning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .export.build import build
+    from .runtime.pipeline import Pipeline
+
+__version__ = "0.1.0"
+__all__ = ["Pipeline", "__version__", "build"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `import fastvar` costs milliseconds and the runtime never meets torch.
+    if name == "Pipeline":
+        from .runtime.pipeline import Pipeline
+
+        return Pipeline
+    if name == "build":
+        from .export.build import build
+
+        return build
+    raise AttributeError(f"module 'fastvar' has no attribute {name!r}")

@@ -1,0 +1,193 @@
+"""The bundle's manifest as frozen nouns: what every engine takes, gives, and which weights it is bound to.
+
+Knows names, shapes and digests; never opens an engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..config import ImageTokenizerConfig, TransformerConfig, image_tokenizer_from_json, to_json, transformer_from_json
+from ..errors import BundleError
+from ..plan import GenerationPlan, make_plan, policy_from_json, policy_to_json
+from ..schedule import ScaleSchedule
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph input or output. `dtype` is a numpy name ("bfloat16" besides)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One engine file and how to bind it.
+
+    `weights` maps an input to the name of a tensor in weights.safetensors; "{layer}" in it stands for the
+    layer the engine is run for. Inputs not in `weights` are activations.
+    """
+
+    name: str
+    file: str  # relative to the bundle
+    sha256: str
+    size_bytes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    weights: dict[str, str]
+    backend: str
+    target: str
+    library_version: str
+
+    def tensor(self, name: str) -> TensorSpec:
+        for spec in (*self.inputs, *self.outputs):
+            if spec.name == name:
+                return spec
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class StepEngines:
+    """Engine names of one executed scale. Layers that may prune and layers that never do can differ."""
+
+    project: str
+    attend: str
+    project_pruned: str
+    attend_pruned: str
+    bridge: str
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """All engines of one generation with a given number of guidance rows (2 with guidance, 1 without)."""
+
+    rows: int
+    condition: str
+    text_kv: str
+    steps: tuple[StepEngines, ...]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the bundle with its digest."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What `Pipeline` uses where the caller says nothing."""
+
+    guidance_scale: float = 3.0
+    tau: float = 1.0
+    top_p: float = 0.97
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime needs to know; written as manifest.json."""
+
+    family: str
+    model: str
+    transformer: TransformerConfig
+    image_tokenizer: ImageTokenizerConfig
+    plan: GenerationPlan
+    text_length: int  # static length of the text, in tokens
+    engines: dict[str, EngineSpec]
+    sets: tuple[EngineSet, ...]
+    text_encoder: str  # engine names
+    decoder: str
+    weights: FileRecord
+    text_tokenizer: FileRecord | None
+    checkpoint_digest: str
+    fastvar_version: str
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    format_version: int = FORMAT_VERSION
+
+    def engine_set(self, rows: int) -> EngineSet:
+        for found in self.sets:
+            if found.rows == rows:
+                return found
+        raise BundleError(
+            f"the bundle holds no engines for {rows} guidance row(s)",
+            expected=f"one of {[s.rows for s in self.sets]}",
+            fix="rebuild with --guidance both",
+        )
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    """A dictionary for json.dump."""
+    plan = manifest.plan
+    data = asdict(manifest)
+    data["transformer"] = to_json(manifest.transformer)
+    data["image_tokenizer"] = to_json(manifest.image_tokenizer)
+    data["plan"] = {
+        "schedule": {
+            "sizes": [list(size) for size in plan.schedule.sizes],
+            "position_grid": list(plan.schedule.position_grid),
+            "budget": plan.schedule.budget,
+        },
+        "policy": policy_to_json(plan.policy),
+        "depth": plan.depth,
+    }
+    return data
+
+
+def manifest_from_json(data: dict[str, Any]) -> Manifest:
+    """Read what `manifest_to_json` wrote. The plan is laid out anew from schedule and policy.
+
+    Raises:
+        BundleError: another format version, or fields missing.
+    """
+    found = data.get("format_version")
+    if found != FORMAT_VERSION:
+        age = "newer" if isinstance(found, int) and found > FORMAT_VERSION else "older"
+        raise BundleError(
+            f"the bundle has format version {found!r}, {age} than this fastvar reads",
+            expected=f"format version {FORMAT_VERSION}",
+            fix="update fastvar" if age == "newer" else "rebuild the bundle with `fastvar build`",
+        )
+    try:
+        return _manifest(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"manifest.json is incomplete: {error!r}", fix="rebuild the bundle") from error
+
+
+def _manifest(data: dict[str, Any]) -> Manifest:
+    schedule = data["plan"]["schedule"]
+    plan = make_plan(
+        ScaleSchedule(
+            tuple((h, w) for h, w in schedule["sizes"]), tuple(schedule["position_grid"]), schedule["budget"]
+        ),
+        policy_from_json(data["plan"]["policy"]),
+        data["plan"]["depth"],
+    )
+    sets = tuple(EngineSet(**{**s, "steps": tuple(StepEngines(**e) for e in s["steps"])}) for s in data["sets"])
+    return Manifest(
+        **{
+            **data,
+            "transformer": transformer_from_json(data["transformer"]),
+            "image_tokenizer": image_tokenizer_from_json(data["image_tokenizer"]),
+            "plan": plan,
+            "engines": {name: _engine(spec) for name, spec in data["engines"].items()},
+            "sets": sets,
+            "weights": FileRecord(**data["weights"]),
+            "text_tokenizer": FileRecord(**data["text_tokenizer"]) if data["text_tokenizer"] else None,
+            "sampling": SamplingDefaults(**data["sampling"]),
+        }
+    )
+
+
+def _engine(data: dict[str, Any]) -> EngineSpec:
+    tensors = {
+        key: tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in data[key])
+        for key in ("inputs", "outputs")
+    }
+    return EngineSpec(**{**data, **tensors})

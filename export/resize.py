@@ -1,0 +1,27 @@
+"""Resizing as constants: exact matrices and indices in place of an operator that exports badly."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def bilinear_matrix(source: int, target: int) -> NDArray[np.float32]:
+    """[target, source] weights of bilinear resizing along one axis, no corner alignment (torch's rule)."""
+    position = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
+    low = np.minimum(position.astype(np.int64), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    weight = position - low
+    matrix = np.zeros((target, source))
+    np.add.at(matrix, (np.arange(target), low), 1 - weight)
+    np.add.at(matrix, (np.arange(target), high), weight)
+    return matrix.astype(np.float32)
+
+
+def area_ends(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last source cell that each target cell averages, when enlarging: at most two along an axis."""
+    first = np.array([i * source // target for i in range(target)])
+    last = np.array([math.ceil((i + 1) * source / target) - 1 for i in range(target)])
+    return first, last
