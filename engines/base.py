@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..errors import BackendError
 from .manifest import EngineSpec
 
 Launch = Callable[[], None]
@@ -45,7 +46,31 @@ class Backend(ABC):
 
     @abstractmethod
     def version(self) -> str:
-        """Version of the library that builds and runs the engines."""
+        """Version of the library that builds and runs the engines.
+
+        Raises:
+            BackendError: the library is not installed.
+        """
+
+    def accepts(self, library_version: str) -> bool:
+        """Whether engines built with that library version run here: by default only with the very same one."""
+        return library_version == self.version()
+
+    def check(self, spec: EngineSpec) -> None:
+        """Refuse an engine of another backend or library version, before the library sees its bytes.
+
+        Raises:
+            BackendError: the engine cannot be loaded here.
+        """
+        if spec.backend != self.name:
+            raise BackendError(f"engine {spec.name!r} is for backend {spec.backend}", expected=f"backend {self.name}")
+        if not self.accepts(spec.library_version):
+            raise BackendError(
+                f"engine {spec.name!r} was built with {self.name} {spec.library_version}, "
+                f"version {self.version()} is installed",
+                expected="a version that runs engines built by the other",
+                fix=f"install {self.name} {spec.library_version}, or rebuild the bundle",
+            )
 
     @abstractmethod
     def build(self, graph: bytes, target: str) -> bytes:

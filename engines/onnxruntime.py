@@ -1,0 +1,269 @@
+"""onnxruntime on the CPU: the embedded default, and the reference for every step graph.
+
+An engine here is a cleaned ONNX graph. All sessions of a process share one thread pool and one memory arena:
+with a pool each, forty sessions of two spinning threads ran ten times slower and held three times the memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..errors import BackendError, BuildError, BundleError, InternalError
+from .base import Backend, Engine, Launch, TensorRef
+from .dtypes import BY_ONNXRUNTIME, element_type
+from .manifest import EngineSpec, TensorSpec
+
+TARGET = "cpu"
+# What onnxruntime would log as an error it also raises, and fastvar reports: only log what it dies of.
+_FATAL_ONLY = 4
+
+_shared_lock = threading.Lock()
+_shared_threads: int | None = None  # threads of the process-wide pool, once there is one
+
+
+class OnnxRuntimeBackend(Backend):
+    """onnxruntime's CPU execution provider.
+
+    Args:
+        threads: size of the thread pool that all engines of the process share; by default one per usable core.
+            The pool is made when the first engine is built or loaded and cannot be resized.
+
+    Raises:
+        BackendError: onnxruntime is not installed.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise BackendError(f"{threads} threads", expected="at least 1")
+        self._ort = _import_onnxruntime()
+        self._threads = threads
+
+    def version(self) -> str:
+        return str(self._ort.__version__)
+
+    def accepts(self, library_version: str) -> bool:
+        """Graphs are portable: the same major version, and not older than the one that built them."""
+        built, running = _version_key(library_version), _version_key(self.version())
+        return bool(built) and built[0] == running[0] and built <= running
+
+    def build(self, graph: bytes, target: str = TARGET) -> bytes:
+        """Check a graph, strip what the exporter noted in it (file names, stack traces), and load it once.
+
+        Raises:
+            BuildError: not a valid static graph, or onnxruntime rejects it.
+        """
+        if target != TARGET:
+            raise BuildError(f"onnxruntime does not build for target {target!r}", expected=f"target {TARGET!r}")
+        engine = _clean(graph)
+        try:
+            session = self._session(engine)
+        except _library_errors(self._ort) as error:
+            raise BuildError(f"onnxruntime {self.version()} rejects the graph: {error}") from error
+        for tensor in (*session.get_inputs(), *session.get_outputs()):
+            _check_static(tensor)
+        return engine
+
+    def load(self, engine: bytes, spec: EngineSpec) -> OrtEngine:
+        self.check(spec)
+        try:
+            session = self._session(engine)
+        except _library_errors(self._ort) as error:
+            raise BackendError(
+                f"onnxruntime {self.version()} cannot load engine {spec.name!r}: {error}", fix="rebuild the bundle"
+            ) from error
+        loaded = OrtEngine(self._ort, session, spec.name)
+        found, expected = {*loaded.inputs, *loaded.outputs}, {*spec.inputs, *spec.outputs}
+        if found != expected:
+            raise BundleError(
+                f"engine {spec.name!r} takes and gives other tensors than the manifest says: "
+                f"{sorted(t.name for t in found ^ expected)}",
+                fix="rebuild the bundle",
+            )
+        return loaded
+
+    def _session(self, engine: bytes) -> Any:
+        _share_threads_and_memory(self._ort, self._threads)
+        options = self._ort.SessionOptions()
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
+        options.enable_mem_pattern = True  # shapes are static: one block per run, planned beforehand
+        options.use_per_session_threads = False
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.log_severity_level = _FATAL_ONLY
+        return self._ort.InferenceSession(engine, options, providers=["CPUExecutionProvider"])
+
+
+class OrtEngine(Engine):
+    """One session; may be launched from several threads, each with its own prepared launch."""
+
+    def __init__(self, ort: Any, session: Any, name: str) -> None:
+        self.name = name
+        self.inputs = tuple(_tensor_spec(tensor) for tensor in session.get_inputs())
+        self.outputs = tuple(_tensor_spec(tensor) for tensor in session.get_outputs())
+        self._session = session
+        self._run_options = ort.RunOptions()
+        self._run_options.log_severity_level = _FATAL_ONLY
+        self._errors = _library_errors(ort)
+
+    def prepare(self, tensors: Mapping[str, TensorRef]) -> Launch:
+        self._check(tensors)
+        binding = self._session.io_binding()
+        for specs, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
+            for spec in specs:
+                element = _binding_type(spec.dtype)
+                bind(spec.name, "cpu", 0, element, list(spec.shape), tensors[spec.name].address)
+        session, options, errors = self._session, self._run_options, self._errors
+
+        def launch() -> None:
+            try:
+                session.run_with_iobinding(binding, options)
+            except errors as error:
+                raise BackendError(f"onnxruntime failed while running engine {self.name!r}: {error}") from error
+
+        return launch
+
+    def _check(self, tensors: Mapping[str, TensorRef]) -> None:
+        expected = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
+        if tensors.keys() != expected.keys():
+            missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+            raise InternalError(f"engine {self.name!r}: tensors missing {missing}, not its own {extra}")
+        for name, ref in tensors.items():
+            spec = expected[name]
+            if (ref.dtype, ref.shape) != (spec.dtype, spec.shape):
+                raise InternalError(
+                    f"engine {self.name!r}, tensor {name!r}: got {ref.dtype}{list(ref.shape)}, "
+                    f"expected {spec.dtype}{list(spec.shape)}"
+                )
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise BackendError(
+            f"onnxruntime cannot be imported: {error}", fix='pip install "fastvar-runtime[onnxruntime]"'
+        ) from error
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _share_threads_and_memory(ort: Any, threads: int | None) -> None:
+    """Once per process: the thread pool and the arena that all sessions use.
+
+    The arena doubles its regions: grown by exact requests instead, it kept a region for each size it ever saw.
+    """
+    global _shared_threads
+    with _shared_lock:
+        if _shared_threads is not None:
+            if threads not in (None, _shared_threads):
+                raise BackendError(
+                    f"onnxruntime's threads are shared by the process and already number {_shared_threads}",
+                    expected=f"{_shared_threads} threads, not {threads}",
+                    fix="give the number of threads where the first pipeline is made",
+                )
+            return
+        wanted = threads or _usable_cores()
+        try:
+            ort.set_global_thread_pool_sizes(wanted, 1)
+        except _library_errors(ort) as error:
+            if threads is not None:  # the embedding program has made a pool of a size of its own
+                raise BackendError(f"onnxruntime cannot be given {threads} threads: {error}") from error
+        memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, 0, -1, -1))
+        _shared_threads = wanted
+
+
+def _library_errors(ort: Any) -> tuple[type[Exception], ...]:
+    """What the library raises: its own classes have no base in common, and a failed run is a RuntimeError."""
+    state = ort.capi.onnxruntime_pybind11_state
+    own = (getattr(state, name) for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel"))
+    rest = (getattr(state, name) for name in ("NotImplemented", "RuntimeException", "EPFail", "EngineError"))
+    return (*own, *rest, RuntimeError, MemoryError)
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    """Numbers of a version for comparison; empty where it is none."""
+    parts = version.split("+")[0].split(".")[:3]
+    return tuple(int(p) for p in parts) if all(p.isdecimal() for p in parts) else ()
+
+
+def _binding_type(dtype: str) -> Any:
+    """onnxruntime binds by numpy type, and by ONNX number where numpy has none."""
+    element = element_type(dtype)
+    if element.storage != element.name:
+        return element.onnx
+    return importlib.import_module("numpy").dtype(element.storage).type
+
+
+def _tensor_spec(tensor: Any) -> TensorSpec:
+    if tensor.type not in BY_ONNXRUNTIME:
+        raise BuildError(f"tensor {tensor.name!r} has type {tensor.type}", expected=", ".join(BY_ONNXRUNTIME))
+    return TensorSpec(tensor.name, BY_ONNXRUNTIME[tensor.type].name, tuple(tensor.shape))
+
+
+def _check_static(tensor: Any) -> None:
+    if not all(isinstance(n, int) for n in tensor.shape):
+        raise BuildError(
+            f"tensor {tensor.name!r} has shape {tensor.shape}",
+            expected="a static shape",
+            fix="export without dynamic axes",
+        )
+    _tensor_spec(tensor)
+
+
+def _clean(graph: bytes) -> bytes:
+    """The graph, checked, every node named, without notes; equal graphs give equal bytes.
+
+    Raises:
+        BuildError: not ONNX, invalid, or without inputs or outputs.
+    """
+    onnx = _import_onnx()
+    try:
+        model = onnx.load_model_from_string(graph)
+        _name_nodes(model.graph.node)
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise BuildError(f"not a valid ONNX graph: {error}") from error
+    for kind, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
+        if not values:
+            raise BuildError(f"the graph {model.graph.name!r} has no {kind}", expected="at least one of each")
+    model.producer_name = model.producer_version = ""
+    for part in _annotated(model):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _import_onnx() -> Any:
+    try:
+        onnx = importlib.import_module("onnx")
+        importlib.import_module("onnx.checker")
+        importlib.import_module("onnx.shape_inference")
+    except ImportError as error:
+        raise BackendError(
+            f"building engines needs onnx: {error}", fix='pip install "fastvar-runtime[export]"'
+        ) from error
+    return onnx
+
+
+def _name_nodes(nodes: Sequence[Any]) -> None:
+    """So that an error can say which node."""
+    for position, node in enumerate(nodes):
+        node.name = node.name or f"{node.op_type}_{position}"
+
+
+def _annotated(model: Any) -> Iterator[Any]:
+    """Every part of a model that can carry notes."""
+    graph = model.graph
+    yield from (model, graph, *model.functions)
+    yield from (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for function in model.functions:
+        yield from (*function.node, *function.value_info)
