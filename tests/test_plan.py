@@ -1,0 +1,150 @@
+import itertools
+
+import pytest
+from fastvar.errors import PlanError
+from fastvar.plan import (
+    DENSE,
+    PruningPolicy,
+    ScaleRule,
+    fastvar_policy,
+    load_policy,
+    make_plan,
+    policy_from_json,
+    policy_to_json,
+)
+from fastvar.schedule import official_schedules, schedule_for
+from hypothesis import given
+from hypothesis import strategies as st
+
+SQUARE_1M = schedule_for((1024, 1024))
+SQUARE_SMALL = schedule_for((512, 512))
+
+
+def _published(schedule, depth=32):
+    return make_plan(schedule, fastvar_policy(schedule, depth), depth)
+
+
+def test_published_plan_at_1m():
+    """Figures of the recorded run: 615 and 800 tokens kept, two scales skipped, keys per layer at the end."""
+    plan = _published(SQUARE_1M)
+    assert [step.index for step in plan.steps] == list(range(11))
+    assert [step.kept for step in plan.steps[8:]] == [576, 615, 800]
+    assert (plan.capacity(2), plan.capacity(3), plan.capacity(27), plan.capacity(28)) == (4121, 2912, 2912, 4121)
+    assert plan.cached_size == (24, 24)
+    assert [step.index for step in plan.steps if step.fills_cache] == [8]
+    assert [step.index for step in plan.steps if step.prunes] == [9, 10]
+    assert plan.steps[10].next_index is None
+    assert plan.steps[9].next_index == 10
+
+
+def test_published_plan_at_a_quarter_of_that():
+    plan = _published(SQUARE_SMALL, depth=6)
+    assert plan.steps[-1].kept == 615
+    assert (plan.capacity(0), plan.capacity(5)) == (2521, 2112)
+
+
+def test_dense_plan_runs_everything_everywhere():
+    plan = make_plan(SQUARE_1M, DENSE, 4)
+    assert len(plan.steps) == 13
+    assert plan.cached_size is None
+    assert not any(step.prunes or step.fills_cache for step in plan.steps)
+    assert plan.capacity(0) == plan.capacity(3) == 10521
+    assert plan.forwarded_tokens == 4 * 10521
+
+
+def test_forwarded_tokens_count_pruned_and_dense_layers_apart():
+    assert _published(SQUARE_1M).forwarded_tokens == 25 * 2912 + 7 * 4121
+
+
+def test_past_lengths_are_the_sums_of_what_ran_before():
+    steps = _published(SQUARE_1M).steps
+    for before, step in itertools.pairwise(steps):
+        assert step.past_dense == before.past_dense + before.tokens
+        assert step.past_pruned == before.past_pruned + before.kept
+
+
+def test_a_skipped_middle_scale_is_stepped_over():
+    plan = make_plan(SQUARE_SMALL, PruningPolicy("gap", {5: ScaleRule(skip=True)}), 4)
+    assert [step.index for step in plan.steps] == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    assert plan.steps[4].next_index == 6
+    assert plan.steps[5].past_dense == 1 + 4 + 16 + 36 + 64
+
+
+def test_keeping_everything_is_the_dense_plan():
+    policy = PruningPolicy("all", {9: ScaleRule(1.0)}, 0, 4, 8)
+    assert make_plan(SQUARE_SMALL, policy, 4).steps == make_plan(SQUARE_SMALL, DENSE, 4).steps
+
+
+@pytest.mark.parametrize("schedule", official_schedules().values(), ids=lambda s: "x".join(map(str, s.pixels)))
+def test_the_preset_fits_every_official_schedule(schedule):
+    plan = _published(schedule)
+    pruned = [step.index for step in plan.steps if step.prunes]
+    assert pruned
+    assert plan.policy.cached_scale < min(pruned)
+    assert plan.forwarded_tokens < make_plan(schedule, DENSE, 32).forwarded_tokens
+
+
+def test_the_preset_never_reaches_past_a_shallow_model():
+    assert [_published(SQUARE_SMALL, depth).capacity(0) for depth in (1, 2, 3)] == [2521] * 3
+    assert not any(step.prunes for step in _published(SQUARE_SMALL, 3).steps)
+
+
+@given(tokens=st.integers(1, 5000), dropped=st.integers(0, 99))
+def test_as_many_are_dropped_as_whole_tokens_fit_the_ratio(tokens, dropped):
+    assert ScaleRule(1 - dropped / 100).kept(tokens) == tokens - tokens * dropped // 100
+
+
+@pytest.mark.parametrize("keep", [0, -0.1, 1.01, float("nan")])
+def test_keep_ratios_out_of_range(keep):
+    with pytest.raises(PlanError, match="out of range"):
+        ScaleRule(keep)
+
+
+@pytest.mark.parametrize(
+    ("policy", "complaint"),
+    [
+        (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 5, 8), "layers 0 to 5"),
+        (PruningPolicy("p", {9: ScaleRule(0.5)}, 3, 2, 8), "layers 3 to 2"),
+        (PruningPolicy("p", {10: ScaleRule(0.5)}, 0, 4, 8), "names scale 10"),
+        (PruningPolicy("p", {0: ScaleRule(skip=True)}), "first scale"),
+        (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 4, None), "cached scale is None"),
+        (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 4, 9), "cached scale is 9"),
+        (PruningPolicy("p", {8: ScaleRule(skip=True), 9: ScaleRule(0.5)}, 0, 4, 8), "cached scale is 8"),
+    ],
+)
+def test_policies_that_do_not_fit(policy, complaint):
+    with pytest.raises(PlanError, match=complaint):
+        make_plan(SQUARE_SMALL, policy, 4)
+
+
+def test_a_policy_file(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("cached_scale = 7\nlayers = [1, 3]\n[scale.8]\nkeep = 0.25\n[scale.9]\nskip = true\n")
+    policy = load_policy(str(file), SQUARE_SMALL, 4)
+    assert policy == PruningPolicy("mine", {8: ScaleRule(0.25), 9: ScaleRule(skip=True)}, 1, 3, 7)
+    plan = make_plan(SQUARE_SMALL, policy, 4)
+    assert [step.kept for step in plan.steps[7:]] == [400, 144]
+    assert [policy.prunes(layer) for layer in range(4)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["not toml", "layers = [3]", "colour = 1", "[scale.x]\nkeep = 0.5", "[scale.9]\nkept = 0.5", "scale = 3"],
+)
+def test_policy_files_that_are_not_understood(tmp_path, text):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(PlanError, match="not understood"):
+        load_policy(str(file), SQUARE_SMALL, 4)
+
+
+def test_presets_by_name():
+    assert load_policy("dense", SQUARE_1M, 32) is DENSE
+    assert load_policy("fastvar", SQUARE_1M, 32) == fastvar_policy(SQUARE_1M, 32)
+    with pytest.raises(PlanError, match="no policy 'fastvr'"):
+        load_policy("fastvr", SQUARE_1M, 32)
+
+
+@pytest.mark.parametrize("policy", [DENSE, fastvar_policy(SQUARE_1M, 32), fastvar_policy(schedule_for((256, 256)), 6)])
+def test_a_policy_survives_the_manifest(policy):
+    assert policy_from_json(policy_to_json(policy)) == policy

@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import pytest
+from fastvar.errors import PlanError
+from fastvar.schedule import BUDGETS, ScaleSchedule, official_schedules, parse_size, schedule_for
+
+PUBLISHED = json.loads((Path(__file__).parent / "golden/infinity_schedules.json").read_text())
+CASES = [(ratio, budget) for ratio, budgets in PUBLISHED.items() for budget in budgets]
+
+
+def test_the_published_list_has_sixty_schedules_and_so_have_we():
+    assert len(CASES) == 60
+    assert len(official_schedules()) == 60
+
+
+@pytest.mark.parametrize(("ratio", "budget"), CASES)
+def test_schedule_of_every_published_size(ratio, budget):
+    entry = PUBLISHED[ratio][budget]
+    found = schedule_for(tuple(entry["pixels_h_w"]))
+    assert found.sizes == tuple(tuple(size) for size in entry["scales"])
+    assert found.position_grid == tuple(PUBLISHED[ratio]["1M"]["scales"][-1])
+    assert found.budget == budget
+    assert found.pixels == tuple(entry["pixels_h_w"])
+    assert len(found) == BUDGETS[budget]
+
+
+def test_tokens_and_final_grid():
+    found = schedule_for((512, 512))
+    assert [found.tokens(i) for i in (0, 8, 9)] == [1, 576, 1024]
+    assert found.final == (32, 32)
+
+
+def test_landscape_is_the_transpose_of_portrait():
+    portrait, landscape = schedule_for((1120, 896)), schedule_for((896, 1120))
+    assert landscape.sizes == tuple((w, h) for h, w in portrait.sizes)
+    assert landscape.position_grid == (56, 70)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1024x768", (768, 1024)), ("1024", (1024, 1024)), (" 896 X 1120 ", (1120, 896)), ("640×480", (480, 640))],  # noqa: RUF001 users type the sign
+)
+def test_sizes_are_written_width_first(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "1024x", "-1x5", "1024x768x3", "10.5", "123456"])
+def test_what_is_not_a_size(text):
+    with pytest.raises(PlanError, match="WIDTHxHEIGHT"):
+        parse_size(text)
+
+
+def test_unsupported_size_names_the_nearest_ones_width_first():
+    with pytest.raises(PlanError) as error:
+        schedule_for((1120, 900))
+    assert "900x1120" in error.value.problem
+    assert error.value.fix.split(": ")[1].startswith("896x1120")
+    assert error.value.fix.count("x") == 4
+
+
+@pytest.mark.parametrize("sizes", [(), ((0, 1),), ((2, 2), (1, 3)), ((2, 2), (3, 1))])
+def test_schedules_that_make_no_sense(sizes):
+    with pytest.raises(PlanError):
+        ScaleSchedule(sizes, (4, 4))
