@@ -1,0 +1,120 @@
+"""Engines kept between builds, by what went into them.
+
+An entry is `<key>.json`, which names tensors and digest, beside `<digest>.engine`. Both are written under a
+temporary name and renamed, the JSON last, so processes can share the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .manifest import TensorSpec
+
+# Raise it when export/ starts to make another graph from the same key, or the entry format changes.
+EXPORT_VERSION = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CachedEngine:
+    """Engine bytes, with the tensors that the engine takes and gives."""
+
+    engine: bytes
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class EngineCache:
+    """A folder of engines; $FASTVAR_CACHE, $XDG_CACHE_HOME/fastvar or ~/.cache/fastvar by default.
+
+    The cache only saves time: what cannot be read or written is logged as a warning and built anew.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = Path(folder) if folder is not None else default_folder()
+
+    @staticmethod
+    def key(graph: str, backend: str, target: str, library_version: str) -> str:
+        """Name of an entry. `graph` must say all that decides the graph: its builder, sizes and options."""
+        parts = [EXPORT_VERSION, graph, backend, target, library_version]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def get(self, key: str) -> CachedEngine | None:
+        """The engine, or None where there is none that is whole. A damaged entry is dropped."""
+        entry = self._entry(key)
+        try:
+            data = json.loads(entry.read_bytes())
+            engine_file = self._engine(str(data["sha256"]))
+            engine = engine_file.read_bytes()
+            found = hashlib.sha256(engine).hexdigest()
+            if found != data["sha256"]:
+                engine_file.unlink(missing_ok=True)
+                raise ValueError(f"sha256 is {found}, expected {data['sha256']}")
+            return CachedEngine(engine, _specs(data["inputs"]), _specs(data["outputs"]))
+        except FileNotFoundError as error:
+            if error.filename == str(entry):
+                return None
+            self._drop(entry, error)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._drop(entry, error)
+        return None
+
+    def put(self, key: str, engine: CachedEngine) -> None:
+        """Keep an engine."""
+        digest = hashlib.sha256(engine.engine).hexdigest()
+        entry = {
+            "sha256": digest,
+            "inputs": [asdict(spec) for spec in engine.inputs],
+            "outputs": [asdict(spec) for spec in engine.outputs],
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write(self._engine(digest), engine.engine)
+            self._write(self._entry(key), json.dumps(entry).encode())
+        except OSError as error:
+            _log.warning("engine cache %s cannot be written: %s", self.folder, error.strerror)
+
+    def _entry(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+    def _engine(self, digest: str) -> Path:
+        if not digest.isalnum():
+            raise ValueError(f"{digest!r} is no digest")
+        return self.folder / f"{digest}.engine"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
+        try:
+            with os.fdopen(descriptor, "wb") as handle:
+                handle.write(data)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def _drop(self, entry: Path, error: Exception) -> None:
+        _log.warning("engine cache entry %s is damaged and will be built anew: %s", entry, error)
+        try:
+            entry.unlink(missing_ok=True)
+        except OSError as failure:
+            _log.warning("%s cannot be removed: %s", entry, failure.strerror)
+
+
+def default_folder() -> Path:
+    """Where engines are kept unless the caller says."""
+    if chosen := os.environ.get("FASTVAR_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fastvar"
+
+
+def _specs(data: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in data)
