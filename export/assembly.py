@@ -26,6 +26,14 @@ class Assembly:
 
     graphs: dict[str, StepGraph] = field(default_factory=dict)
     sets: list[EngineSet] = field(default_factory=list)
+    text_encoder: str = ""  # graph names; no text encoder for a model built without one
+    decoder: str = ""
+
+    @property
+    def step_graphs(self) -> list[str]:
+        """Names of the transformer's graphs: all but the coders."""
+        coders = (ImageDecoder, ImageEncoder, TextEncoder)
+        return [name for name, graph in self.graphs.items() if graph.factory not in coders]
 
     def add(self, graph: StepGraph) -> str:
         self.graphs[graph.name] = graph
@@ -49,12 +57,13 @@ def assemble(
     grid = (plan.schedule.final[0] * patch, plan.schedule.final[1] * patch)
     label = _label(grid)
     coder = {"config": image_tokenizer, "grid": grid}
-    assembly.add(StepGraph(f"decoder-{label}", ImageDecoder, coder, "image_tokenizer.decoder."))
+    assembly.decoder = assembly.add(StepGraph(f"decoder-{label}", ImageDecoder, coder, "image_tokenizer.decoder."))
     if with_encoder:
         assembly.add(StepGraph(f"encoder-{label}", ImageEncoder, coder, "image_tokenizer.encoder."))
     if text_encoder is not None:
-        arguments = {"config": text_encoder, "text_length": text_length}
-        assembly.add(StepGraph(f"text-encoder-t{text_length}", TextEncoder, arguments, "text_encoder."))
+        arguments: dict[str, object] = {"config": text_encoder, "text_length": text_length}
+        graph = StepGraph(f"text-encoder-t{text_length}", TextEncoder, arguments, "text_encoder.")
+        assembly.text_encoder = assembly.add(graph)
     return assembly
 
 

@@ -108,7 +108,8 @@ def _example(name: str, shape: tuple[int, ...]) -> Tensor:
 def _export(
     module: nn.Module, inputs: tuple[Tensor, ...], weights: dict[str, Tensor], names: list[str], outputs: list[str]
 ) -> Any:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for noisy in ("torch.onnx", "onnx_ir"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         program = torch.onnx.export(

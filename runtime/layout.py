@@ -97,13 +97,13 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 class Planner:
-    """Lays out one engine set: slots first sized by the largest tensor they ever hold, then placed one after another."""
+    """Lays out one engine set: slots are sized by the largest tensor they ever hold, then placed in a row."""
 
     def __init__(self, manifest: Manifest, rows: int) -> None:
         self.manifest, self.set = manifest, manifest.engine_set(rows)
         self.layout = Layout(rows)
         self.sizes: dict[str, int] = {}
-        # The residual stream alternates between two slots: every block, and every bridge, reads one and writes the other.
+        # The residual stream alternates between two slots: every block and bridge reads one and writes the other.
         self.x, self.other = "x0", "x1"
 
     def plan(self) -> Layout:

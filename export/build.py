@@ -1,0 +1,276 @@
+"""Ahead-of-time build: checkpoint -> plan -> step graphs -> engines -> bundle. The only writer of bundles."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..config import TransformerConfig
+from ..engines.base import Backend
+from ..engines.bundle import BundleWriter
+from ..engines.cache import CachedEngine, EngineCache
+from ..engines.manifest import EngineSpec, FileRecord, Manifest, SamplingDefaults, TensorSpec
+from ..engines.registry import get_backend
+from ..engines.weights import write_weights
+from ..errors import BuildError, PlanError
+from ..plan import GenerationPlan, load_policy, make_plan
+from ..schedule import parse_size, schedule_for
+from .assembly import Assembly, assemble
+from .checkpoint import Checkpoint, image_tokenizer_shapes, load_checkpoint
+from .graphs import StepGraph, layer_weights, trace
+from .image_tokenizer import Decoder
+from .preview import fit_preview
+from .random_weights import text_encoder_shapes
+from .weights import WeightSource, plain_weights, transformer_weights
+
+GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
+Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did."""
+
+    out: Path
+    seconds: float
+    graphs_traced: int
+    graphs_cached: int
+    step_engine_bytes: int  # without decoder and text encoder
+    engine_bytes: int
+    weight_bytes: int
+
+
+def build(
+    checkpoint: str | Path | Checkpoint,
+    *,
+    size: str,
+    out: str | Path,
+    policy: str = "fastvar",
+    backend: str = "onnxruntime",
+    target: str = "cpu",
+    guidance: str = "both",
+    text_length: int | None = None,
+    with_encoder: bool = False,
+    sampling: SamplingDefaults | None = None,
+    image_tokenizer: Path | None = None,
+    text_encoder: Path | None = None,
+    cache: EngineCache | Path | bool = True,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build a bundle.
+
+    Args:
+        checkpoint: folder or transformer file in an official format, or a loaded `Checkpoint`.
+        size: image size, "WIDTHxHEIGHT" in pixels.
+        out: the bundle folder; replaced as a whole when the build is complete.
+        policy: "dense", "fastvar", or a TOML policy file.
+        backend, target: who compiles, and for which device.
+        guidance: engines for classifier-free guidance "on", "off" or "both" ways.
+        text_length: static prompt length in tokens; the model's own by default.
+        with_encoder: include the image encoder.
+        cache: the engine cache: True for the default folder, False for none.
+
+    Raises:
+        FastvarError: whatever is wrong with checkpoint, size, policy or output; nothing is left half-written.
+    """
+    if guidance not in GUIDANCE_ROWS:
+        raise BuildError(f"guidance {guidance!r} not understood", expected=f"one of {', '.join(GUIDANCE_ROWS)}")
+    compiler = get_backend(backend)
+    schedule = schedule_for(parse_size(size))
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = load_checkpoint(Path(checkpoint), image_tokenizer=image_tokenizer, text_encoder=text_encoder)
+    depth = checkpoint.transformer.depth
+    return build_bundle(
+        checkpoint,
+        make_plan(schedule, load_policy(policy, schedule, depth), depth),
+        Path(out),
+        compiler=compiler,
+        target=target,
+        rows=GUIDANCE_ROWS[guidance],
+        text_length=text_length,
+        with_encoder=with_encoder,
+        sampling=sampling,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def build_bundle(
+    checkpoint: Checkpoint,
+    plan: GenerationPlan,
+    out: Path,
+    *,
+    compiler: Backend,
+    target: str = "cpu",
+    rows: tuple[int, ...] = (2, 1),
+    text_length: int | None = None,
+    with_encoder: bool = False,
+    sampling: SamplingDefaults | None = None,
+    cache: EngineCache | Path | bool = True,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build the bundle of a plan; the arguments are those of `build`, resolved."""
+    start = time.perf_counter()
+    _check_fit(plan, checkpoint.transformer, text_length)
+    text_length = text_length or checkpoint.transformer.text_length
+    images, encoder = checkpoint.image_tokenizer, checkpoint.text_encoder
+    assembly = assemble(plan, checkpoint.transformer, images, encoder, text_length, rows, with_encoder)
+    report = progress or (lambda _what, _done, _total: None)
+    total = len(assembly.graphs) + 1
+    with BundleWriter(out) as writer:
+        sources = _weight_sources(checkpoint, with_encoder)
+        factory = EngineFactory(compiler, target, _open_cache(cache), sources)
+        engines: dict[str, EngineSpec] = {}
+        for done, graph in enumerate(assembly.graphs.values()):
+            report(graph.name, done, total)
+            engines[graph.name] = factory.add_to(writer, graph)
+        report("weights", total - 1, total)
+        weights = _write_weights(writer.path("weights.safetensors"), sources)
+        writer.commit(_manifest(checkpoint, plan, assembly, engines, weights, text_length, writer, sampling))
+        report("done", total, total)
+    return BuildReport(
+        out=out,
+        seconds=time.perf_counter() - start,
+        graphs_traced=factory.traced,
+        graphs_cached=factory.cached,
+        step_engine_bytes=sum(engines[name].size_bytes for name in assembly.step_graphs),
+        engine_bytes=sum(e.size_bytes for e in engines.values()),
+        weight_bytes=weights.size_bytes,
+    )
+
+
+class EngineFactory:
+    """Turns step graphs into engines, through the content-keyed cache."""
+
+    def __init__(
+        self, backend: Backend, target: str, cache: EngineCache | None, sources: dict[str, WeightSource]
+    ) -> None:
+        self.backend, self.target, self.cache, self.sources = backend, target, cache, sources
+        self.traced = self.cached = 0
+
+    def add_to(self, writer: BundleWriter, graph: StepGraph) -> EngineSpec:
+        """Build (or find) one engine and put it into the bundle."""
+        module: Any = graph.factory(**graph.arguments)
+        binding = graph.weight_binding(module)
+        shapes = layer_weights(self.sources, binding)
+        engine = self._engine(graph, module, shapes)
+        file, sha256, size = writer.add_engine(graph.name, engine.engine, ".onnx")
+        return EngineSpec(
+            name=graph.name,
+            file=file,
+            sha256=sha256,
+            size_bytes=size,
+            inputs=engine.inputs,
+            outputs=engine.outputs,
+            weights=binding,
+            backend=self.backend.name,
+            target=self.target,
+            library_version=self.backend.version(),
+        )
+
+    def _engine(self, graph: StepGraph, module: Any, shapes: dict[str, tuple[int, ...]]) -> CachedEngine:
+        key = graph.key(shapes)
+        if self.cache is not None:
+            key = self.cache.key(key, self.backend.name, self.target, self.backend.version())
+            found = self.cache.get(key)
+            if found is not None:
+                self.cached += 1
+                return found
+        traced = trace(module, shapes)
+        engine = CachedEngine(self.backend.build(traced.onnx, self.target), traced.inputs, traced.outputs)
+        self.traced += 1
+        if self.cache is not None:
+            self.cache.put(key, engine)
+        return engine
+
+
+def _check_fit(plan: GenerationPlan, config: TransformerConfig, text_length: int | None) -> None:
+    if len(plan.schedule) > config.levels:
+        raise PlanError(
+            f"the schedule has {len(plan.schedule)} scales",
+            expected=f"at most {config.levels}, the level embeddings of this model",
+            fix="choose a smaller size",
+        )
+    if text_length is not None and not 2 <= text_length <= config.text_length:
+        raise PlanError(f"text length {text_length} is out of range", expected=f"2 to {config.text_length} tokens")
+
+
+def _weight_sources(checkpoint: Checkpoint, with_encoder: bool) -> dict[str, WeightSource]:
+    shapes = image_tokenizer_shapes(checkpoint.image_tokenizer)
+    wanted = {
+        n: s for n, s in shapes.items() if n.startswith("decoder.") or (with_encoder and n.startswith("encoder."))
+    }
+    sources = transformer_weights(checkpoint.transformer, checkpoint.transformer_weights)
+    sources |= plain_weights("image_tokenizer", wanted, checkpoint.image_tokenizer_weights)
+    if checkpoint.text_encoder is not None:
+        text_shapes = text_encoder_shapes(checkpoint.text_encoder)
+        sources |= plain_weights("text_encoder", text_shapes, checkpoint.text_encoder_weights)
+    return sources | _preview(checkpoint)
+
+
+def _preview(checkpoint: Checkpoint) -> dict[str, WeightSource]:
+    config = checkpoint.image_tokenizer
+    decoder = Decoder(config).eval()
+    prefix = "decoder."
+    decoder.load_state_dict({n: checkpoint.image_tokenizer_weights[prefix + n].float() for n in decoder.state_dict()})
+    weight, bias = fit_preview(decoder, config.bits, config.patch_size)
+    return {
+        "preview.weight": WeightSource((3, config.bits), lambda: weight),
+        "preview.bias": WeightSource((3,), lambda: bias),
+    }
+
+
+def _write_weights(path: Path, sources: Mapping[str, WeightSource]) -> FileRecord:
+    specs = {name: TensorSpec(name, "float32", source.shape) for name, source in sources.items()}
+
+    def fetch(name: str) -> NDArray[Any]:
+        array: NDArray[Any] = sources[name].fetch().to(torch.float32).contiguous().numpy()
+        return np.ascontiguousarray(array)
+
+    return write_weights(path, specs, fetch)
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    plan: GenerationPlan,
+    assembly: Assembly,
+    engines: dict[str, EngineSpec],
+    weights: FileRecord,
+    text_length: int,
+    writer: BundleWriter,
+    sampling: SamplingDefaults | None,
+) -> Manifest:
+    tokenizer = None
+    if checkpoint.tokenizer_file is not None:
+        tokenizer = writer.add_file(checkpoint.tokenizer_file, "tokenizer.json")
+    return Manifest(
+        family="infinity",
+        model=checkpoint.name,
+        transformer=checkpoint.transformer,
+        image_tokenizer=checkpoint.image_tokenizer,
+        plan=plan,
+        text_length=text_length,
+        engines=engines,
+        sets=tuple(assembly.sets),
+        text_encoder=assembly.text_encoder,
+        decoder=assembly.decoder,
+        weights=weights,
+        text_tokenizer=tokenizer,
+        checkpoint_digest=checkpoint.digest,
+        fastvar_version=__version__,
+        sampling=sampling or SamplingDefaults(),
+    )
+
+
+def _open_cache(cache: EngineCache | Path | bool) -> EngineCache | None:
+    if isinstance(cache, bool):
+        return EngineCache() if cache else None
+    return EngineCache(cache) if isinstance(cache, Path) else cache

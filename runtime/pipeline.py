@@ -1,0 +1,255 @@
+"""The face of the runtime: load a bundle, call it with a prompt, get images. Never imports torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock, get_ident
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.base import Backend, Engine
+from ..engines.bundle import Bundle
+from ..engines.registry import get_backend
+from ..engines.weights import WeightFile
+from ..errors import InputError
+from ..schedule import Size
+from .events import ImageTimings, Output, ScaleEvent, ScaleTiming
+from .generation import SamplingSettings, TextInput, Workspace, with_overrides
+from .layout import StepCalls
+from .noise import check_seed, uniform_noise
+from .prompt import PromptTokenizer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_IMAGES = 1024
+OnScaleEnd = Callable[[ScaleEvent], None]
+
+
+class Pipeline:
+    """Draws images from a bundle.
+
+    Thread-safe: memory is static, so images are drawn one at a time and further callers wait their turn.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self._weights = WeightFile(bundle.path / self.manifest.weights.file)
+        self._engines = LazyEngines(bundle, threads)
+        self._tokenizer: PromptTokenizer | None = None
+        if self.manifest.text_tokenizer is not None:
+            self._tokenizer = PromptTokenizer(
+                bundle.path / self.manifest.text_tokenizer.file, self.manifest.text_length
+            )
+        self._workspaces: dict[int, Workspace] = {}
+        self._turn = Lock()
+        self._holder: int | None = None
+
+    @classmethod
+    def load(cls, path: str | Path, *, threads: int | None = None, verify: str = "auto") -> Pipeline:
+        """Open a bundle, check its digests, load its engines.
+
+        Args:
+            path: folder made by `fastvar build`.
+            threads: CPU threads; the library's choice by default.
+            verify: "auto" hashes engines, and weights up to 256 MiB; "all" hashes everything.
+
+        Raises:
+            BundleError: damaged, incomplete, or made for another version.
+            BackendError: the backend's library is missing or does not fit.
+        """
+        return cls(Bundle.open(Path(path), verify=verify), threads=threads)
+
+    @property
+    def size(self) -> Size:
+        """(height, width) in pixels."""
+        return self.manifest.plan.schedule.pixels
+
+    def __call__(
+        self,
+        prompt: str | list[str],
+        *,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        tau: float | None = None,
+        top_p: float | None = None,
+        num_images: int = 1,
+        negative_prompt: str | None = None,
+        callback_on_scale_end: OnScaleEnd | None = None,
+    ) -> Output:
+        """Draw images.
+
+        Args:
+            prompt: one text, or several.
+            seed: of the first image of each prompt; the next ones count up from it.
+            guidance_scale: classifier-free guidance; 1 switches it off and runs half the work.
+            tau: sampling temperature.
+            top_p: a bit's rarer value goes when its probability is at most 1 - top_p.
+            num_images: images per prompt.
+            negative_prompt: what to steer away from, in place of the learned unconditional text.
+            callback_on_scale_end: called with a `ScaleEvent` after every scale.
+
+        Raises:
+            InputError: a setting out of range, or a prompt too long for the bundle.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        settings = self._settings(guidance_scale, tau, top_p)
+        seeds = _seeds(seed, num_images)
+        texts = [self._text(p, negative_prompt, settings) for p in prompts]
+        images: list[Image] = []
+        timings: list[ImageTimings] = []
+        for text in texts:
+            for image_seed in seeds:
+                drawn, timing = self._draw(text, image_seed, settings, callback_on_scale_end)
+                images.append(drawn)
+                timings.append(timing)
+        return Output(
+            images=images,
+            prompts=[p for p in prompts for _ in seeds],
+            seeds=seeds * len(prompts),
+            settings=self._record(settings, negative_prompt),
+            timings=timings,
+        )
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        tau: float | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+    ) -> Iterator[ScaleEvent]:
+        """Draw one image scale by scale; `preview()` of the last event is not the image, call the pipeline for that.
+
+        The pipeline is held until the iterator ends or is closed.
+        """
+        settings = self._settings(guidance_scale, tau, top_p)
+        text = self._text(prompt, negative_prompt, settings)
+        with self._workspace(settings.rows) as workspace:
+            workspace.encode_text(text)
+            yield from self._events(workspace, check_seed(seed), settings)
+
+    def _draw(
+        self, text: TextInput, seed: int, settings: SamplingSettings, callback: OnScaleEnd | None
+    ) -> tuple[Image, ImageTimings]:
+        with self._workspace(settings.rows) as workspace:
+            start = time.perf_counter()
+            workspace.encode_text(text)
+            text_ms = (time.perf_counter() - start) * 1e3
+            scales: list[ScaleTiming] = []
+            for event in self._events(workspace, seed, settings):
+                scales.append(ScaleTiming(event.index, event.size, event.tokens, event.kept, event.ms))
+                if callback is not None:
+                    callback(event)
+            start = time.perf_counter()
+            image = to_image(workspace.decode())
+            return image, ImageTimings(text_ms, tuple(scales), (time.perf_counter() - start) * 1e3)
+
+    def _events(self, workspace: Workspace, seed: int, settings: SamplingSettings) -> Iterator[ScaleEvent]:
+        def noise(scale: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+            return uniform_noise(seed, scale, shape)
+
+        for calls, ms in workspace.run_scales(noise, settings):
+            step = calls.step
+            yield ScaleEvent(step.index, step.size, step.tokens, step.kept, ms, self._previewer(workspace, calls))
+
+    def _previewer(self, workspace: Workspace, calls: StepCalls) -> Callable[[], Image]:
+        def preview() -> Image:
+            # A linear map from codes to colour, fitted when the bundle was built: the decoder costs far more.
+            codes = workspace.summed_codes(calls)
+            colour = np.tensordot(self._weights["preview.weight"], codes, axes=1)
+            return to_image((colour + self._weights["preview.bias"][:, None, None]).clip(-1, 1)).resize(self.size[::-1])
+
+        return preview
+
+    @contextmanager
+    def _workspace(self, rows: int) -> Iterator[Workspace]:
+        if self._holder == get_ident():
+            raise InputError(
+                "this thread is still streaming an image from this pipeline",
+                expected="one image at a time: memory is static",
+                fix="finish or close the stream first, or load a second pipeline",
+            )
+        with self._turn:
+            self._holder = get_ident()
+            try:
+                if rows not in self._workspaces:
+                    self._workspaces[rows] = Workspace(self.manifest, self._engines, self._weights, rows)
+                yield self._workspaces[rows]
+            finally:
+                self._holder = None
+
+    def _settings(self, guidance_scale: float | None, tau: float | None, top_p: float | None) -> SamplingSettings:
+        d = self.manifest.sampling
+        defaults = SamplingSettings(d.guidance_scale, d.tau, d.top_p)
+        return with_overrides(defaults, guidance_scale=guidance_scale, tau=tau, top_p=top_p)
+
+    def _text(self, prompt: str, negative: str | None, settings: SamplingSettings) -> TextInput:
+        if self._tokenizer is None:
+            raise InputError(
+                "this bundle has no text encoder, so it cannot read a prompt",
+                fix="build it from a checkpoint with a text encoder",
+            )
+        if negative is not None and settings.rows == 1:
+            raise InputError(
+                "negative_prompt has no effect at guidance_scale 1", fix="raise guidance_scale, or drop the prompt"
+            )
+        encoded = self._tokenizer.encode(negative) if negative is not None else None
+        return TextInput(self._tokenizer.encode(prompt), encoded)
+
+    def _record(self, settings: SamplingSettings, negative: str | None) -> dict[str, Any]:
+        return {
+            "guidance_scale": settings.guidance_scale,
+            "tau": settings.tau,
+            "top_p": settings.top_p,
+            "negative_prompt": negative,
+            "policy": self.manifest.plan.policy.name,
+            "model": self.manifest.model,
+            "size": f"{self.size[1]}x{self.size[0]}",
+        }
+
+
+def to_image(pixels: NDArray[np.float32]) -> Image:
+    """[3, H, W] in [-1, 1] -> a PIL image, rounded to the nearest level."""
+    from PIL import Image as PilImage
+
+    levels = np.rint((pixels + 1) * 127.5).astype(np.uint8)
+    return PilImage.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
+
+
+class LazyEngines(Mapping[str, Engine]):
+    """Engines of a bundle, each loaded when it is first asked for: one guidance mode costs only its own."""
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        self._bundle, self._threads = bundle, threads
+        self._specs = bundle.manifest.engines
+        self._loaded: dict[str, Engine] = {}
+        self._backends: dict[str, Backend] = {}
+
+    def __getitem__(self, name: str) -> Engine:
+        if name not in self._loaded:
+            spec = self._specs[name]
+            if spec.backend not in self._backends:
+                self._backends[spec.backend] = get_backend(spec.backend, threads=self._threads)
+            self._loaded[name] = self._backends[spec.backend].load(self._bundle.read_engine(spec), spec)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+
+def _seeds(seed: int, count: int) -> list[int]:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_IMAGES:
+        raise InputError(f"num_images {count!r} is out of range", expected=f"a whole number from 1 to {MAX_IMAGES}")
+    return [check_seed(check_seed(seed) + i) for i in range(count)]

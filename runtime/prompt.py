@@ -1,0 +1,67 @@
+"""From prompt to token ids, through the tokenizer that came with the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from ..errors import BundleError, InputError
+
+MAX_PROMPT_BYTES = 64 * 1024  # beyond this nobody typed it, and tokenizing it only costs time
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """ids and mask, both int64 [1, T], padded with id 0; `length` tokens count."""
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+    length: int
+
+
+class PromptTokenizer:
+    """Wraps tokenizer.json of the bundle."""
+
+    def __init__(self, path: Path, text_length: int) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise BundleError(f"cannot read {path}: {error}", fix="rebuild the bundle") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._length = text_length
+
+    def encode(self, prompt: str) -> TokenizedPrompt:
+        """Tokenize one prompt.
+
+        Raises:
+            InputError: empty, not text, or longer than the engines' static text length; nothing is cut silently.
+        """
+        _check_text(prompt)
+        ids = self._tokenizer.encode(prompt).ids
+        if len(ids) > self._length:
+            raise InputError(
+                f"the prompt has {len(ids)} tokens",
+                expected=f"at most {self._length}, the text length this bundle was built for",
+                fix="shorten the prompt, or rebuild with a larger --text-length",
+            )
+        padded = np.zeros((2, 1, self._length), dtype=np.int64)
+        padded[0, 0, : len(ids)], padded[1, 0, : len(ids)] = ids, 1
+        return TokenizedPrompt(padded[0], padded[1], len(ids))
+
+
+def _check_text(prompt: str) -> None:
+    if not isinstance(prompt, str):
+        raise InputError(f"the prompt is a {type(prompt).__name__}", expected="text, or a list of texts")
+    if not prompt.strip():
+        raise InputError("the prompt is empty", expected="some text that describes the image")
+    try:
+        size = len(prompt.encode())
+    except UnicodeEncodeError as error:
+        raise InputError(f"the prompt is not valid Unicode: {error.reason}", fix="remove lone surrogates") from error
+    if size > MAX_PROMPT_BYTES:
+        raise InputError(f"the prompt has {size} bytes", expected=f"at most {MAX_PROMPT_BYTES}", fix="shorten it")

@@ -1,0 +1,392 @@
+"""`python -m tests.parity FOLDER`: recorded runs of the published program against the torch reference and the engines.
+
+A folder holds `weights.safetensors` and, per run, `<case>.json` with `<case>.safetensors`; optionally `vae.*` with
+`weights_vae.safetensors`. Both sides are fed the recorded bits (teacher forcing), so every tensor is comparable.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastvar.config import ImageTokenizerConfig, TransformerConfig, transformer_from_json
+from fastvar.engines.base import TensorRef
+from fastvar.engines.bundle import Bundle
+from fastvar.engines.manifest import EngineSpec
+from fastvar.engines.registry import get_backend
+from fastvar.engines.weights import WeightFile
+from fastvar.export.build import build_bundle
+from fastvar.export.checkpoint import Checkpoint
+from fastvar.export.coders import ImageDecoder, ImageEncoder
+from fastvar.export.graphs import trace
+from fastvar.export.image_tokenizer import ImageTokenizer
+from fastvar.export.infinity import InfinityTransformer
+from fastvar.export.random_weights import random_checkpoint_for
+from fastvar.export.reference import Sampling, generate_scales
+from fastvar.plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
+from fastvar.runtime.generation import SamplingSettings, Workspace
+from fastvar.runtime.layout import StepCalls
+from fastvar.runtime.pipeline import LazyEngines
+from fastvar.schedule import ScaleSchedule, official_schedules
+
+DEFAULT_TOLERANCE = {"block_in": 1e-4, "block_out": 3e-4, "logits": 2e-4, "summed_codes": 1e-5, "cond": 1e-4}
+VAE_TOLERANCE = {"h": 5e-5, "z": 1e-5, "recon": 1e-4}
+SUB_LAYERS = ("sa", "ca", "ffn")
+STORED = 32  # a longer token dimension holds the first and the last 32 tokens
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Comparison:
+    """Largest error per (scale, tensor) of one side of one run, and what did not match at all."""
+
+    title: str
+    tolerance: dict[str, float]
+    errors: dict[tuple[str, str], float] = field(default_factory=dict)
+    mismatches: list[str] = field(default_factory=list)
+    checked_sets: int = 0
+
+    def tensor(self, scale: str, name: str, got: Tensor, expected: Tensor, token_dim: int = -2) -> None:
+        if got.shape[token_dim] > expected.shape[token_dim]:
+            ends = (got.narrow(token_dim, 0, STORED), got.narrow(token_dim, got.shape[token_dim] - STORED, STORED))
+            got = torch.cat(ends, token_dim)
+        if got.shape != expected.shape:
+            self.mismatches.append(f"{scale} {name}: shape {tuple(got.shape)}, recorded {tuple(expected.shape)}")
+            return
+        self.errors[scale, name] = float((got.float() - expected.float()).abs().max())
+
+    def same(self, what: str, equal: bool) -> None:
+        self.checked_sets += 1
+        if not equal:
+            self.mismatches.append(what)
+
+    def limit(self, name: str) -> float:
+        return self.tolerance.get(name, self.tolerance.get(name.split(".")[0], 1e-4))
+
+    @property
+    def failures(self) -> list[str]:
+        over = [
+            f"{scale} {name}: {error:.2e} > {self.limit(name):.0e}"
+            for (scale, name), error in self.errors.items()
+            if not error <= self.limit(name)
+        ]
+        return over + self.mismatches
+
+
+@dataclass
+class Run:
+    """One recorded run."""
+
+    name: str
+    meta: dict[str, Any]
+    tensors: Tensors
+    model: InfinityTransformer
+
+    @property
+    def config(self) -> TransformerConfig:
+        return self.model.config
+
+    @property
+    def tolerance(self) -> dict[str, float]:
+        given = {k: v for k, v in self.meta["suggested_tolerance"].items() if isinstance(v, float)}
+        return {**DEFAULT_TOLERANCE, **given}
+
+    @property
+    def text(self) -> tuple[Tensor, Tensor]:
+        """Conditional and unconditional features [T, Ct]."""
+        features = self.tensors["text_features"].float()
+        return features, self.model.cfg_uncond.data[: features.shape[0]]
+
+    def plan(self) -> GenerationPlan:
+        schedule = find_schedule(self.meta)
+        return make_plan(schedule, find_policy(self.meta, schedule, self.config.depth), self.config.depth)
+
+    def forced(self, scale: int) -> Tensor:
+        """Noise that forces the recorded bits: -1 gives one, 2 gives zero."""
+        return torch.where(self.tensors[f"s{scale:02d}.bits"].bool(), -1.0, 2.0)
+
+
+@dataclass
+class Observed:
+    """What one side computed at one scale."""
+
+    index: int
+    block_in: Tensor  # [B, L, C]
+    block_out: Tensor
+    logits: Tensor  # [L, 2d]
+    kept: dict[str, Tensor]  # "layer.sub_layer" -> [B, k]
+    layer_out: Tensor | None = None  # [depth, B, L, C]
+
+
+def find_schedule(meta: dict[str, Any]) -> ScaleSchedule:
+    """The official schedule of these sizes, or a custom one normalised to its own aspect ratio's 1M grid."""
+    sizes = tuple((h, w) for h, w in meta["schedule"])
+    official = [s for s in official_schedules().values() if s.sizes == sizes]
+    if official:
+        return official[0]
+    return ScaleSchedule(sizes, sizes[-1])
+
+
+def find_policy(meta: dict[str, Any], schedule: ScaleSchedule, depth: int) -> PruningPolicy:
+    """The recorded width-keyed rules as rules by scale index."""
+    if meta["variant"] != "fastvar":
+        return DENSE
+    published = meta["fastvar"]
+    rules: dict[int, ScaleRule] = {}
+    for index, (_, width) in enumerate(schedule.sizes):
+        if width in published["skipped_widths"]:
+            rules[index] = ScaleRule(skip=True)
+        elif str(width) in published["prune_ratio_by_width"]:
+            rules[index] = ScaleRule(round(1 - published["prune_ratio_by_width"][str(width)], 6))
+    first, stop = published["pruned_layer_range"]
+    cached = schedule.sizes.index(tuple(published["cached_scale"]))
+    return PruningPolicy("recorded", rules, min(first, depth), min(stop, depth), cached)
+
+
+def compare_scale(run: Run, seen: Observed, to: Comparison) -> None:
+    prefix = f"s{seen.index:02d}."
+    recorded_in = run.tensors[prefix + "block_in"]
+    to.tensor(prefix[:-1], "block_in", seen.block_in[: recorded_in.shape[0]], recorded_in)
+    to.tensor(prefix[:-1], "block_out", seen.block_out, run.tensors[prefix + "block_out"])
+    to.tensor(prefix[:-1], "logits", seen.logits[None], run.tensors[prefix + "logits"])
+    if seen.layer_out is not None and prefix + "layer_out" in run.tensors:
+        to.tensor(prefix[:-1], "layer_out", seen.layer_out, run.tensors[prefix + "layer_out"])
+    scale = run.meta["scales"][seen.index]
+    for name, sums in scale.get("keep_index_sum_all_layers", {}).items():
+        layer, sub_layer = name.split(".")
+        got = seen.kept[name]
+        to.same(f"{prefix[:-1]} kept {name}: index sums", got.sum(-1).tolist() == sums)
+        stored = run.tensors.get(f"{prefix}layer{int(layer):02d}.keep_{sub_layer}")
+        if stored is not None:
+            equal = torch.equal(got.sort(-1).values, stored.long().sort(-1).values)
+            to.same(f"{prefix[:-1]} kept {name}: sets", equal)
+
+
+def compare_reference(run: Run) -> Comparison:
+    """The torch reference against the recording."""
+    result = Comparison(f"{run.name}: torch reference", run.tolerance)
+    features = torch.stack(run.text)
+    mask = torch.ones(features.shape[:2], dtype=torch.bool)
+    plan, settings = run.plan(), run.meta["run"]
+    sampling = Sampling(settings["cfg"], settings["tau"], settings["top_p"])
+    condition = run.model.condition(features, mask)
+    result.tensor("text", "cond.sos", condition.sos, run.tensors["cond.sos"])
+    result.tensor("text", "cond.ca_kv", condition.text.flatten(0, 1), run.tensors["cond.ca_kv"])
+    result.tensor("text", "cond.gss", condition.modulation, run.tensors["cond.gss"])
+    for scale in generate_scales(run.model, features, mask, plan, lambda i, _: run.forced(i), sampling):
+        kept = {f"{i}.{n}": k for i, s in enumerate(scale.states) for n, k in s.kept.items()}
+        layer_out = torch.stack(scale.layer_out)
+        observed = Observed(scale.step.index, scale.block_in, layer_out[-1], scale.logits, kept, layer_out)
+        compare_scale(run, observed, result)
+        last = scale
+    result.tensor("end", "summed_codes", last.summed_codes, run.tensors["final.summed_codes"])
+    state = last.states[-1]
+    assert state.keys is not None
+    assert state.values is not None
+    if plan.policy == DENSE:  # in a pruned layer the order of near-equal scores may differ
+        result.tensor("end", "kv_k", state.keys[:, :, -4:], run.tensors["kv.last4_k"])
+        result.tensor("end", "kv_v", state.values[:, :, -4:], run.tensors["kv.last4_v"])
+    return result
+
+
+def compare_engines(run: Run, checkpoint: Checkpoint, backend: str, cache: Path) -> Comparison:
+    """Chained engines, from a bundle that is built for this run, against the recording."""
+    result = Comparison(f"{run.name}: {backend} engines", run.tolerance)
+    cond, uncond = run.text
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "bundle"
+        build_bundle(
+            checkpoint,
+            run.plan(),
+            out,
+            compiler=get_backend(backend),
+            rows=(2,),
+            text_length=cond.shape[0],
+            cache=cache,
+        )
+        bundle = Bundle.open(out)
+        weights = WeightFile(out / bundle.manifest.weights.file)
+        workspace = Workspace(bundle.manifest, LazyEngines(bundle, None), weights, 2)
+        workspace.set_features(cond.numpy(), uncond.numpy(), (cond.shape[0],) * 2)
+        settings = run.meta["run"]
+        sampling = SamplingSettings(settings["cfg"], settings["tau"], settings["top_p"])
+        for observed, calls in engine_scales(run, workspace, sampling):
+            compare_scale(run, observed, result)
+            summed = torch.from_numpy(workspace.summed_codes(calls).copy())[None]
+        result.tensor("end", "summed_codes", summed, run.tensors["final.summed_codes"])
+    return result
+
+
+def engine_scales(run: Run, workspace: Workspace, sampling: SamplingSettings) -> Iterator[tuple[Observed, StepCalls]]:
+    """Run the engines under recorded bits; what each scale saw and did."""
+    rows = 2
+    level = run.model.lvl_embed.weight.data
+    block_in = run.model.first_tokens(run.tensors["cond.sos"]).detach()
+    for calls, _ in workspace.run_scales(lambda i, _shape: run.forced(i).numpy(), sampling):
+        out = torch.from_numpy(workspace.read(calls.layers[-1], "x_out").copy())
+        logits = torch.from_numpy(workspace.read(calls.bridge, "logits").copy())
+        kept = {
+            f"{layer}.{name}": torch.from_numpy(workspace.arena.array(view) // rows).view(-1, rows).t()
+            for layer, views in calls.kept.items()
+            for name, view in views.items()
+        }
+        yield Observed(calls.step.index, block_in, _by_row(out, rows), logits, kept), calls
+        if "x_next" in calls.bridge.tensors:
+            assert calls.step.next_index is not None
+            following = torch.from_numpy(workspace.read(calls.bridge, "x_next").copy())
+            block_in = _by_row(following, rows) - level[calls.step.next_index]
+
+
+def _by_row(x: Tensor, rows: int) -> Tensor:
+    """[L * R, C] -> [R, L, C]."""
+    return x.view(-1, rows, x.shape[-1]).transpose(0, 1)
+
+
+def compare_image_tokenizer(folder: Path) -> Comparison:
+    """Encoder, quantiser and decoder against the recording."""
+    meta = json.loads((folder / "vae.json").read_text())
+    recorded = load_file(folder / "vae.safetensors")
+    model = ImageTokenizer(image_tokenizer_config(meta)).eval()
+    model.load_state_dict({k: v.float() for k, v in load_file(folder / "weights_vae.safetensors").items()})
+    result = Comparison("image tokenizer: torch reference", VAE_TOLERANCE)
+    latent = model.encoder(recorded["image"].float())
+    result.tensor("encode", "h", latent, recorded["h"])
+    bits, total = model.quantize(latent, [(h, w) for h, w in meta["schedule"]])
+    for i, found in enumerate(bits):
+        expected = recorded[f"s{i:02d}.bits"].bool()
+        result.same(f"scale {i} bits", torch.equal(found.reshape(expected.shape), expected))
+    result.tensor("encode", "z", total, recorded["z"])
+    compare_decoded(model.decode, recorded, result)
+    return result
+
+
+def compare_decoded(decode: Any, recorded: Tensors, result: Comparison) -> None:
+    for latent, name in (("z", "recon"), ("z2", "recon2")):
+        image = decode(recorded[latent])
+        crops = {"tl64": image[..., :64, :64], "br64": image[..., -64:, -64:], "stride8": image[..., ::8, ::8]}
+        for crop, pixels in crops.items():
+            if f"{name}_{crop}" in recorded:
+                result.tensor("decode", f"recon.{name[5:]}{crop}", pixels, recorded[f"{name}_{crop}"])
+
+
+def image_tokenizer_config(meta: dict[str, Any]) -> ImageTokenizerConfig:
+    return ImageTokenizerConfig(
+        bits=meta["codebook_dim"],
+        base_channels=meta["base_ch"],
+        channel_multipliers=tuple(meta["ch_mult"]),
+        residual_blocks=meta["num_res_blocks"],
+    )
+
+
+def compare_coder_engines(folder: Path, backend: str) -> Comparison:
+    """Encoder and decoder engines against the recording."""
+    meta = json.loads((folder / "vae.json").read_text())
+    recorded = load_file(folder / "vae.safetensors")
+    state = {k: v.float() for k, v in load_file(folder / "weights_vae.safetensors").items()}
+    config, grid = image_tokenizer_config(meta), tuple(meta["schedule"][-1])
+    result = Comparison(f"image tokenizer: {backend} engines", VAE_TOLERANCE)
+    encode = CoderEngine(backend, ImageEncoder(config, grid), "encoder.", state)
+    decode = CoderEngine(backend, ImageDecoder(config, grid), "decoder.", state)
+    result.tensor("encode", "h", encode(recorded["image"].float()), recorded["h"])
+    compare_decoded(decode, recorded, result)
+    return result
+
+
+class CoderEngine:
+    """One engine outside a bundle, called with a tensor."""
+
+    def __init__(self, backend: str, module: Any, prefix: str, state: Tensors) -> None:
+        weights = {name: state[prefix + name].contiguous() for name in module.weights}
+        traced = trace(module, {name: tuple(w.shape) for name, w in weights.items()})
+        compiler = get_backend(backend)
+        engine = compiler.build(traced.onnx, "cpu")
+        version = compiler.version()
+        spec = EngineSpec("coder", "", "", len(engine), traced.inputs, traced.outputs, {}, backend, "cpu", version)
+        self._input = torch.empty(next(iter(module.input_shapes().values())))
+        self._output = torch.empty(traced.outputs[0].shape)
+        tensors = {**weights, module.inputs[0]: self._input, module.outputs[0]: self._output}
+        refs = {n: TensorRef(t.data_ptr(), "float32", tuple(t.shape)) for n, t in tensors.items()}
+        self._alive = tensors
+        self._launch = compiler.load(engine, spec).prepare(refs)
+
+    def __call__(self, value: Tensor) -> Tensor:
+        self._input.copy_(value)
+        self._launch()
+        return self._output.clone()
+
+
+def load_runs(folder: Path) -> list[Run]:
+    state = {k: v.float() for k, v in load_file(folder / "weights.safetensors").items()}
+    runs = []
+    for path in sorted(folder.glob("*.json")):
+        meta = json.loads(path.read_text())
+        if "variant" not in meta:
+            continue
+        model = InfinityTransformer(transformer_from_json(meta["model"])).eval()
+        missing, extra = model.load_state_dict(state, strict=False)
+        if extra or any("zero_k_bias" not in name for name in missing):
+            raise SystemExit(f"{path}: weights do not fit, missing {missing[:3]}, extra {extra[:3]}")
+        runs.append(Run(path.stem, meta, load_file(path.with_suffix(".safetensors")), model))
+    return runs
+
+
+def checkpoint_of(run: Run) -> Checkpoint:
+    """The run's transformer beside a small random image tokenizer, which no transformer tensor depends on."""
+    patches = (1, 1, 1, 1) if run.config.spatial_patchify else (1, 1, 1, 1, 1)
+    images = ImageTokenizerConfig(run.config.bits, 32, patches, 1)
+    made = random_checkpoint_for(run.config, images, name=run.name)
+    return replace(made, transformer_weights=dict(run.model.state_dict()))
+
+
+def compare_folder(folder: Path, backend: str = "onnxruntime") -> Iterator[Comparison]:
+    """Every comparison a folder allows."""
+    with torch.no_grad(), tempfile.TemporaryDirectory() as cache:
+        for run in load_runs(folder):
+            yield compare_reference(run)
+            yield compare_engines(run, checkpoint_of(run), backend, Path(cache))
+        if (folder / "vae.json").exists():
+            yield compare_image_tokenizer(folder)
+            yield compare_coder_engines(folder, backend)
+
+
+def show(console: Console, result: Comparison) -> None:
+    names = list(dict.fromkeys(name for _, name in result.errors))
+    table = Table("scale", *names, title=result.title, title_justify="left")
+    for scale in dict.fromkeys(scale for scale, _ in result.errors):
+        cells = [f"{result.errors[scale, n]:.1e}" if (scale, n) in result.errors else "" for n in names]
+        table.add_row(scale, *cells)
+    console.print(table)
+    verdict = "[green]ok[/green]" if not result.failures else f"[red]{len(result.failures)} failures[/red]"
+    console.print(f"{verdict}: largest {max(result.errors.values()):.1e}, {result.checked_sets} sets compared\n")
+    for failure in result.failures[:10]:
+        console.print(f"  {failure}", style="red")
+
+
+def main(folder: Path, backend: str = "onnxruntime") -> None:
+    """Compare the torch reference and the chained engines with every recorded run in FOLDER."""
+    console = Console(width=150)
+    results = []
+    for result in compare_folder(folder, backend):
+        show(console, result)
+        results.append(result)
+    if not results:
+        raise SystemExit(f"{folder} holds no recorded run")
+    failed = [r.title for r in results if r.failures]
+    console.print(f"{len(results) - len(failed)} of {len(results)} comparisons within tolerance")
+    raise typer.Exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
