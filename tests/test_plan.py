@@ -1,6 +1,9 @@
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fastvar.errors import PlanError
 from fastvar.plan import (
     DENSE,
@@ -13,8 +16,6 @@ from fastvar.plan import (
     policy_to_json,
 )
 from fastvar.schedule import official_schedules, schedule_for
-from hypothesis import given
-from hypothesis import strategies as st
 
 SQUARE_1M = schedule_for((1024, 1024))
 SQUARE_SMALL = schedule_for((512, 512))

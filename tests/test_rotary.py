@@ -2,9 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
 from fastvar.rotary import grid_positions, rotary_table
 from fastvar.schedule import schedule_for
-from safetensors.numpy import load_file
 
 GOLDEN = load_file(Path(__file__).parent / "golden/rotary.safetensors")
 RUNS = [("dense_1x1_1M", (1024, 1024)), ("dense_hdivw0.5_0.60M", (592, 1184))]

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from fastvar.errors import PlanError
 from fastvar.schedule import BUDGETS, ScaleSchedule, official_schedules, parse_size, schedule_for
 

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5EncoderModel
+
 from fastvar.config import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig, image_tokenizer_for, to_json
 from fastvar.errors import CheckpointError, NumericsError
 from fastvar.export.checkpoint import (
@@ -18,8 +21,6 @@ from fastvar.export.checkpoint import (
     transformer_shapes,
 )
 from fastvar.export.random_weights import RandomWeights
-from safetensors.torch import load_file, save_file
-from transformers import T5Config, T5EncoderModel
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODEL = TransformerConfig(

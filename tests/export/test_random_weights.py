@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from fastvar.config import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig
 from fastvar.errors import CheckpointError
 from fastvar.export.image_tokenizer import ImageTokenizer

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from fastvar.errors import CheckpointError, NumericsError
 from fastvar.export.tensor_files import check_finite, check_state, digest, read_json, read_shards, read_tensors
-from safetensors.torch import save_file
 
 STATE = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16), "c": torch.zeros(1).half()}
 
