@@ -252,11 +252,23 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
     if not isinstance(data, dict):
         raise BundleError(f"{path / MANIFEST} holds a {type(data).__name__}", expected="a JSON object", fix=rebuild)
     try:
-        return manifest_from_json(data)
+        manifest = manifest_from_json(data)
+        _check_types(manifest)
     except BundleError:
         raise
-    except (FastvarError, AttributeError) as error:  # a plan or model that this version refuses, or a wrong type
+    except (FastvarError, AttributeError, TypeError) as error:  # a plan that this version refuses, or a wrong type
         raise BundleError(f"{path / MANIFEST} not understood: {error}", fix=rebuild) from error
+    return manifest
+
+
+def _check_types(manifest: Manifest) -> None:
+    """The fields that lead to files are what they are annotated to be; JSON could hold anything."""
+    records: list[FileRecord | EngineSpec] = [manifest.weights, *manifest.engines.values()]
+    if manifest.text_tokenizer is not None:
+        records.append(manifest.text_tokenizer)
+    for record in records:
+        if not (isinstance(record.file, str) and isinstance(record.sha256, str) and type(record.size_bytes) is int):
+            raise TypeError(f"a file is described as {record.file!r}, {record.sha256!r}, {record.size_bytes!r}")
 
 
 @contextmanager

@@ -225,12 +225,12 @@ def _clean(graph: bytes) -> bytes:
     Raises:
         BuildError: not ONNX, invalid, or without inputs or outputs.
     """
-    onnx = _import_onnx()
+    onnx, decode_error = _import_onnx()
     try:
         model = onnx.load_model_from_string(graph)
         _name_nodes(model.graph.node)
         onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+    except (decode_error, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise BuildError(f"not a valid ONNX graph: {error}") from error
     for kind, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
         if not values:
@@ -242,16 +242,18 @@ def _clean(graph: bytes) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _import_onnx() -> Any:
+def _import_onnx() -> tuple[Any, type[Exception]]:
+    """The package, and what its parser raises."""
     try:
         onnx = importlib.import_module("onnx")
         importlib.import_module("onnx.checker")
         importlib.import_module("onnx.shape_inference")
+        decode_error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
     except ImportError as error:
         raise BackendError(
             f"building engines needs onnx: {error}", fix='pip install "fastvar-runtime[export]"'
         ) from error
-    return onnx
+    return onnx, decode_error
 
 
 def _name_nodes(nodes: Sequence[Any]) -> None:

@@ -124,7 +124,7 @@ def _entry_from_json(path: Path, name: str, data: Any) -> _Entry:
         code, shape, (start, stop) = data["dtype"], tuple(data["shape"]), data["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"tensor {name!r} is described as {data!r}") from error
-    if code not in BY_SAFETENSORS:
+    if not isinstance(code, str) or code not in BY_SAFETENSORS:
         raise BundleError(
             f"{path}: tensor {name!r} has element type {code!r}",
             expected=f"one of {', '.join(BY_SAFETENSORS)}",

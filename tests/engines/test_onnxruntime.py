@@ -1,0 +1,257 @@
+import importlib
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from fastvar.engines.base import TensorRef
+from fastvar.engines.onnxruntime import OnnxRuntimeBackend, OrtEngine
+from fastvar.engines.registry import BACKEND_NAMES, get_backend
+from fastvar.errors import BackendError, BuildError, BundleError, InternalError
+from tests.small_bundle import graph, linear, linear_spec, tensor
+
+
+@pytest.fixture(scope="module")
+def backend() -> OnnxRuntimeBackend:
+    return OnnxRuntimeBackend()
+
+
+@pytest.fixture(scope="module")
+def engine(backend):
+    return backend.load(backend.build(linear()), linear_spec(backend.version()))
+
+
+def ref(array: np.ndarray) -> TensorRef:
+    return TensorRef(array.ctypes.data, str(array.dtype), array.shape)
+
+
+def operands(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "x": rng.standard_normal((3, 4), np.float32),
+        "w": rng.standard_normal((4, 4), np.float32),
+        "y": np.zeros((3, 4), np.float32),
+    }
+
+
+def refs(arrays: dict[str, np.ndarray]) -> dict[str, TensorRef]:
+    return {name: ref(array) for name, array in arrays.items()}
+
+
+def test_reads_inputs_at_launch_and_writes_at_the_given_offset(engine):
+    arrays = operands()
+    cache = np.full((9, 4), 7, np.float32)
+    launch = engine.prepare(refs({**arrays, "y": cache[3:6]}))
+    arrays["x"][:] = operands(seed=1)["x"]
+    launch()
+    np.testing.assert_allclose(cache[3:6], operands(seed=1)["x"] @ arrays["w"], rtol=1e-5)
+    assert (cache[:3] == 7).all()
+    assert (cache[6:] == 7).all()
+
+
+def test_reads_inputs_at_an_offset(engine):
+    arrays, weights = operands(), np.random.default_rng(2).standard_normal((3, 4, 4)).astype(np.float32)
+    engine.prepare(refs({**arrays, "w": weights[1]}))()
+    np.testing.assert_allclose(arrays["y"], arrays["x"] @ weights[1], rtol=1e-5)
+
+
+def test_an_output_that_only_renames_an_input_is_still_written(backend):
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    shape = helper.make_node("Constant", [], ["shape"], value_ints=[4, 3])
+    model = graph([shape, node], [tensor("x", [3, 4])], [tensor("y", [4, 3])])
+    loaded = backend._session(backend.build(model))
+    assert [tuple(o.shape) for o in loaded.get_outputs()] == [(4, 3)]
+    x, y = np.arange(12, dtype=np.float32).reshape(3, 4), np.zeros((4, 3), np.float32)
+    OrtEngine(backend._ort, loaded, "reshape").prepare({"x": ref(x), "y": ref(y)})()
+    np.testing.assert_array_equal(y.reshape(-1), x.reshape(-1))
+
+
+def test_bfloat16_is_bound_as_bits(backend):
+    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)
+    model = graph([node], [tensor("x", [2], TensorProto.BFLOAT16)], [tensor("y", [2])])
+    cast = OrtEngine(backend._ort, backend._session(backend.build(model)), "cast")
+    bits, y = np.array([0x3F80, 0xC000], np.uint16), np.zeros(2, np.float32)
+    cast.prepare({"x": TensorRef(bits.ctypes.data, "bfloat16", (2,)), "y": ref(y)})()
+    np.testing.assert_array_equal(y, [1.0, -2.0])
+
+
+def test_two_threads_on_different_memory(engine):
+    work = [operands(seed) for seed in (3, 4)]
+    launches = [engine.prepare(refs(arrays)) for arrays in work]
+    wrong = []
+
+    def run(arrays, launch):
+        expected = arrays["x"] @ arrays["w"]
+        for _ in range(300):
+            arrays["y"][:] = 0
+            launch()
+            if not np.allclose(arrays["y"], expected, rtol=1e-5, atol=1e-6):
+                wrong.append(arrays)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in zip(work, launches, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_missing_and_extra_names(engine):
+    tensors = refs(operands())
+    tensors["z"] = tensors.pop("w")
+    with pytest.raises(InternalError, match=r"missing \['w'\], not its own \['z'\]"):
+        engine.prepare(tensors)
+
+
+@pytest.mark.parametrize(
+    ("changed", "got"),
+    [
+        (np.zeros((4, 4), np.float16), r"got float16\[4, 4\], expected float32\[4, 4\]"),
+        (np.zeros((4, 5), np.float32), r"got float32\[4, 5\], expected float32\[4, 4\]"),
+    ],
+)
+def test_wrong_shape_or_type(engine, changed, got):
+    with pytest.raises(InternalError, match=f"'linear', tensor 'w': {got}"):
+        engine.prepare(refs({**operands(), "w": changed}))
+
+
+def test_build_is_deterministic_and_drops_the_exporters_notes(backend):
+    model = onnx.load_model_from_string(linear())
+    model.producer_name = "exporter"
+    model.doc_string = "from /home/somebody/model.py"
+    model.graph.node[0].metadata_props.add(key="stack_trace", value="/home/somebody/model.py")
+    annotated = backend.build(model.SerializeToString())
+    assert annotated == backend.build(linear())
+    assert b"somebody" not in annotated
+
+
+@pytest.mark.parametrize("graph_bytes", [b"", b"\x01\x02not onnx", b"\x00" * 64], ids=["empty", "text", "zeros"])
+def test_bytes_that_are_no_graph(backend, graph_bytes):
+    with pytest.raises(BuildError, match="not a valid ONNX graph"):
+        backend.build(graph_bytes)
+
+
+def _relu(shape=(4,), out=(4,), dtype=TensorProto.FLOAT, opset=20, op="Relu"):
+    return graph([helper.make_node(op, ["x"], ["y"])], [tensor("x", shape, dtype)], [tensor("y", out, dtype)], opset)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (_relu(op="Nonesuch"), "Nonesuch_0"),
+        (_relu(out=(5,)), "Relu_0"),
+        (_relu(dtype=TensorProto.BFLOAT16), "Relu_0"),
+        (_relu(opset=99), "opset"),
+        (_relu(shape=("n",), out=("n",)), "'x' has shape"),
+        (graph([], [], []), "no inputs"),
+        (graph([], [tensor("x", [4])], []), "no outputs"),
+    ],
+    ids=["unknown-op", "shape", "no-kernel", "opset", "dynamic", "no-inputs", "no-outputs"],
+)
+def test_rejected_graphs_name_the_culprit(backend, model, message):
+    with pytest.raises(BuildError, match=message):
+        backend.build(model)
+
+
+def test_other_targets_are_refused(backend):
+    with pytest.raises(BuildError, match="target 'sm86'"):
+        backend.build(linear(), "sm86")
+
+
+def test_a_failing_run_names_the_engine_and_recovers(backend, capfd):
+    node = helper.make_node("Gather", ["x", "i"], ["y"])
+    model = graph([node], [tensor("x", [4]), tensor("i", [2], TensorProto.INT64)], [tensor("y", [2])])
+    gather = OrtEngine(backend._ort, backend._session(backend.build(model)), "gather")
+    arrays = {"x": np.arange(4, dtype=np.float32), "i": np.array([0, 9]), "y": np.zeros(2, np.float32)}
+    launch = gather.prepare(refs(arrays))
+    with pytest.raises(BackendError, match=r"engine 'gather'.*out of data bounds"):
+        launch()
+    arrays["i"][1] = 3
+    launch()
+    np.testing.assert_array_equal(arrays["y"], [0, 3])
+    assert capfd.readouterr().err == ""
+
+
+def test_load_refuses_an_engine_that_differs_from_its_manifest(backend):
+    with pytest.raises(BundleError, match="engine 'linear' takes and gives other tensors"):
+        backend.load(backend.build(linear(rows=5)), linear_spec(backend.version()))
+
+
+def test_load_refuses_bytes_that_are_no_engine(backend):
+    with pytest.raises(BackendError, match="cannot load engine 'linear'"):
+        backend.load(b"garbage", linear_spec(backend.version()))
+
+
+@pytest.mark.parametrize(
+    ("built", "accepted"),
+    [("1.30.0", True), ("1.23.4", True), ("1.30.1", False), ("1.31.0", False), ("2.0.0", False), ("0.9", False),
+     ("1.30.0+cuda", True), ("unknown", False)],
+)  # fmt: skip
+def test_versions_that_can_be_loaded(backend, monkeypatch, built, accepted):
+    monkeypatch.setattr(backend, "version", lambda: "1.30.0")
+    assert backend.accepts(built) is accepted
+    if not accepted:
+        with pytest.raises(BackendError, match=f"was built with onnxruntime {built}"):
+            backend.load(b"never read", linear_spec(built))
+
+
+def test_missing_library_names_the_extra(monkeypatch):
+    def absent(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(BackendError, match=r"pip install \"fastvar-runtime\[onnxruntime\]\""):
+        get_backend("onnxruntime")
+
+
+def test_unknown_backend_lists_the_known_ones():
+    with pytest.raises(BackendError, match=f"expected: one of {', '.join(BACKEND_NAMES)}"):
+        get_backend("tensorflow")
+
+
+def test_threads_must_be_positive():
+    with pytest.raises(BackendError, match="0 threads"):
+        OnnxRuntimeBackend(threads=0)
+
+
+def test_the_shared_pool_cannot_be_resized(backend):
+    backend.build(linear())
+    with pytest.raises(BackendError, match="already number"):
+        OnnxRuntimeBackend(threads=977).build(linear())
+
+
+_MANY_SESSIONS = """
+import sys
+from tests.small_bundle import linear, linear_spec
+from fastvar.engines.registry import get_backend
+backend = get_backend("onnxruntime", threads=3)
+engine, spec = backend.build(linear()), linear_spec(backend.version())
+count = lambda: int(open("/proc/self/status").read().split("Threads:")[1].split()[0])
+before = count()
+engines = [backend.load(engine, spec) for _ in range(40)]
+sys.exit(count() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_forty_engines_share_their_threads():
+    assert subprocess.run([sys.executable, "-c", _MANY_SESSIONS], check=False).returncode == 0
+
+
+def test_loading_needs_no_onnx_package(backend, tmp_path):
+    (tmp_path / "engine").write_bytes(backend.build(linear()))
+    program = f"""
+import sys
+sys.modules["onnx"] = None
+from fastvar.engines.manifest import EngineSpec, TensorSpec
+from fastvar.engines.registry import get_backend
+backend = get_backend("onnxruntime")
+spec = EngineSpec(**{{**{vars(linear_spec(backend.version()))!r}}})
+backend.load(open({str(tmp_path / "engine")!r}, "rb").read(), spec)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
