@@ -14,6 +14,7 @@ from fastvar.engines.weights import write_weights
 from fastvar.plan import fastvar_policy, make_plan
 from fastvar.schedule import ScaleSchedule
 
+ROOT = Path(__file__).parents[1]  # where child processes find this module
 TRANSFORMER = TransformerConfig(
     depth=2, width=64, heads=4, mlp_width=256, text_width=128, text_length=8, code_channels=16, levels=7
 )

@@ -17,7 +17,7 @@ from fastvar.engines.lock import FolderLock
 from fastvar.engines.manifest import FORMAT_VERSION
 from fastvar.engines.weights import WeightFile
 from fastvar.errors import BundleError, InternalError
-from tests.small_bundle import make_bundle, write_bundle
+from tests.small_bundle import ROOT, make_bundle, write_bundle
 
 
 def names(folder: Path) -> list[str]:
@@ -173,7 +173,7 @@ with BundleWriter(Path(sys.argv[1])) as writer:
 
 def _start_builder(out: Path) -> "subprocess.Popen[str]":
     builder = subprocess.Popen(
-        [sys.executable, "-c", _BUILDER, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _BUILDER, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
     assert builder.stdout is not None
     assert builder.stdout.readline() == "written\n"

@@ -12,7 +12,7 @@ from fastvar.engines.base import TensorRef
 from fastvar.engines.onnxruntime import OnnxRuntimeBackend, OrtEngine
 from fastvar.engines.registry import BACKEND_NAMES, get_backend
 from fastvar.errors import BackendError, BuildError, BundleError, InternalError
-from tests.small_bundle import graph, linear, linear_spec, tensor
+from tests.small_bundle import ROOT, graph, linear, linear_spec, tensor
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ sys.exit(count() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_forty_engines_share_their_threads():
-    assert subprocess.run([sys.executable, "-c", _MANY_SESSIONS], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", _MANY_SESSIONS], check=False, cwd=ROOT).returncode == 0
 
 
 def test_loading_needs_no_onnx_package(backend, tmp_path):
