@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from demo.read_scene import ATTRIBUTES
+from demo.scenes import Scene, Shape, held_out_scenes, render
+from demo.score import accuracy, likeness, psnr, ssim
+
+ALONE = Scene("white", (Shape("circle", "red", "large", "plain", "centre"),), "alone")
+PAIR = Scene(
+    "black",
+    (Shape("circle", "red", "small", "plain", "left"), Shape("square", "blue", "large", "striped", "right")),
+    "left of",
+)
+
+
+def test_clean_renders_score_one():
+    scenes = held_out_scenes(20, seed=5)
+    shares = accuracy([render(scene) for scene in scenes], scenes)
+    assert set(shares) == {*ATTRIBUTES, "overall"}
+    assert min(shares.values()) >= 0.95
+
+
+def test_counts_are_summed_before_they_are_divided():
+    # The first image is right; the second shows nothing of its two shapes but the background.
+    shares = accuracy([render(ALONE), np.full((256, 256, 3), 12, np.uint8)], [ALONE, PAIR])
+    assert shares["color"] == pytest.approx(1 / 3)  # one of three shapes, not the mean of 1 and 0
+    assert shares["position"] == 1.0  # of the lone shape alone
+    assert shares["relation"] == 0.0
+    # readings: 2 backgrounds, 2 counts, 4 x 3 shapes, 1 position, 1 relation
+    assert shares["overall"] == pytest.approx((2 + 1 + 4 + 1) / 18)
+
+
+def test_attribute_without_a_reading_is_not_a_number():
+    assert np.isnan(accuracy([render(ALONE)], [ALONE])["relation"])
+
+
+def test_psnr():
+    black = np.zeros((32, 32, 3), np.uint8)
+    assert psnr(black, black) == float("inf")
+    assert psnr(black + 255, black) == pytest.approx(0)
+    assert psnr(black + 16, black) == pytest.approx(20 * np.log10(255 / 16))
+
+
+def _ssim_by_definition(x: np.ndarray, y: np.ndarray) -> float:
+    """One 11x11 window at a time."""
+    offsets = np.arange(11) - 5
+    weights = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2) / 4.5)
+    weights /= weights.sum()
+    found = []
+    for i in range(x.shape[0] - 10):
+        for j in range(x.shape[1] - 10):
+            a, b = x[i : i + 11, j : j + 11], y[i : i + 11, j : j + 11]
+            ma, mb = (weights * a).sum(), (weights * b).sum()
+            va, vb = (weights * (a - ma) ** 2).sum(), (weights * (b - mb) ** 2).sum()
+            cov = (weights * (a - ma) * (b - mb)).sum()
+            c1, c2 = 2.55**2, 7.65**2
+            found.append((2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)))
+    return float(np.mean(found))
+
+
+def test_ssim_follows_its_definition():
+    rng = np.random.default_rng(0)
+    luma = rng.integers(0, 256, (20, 18)).astype(np.uint8)
+    other = np.clip(luma + rng.normal(0, 30, luma.shape), 0, 255).astype(np.uint8)
+    gray, gray_other = (np.repeat(plane[..., None], 3, axis=2) for plane in (luma, other))
+    expected = _ssim_by_definition(luma.astype(float), other.astype(float))
+    assert ssim(gray, gray_other) == pytest.approx(expected, abs=1e-9)
+    assert ssim(gray, gray) == pytest.approx(1)
+
+
+def test_likeness_survives_equal_images():
+    image, other = render(ALONE), render(PAIR)
+    found = likeness([image, image, other], [image, other, image])
+    assert found["identical"] == 1
+    assert found["psnr_db_median"] == pytest.approx(psnr(image, other))
+    assert found["ssim_mean"] == pytest.approx((1 + 2 * ssim(image, other)) / 3)
