@@ -1,0 +1,259 @@
+"""What the command line shows: facts as plain dictionaries, and the Rich tables drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from .engines.manifest import EngineSet, Manifest, StepEngines
+from .plan import StepPlan
+from .runtime.layout import lay_out
+
+if TYPE_CHECKING:
+    from .engines.bundle import Bundle
+    from .export.build import BuildReport
+    from .runtime.events import ImageTimings
+
+Facts = dict[str, Any]
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def bundle_facts(bundle: Bundle) -> Facts:
+    """Everything `fastvar inspect` tells, ready for json.dumps. Bytes count a file once."""
+    manifest = bundle.manifest
+    plan, policy = manifest.plan, manifest.plan.policy
+    height, width = plan.schedule.pixels
+    engine = manifest.engines[manifest.decoder]
+    return {
+        "path": str(bundle.path),
+        "digest": bundle.digest,
+        "family": manifest.family,
+        "model": manifest.model,
+        "size": f"{width}x{height}",
+        "budget": plan.schedule.budget,
+        "policy": {
+            "name": policy.name,
+            "pruned_layers": [policy.first_layer, policy.stop_layer],
+            "cached_scale": policy.cached_scale,
+        },
+        "layers": plan.depth,
+        "backend": engine.backend,
+        "library_version": engine.library_version,
+        "target": engine.target,
+        "text_length": manifest.text_length,
+        "guidance_rows": [s.rows for s in manifest.sets],
+        "sampling": vars(manifest.sampling),
+        "checkpoint_digest": manifest.checkpoint_digest,
+        "fastvar_version": manifest.fastvar_version,
+        "format_version": manifest.format_version,
+        "weight_bytes": manifest.weights.size_bytes,
+        "activation_bytes": {str(s.rows): lay_out(manifest, s.rows).arena_bytes for s in manifest.sets},
+        "scales": _scale_facts(manifest),
+        "skipped_scales": [i for i in range(len(plan.schedule)) if policy.rule(i).skip],
+        "totals": {
+            "tokens": sum(step.tokens for step in plan.steps),
+            "kept": sum(step.kept for step in plan.steps),
+            "forwarded_tokens": plan.forwarded_tokens,
+            "engines": len(manifest.engines),
+            "engine_bytes": _bytes_of(manifest, set(manifest.engines)),
+        },
+        "engines": {
+            name: {
+                "file": spec.file,
+                "bytes": spec.size_bytes,
+                "inputs": len(spec.inputs),
+                "outputs": len(spec.outputs),
+                "weights": len(spec.weights),
+            }
+            for name, spec in manifest.engines.items()
+        },
+    }
+
+
+def _scale_facts(manifest: Manifest) -> list[Facts]:
+    return [_one_scale(manifest, position, step) for position, step in enumerate(manifest.plan.steps)]
+
+
+def _one_scale(manifest: Manifest, position: int, step: StepPlan) -> Facts:
+    engines = _step_engines(manifest.sets, position)
+    return {
+        "index": step.index,
+        "size": list(step.size),
+        "tokens": step.tokens,
+        "kept": step.kept,
+        "past_dense": step.past_dense,
+        "past_pruned": step.past_pruned,
+        "fills_cache": step.fills_cache,
+        "engines": engines,
+        "engine_bytes": _bytes_of(manifest, set(engines)),
+    }
+
+
+def _step_engines(sets: Sequence[EngineSet], position: int) -> list[str]:
+    """Engine names of one scale, each once, those of the pruned layers first."""
+    names: list[str] = []
+    for engine_set in sets:
+        step: StepEngines = engine_set.steps[position]
+        names += (step.attend_pruned, step.project_pruned, step.attend, step.project, step.bridge)
+    return list(dict.fromkeys(names))
+
+
+def _bytes_of(manifest: Manifest, names: set[str]) -> int:
+    files = {manifest.engines[name].file: manifest.engines[name].size_bytes for name in names}
+    return sum(files.values())
+
+
+def header_table(facts: Facts) -> Table:
+    """The bundle as a whole."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    policy, sampling = facts["policy"], facts["sampling"]
+    first, stop = policy["pruned_layers"]
+    pruned = f"layers {first} to {stop - 1} of {facts['layers']}" if stop > first else "no layer pruned"
+    restored = f", restored from scale {policy['cached_scale']}" if stop > first else ""
+    guidance = {2: "on", 1: "off"}
+    memory = ", ".join(
+        f"{human_bytes(b)} with guidance {guidance[int(r)]}" for r, b in facts["activation_bytes"].items()
+    )
+    rows = {
+        "bundle": facts["path"],
+        "model": f"{facts['model']} ({facts['family']})",
+        "size": f"{facts['size']}, schedule {facts['budget']}",
+        "policy": f"{policy['name']}: {pruned}{restored}",
+        "backend": f"{facts['backend']} {facts['library_version']}, target {facts['target']}",
+        "prompt": f"at most {facts['text_length']} tokens",
+        "sampling": ", ".join(f"{name} {value:g}" for name, value in sampling.items()),
+        "weights": human_bytes(facts["weight_bytes"]),
+        "memory": f"{memory}, beside the weights",
+        "digest": facts["digest"],
+        "made by": f"fastvar {facts['fastvar_version']}, bundle format {facts['format_version']}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    return table
+
+
+def plan_table(facts: Facts) -> Table:
+    """One row per scale, with totals."""
+    totals = facts["totals"]
+    notes = (
+        "past: keys cached before, in dense / pruned layers; engine: attention of the layers that prune; "
+        "bytes: all engines of the scale, see --engines"
+    )
+    table = Table(show_footer=True, caption=notes, caption_justify="left")
+    table.add_column("scale", "total", justify="right")
+    table.add_column("size", justify="right")
+    table.add_column("tokens", str(totals["tokens"]), justify="right")
+    table.add_column("kept", str(totals["kept"]), justify="right")
+    table.add_column("past", justify="right")
+    table.add_column("engine", f"{totals['engines']} engines", overflow="fold")
+    table.add_column("bytes", human_bytes(totals["engine_bytes"]), justify="right")
+    rows = {scale["index"]: _plan_row(scale) for scale in facts["scales"]}
+    rows |= {index: (str(index), "skipped", "", "", "", "", "") for index in facts["skipped_scales"]}
+    for index, row in sorted(rows.items()):
+        table.add_row(*row, style="dim" if index in facts["skipped_scales"] else None)
+    return table
+
+
+def _plan_row(scale: Facts) -> tuple[str, ...]:
+    height, width = scale["size"]
+    dense, pruned = scale["past_dense"], scale["past_pruned"]
+    past = str(dense) if dense == pruned else f"{dense} / {pruned}"
+    return (
+        str(scale["index"]),
+        f"{width}x{height}",
+        str(scale["tokens"]),
+        str(scale["kept"]),
+        past,
+        scale["engines"][0].rpartition("-r")[0],
+        human_bytes(scale["engine_bytes"]),
+    )
+
+
+def engine_table(facts: Facts) -> Table:
+    """Every engine of the bundle."""
+    table = Table("engine", "file")
+    for name in ("bytes", "inputs", "outputs", "weights"):
+        table.add_column(name, justify="right")
+    for name, engine in facts["engines"].items():
+        counts = (str(engine[key]) for key in ("inputs", "outputs", "weights"))
+        table.add_row(name, engine["file"], human_bytes(engine["bytes"]), *counts)
+    return table
+
+
+def timing_table(timings: Sequence[ImageTimings]) -> Table:
+    """Milliseconds per scale, one column per image."""
+    table = Table("scale", "size", "tokens", "kept")
+    for column in table.columns:
+        column.justify = "right"
+    for number in range(len(timings)):
+        table.add_column(f"image {number + 1}, ms" if len(timings) > 1 else "ms", justify="right")
+    for scales in zip(*(timing.scales for timing in timings), strict=True):
+        first, (height, width) = scales[0], scales[0].size
+        spent = (f"{scale.ms:.1f}" for scale in scales)
+        table.add_row(str(first.index), f"{width}x{height}", str(first.tokens), str(first.kept), *spent)
+    table.add_section()
+    for label, attribute in (("text", "text_ms"), ("decoder", "decode_ms"), ("total", "total_ms")):
+        table.add_row(label, "", "", "", *(f"{getattr(timing, attribute):.1f}" for timing in timings))
+    return table
+
+
+def build_lines(report: BuildReport) -> list[str]:
+    """What a build did, in plain lines."""
+    return [
+        f"built {report.out} in {report.seconds:.1f} s",
+        f"graphs   {report.graphs_traced} exported, {report.graphs_cached} from the cache",
+        f"engines  {human_bytes(report.engine_bytes)}, of it transformer steps {human_bytes(report.step_engine_bytes)}",
+        f"weights  {human_bytes(report.weight_bytes)}",
+    ]
+
+
+def doctor_tables(facts: Facts) -> list[Table]:
+    """Machine, uses and packages."""
+    return [_machine_table(facts), _use_table(facts), _package_table(facts)]
+
+
+def _machine_table(facts: Facts) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    memory, cache = facts["memory_bytes"], facts["cache"]
+    rows = {
+        "fastvar": facts["fastvar"],
+        "python": f"{facts['python']} on {facts['platform']}",
+        "cpu": f"{facts['cpu']}, {facts['cpu_cores']} cores usable",
+        "features": " ".join(facts["cpu_features"]) or "unknown",
+        "memory": human_bytes(memory) if memory else "unknown",
+        "nvidia driver": facts["nvidia_driver"] or "none",
+        "engine cache": f"{cache['folder']} ({cache['files']} files, {human_bytes(cache['bytes'])})",
+    }
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    return table
+
+
+def _use_table(facts: Facts) -> Table:
+    table = Table("for", "state", "what to do")
+    for use in facts["uses"]:
+        state = Text("ready", "green") if use["ready"] else Text(f"lacks {', '.join(use['missing'])}", "yellow")
+        table.add_row(use["use"], state, Text(use["fix"] or use["note"]))
+    return table
+
+
+def _package_table(facts: Facts) -> Table:
+    table = Table("package", "version")
+    for name, version in facts["packages"].items():
+        table.add_row(name, version or Text("not installed", "dim"))
+    return table

@@ -1,0 +1,133 @@
+"""What this machine offers: packages by their metadata, CPU features, an NVIDIA driver. Imports none of them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .engines.cache import default_folder
+
+# CPU features that decide which kernels run: Linux names of x86 and Arm flags.
+CPU_FEATURES = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "asimddp",
+    "bf16",
+    "sve",
+)
+PACKAGES = {  # extra -> distributions; "" is the base install
+    "": ("numpy", "safetensors", "tokenizers", "pillow", "typer", "rich"),
+    "export": ("torch", "onnx", "onnxscript", "transformers"),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+}
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What a use of fastvar needs: one of several packages each, and the extra that brings them."""
+
+    use: str
+    extra: str
+    packages: tuple[tuple[str, ...], ...]
+    note: str
+
+
+REQUIREMENTS = (
+    Requirement(
+        "fastvar build", "export", tuple((name,) for name in PACKAGES["export"]), "on any machine, without a GPU"
+    ),
+    Requirement("backend onnxruntime", "onnxruntime", (PACKAGES["onnxruntime"],), "builds and runs on any CPU"),
+)
+
+
+def examine() -> dict[str, Any]:
+    """All facts, ready for json.dumps."""
+    packages = {name: _version(name) for names in PACKAGES.values() for name in names}
+    folder = default_folder()
+    return {
+        "fastvar": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpu_cores": _usable_cores(),
+        "cpu_features": _cpu_features(),
+        "memory_bytes": _memory_bytes(),
+        "nvidia_driver": _nvidia_driver(),
+        "packages": packages,
+        "uses": [_judge(requirement, packages) for requirement in REQUIREMENTS],
+        "cache": {"folder": str(folder), **_folder_use(folder)},
+    }
+
+
+def _judge(requirement: Requirement, packages: dict[str, str | None]) -> dict[str, Any]:
+    missing = [" or ".join(names) for names in requirement.packages if not any(packages[name] for name in names)]
+    fix = f"pip install 'fastvar-runtime[{requirement.extra}]'" if missing else ""
+    return {"use": requirement.use, "ready": not missing, "missing": missing, "fix": fix, "note": requirement.note}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpuinfo(*keys: str) -> str:
+    """The first line of /proc/cpuinfo with one of the keys; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return ""
+    found = re.search(rf"^(?:{'|'.join(keys)})\s*:\s*(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _cpu_model() -> str:
+    return _cpuinfo("model name", "Hardware") or platform.processor() or platform.machine()
+
+
+def _cpu_features() -> list[str]:
+    flags = set(_cpuinfo("flags", "Features").split())
+    return [feature for feature in CPU_FEATURES if feature in flags]
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # not a Unix
+        return None
+
+
+def _nvidia_driver() -> str | None:
+    """Version of the kernel driver; "unknown" where only its tool is there."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return "unknown" if shutil.which("nvidia-smi") else None
+    found = re.search(r"Kernel Module\D*([\d.]+)", text)
+    return found[1] if found else "unknown"
+
+
+def _folder_use(folder: Path) -> dict[str, int]:
+    if not folder.is_dir():
+        return {"files": 0, "bytes": 0}
+    sizes = [entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()]
+    return {"files": len(sizes), "bytes": sum(sizes)}

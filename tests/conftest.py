@@ -1,0 +1,68 @@
+"""Fixtures for all tests: a tiny random model, built into bundles once per session."""
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+TOKENIZER = REPOSITORY / "demo" / "checkpoint" / "text_encoder" / "tokenizer.json"
+
+# Few scales, two layers, one of them pruned: every kind of engine, as few of them as possible.
+TINY_POLICY = """
+cached_scale = 2
+layers = [1, 2]
+[scale.1]
+skip = true
+[scale.3]
+skip = true
+[scale.4]
+skip = true
+[scale.5]
+skip = true
+[scale.6]
+keep = 0.5
+"""
+
+
+@pytest.fixture(scope="session")
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine cache of this test session alone."""
+    return tmp_path_factory.mktemp("engine-cache")
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy file that skips most scales and prunes the last."""
+    path = tmp_path_factory.mktemp("policy") / "tiny.toml"
+    path.write_text(TINY_POLICY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint():
+    """Random weights in a model of two layers that reads the demo's words."""
+    from transformers import T5Config
+
+    from fastvar.config import ImageTokenizerConfig, TransformerConfig
+    from fastvar.export.random_weights import random_checkpoint_for
+
+    transformer = TransformerConfig(
+        depth=2, width=64, heads=2, mlp_width=128, text_width=128, text_length=16, code_channels=8, chunks=1
+    )
+    images = ImageTokenizerConfig(bits=8, base_channels=24, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=1)
+    encoder = T5Config(
+        vocab_size=40, d_model=128, d_kv=32, d_ff=64, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    return random_checkpoint_for(transformer, images, encoder, name="tiny", tokenizer_file=TOKENIZER)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint, tiny_policy: Path, engine_cache: Path
+) -> Path:
+    """A bundle of the tiny model at 256x256; read only: a test that damages a bundle copies it first."""
+    import fastvar
+
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    fastvar.build(tiny_checkpoint, size="256x256", policy=str(tiny_policy), out=out, cache=engine_cache)
+    return out
