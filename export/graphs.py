@@ -59,7 +59,7 @@ class StepGraph:
             "exporter": exporter_digest(),
             "opset": OPSET,
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ keep = 0.5
 
 
 @pytest.fixture(scope="session")
-def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An engine cache of this test session alone."""
-    return tmp_path_factory.mktemp("engine-cache")
+def engine_cache(pytestconfig: pytest.Config) -> Path:
+    """Engines kept from test run to test run in .pytest_cache: tracing takes a minute, and keys hold all it depends on."""
+    return pytestconfig.cache.mkdir("engines")
 
 
 @pytest.fixture(scope="session")
