@@ -26,7 +26,7 @@ keep = 0.5
 
 @pytest.fixture(scope="session")
 def engine_cache(pytestconfig: pytest.Config) -> Path:
-    """Engines kept from test run to test run in .pytest_cache: tracing takes a minute, and keys hold all it depends on."""
+    """Engines kept from run to run in .pytest_cache: tracing takes a minute, and a key holds all it depends on."""
     return pytestconfig.cache.mkdir("engines")
 
 
