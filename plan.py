@@ -6,6 +6,7 @@ Keyed by scale index and keep ratio, never by width, so that every aspect ratio 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any
 from .errors import PlanError
 from .schedule import ScaleSchedule, Size
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 

@@ -80,17 +80,19 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution, and the step to the next one."""
 
+    downsample: Downsample | None
+    upsample: Upsample | None
+
     def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResidualBlock(inputs if i == 0 else outputs, outputs) for i in range(blocks))
+        self.downsample = self.upsample = None
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
             x = block(x)
-        if hasattr(self, "downsample"):
-            x = self.downsample(x)
-        if hasattr(self, "upsample"):
-            x = self.upsample(x)
+        for step in (self.downsample, self.upsample):
+            x = x if step is None else step(x)
         return x
 
 

@@ -32,6 +32,8 @@ class Condition:
 class AttentivePool(nn.Module):
     """A learned query attends over the text tokens, one head per 128 text channels."""
 
+    zero_k_bias: Tensor
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.heads, self.head_dim = config.pool_heads, config.width // config.pool_heads
@@ -78,6 +80,8 @@ class TextNorm(nn.Module):
 class SelfAttention(nn.Module):
     """Cosine attention with a learned scale per head; keys are cached after normalisation and rotary."""
 
+    zero_k_bias: Tensor
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
@@ -105,6 +109,8 @@ class SelfAttention(nn.Module):
 
 class CrossAttention(nn.Module):
     """Plain scaled attention to the text; no rotary, no cosine."""
+
+    zero_k_bias: Tensor
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -220,8 +226,7 @@ class InfinityTransformer(nn.Module):
     @property
     def layers(self) -> list[Block]:
         """Every block, in order, whatever chunk it is stored in."""
-        modules = self.blocks if self.config.chunks == 1 else (b for c in self.block_chunks for b in c.module)
-        return [block for block in modules if isinstance(block, Block)]
+        return [module for module in self.modules() if isinstance(module, Block)]
 
     def condition(self, features: Tensor, mask: Tensor) -> Condition:
         """Text features [B, T, Ct] with their mask [B, T] (True = a token) -> what every scale needs."""

@@ -118,6 +118,8 @@ class Project(nn.Module):
     x [L * R, C], modulation [R, 6, C] -> q, keys, values [k, R * heads, hd], and when pruned kept [k * R] (int64).
     """
 
+    rotary: Tensor
+    outputs: tuple[str, ...]
     inputs = ("x", "modulation")
     weights = ("ada_gss", "sa.qkv.weight", "sa.qkv.bias", "sa.q_scale")
 
@@ -162,6 +164,8 @@ class Attend(nn.Module):
     -> x_out [L * R, C]; when it fills the cache cache_{sa,ca,ffn} [L * R, C]; when pruned kept_ca, kept_ffn.
     """
 
+    corners: Tensor
+
     weights = (
         "ada_gss",
         "sa.proj.weight",
@@ -193,7 +197,16 @@ class Attend(nn.Module):
         self.config, self.rows, self.size, self.kept, self.fills = config, rows, size, kept, fills
         self.past, self.text_length, self.cached_size = past, text_length, cached_size
         self.prunes = kept < tokens_of(size)
-        self.inputs = ("x", "q", "keys", "values", "text_keys", "text_values", "text_bias", "modulation")
+        self.inputs: tuple[str, ...] = (
+            "x",
+            "q",
+            "keys",
+            "values",
+            "text_keys",
+            "text_values",
+            "text_bias",
+            "modulation",
+        )
         self.outputs: tuple[str, ...] = ("x_out",)
         if fills:
             self.outputs += ("cache_sa", "cache_ca", "cache_ffn")
@@ -274,6 +287,10 @@ class Bridge(nn.Module):
     summed [1, bits, H, W] -> logits [L, 2 * channels], summed_out, and but for the last scale x_next [L' * R, C].
     """
 
+    enlarge_0: Tensor  # bilinear matrices [final, own] and [next, final], per axis
+    enlarge_1: Tensor
+    shrink_0: Tensor
+    shrink_1: Tensor
     weights_last = ("head.weight", "head.bias")
     weights_next = (*weights_last, "word_embed.weight", "word_embed.bias", "lvl_embed.weight")
 
@@ -289,7 +306,7 @@ class Bridge(nn.Module):
         super().__init__()
         self.config, self.rows, self.size, self.final = config, rows, size, final
         self.next_size, self.next_index = next_size, next_index
-        self.inputs = ("x", "head_modulation", "noise", "tau", "cut", "summed")
+        self.inputs: tuple[str, ...] = ("x", "head_modulation", "noise", "tau", "cut", "summed")
         if rows == 2:
             self.inputs += ("guidance",)
         self.outputs = ("logits", "summed_out") + (() if next_size is None else ("x_next",))
