@@ -1,0 +1,194 @@
+"""What both trainings share: the optimizer, averaged weights, checkpoints, and a clock-driven learning rate.
+
+Knows nothing of images, codes or captions.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WORKERS = 2
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+def orthogonalize(update: Tensor) -> Tensor:
+    """The orthogonal factor of a matrix [rows, columns], roughly, by Newton-Schulz steps in its own precision.
+
+    `torch.optim.Muon` casts to bf16 here, which CPUs without AMX compute hundreds of times slower.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = update.mT if update.shape[0] > update.shape[1] else update
+    x = x / (x.norm() + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if update.shape[0] > update.shape[1] else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024) for matrices and convolutions, its step as large as one of AdamW."""
+
+    def __init__(self, params: list[Tensor], lr: float, decay: float, pool: Executor | None = None) -> None:
+        super().__init__(params, {"lr": lr, "momentum": 0.95, "decay": decay})
+        self.pool = pool
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Update every parameter that has a gradient, in the pool's threads if there is one."""
+        work = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        list((self.pool.map if self.pool else map)(self._update, work))
+
+    @torch.no_grad()
+    def _update(self, item: tuple[dict[str, Any], Tensor]) -> None:
+        group, p = item
+        if "momentum" not in self.state[p]:
+            self.state[p]["momentum"] = torch.zeros_like(p)
+        buffer = self.state[p]["momentum"]
+        buffer.lerp_(p.grad, 1 - group["momentum"])
+        update = p.grad.lerp(buffer, group["momentum"]).flatten(1)
+        scale = 0.2 * max(update.shape) ** 0.5
+        p.mul_(1 - group["lr"] * group["decay"])
+        p.add_(orthogonalize(update).view_as(p), alpha=-group["lr"] * scale)
+
+
+def optimizers(
+    matrices: list[Tensor], others: list[Tensor], lr: float, decay: float, pool: Executor | None = None
+) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, AdamW for everything else, with one learning rate for both."""
+    adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+    built: list[torch.optim.Optimizer] = [Muon(matrices, lr, decay, pool), adam]
+    for optimizer in built:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return built
+
+
+def learning_rate_factor(progress: float, warm_up: float = 0.03) -> float:
+    """Linear warm-up, then a cosine to zero; `progress` runs from 0 to 1."""
+    if progress < warm_up:
+        return progress / warm_up + 1e-3
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))
+
+
+class Workers:
+    """Python threads that each compute the gradients of a part of the batch with one torch thread.
+
+    They meet once per step. Torch's own threads meet at every operation, and crawl (measured: 18 times slower)
+    when another program holds one of the cores.
+    """
+
+    def __init__(self, model: nn.Module, count: int = WORKERS) -> None:
+        torch.set_num_threads(1)
+        self.params = list(model.parameters())
+        self.count = count
+        self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+    def backward(self, part_losses: Callable[[int], Tensor]) -> Tensor:
+        """Fill the gradients with the mean over the parts of `part_losses(part)`, a tensor whose sum is the loss.
+
+        Returns the mean of those tensors.
+        """
+
+        def work(part: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            losses = part_losses(part)
+            return losses.detach(), torch.autograd.grad(losses.sum(), self.params, allow_unused=True)
+
+        results = list(self.pool.map(work, range(self.count)))
+        for p, *grads in zip(self.params, *(grads for _, grads in results), strict=True):
+            p.grad = None if grads[0] is None else sum(grads) / self.count
+        return torch.stack([losses for losses, _ in results]).mean(0)
+
+
+class TrainingRun:
+    """Step counter, clock, optimizers, and the averaged weights of one model; resumes from its file.
+
+    The learning rate follows the training time used, not the step: the run ends on time on any machine.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        file: Path,
+        minutes: float,
+        average: float,
+    ) -> None:
+        self.model, self.optimizers, self.file = model, optimizers, file
+        self.budget_s, self.average = minutes * 60, average
+        self.step, self.used_s = 0, 0.0
+        self.averaged = {k: v.clone() for k, v in model.state_dict().items()}
+        if file.exists():
+            self._restore(torch.load(file, weights_only=False))
+        self._clock = time.monotonic()
+
+    @property
+    def progress(self) -> float:
+        return self.used_s / self.budget_s
+
+    def update(self, lr_scale: float = 1.0) -> None:
+        """One optimizer step on the gradients at hand, then the average and the clock."""
+        factor = learning_rate_factor(self.progress) * lr_scale
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        weight = 1 - min(self.average, 1 - 1 / (1 + self.step / 5))
+        for k, v in self.model.state_dict().items():
+            self.averaged[k].lerp_(v, weight)
+        now = time.monotonic()
+        self.used_s, self._clock = self.used_s + now - self._clock, now
+
+    def save(self) -> None:
+        write_atomically(
+            {
+                "model": self.model.state_dict(),
+                "averaged": self.averaged,
+                "optimizers": [o.state_dict() for o in self.optimizers],
+                "step": self.step,
+                "used_s": self.used_s,
+                "rng": torch.get_rng_state(),
+            },
+            self.file,
+        )
+        self.resume_clock()
+
+    def resume_clock(self) -> None:
+        """Leave out the time since the last step: saving and evaluating are no training."""
+        self._clock = time.monotonic()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.averaged = state["averaged"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            peaks = [group["peak_lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["peak_lr"] = peak
+        self.step, self.used_s = state["step"], state["used_s"]
+        torch.set_rng_state(state["rng"])
+
+
+def write_atomically(state: Any, file: Path) -> None:
+    """`torch.save` under a temporary name, then rename: a reader never sees half a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.part")
+    with temporary.open("wb") as f:
+        torch.save(state, f)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(file)
+
+
+def half_precision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors rounded to fp16, the rest as they are; everything contiguous."""
+    return {k: (v.half() if v.is_floating_point() else v).contiguous().clone() for k, v in weights.items()}
