@@ -152,14 +152,16 @@ class Workspace:
         self._reset(settings)
         for step in self._steps:
             start = time.perf_counter()
-            view = step.calls.noise
-            self.arena.array(view)[:] = noise(step.calls.step.index, view.shape)
+            self._draw_noise(step.calls, noise)
             for launch in step.layers:
                 launch()
             step.bridge()
             if not np.isfinite(self.read(step.calls.bridge, "logits")).all():
-                raise self._numerics_error(step.calls)
+                raise _not_finite(self._first_bad_launch(noise, settings) or _scale(step.calls))
             yield step.calls, (time.perf_counter() - start) * 1e3
+
+    def _draw_noise(self, calls: StepCalls, noise: Noise) -> None:
+        self.arena.array(calls.noise)[:] = noise(calls.step.index, calls.noise.shape)
 
     def _reset(self, settings: SamplingSettings) -> None:
         first = self.layout.steps[0].bridge
@@ -169,34 +171,68 @@ class Workspace:
         if self.layout.rows == 2:
             self.read(first, "guidance")[:] = settings.guidance_scale
 
-    def _numerics_error(self, calls: StepCalls) -> NumericsError:
-        """The keys of a layer tell whether its input was finite, so the first bad ones name the layer before."""
-        h, w = calls.step.size
-        where = "the head"
-        for position, call in enumerate(calls.layers[0::2]):
-            if not np.isfinite(self.read(call, "keys")).all():
-                where = f"layer {max(position - 1, 0)}"
-                break
-        else:
-            if not np.isfinite(self.read(calls.layers[-1], "x_out")).all():
-                where = f"layer {len(calls.layers) // 2 - 1}"
-        return NumericsError(
-            f"scale {calls.step.index} ({h}x{w}), {where}: numbers that are not finite",
-            expected="finite activations",
-            fix="check the checkpoint; in 16-bit engines prefer bfloat16 over float16",
+    def _first_bad_launch(self, noise: Noise, settings: SamplingSettings) -> str | None:
+        """Draw once more and look at what every launch writes: later launches overwrite where it began."""
+        assert self.layout.condition is not None
+        condition = (self.layout.condition, *self.layout.text_kv)
+        if not self._writes_finite(self.layout.text_encoder, self.layout.uncond_encoder):
+            return "the text features"
+        for call, launch in zip(condition, self._condition, strict=True):
+            launch()
+            if not self._writes_finite(call):
+                return "the text condition" if call.layer is None else f"the text keys of layer {call.layer}"
+        self._reset(settings)
+        for step in self._steps:
+            self._draw_noise(step.calls, noise)
+            for call, launch in zip(step.calls.layers, step.layers, strict=True):
+                launch()
+                if not self._writes_finite(call):
+                    return f"{_scale(step.calls)}, layer {call.layer}"
+            step.bridge()
+            if not np.isfinite(self.read(step.calls.bridge, "logits")).all():
+                return f"{_scale(step.calls)}, the head"
+            if not self._writes_finite(step.calls.bridge):
+                return f"{_scale(step.calls)}, the tokens of the next scale"
+        return None
+
+    def _writes_finite(self, *calls: EngineCall | None) -> bool:
+        return all(
+            np.isfinite(self.read(call, output.name)).all()
+            for call in calls
+            if call is not None
+            for output in self.manifest.engines[call.engine].outputs
         )
 
     def decode(self) -> NDArray[np.float32]:
-        """The summed codes as an image [3, H, W] in [-1, 1]; a view that the next image overwrites."""
+        """The summed codes as an image [3, H, W] in [-1, 1]; a view that the next image overwrites.
+
+        Raises:
+            NumericsError: the image decoder gave numbers that are not finite.
+        """
         self._decode()
         assert self.layout.image is not None
         image: NDArray[np.float32] = self.arena.array(self.layout.image)[0]
+        if not np.isfinite(image).all():
+            raise _not_finite("the image decoder")
         return image
 
     def summed_codes(self, calls: StepCalls) -> NDArray[np.float32]:
         """Running sum [bits, h, w] after a scale."""
         summed: NDArray[np.float32] = self.arena.array(calls.summed)[0]
         return summed
+
+
+def _scale(calls: StepCalls) -> str:
+    h, w = calls.step.size
+    return f"scale {calls.step.index} ({h}x{w})"
+
+
+def _not_finite(where: str) -> NumericsError:
+    return NumericsError(
+        f"{where}: numbers that are not finite",
+        expected="finite activations",
+        fix="check the checkpoint; in 16-bit engines prefer bfloat16 over float16",
+    )
 
 
 def _nothing() -> None:

@@ -98,7 +98,9 @@ class Pipeline:
         Raises:
             InputError: a setting out of range, or a prompt too long for the bundle.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+        if not prompts:
+            raise InputError("the list of prompts is empty", expected="at least one prompt")
         settings = self._settings(guidance_scale, tau, top_p)
         seeds = _seeds(seed, num_images)
         texts = [self._text(p, negative_prompt, settings) for p in prompts]
