@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .. import __version__
 from ..config import TransformerConfig
 from ..engines.base import Backend
 from ..engines.bundle import BundleWriter
-from ..engines.cache import CachedEngine, EngineCache
+from ..engines.cache import EngineCache
 from ..engines.manifest import EngineSpec, FileRecord, Manifest, SamplingDefaults, TensorSpec
 from ..engines.registry import get_backend
 from ..engines.weights import write_weights
@@ -25,7 +26,7 @@ from ..plan import GenerationPlan, load_policy, make_plan
 from ..schedule import parse_size, schedule_for
 from .assembly import Assembly, assemble
 from .checkpoint import Checkpoint, image_tokenizer_shapes, load_checkpoint
-from .graphs import StepGraph, layer_weights, trace
+from .factory import BuiltEngine, EngineFactory
 from .image_tokenizer import Decoder
 from .preview import fit_preview
 from .random_weights import text_encoder_shapes
@@ -63,6 +64,7 @@ def build(
     image_tokenizer: Path | None = None,
     text_encoder: Path | None = None,
     cache: EngineCache | Path | bool = True,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Build a bundle.
@@ -77,6 +79,8 @@ def build(
         text_length: static prompt length in tokens; the model's own by default.
         with_encoder: include the image encoder.
         cache: the engine cache: True for the default folder, False for none.
+        jobs: processes that trace graphs; one per usable core by default.
+        progress: called with (what was just done, how many so far, of how many).
 
     Raises:
         FastvarError: whatever is wrong with checkpoint, size, policy or output; nothing is left half-written.
@@ -99,6 +103,7 @@ def build(
         with_encoder=with_encoder,
         sampling=sampling,
         cache=cache,
+        jobs=jobs,
         progress=progress,
     )
 
@@ -115,6 +120,7 @@ def build_bundle(
     with_encoder: bool = False,
     sampling: SamplingDefaults | None = None,
     cache: EngineCache | Path | bool = True,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Build the bundle of a plan; the arguments are those of `build`, resolved."""
@@ -127,11 +133,10 @@ def build_bundle(
     total = len(assembly.graphs) + 1
     with BundleWriter(out) as writer:
         sources = _weight_sources(checkpoint, with_encoder)
-        factory = EngineFactory(compiler, target, _open_cache(cache), sources)
-        engines: dict[str, EngineSpec] = {}
-        for done, graph in enumerate(assembly.graphs.values()):
-            report(graph.name, done, total)
-            engines[graph.name] = factory.add_to(writer, graph)
+        factory = EngineFactory(compiler, target, _open_cache(cache), sources, jobs)
+        finished = count()
+        built = factory.make(assembly.graphs, lambda name: report(name, next(finished), total))
+        engines = {name: _add_to(writer, name, engine, compiler, target) for name, engine in built.items()}
         report("weights", total - 1, total)
         weights = _write_weights(writer.path("weights.safetensors"), sources)
         writer.commit(_manifest(checkpoint, plan, assembly, engines, weights, text_length, writer, sampling))
@@ -147,49 +152,20 @@ def build_bundle(
     )
 
 
-class EngineFactory:
-    """Turns step graphs into engines, through the content-keyed cache."""
-
-    def __init__(
-        self, backend: Backend, target: str, cache: EngineCache | None, sources: dict[str, WeightSource]
-    ) -> None:
-        self.backend, self.target, self.cache, self.sources = backend, target, cache, sources
-        self.traced = self.cached = 0
-
-    def add_to(self, writer: BundleWriter, graph: StepGraph) -> EngineSpec:
-        """Build (or find) one engine and put it into the bundle."""
-        module: Any = graph.factory(**graph.arguments)
-        binding = graph.weight_binding(module)
-        shapes = layer_weights(self.sources, binding)
-        engine = self._engine(graph, module, shapes)
-        file, sha256, size = writer.add_engine(graph.name, engine.engine, ".onnx")
-        return EngineSpec(
-            name=graph.name,
-            file=file,
-            sha256=sha256,
-            size_bytes=size,
-            inputs=engine.inputs,
-            outputs=engine.outputs,
-            weights=binding,
-            backend=self.backend.name,
-            target=self.target,
-            library_version=self.backend.version(),
-        )
-
-    def _engine(self, graph: StepGraph, module: Any, shapes: dict[str, tuple[int, ...]]) -> CachedEngine:
-        key = graph.key(shapes)
-        if self.cache is not None:
-            key = self.cache.key(key, self.backend.name, self.target, self.backend.version())
-            found = self.cache.get(key)
-            if found is not None:
-                self.cached += 1
-                return found
-        traced = trace(module, shapes)
-        engine = CachedEngine(self.backend.build(traced.onnx, self.target), traced.inputs, traced.outputs)
-        self.traced += 1
-        if self.cache is not None:
-            self.cache.put(key, engine)
-        return engine
+def _add_to(writer: BundleWriter, name: str, built: BuiltEngine, backend: Backend, target: str) -> EngineSpec:
+    file, sha256, size = writer.add_engine(name, built.engine.engine, ".onnx")
+    return EngineSpec(
+        name=name,
+        file=file,
+        sha256=sha256,
+        size_bytes=size,
+        inputs=built.engine.inputs,
+        outputs=built.engine.outputs,
+        weights=built.weights,
+        backend=backend.name,
+        target=target,
+        library_version=backend.version(),
+    )
 
 
 def _check_fit(plan: GenerationPlan, config: TransformerConfig, text_length: int | None) -> None:

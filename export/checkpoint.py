@@ -178,7 +178,9 @@ def load_text_encoder(folder: Path) -> tuple[T5Config, dict[str, Tensor], Path]:
     folder = Path(folder)
     _check_text_encoder_folder(folder)
     from transformers import T5EncoderModel  # seconds to import: not paid by those who need no text encoder
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a bar of its own across the build's
     try:
         model, info = T5EncoderModel.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, dtype="auto"

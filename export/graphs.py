@@ -50,7 +50,7 @@ class StepGraph:
     def weight_binding(self, module: StepModule) -> dict[str, str]:
         return {name: self.prefix + name for name in module.weights}
 
-    def key(self, weight_shapes: dict[str, tuple[int, ...]]) -> str:
+    def key(self, weight_shapes: Shapes) -> str:
         """Digest of all that the graph depends on: arguments, weight shapes, exporter source and versions."""
         content = {
             "kind": self.factory.__qualname__,
@@ -77,17 +77,24 @@ def exporter_digest() -> str:
     digest = hashlib.sha256("|".join((torch.__version__, onnx.__version__, onnxscript.__version__)).encode())
     root = Path(__file__).parent
     for source in (*sorted(root.glob("*.py")), root.parent / "rotary.py"):
-        if source.name not in ("checkpoint.py", "random_weights.py", "build.py", "reference.py", "pruning.py"):
+        if source.name not in (
+            "checkpoint.py",
+            "random_weights.py",
+            "build.py",
+            "factory.py",
+            "reference.py",
+            "pruning.py",
+        ):
             digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
-def layer_weights(sources: dict[str, WeightSource], binding: dict[str, str]) -> dict[str, tuple[int, ...]]:
+def layer_weights(sources: dict[str, WeightSource], binding: dict[str, str]) -> Shapes:
     """Shapes of the tensors a graph is bound to; those of layer 0 stand for all layers."""
     return {name: sources[pattern.format(layer=0)].shape for name, pattern in binding.items()}
 
 
-def trace(module: nn.Module, weight_shapes: dict[str, tuple[int, ...]]) -> TracedGraph:
+def trace(module: nn.Module, weight_shapes: Shapes) -> TracedGraph:
     """Export a step module through torch.export; no shape is dynamic, no weight is inside."""
     step = cast(StepModule, module)
     inputs = tuple(_example(name, shape) for name, shape in step.input_shapes().items())

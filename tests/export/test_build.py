@@ -1,0 +1,152 @@
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastvar.config import ImageTokenizerConfig
+from fastvar.engines.bundle import Bundle
+from fastvar.engines.registry import get_backend
+from fastvar.engines.weights import WeightFile
+from fastvar.errors import FastvarError, NumericsError, PlanError
+from fastvar.export.build import build, build_bundle
+from fastvar.export.checkpoint import Checkpoint
+from fastvar.export.random_weights import random_checkpoint_for
+from fastvar.export.reference import Sampling, generate_scales
+from fastvar.runtime.generation import SamplingSettings, Workspace
+from fastvar.runtime.pipeline import LazyEngines
+from tests.export import tiny_models as tiny
+
+IMAGES = ImageTokenizerConfig(bits=6, base_channels=24, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    """The tiny model as a checkpoint; it takes text features, not prompts."""
+    made = random_checkpoint_for(tiny.CONFIG, IMAGES, name="tiny")
+    return replace(made, transformer_weights=dict(tiny.model().state_dict()))
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory, engine_cache: Path) -> Bundle:
+    out = tmp_path_factory.mktemp("built") / "bundle"
+    build_bundle(checkpoint, tiny.plan(), out, compiler=get_backend("onnxruntime"), cache=engine_cache)
+    return Bundle.open(out)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_chained_engines_equal_the_reference(bundle: Bundle, rows: int):
+    model, (features, mask) = tiny.model(), tiny.text(lengths=(5, 8)[:rows])
+    sampling = Sampling(guidance_scale=3.0 if rows == 2 else 1.0, tau=0.7, top_p=0.9)
+    weights = WeightFile(bundle.path / bundle.manifest.weights.file)
+    workspace = Workspace(bundle.manifest, LazyEngines(bundle, None), weights, rows)
+    uncond = features[1].numpy() if rows == 2 else None
+    workspace.set_features(features[0].numpy(), uncond, (5, 8)[:rows])
+    settings = SamplingSettings(sampling.guidance_scale, sampling.tau, sampling.top_p)
+    expected = generate_scales(model, features, mask, tiny.plan(), tiny.noise, sampling)
+    ran = workspace.run_scales(lambda i, shape: tiny.noise(i, shape).numpy(), settings)
+    for (calls, _), trace in zip(ran, expected, strict=True):
+        logits = torch.from_numpy(workspace.read(calls.bridge, "logits"))
+        assert (logits - trace.logits).norm() <= 1e-4 * trace.logits.norm()
+        summed = torch.from_numpy(workspace.summed_codes(calls))
+        torch.testing.assert_close(summed, trace.summed_codes[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_second_build_traces_nothing(checkpoint: Checkpoint, bundle: Bundle, tmp_path: Path, engine_cache: Path):
+    again = build_bundle(
+        checkpoint, tiny.plan(), tmp_path / "b", compiler=get_backend("onnxruntime"), cache=engine_cache
+    )
+    assert again.graphs_traced == 0
+    assert Bundle.open(tmp_path / "b").digest == bundle.digest
+
+
+def test_another_policy_reuses_what_is_equal(
+    checkpoint: Checkpoint, bundle: Bundle, tmp_path: Path, engine_cache: Path
+):
+    rules = {**tiny.POLICY.rules, 6: replace(tiny.POLICY.rules[6], keep=0.5)}
+    policy = replace(tiny.POLICY, rules=rules)
+    report = build_bundle(
+        checkpoint,
+        tiny.plan(policy),
+        tmp_path / "b",
+        compiler=get_backend("onnxruntime"),
+        rows=(2,),
+        cache=engine_cache,
+    )
+    # Only the two pruned halves of the last scale know its keep ratio.
+    assert report.graphs_traced == 2
+    assert report.graphs_cached > 20
+
+
+def test_manifest_bindings_exist_with_the_right_shapes(bundle: Bundle):
+    weights = WeightFile(bundle.path / bundle.manifest.weights.file)
+    for spec in bundle.manifest.engines.values():
+        for tensor in spec.inputs:
+            if tensor.name in spec.weights:
+                assert weights.shape(spec.weights[tensor.name].format(layer=2)) == tensor.shape
+
+
+def test_weights_that_are_not_finite_leave_nothing_behind(checkpoint: Checkpoint, tmp_path: Path, engine_cache: Path):
+    broken = dict(checkpoint.transformer_weights)
+    broken["head.weight"] = broken["head.weight"].clone()
+    broken["head.weight"][0, 0] = float("nan")
+    poisoned = replace(checkpoint, transformer_weights=broken)
+    with pytest.raises(NumericsError, match=r"head\.weight"):
+        build_bundle(poisoned, tiny.plan(), tmp_path / "b", compiler=get_backend("onnxruntime"), cache=engine_cache)
+    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
+
+
+@pytest.mark.parametrize("length", [1, 9])
+def test_text_length_beyond_the_model_is_refused(checkpoint: Checkpoint, tmp_path: Path, length: int):
+    with pytest.raises(PlanError, match="text length"):
+        build_bundle(checkpoint, tiny.plan(), tmp_path / "b", compiler=get_backend("onnxruntime"), text_length=length)
+
+
+def test_a_schedule_beyond_the_level_embedding_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path):
+    short = replace(tiny_checkpoint, transformer=replace(tiny_checkpoint.transformer, levels=5))
+    with pytest.raises(PlanError, match="7 scales"):
+        build(short, size="256x256", policy="dense", out=tmp_path / "b")
+
+
+def test_unknown_guidance_and_size_are_user_errors(tiny_checkpoint: Checkpoint, tmp_path: Path):
+    with pytest.raises(FastvarError, match="guidance"):
+        build(tiny_checkpoint, size="256x256", out=tmp_path / "b", guidance="maybe")
+    with pytest.raises(PlanError, match="256x256"):
+        build(tiny_checkpoint, size="250x250", out=tmp_path / "b")
+
+
+KILLED = """
+import os, signal, sys
+from fastvar.engines.registry import get_backend
+from fastvar.export.build import build_bundle
+from fastvar.export.random_weights import random_checkpoint_for
+from tests.export import tiny_models as tiny
+from tests.export.test_build import IMAGES
+
+def progress(name, done, total):
+    if done == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+made = random_checkpoint_for(tiny.CONFIG, IMAGES, name="tiny")
+build_bundle(made, tiny.plan(), sys.argv[1], compiler=get_backend("onnxruntime"), cache=sys.argv[2], progress=progress)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this platform")
+def test_a_build_killed_in_the_middle_can_be_run_again(
+    checkpoint: Checkpoint, bundle: Bundle, tmp_path: Path, engine_cache: Path
+):
+    out = tmp_path / "b"
+    code = KILLED.replace("sys.argv[1]", "Path(sys.argv[1])").replace("sys.argv[2]", "Path(sys.argv[2])")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", "from pathlib import Path\n" + code, str(out), str(engine_cache)]
+    killed = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not out.exists()
+    build_bundle(checkpoint, tiny.plan(), out, compiler=get_backend("onnxruntime"), cache=engine_cache)
+    assert Bundle.open(out).digest == bundle.digest
+    assert [p.name for p in tmp_path.iterdir() if "building" in p.name] == []

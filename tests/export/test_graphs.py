@@ -1,0 +1,66 @@
+import onnx
+import pytest
+
+from fastvar.config import TransformerConfig
+from fastvar.export.graphs import StepGraph, layer_weights, trace
+from fastvar.export.steps import Attend, Bridge, Project
+from fastvar.export.weights import transformer_weights
+
+# One block of this model weighs 15 MB, so a graph that held even one of its matrices could not be small.
+WIDE = TransformerConfig(
+    depth=1, width=512, heads=8, mlp_width=2048, text_width=128, text_length=8, code_channels=16, chunks=1
+)
+LAYER = "transformer.blocks.{layer}."
+SIZE, CACHED = (6, 6), (4, 4)
+
+
+def project(kept: int = 18) -> StepGraph:
+    arguments = {"config": WIDE, "rows": 2, "size": SIZE, "kept": kept, "position_grid": (64, 64)}
+    return StepGraph("project", Project, arguments, LAYER)
+
+
+def attend(kept: int = 18, past: int = 16) -> StepGraph:
+    sizes = {"rows": 2, "size": SIZE, "kept": kept, "past": past, "text_length": 8}
+    return StepGraph("attend", Attend, {"config": WIDE, **sizes, "cached_size": CACHED, "fills": False}, LAYER)
+
+
+def bridge() -> StepGraph:
+    sizes = {"rows": 2, "size": SIZE, "final": (8, 8), "next_size": (8, 8), "next_index": 3}
+    return StepGraph("bridge", Bridge, {"config": WIDE, **sizes}, "transformer.")
+
+
+def traced(graph: StepGraph):
+    module = graph.factory(**graph.arguments)
+    return trace(module, layer_weights(transformer_weights(WIDE, {}), graph.weight_binding(module)))
+
+
+@pytest.mark.parametrize("graph", [project(), attend(), bridge()], ids=lambda g: g.name)
+def test_no_weight_is_inside_a_step_graph(graph: StepGraph):
+    result = traced(graph)
+    assert len(result.onnx) < 100_000
+    model = onnx.load_from_string(result.onnx)
+    module = graph.factory(**graph.arguments)
+    names = [value.name for value in model.graph.input]
+    assert names == [*module.input_shapes(), *module.weights]
+    assert [value.name for value in model.graph.output] == list(module.outputs)
+    assert not {i.name for i in model.graph.initializer} & set(names)
+
+
+def test_every_shape_is_static():
+    for spec in (*traced(attend()).inputs, *traced(attend()).outputs):
+        assert all(size > 0 for size in spec.shape)
+
+
+def test_tracing_is_deterministic_and_names_no_path_of_this_machine():
+    first, second = traced(bridge()), traced(bridge())
+    assert first == second
+    assert b".py" not in first.onnx
+
+
+def test_keys_tell_graphs_apart():
+    def key(graph: StepGraph, width: int = 512) -> str:
+        return graph.key({"ada_gss": (6, width)})
+
+    assert key(attend()) == key(attend())
+    different = {key(attend()), key(attend(kept=17)), key(attend(past=17)), key(project()), key(attend(), 256)}
+    assert len(different) == 5
