@@ -22,7 +22,8 @@ from ..engines.base import Backend
 from ..engines.cache import CachedEngine, EngineCache
 from ..engines.registry import get_backend
 from ..errors import BuildError, FastvarError
-from .graphs import Shapes, StepGraph, layer_weights, trace
+from .graphs import StepGraph, layer_weights, trace
+from .steps import Shapes
 from .weights import WeightSource
 
 # A worker spends seconds on importing torch; below this many graphs one process is faster.
