@@ -1,0 +1,335 @@
+"""The pipeline on a tiny random model: what must be equal, what must differ, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL.Image import Image
+
+from fastvar import Pipeline
+from fastvar.engines.bundle import Bundle
+from fastvar.errors import BundleError, InputError
+from fastvar.runtime.events import ScaleEvent
+from fastvar.runtime.generation import SamplingSettings, TextInput, Workspace
+from fastvar.runtime.noise import MAX_SEED, uniform_noise
+
+PROMPT = "a red circle above a blue square"
+SCALES = [(0, (1, 1), 1, 1), (2, (4, 4), 16, 16), (6, (16, 16), 256, 128)]  # index, size, tokens, kept
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_bundle: Path) -> Pipeline:
+    return Pipeline.load(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def image(pipe: Pipeline) -> Image:
+    """The image that others are compared with."""
+    return pipe(PROMPT, seed=7).images[0]
+
+
+def pixels(image: Image) -> bytes:
+    assert image.mode == "RGB"
+    return image.tobytes()
+
+
+class StoppedError(Exception):
+    """Ends a generation from its callback."""
+
+
+def previews(pipe: Pipeline, **settings: object) -> list[bytes]:
+    """Every scale of a generation, without the decoder."""
+    return [event.preview().tobytes() for event in pipe.stream(settings.pop("prompt", PROMPT), **settings)]
+
+
+def codes(pipe: Pipeline, rows: int, guidance_scale: float, seed: int = 7) -> list[np.ndarray]:
+    """Summed codes after each scale, on engines for that number of rows."""
+    workspace = Workspace(pipe.manifest, pipe._engines, pipe._weights, rows)
+    workspace.encode_text(TextInput(pipe._tokenizer.encode(PROMPT)))
+    settings = SamplingSettings(guidance_scale, 1.0, 0.97)
+    steps = workspace.run_scales(lambda scale, shape: uniform_noise(seed, scale, shape), settings)
+    return [workspace.summed_codes(calls).copy() for calls, _ in steps]
+
+
+# Reproducibility
+
+
+def test_same_seed_same_bits_whatever_was_drawn_between(pipe: Pipeline, tiny_bundle: Path, image: Image):
+    assert image.size == (256, 256)
+    assert len(image.getcolors(256 * 256)) > 100, "not a flat image"
+    for _ in pipe.stream("a green triangle", seed=1, guidance_scale=9.0, tau=2.0):
+        pass
+    assert pixels(pipe(PROMPT, seed=7).images[0]) == pixels(image)
+    assert pixels(Pipeline.load(tiny_bundle)(PROMPT, seed=7).images[0]) == pixels(image)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 8},
+        {"prompt": "a green triangle"},
+        {"guidance_scale": 9.0},
+        {"guidance_scale": 1},
+        {"tau": 0.1},
+        {"top_p": 0.3},
+        {"negative_prompt": "a white square"},
+    ],
+)
+def test_every_setting_has_an_effect(pipe: Pipeline, change: dict[str, object]):
+    assert previews(pipe, **{"seed": 7, **change})[-1] != previews(pipe, seed=7)[-1]
+
+
+def test_defaults_are_those_of_the_bundle(pipe: Pipeline):
+    d = pipe.manifest.sampling
+    given = {"guidance_scale": d.guidance_scale, "tau": d.tau, "top_p": d.top_p}
+    assert previews(pipe, seed=7, **given) == previews(pipe, seed=7)
+
+
+def test_largest_seed(pipe: Pipeline):
+    assert previews(pipe, seed=MAX_SEED) == previews(pipe, seed=MAX_SEED) != previews(pipe, seed=0)
+
+
+def test_threads_sharing_a_pipeline_draw_what_each_draws_alone(pipe: Pipeline):
+    jobs = [("a red circle", 1, 3.0), ("a blue square", 2, 1.0), ("a green triangle", 3, 3.0)]
+
+    def draw(prompt: str, seed: int, guidance_scale: float) -> bytes:
+        return pixels(pipe(prompt, seed=seed, guidance_scale=guidance_scale).images[0])
+
+    alone = [draw(*job) for job in jobs]
+    together = in_threads([lambda job=job: [draw(*job) for _ in range(2)] for job in jobs])
+    assert together == [[drawn, drawn] for drawn in alone]
+
+
+def in_threads(jobs: list[Callable[[], object]]) -> list[object]:
+    """Run jobs at once, started together."""
+    results: list[object] = [None] * len(jobs)
+    start = threading.Barrier(len(jobs))
+
+    def run(position: int) -> None:
+        start.wait()
+        results[position] = jobs[position]()
+
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "deadlock"
+    return results
+
+
+# Several images
+
+
+def test_images_of_a_prompt_lie_together_and_seeds_count_up(pipe: Pipeline):
+    prompts = ["a red circle", "a blue square"]
+    out = pipe(prompts, seed=5, num_images=2)
+    assert out.prompts == ["a red circle", "a red circle", "a blue square", "a blue square"]
+    assert out.seeds == [5, 6, 5, 6]
+    assert len(out.timings) == len(out.images) == 4
+    assert len({pixels(image) for image in out.images}) == 4
+    assert pixels(out.images[1]) == pixels(pipe("a red circle", seed=6).images[0])
+    assert pixels(out.images[2]) == pixels(pipe("a blue square", seed=5).images[0])
+
+
+def test_output_records_settings_and_timings(pipe: Pipeline):
+    out = pipe(PROMPT, tau=0.5, guidance_scale=2, negative_prompt="a white square")
+    assert out.settings == {
+        "guidance_scale": 2,
+        "tau": 0.5,
+        "top_p": pipe.manifest.sampling.top_p,
+        "negative_prompt": "a white square",
+        "policy": "tiny",
+        "model": "tiny",
+        "size": "256x256",
+    }
+    (timing,) = out.timings
+    assert [(s.index, s.size, s.tokens, s.kept) for s in timing.scales] == SCALES
+    assert min(timing.text_ms, timing.decode_ms, *(s.ms for s in timing.scales)) > 0
+    assert timing.total_ms == pytest.approx(timing.text_ms + timing.scales_ms + timing.decode_ms)
+
+
+# Guidance
+
+
+def test_one_row_equals_two_rows_at_guidance_1(pipe: Pipeline):
+    """The unconditional row counts for nothing there: leaving it out must not change a bit."""
+    for one, two in zip(codes(pipe, 1, 1.0), codes(pipe, 2, 1.0), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_guidance_1_runs_the_one_row_engines(tiny_bundle: Path):
+    pipe = Pipeline.load(tiny_bundle)
+    for guidance_scale in (1, 1.0):
+        next(pipe.stream(PROMPT, guidance_scale=guidance_scale))
+    assert {rows: w.layout.rows for rows, w in pipe._workspaces.items()} == {1: 1}
+    loaded = pipe._engines._loaded
+    assert any(name.endswith("-r1") for name in loaded)
+    assert not any("-r2" in name for name in loaded), "engines that are not needed are not loaded"
+    for guidance_scale in (0.0, 3.0, None):
+        next(pipe.stream(PROMPT, guidance_scale=guidance_scale))
+    assert sorted(pipe._workspaces) == [1, 2]
+
+
+def test_guidance_0_ignores_the_prompt(pipe: Pipeline):
+    """Only the negative prompt is left then."""
+    negative = {"guidance_scale": 0, "negative_prompt": "a white square"}
+    assert previews(pipe, prompt="a red circle", **negative) == previews(pipe, prompt="a blue square", **negative)
+
+
+def test_negative_prompt_equal_to_the_prompt_cancels_guidance(pipe: Pipeline):
+    same = {"negative_prompt": PROMPT, "seed": 7}
+    assert previews(pipe, guidance_scale=4.0, **same) == previews(pipe, guidance_scale=2.0, **same)
+
+
+def test_negative_prompt_without_guidance_is_refused(pipe: Pipeline):
+    with pytest.raises(InputError, match="no effect at guidance_scale 1") as error:
+        pipe(PROMPT, guidance_scale=1, negative_prompt="a white square")
+    assert "raise guidance_scale" in error.value.fix
+
+
+def test_bundle_built_for_guidance_only(tiny_bundle: Path):
+    bundle = Bundle.open(tiny_bundle)
+    sets = tuple(s for s in bundle.manifest.sets if s.rows == 2)
+    pipe = Pipeline(replace(bundle, manifest=replace(bundle.manifest, sets=sets)))
+    with pytest.raises(BundleError, match=r"no engines for 1 guidance row") as error:
+        pipe(PROMPT, guidance_scale=1)
+    assert error.value.expected == "one of [2]"
+    assert error.value.fix == "rebuild with --guidance both"
+    assert len(previews(pipe, guidance_scale=3)) == len(SCALES), "the other way still works"
+
+
+# Callback and stream
+
+
+def test_callback_comes_once_per_executed_scale(pipe: Pipeline, image: Image):
+    events: list[ScaleEvent] = []
+    out = pipe(PROMPT, seed=7, callback_on_scale_end=events.append)
+    assert [(e.index, e.size, e.tokens, e.kept) for e in events] == SCALES
+    assert [e.ms for e in events] == [s.ms for s in out.timings[0].scales]
+    assert pixels(out.images[0]) == pixels(image)
+
+
+def test_callback_comes_for_every_image(pipe: Pipeline):
+    indices: list[int] = []
+    pipe(PROMPT, num_images=2, callback_on_scale_end=lambda event: indices.append(event.index))
+    assert indices == [0, 2, 6] * 2
+
+
+def test_callback_that_raises_leaves_the_pipeline_usable(pipe: Pipeline, image: Image):
+    def stop(event: ScaleEvent) -> None:
+        if event.index == 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        pipe(PROMPT, callback_on_scale_end=stop)
+    assert pixels(pipe(PROMPT, seed=7).images[0]) == pixels(image)
+
+
+def test_callback_may_not_draw_with_its_own_pipeline(pipe: Pipeline):
+    with pytest.raises(InputError, match="still streaming"):
+        pipe(PROMPT, callback_on_scale_end=lambda _: pipe(PROMPT))
+
+
+def test_previews_are_images_that_get_nearer(pipe: Pipeline):
+    found = [event.preview() for event in pipe.stream(PROMPT, seed=7)]
+    assert [(type(image).__name__, image.mode, image.size) for image in found] == [("Image", "RGB", (256, 256))] * 3
+    assert len({pixels(image) for image in found}) == 3
+    assert [len(image.getcolors(256 * 256)) > 1 for image in found] == [False, True, True], "one colour at 1x1"
+
+
+def test_drawing_while_streaming_is_refused_until_the_stream_is_closed(pipe: Pipeline, image: Image):
+    stream = pipe.stream(PROMPT, seed=7)
+    next(stream)
+    with pytest.raises(InputError, match="still streaming") as error:
+        pipe(PROMPT)
+    assert "close the stream" in error.value.fix
+    with pytest.raises(InputError, match="still streaming"):
+        next(pipe.stream(PROMPT))
+    stream.close()
+    assert pixels(pipe(PROMPT, seed=7).images[0]) == pixels(image)
+
+
+def test_refusal_leaves_the_stream_running(pipe: Pipeline):
+    undisturbed = previews(pipe, seed=7)
+    found = []
+    for event in pipe.stream(PROMPT, seed=7):
+        with pytest.raises(InputError):
+            pipe("a green triangle")
+        found.append(event.preview().tobytes())
+    assert found == undisturbed
+
+
+def test_another_thread_waits_for_the_stream(pipe: Pipeline):
+    undisturbed, other = previews(pipe, seed=7), previews(pipe, seed=8)
+    waited: list[bytes] = []
+    thread = threading.Thread(target=lambda: waited.extend(previews(pipe, seed=8)), daemon=True)
+    stream = pipe.stream(PROMPT, seed=7)
+    found = [next(stream).preview().tobytes()]
+    thread.start()
+    thread.join(0.05)
+    assert not waited
+    found += [event.preview().tobytes() for event in stream]
+    thread.join(60)
+    assert (found, waited) == (undisturbed, other)
+
+
+# Settings out of range
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"tau": 0}, "tau 0"),
+        ({"tau": -1.0}, "tau -1"),
+        ({"tau": float("nan")}, "tau nan"),
+        ({"tau": 101}, "tau 101"),
+        ({"top_p": 0}, "top_p 0"),
+        ({"top_p": 1.01}, r"top_p 1\.01"),
+        ({"top_p": float("nan")}, "top_p nan"),
+        ({"guidance_scale": -0.1}, r"guidance_scale -0\.1"),
+        ({"guidance_scale": float("inf")}, "guidance_scale inf"),
+        ({"guidance_scale": float("nan")}, "guidance_scale nan"),
+        ({"num_images": 0}, "num_images 0"),
+        ({"num_images": 2.0}, r"num_images 2\.0"),
+        ({"num_images": True}, "num_images True"),
+        ({"num_images": 1025}, "num_images 1025"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 2**63}, "seed 9223372036854775808"),
+        ({"seed": MAX_SEED, "num_images": 2}, "seed 9223372036854775808"),
+        ({"seed": 1.5}, r"seed 1\.5"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": []}, "the list of prompts is empty"),
+        ({"prompt": ["a red circle", " "]}, "the prompt is empty"),
+        ({"prompt": 7}, "the prompt is a int"),
+        ({"prompt": None}, "the prompt is a NoneType"),
+        ({"prompt": b"a red circle"}, "the prompt is a bytes"),
+        ({"prompt": "red " * 16}, "the prompt has 17 tokens"),
+        ({"negative_prompt": ""}, "the prompt is empty"),
+    ],
+)
+def test_out_of_range(pipe: Pipeline, wrong: dict[str, object], named: str):
+    drawn: list[ScaleEvent] = []
+    with pytest.raises(InputError, match=named) as error:
+        pipe(**{"prompt": PROMPT, "callback_on_scale_end": drawn.append, **wrong})
+    assert error.value.expected
+    assert not drawn, "nothing is drawn before everything is checked"
+
+
+@pytest.mark.parametrize("wrong", [{"tau": 0}, {"top_p": 2}, {"seed": -1}, {"guidance_scale": 101}, {"prompt": ""}])
+def test_stream_out_of_range(pipe: Pipeline, wrong: dict[str, object]):
+    with pytest.raises(InputError):
+        next(pipe.stream(**{"prompt": PROMPT, **wrong}))
+    assert len(previews(pipe)) == len(SCALES)
+
+
+def test_bundle_without_text_encoder_cannot_read(tiny_bundle: Path):
+    bundle = Bundle.open(tiny_bundle)
+    pipe = Pipeline(replace(bundle, manifest=replace(bundle.manifest, text_encoder="", text_tokenizer=None)))
+    with pytest.raises(InputError, match="no text encoder"):
+        pipe(PROMPT)
