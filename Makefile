@@ -36,11 +36,8 @@ format: $(STAMP) ## let ruff fix what it can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-train-demo: $(STAMP) ## train the demo model anew; hours on a CPU, resumes where it stopped
-	$(BIN)/python -m demo.text_encoder --out demo/checkpoint/text_encoder
-	$(BIN)/python -m demo.train_image_tokenizer
-	$(BIN)/python -m demo.prepare_latents
-	$(BIN)/python -m demo.train_transformer
+train-demo: $(STAMP) ## train the demo model anew: about two hours on two cores, resumes where it stopped
+	$(BIN)/python -m demo.train
 
 bench: $(STAMP) ## time dense against pruned, alternating; writes JSON to profiling/results
 	$(BIN)/python -m demo.bench

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from demo.bundles import ROOT, SIZE, build_bundles
+from demo.bundles import OUT, ROOT, SIZE, ensure_bundles
 from fastvar import Pipeline
 from fastvar.doctor import examine
 from fastvar.errors import FastvarError
@@ -116,10 +116,11 @@ def environment(pipe: Pipeline) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=15, help="timed runs of each policy, after one warm-up")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; the library's choice by default")
+    parser.add_argument("--bundles", type=Path, default=OUT, help="folder of the two bundles; built where missing")
+    parser.add_argument("--threads", type=int, help="CPU threads; give 1 on a machine that is busy otherwise")
     parser.add_argument("--json", type=Path, default=RESULTS / f"demo-{SIZE}-cpu.json", help="where the figures go")
     arguments = parser.parse_args()
-    paths = build_bundles(only_missing=True)
+    paths = ensure_bundles(arguments.bundles, only_missing=True)
     pipes = {policy: Pipeline.load(path, threads=arguments.threads) for policy, path in paths.items()}
     summary = summarize(measure(pipes, PROMPTS, arguments.runs))
     sampling = vars(next(iter(pipes.values())).manifest.sampling)
@@ -141,4 +142,5 @@ if __name__ == "__main__":
     try:
         main()
     except FastvarError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from demo.bundles import POLICIES, build_bundles
+from demo.bundles import OUT, POLICIES, ensure_bundles
 from demo.read_scene import ATTRIBUTES, read_scene, score
 from demo.scenes import Scene, caption, held_out_scenes
 from fastvar import Pipeline
@@ -103,9 +103,8 @@ def evaluate(pipes: Mapping[str, Pipeline], count: int, seed: int, **settings: f
 
 
 def accuracy_table(result: Mapping[str, Any]) -> Table:
-    """One row per attribute, one column per policy."""
-    settings = ", ".join(f"{name} {value:g}" for name, value in result["settings"].items())
-    table = Table("attribute", title=f"accuracy on {result['captions']} held-out captions\n{settings}")
+    """Accuracy: one row per attribute, one column per policy."""
+    table = Table("attribute")
     for policy in result["accuracy"]:
         table.add_column(policy, justify="right")
     for name in (*ATTRIBUTES, "overall"):
@@ -121,16 +120,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the scenes, and of the first image")
     parser.add_argument("--guidance-scale", type=float, help="the bundle's by default")
     parser.add_argument("--tau", type=float, help="the bundle's by default")
+    parser.add_argument("--bundles", type=Path, default=OUT, help="folder of the two bundles; built where missing")
+    parser.add_argument("--threads", type=int, help="CPU threads; give 1 on a machine that is busy otherwise")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     arguments = parser.parse_args()
     if arguments.count < 1:
         parser.error("--count must be at least 1")
-    paths = build_bundles(only_missing=True)
-    pipes = {policy: Pipeline.load(paths[policy]) for policy in POLICIES}
+    paths = ensure_bundles(arguments.bundles, only_missing=True)
+    pipes = {policy: Pipeline.load(paths[policy], threads=arguments.threads) for policy in POLICIES}
     settings = {"guidance_scale": arguments.guidance_scale, "tau": arguments.tau}
     result = evaluate(pipes, arguments.count, arguments.seed, **settings)
     Console().print(accuracy_table(result))
     alike, overall = result["likeness"], {policy: found["overall"] for policy, found in result["accuracy"].items()}
+    print(f"{arguments.count} held-out captions, " + ", ".join(f"{k} {v:g}" for k, v in result["settings"].items()))
     print(f"pruned keeps {overall['fastvar'] / overall['dense']:.1%} of the dense accuracy")
     print(f"pruned against dense at equal seeds: PSNR {alike['psnr_db_median']:.1f} dB, SSIM {alike['ssim_mean']:.3f}")
     if arguments.json:
@@ -141,4 +143,5 @@ if __name__ == "__main__":
     try:
         main()
     except FastvarError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

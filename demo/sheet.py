@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from demo.bench import environment, measure, scale_table, summarize
-from demo.bundles import OUT, build_bundles
+from demo.bundles import CHECKPOINT, OUT, ensure_bundles
 from demo.scenes import caption, held_out_scenes
 from fastvar import Pipeline
 from fastvar.errors import FastvarError
@@ -72,11 +72,13 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="folder in the official format")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the two bundles and the sheet")
     parser.add_argument("--runs", type=int, default=TIMED_RUNS, help="timed runs of each policy, after one warm-up")
+    parser.add_argument("--threads", type=int, help="CPU threads; give 1 on a machine that is busy otherwise")
     arguments = parser.parse_args()
-    paths = build_bundles(arguments.out)
-    pipes = {policy: Pipeline.load(path) for policy, path in paths.items()}
+    paths = ensure_bundles(arguments.out, checkpoint=arguments.checkpoint)
+    pipes = {policy: Pipeline.load(path, threads=arguments.threads) for policy, path in paths.items()}
     captions = held_out_captions(PROMPTS, SCENE_SEED)
     images = {policy: pipe(captions, seed=IMAGE_SEED).images for policy, pipe in pipes.items()}
     sheet = arguments.out / "sheet.png"
@@ -96,4 +98,5 @@ if __name__ == "__main__":
     try:
         main()
     except FastvarError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
