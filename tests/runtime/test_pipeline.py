@@ -84,6 +84,15 @@ def test_every_setting_has_an_effect(pipe: Pipeline, change: dict[str, object]):
     assert previews(pipe, **{"seed": 7, **change})[-1] != previews(pipe, seed=7)[-1]
 
 
+def test_every_scale_draws_its_own_noise_of_the_seed(pipe: Pipeline):
+    """From seed to codes as documented, so that another program can draw the same image."""
+    expected = codes(pipe, 2, 3.0)
+    for position, _ in enumerate(pipe.stream(PROMPT, seed=7, guidance_scale=3.0, tau=1.0, top_p=0.97)):
+        workspace = pipe._workspaces[2]
+        found = workspace.summed_codes(workspace.layout.steps[position])
+        np.testing.assert_array_equal(found, expected[position])
+
+
 def test_defaults_are_those_of_the_bundle(pipe: Pipeline):
     d = pipe.manifest.sampling
     given = {"guidance_scale": d.guidance_scale, "tau": d.tau, "top_p": d.top_p}
