@@ -1,5 +1,6 @@
 """Fixtures for all tests: a tiny random model, built into bundles once per session."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,25 @@ def tiny_checkpoint():
         vocab_size=40, d_model=128, d_kv=32, d_ff=64, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
     )
     return random_checkpoint_for(transformer, images, encoder, name="tiny", tokenizer_file=TOKENIZER)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_folder(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint) -> Path:
+    """The tiny model as files in the official formats; read only."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("tiny-checkpoint")
+    torch.save(dict(tiny_checkpoint.transformer_weights), folder / "transformer.pth")
+    torch.save({"vae": dict(tiny_checkpoint.image_tokenizer_weights)}, folder / "image_tokenizer.pth")
+    encoder = folder / "text_encoder"
+    encoder.mkdir()
+    tiny_checkpoint.text_encoder.save_pretrained(encoder)
+    tied = "encoder.embed_tokens.weight"  # stored once, as shared.weight
+    weights = {name: tensor for name, tensor in tiny_checkpoint.text_encoder_weights.items() if name != tied}
+    save_file(weights, encoder / "model.safetensors")
+    shutil.copy(TOKENIZER, encoder / "tokenizer.json")
+    return folder
 
 
 @pytest.fixture(scope="session")

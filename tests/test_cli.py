@@ -131,6 +131,20 @@ def test_doctor_knows_every_backend():
     assert {r.use for r in REQUIREMENTS} >= {f"backend {name}" for name in BACKEND_NAMES}
 
 
+def test_build_from_files_gives_the_bundle_built_in_memory(
+    run, tiny_bundle, tiny_checkpoint_folder, tiny_policy, engine_cache, tmp_path
+):
+    options = ("--size", "256x256", "--policy", tiny_policy, "--cache", engine_cache)
+    code, out, err = run("build", tiny_checkpoint_folder, *options, "--out", "bundle")
+    assert (code, err) == (0, "")
+    assert "built bundle in" in out
+    assert " from the cache" in out
+    assert os.listdir(tmp_path) == ["bundle"]
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in (tmp_path / "bundle", tiny_bundle)]
+    for name in ("engines", "weights", "plan", "sets", "transformer", "image_tokenizer"):
+        assert manifests[0][name] == manifests[1][name], name
+
+
 BAD_BUILDS = {
     "no scale schedule for 1000x1000": ("missing.pth", "--size", "1000x1000"),
     "1024x1024, 896x1120": ("missing.pth", "--size", "1000x1000"),
