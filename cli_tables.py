@@ -106,7 +106,7 @@ def _step_engines(sets: Sequence[EngineSet], position: int) -> list[str]:
     for engine_set in sets:
         step: StepEngines = engine_set.steps[position]
         names += (step.attend_pruned, step.project_pruned, step.attend, step.project, step.bridge)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(filter(None, names)))
 
 
 def _bytes_of(manifest: Manifest, names: set[str]) -> int:

@@ -34,7 +34,7 @@ class ScaleRule:
 
     def kept(self, tokens: int) -> int:
         """Tokens forwarded of `tokens`. Upstream drops int(tokens * (1 - keep)); the guard absorbs rounding."""
-        return tokens - math.floor(tokens * (1 - self.keep) + 1e-9)
+        return max(1, tokens - math.floor(tokens * (1 - self.keep) + 1e-9))
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def load_policy(name_or_file: str, schedule: ScaleSchedule, depth: int) -> Pruni
         )
     try:
         return _policy_from_toml(path.stem, tomllib.loads(path.read_text()))
+    except OSError as error:
+        raise PlanError(f"cannot read policy file {path}: {error.strerror}", fix="check its permissions") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
         raise PlanError(
             f"policy file {path} not understood: {error}",
@@ -107,9 +109,19 @@ def _policy_from_toml(name: str, data: dict[str, Any]) -> PruningPolicy:
     unknown = sorted(set(data) - {"cached_scale", "layers", "scale"})
     if unknown:
         raise ValueError(f"unknown entries {unknown}")
-    first, stop = data.get("layers", (0, 0))
+    first, stop = (_whole_number("layers", layer) for layer in data.get("layers", (0, 0)))
     rules = {int(index): ScaleRule(**rule) for index, rule in data.get("scale", {}).items()}
-    return PruningPolicy(name, rules, int(first), int(stop), data.get("cached_scale"))
+    for index, rule in rules.items():
+        if not isinstance(rule.skip, bool):
+            raise TypeError(f"scale.{index}: skip is {rule.skip!r}, expected true or false")
+    cached = data.get("cached_scale")
+    return PruningPolicy(name, rules, first, stop, None if cached is None else _whole_number("cached_scale", cached))
+
+
+def _whole_number(entry: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{entry} holds {value!r}, expected a whole number")
+    return value
 
 
 def policy_to_json(policy: PruningPolicy) -> dict[str, Any]:

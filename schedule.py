@@ -52,8 +52,8 @@ class ScaleSchedule:
         for (h, w), (h2, w2) in zip(self.sizes, self.sizes[1:], strict=False):
             if h2 < h or w2 < w:
                 raise PlanError(f"scales must not shrink: {w2}x{h2} follows {w}x{h}")
-        if min(self.sizes[0]) < 1:
-            raise PlanError(f"scale sizes must be positive, got {self.sizes[0]}")
+        if self.sizes[0] != (1, 1):
+            raise PlanError(f"the first scale is {self.sizes[0]}", expected="1x1: it carries the pooled text")
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -53,13 +53,13 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class StepEngines:
-    """Engine names of one executed scale. Layers that may prune and layers that never do can differ."""
+    """Engine names of one executed scale; a name is empty where no layer of its kind is."""
 
-    project: str
-    attend: str
-    project_pruned: str
-    attend_pruned: str
     bridge: str
+    project: str = ""  # layers that never prune
+    attend: str = ""
+    project_pruned: str = ""  # layers that may
+    attend_pruned: str = ""
 
 
 @dataclass(frozen=True)

@@ -101,13 +101,15 @@ def _step(
         return assembly.add(StepGraph(name, Attend, {"config": config, **arguments}, LAYER_PREFIX))
 
     cached = plan.cached_size if step.prunes else None
-    return StepEngines(
-        project=project(step.tokens),
-        attend=attend(step.tokens, step.past_dense, None, False),
-        project_pruned=project(step.kept),
-        attend_pruned=attend(step.kept, step.past_pruned, cached, step.fills_cache),
-        bridge=_bridge(assembly, plan, step, config, rows),
-    )
+    pruned = [plan.policy.prunes(layer) for layer in range(plan.depth)]
+    halves: dict[str, str] = {}
+    if not all(pruned):
+        halves["project"] = project(step.tokens)
+        halves["attend"] = attend(step.tokens, step.past_dense, None, False)
+    if any(pruned):
+        halves["project_pruned"] = project(step.kept)
+        halves["attend_pruned"] = attend(step.kept, step.past_pruned, cached, step.fills_cache)
+    return StepEngines(bridge=_bridge(assembly, plan, step, config, rows), **halves)
 
 
 def _bridge(assembly: Assembly, plan: GenerationPlan, step: StepPlan, config: TransformerConfig, rows: int) -> str:

@@ -6,16 +6,15 @@ Weights are named, not placed: they live in the memory-mapped weight file.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..engines.dtypes import size_bytes
 from ..engines.manifest import EngineSet, Manifest, TensorSpec
 from ..errors import InternalError
 from ..plan import StepPlan
 
 ALIGNMENT = 256  # bytes; what CUDA allocations give, and more than any CPU kernel asks for
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class View:
 
     @property
     def size(self) -> int:
-        return tensor_bytes(self.dtype, self.shape)
+        return size_bytes(self.dtype, self.shape)
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,6 @@ class Layout:
         return View(slot, start, spec.dtype, spec.shape)
 
 
-def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return ITEM_BYTES[dtype] * math.prod(shape)
-
-
 class Planner:
     """Lays out one engine set: slots are sized by the largest tensor they ever hold, then placed in a row."""
 
@@ -126,7 +121,7 @@ class Planner:
                 raise InternalError(f"engine {engine}: nothing is planned for its tensor {tensor.name!r}")
             slot, start = slots[tensor.name]
             tensors[tensor.name] = View(slot, start, tensor.dtype, tensor.shape)
-            self.sizes[slot] = max(self.sizes.get(slot, 0), start + tensor_bytes(tensor.dtype, tensor.shape))
+            self.sizes[slot] = max(self.sizes.get(slot, 0), start + size_bytes(tensor.dtype, tensor.shape))
         return EngineCall(engine, tensors, layer)
 
     def _text(self) -> None:
@@ -172,7 +167,7 @@ class Planner:
     def _project(self, engine: str, step: StepPlan, layer: int) -> EngineCall:
         past = step.past_pruned if self.manifest.plan.policy.prunes(layer) else step.past_dense
         keys = self.manifest.engines[engine].tensor("keys")
-        start = past * tensor_bytes(keys.dtype, keys.shape[1:])
+        start = past * size_bytes(keys.dtype, keys.shape[1:])
         cache = {name: (f"{name}.{layer}", start) for name in ("keys", "values")}
         slots = {"x": (self.x, 0), "modulation": ("modulation", 0), "q": ("q", 0), "kept": (f"kept_sa.{layer}", 0)}
         return self._bind(engine, {**slots, **cache}, layer)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.base import TensorRef
+from ..engines.dtypes import storage_dtype
 from .layout import ALIGNMENT, Layout, View
 
 
@@ -27,7 +28,7 @@ class HostArena:
     def array(self, view: View) -> NDArray[Any]:
         """The tensor itself, writable."""
         offset = self._layout.slots[view.slot].offset + view.start
-        return self._bytes[offset : offset + view.size].view(view.dtype).reshape(view.shape)
+        return self._bytes[offset : offset + view.size].view(storage_dtype(view.dtype)).reshape(view.shape)
 
     def ref(self, view: View) -> TensorRef:
         """Where an engine finds the tensor."""

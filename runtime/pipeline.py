@@ -131,13 +131,16 @@ class Pipeline:
     ) -> Iterator[ScaleEvent]:
         """Draw one image scale by scale; `preview()` of the last event is not the image, call the pipeline for that.
 
-        The pipeline is held until the iterator ends or is closed.
+        Settings are checked here; the pipeline is held from the first event until the iterator ends or is closed.
         """
         settings = self._settings(guidance_scale, tau, top_p)
         text = self._text(prompt, negative_prompt, settings)
+        return self._stream(text, check_seed(seed), settings)
+
+    def _stream(self, text: TextInput, seed: int, settings: SamplingSettings) -> Iterator[ScaleEvent]:
         with self._workspace(settings.rows) as workspace:
             workspace.encode_text(text)
-            yield from self._events(workspace, check_seed(seed), settings)
+            yield from self._events(workspace, seed, settings)
 
     def _draw(
         self, text: TextInput, seed: int, settings: SamplingSettings, callback: OnScaleEnd | None
