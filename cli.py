@@ -109,6 +109,10 @@ def build(
     with_encoder: Annotated[
         bool, typer.Option("--with-encoder", help="Include the image encoder, which images are edited through.")
     ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", help="Processes that trace graphs. [dim]default: one per core[/dim]", min=1),
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor fill the engine cache.")] = False,
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Engine cache folder. [dim]default: see `fastvar doctor`[/dim]")
@@ -136,6 +140,7 @@ def build(
             image_tokenizer=image_tokenizer,
             text_encoder=text_encoder,
             cache=False if no_cache else cache or True,
+            jobs=jobs,
             progress=_on_graph(progress),
         )
     from .cli_tables import build_lines

@@ -95,7 +95,7 @@ class EngineFactory:
 
     def _build(self, missing: dict[str, tuple[BuildTask, str]]) -> Iterator[tuple[str, CachedEngine]]:
         workers = min(self.jobs, len(missing) // GRAPHS_WORTH_A_WORKER)
-        with _runners(workers) as run, ThreadPoolExecutor(max(1, workers)) as pool:
+        with ThreadPoolExecutor(max(1, workers)) as pool, _runners(workers) as run:
             futures = {pool.submit(run, task): name for name, (task, _) in missing.items()}
             try:
                 for future in as_completed(futures):
@@ -114,7 +114,10 @@ class Worker:
 
     def __init__(self) -> None:
         root = str(Path(__file__).parents[1])
-        command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as f; f.serve()"]
+        # Ctrl-C reaches the whole group: the parent answers it, and ends its workers itself.
+        quiet = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+        code = f"{quiet}; import sys; sys.path[:] = {sys.path!r}; import {__name__} as f; f.serve()"
+        command = [sys.executable, "-c", code]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
 
     def run(self, task: BuildTask) -> CachedEngine:
