@@ -5,7 +5,6 @@ is then fitted to it by plain regression (train_image_tokenizer.py). Not part of
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from demo.scenes import held_out_scenes, render, training_scenes
+from demo.scenes import Scene, held_out_scenes, render, training_scenes
+from demo.training_loop import TrainingRun, write_atomically
 from fastvar.export.image_tokenizer import bits_to_codes, enlarge
 
 BITS, PATCH, CELLS = 16, 16, 16
 GRID_SIZES = [(n, n) for n in (1, 2, 4, 6, 8, 12, 16)]
 WEIGHTS = Path(__file__).parent / "training" / "patch_codec.pt"
+STATE = WEIGHTS.with_name("patch_codec_state.pt")
 
 
 class PatchCodec(nn.Module):
@@ -56,7 +57,7 @@ def quantize(latent: Tensor, flip_rate: float = 0.0, stop: Tensor | None = None)
     return total
 
 
-def images_of(scenes: list, rng: np.random.Generator) -> Tensor:
+def images_of(scenes: list[Scene], rng: np.random.Generator) -> Tensor:
     pixels = np.stack([render(scene, rng=rng) for scene in scenes])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -71,43 +72,46 @@ def psnr(image: Tensor, target: Tensor) -> float:
     return float(10 * torch.log10(4 / (image.clamp(-1, 1) - target).square().mean()))
 
 
+def codec_loss(codec: PatchCodec, images: Tensor) -> Tensor:
+    """Pixel error through the quantiser, straight-through; some images are cut after a few scales, so that the
+    coarse ones carry the layout, and latents are drawn to what they are quantised to."""
+    latent = codec.encode(images)
+    with torch.no_grad():
+        stop = torch.where(torch.rand(len(images)) < 0.3, torch.randint(3, 7, (len(images),)), 7)
+        quantised = quantize(latent, 0.01, stop)
+    error = codec.decode(latent + (quantised - latent).detach()) - images
+    whole = (stop == 7).float()[:, None, None, None]
+    commitment = ((latent - quantised).square() * whole).mean()
+    return error.abs().mean() + error.square().mean() + 0.5 * commitment
+
+
+@torch.no_grad()
+def evaluate(codec: PatchCodec, images: Tensor) -> str:
+    latent = codec.encode(images)
+    stops = (torch.full((len(images),), s) for s in (4, 5, 6, 7))
+    scores = [f"{psnr(codec.decode(quantize(latent, stop=stop)), images):.2f}" for stop in stops]
+    return f"held-out after 4 to 7 scales: {' '.join(scores)} dB"
+
+
 def train(minutes: float, batch: int = 16, seed: int = 0) -> None:
-    """Train for a while and save; deterministic but for when it stops."""
+    """Train for a while, resuming from the last checkpoint, and save."""
     torch.set_num_threads(1)  # two threads that meet at every operation crawl when anything else runs
     torch.manual_seed(seed)
-    rng, scenes = np.random.default_rng(seed), training_scenes(seed)
     codec = PatchCodec()
     optimizer = torch.optim.AdamW(codec.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=1e-4)
+    optimizer.param_groups[0]["peak_lr"] = 3e-3
+    run = TrainingRun(codec, [optimizer], STATE, minutes, average=0.0)
+    rng, scenes = np.random.default_rng(seed + run.step), training_scenes(seed + run.step)
     test = images_of(held_out_scenes(32, 1), np.random.default_rng(1))
-    start, step = time.time(), 0
-    while (progress := (time.time() - start) / (60 * minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * min(1, (step + 1) / 100) * max(0.02, np.cos(np.pi / 2 * progress) ** 2)
-        images = images_of([next(scenes) for _ in range(batch)], rng)
-        latent = codec.encode(images)
-        with torch.no_grad():
-            stop = torch.where(torch.rand(batch) < 0.3, torch.randint(3, 7, (batch,)), 7)
-            quantised = quantize(latent, 0.01, stop)
-        codes = latent + (quantised - latent).detach()
-        error = codec.decode(codes) - images
-        whole = (stop == 7).float()[:, None, None, None]
-        commitment = ((latent - quantised).square() * whole).mean()
-        loss = error.abs().mean() + error.square().mean() + 0.5 * commitment
-        optimizer.zero_grad()
+    while run.progress < 1:
+        loss = codec_loss(codec, images_of([next(scenes) for _ in range(batch)], rng))
         loss.backward()
-        optimizer.step()
-        step += 1
-        if step % 100 == 0:
-            with torch.no_grad():
-                latent = codec.encode(test)
-                scores = [psnr(codec.decode(quantize(latent, stop=torch.full((32,), s))), test) for s in (4, 5, 6, 7)]
-            print(
-                f"step {step} {time.time() - start:.0f} s loss {loss:.4f} psnr after 4..7 scales",
-                *np.round(scores, 2),
-                flush=True,
-            )
-    WEIGHTS.parent.mkdir(exist_ok=True)
-    torch.save(codec.state_dict(), WEIGHTS)
+        run.update()
+        if run.step % 100 == 0:
+            print(f"step {run.step} {run.used_s:.0f} s loss {loss.item():.4f} {evaluate(codec, test)}", flush=True)
+            run.save()
+    run.save()
+    write_atomically(codec.state_dict(), WEIGHTS)
 
 
 if __name__ == "__main__":
