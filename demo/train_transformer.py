@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from demo import patch_codec
 from demo.prepare_latents import LATENTS
-from demo.sample_images import accuracy, held_out, in_percent, sample_images, write_sheet
+from demo.sample_images import accuracy, held_out, in_percent, load_tokenizer, sample_images, write_sheet
 from demo.scenes import Scene, caption
 from demo.teacher_forcing import all_logits, bit_losses, make_example, random_subset
 from demo.text_features import TextFeatures
@@ -41,7 +40,7 @@ SCALE_WEIGHTS = (2.0, 3.0, 5.0, 7.0, 8.0, 6.0, 6.0)
 LARGEST_FLIP_RATE = 0.2
 UNCONDITIONAL_RATE = 0.1
 # progress from which -> share of batches with all seven scales, tokens kept at scales 5 and 6
-STAGES = ((0.0, 0.12, (48, 64)), (0.5, 0.2, (48, 64)), (0.85, 0.4, (64, 96)))
+STAGES = ((0.0, 0.15, (48, 64)), (0.6, 0.4, (64, 96)))
 SMALL_SCALES = 5
 EVALUATE_EVERY_S = 600
 
@@ -137,7 +136,7 @@ def evaluate(weights: dict[str, Tensor], batches: Batches, count: int) -> str:
     model = InfinityTransformer(CONFIG).eval()
     model.load_state_dict(half_precision(weights))
     scenes, captions = held_out(count)
-    images = sample_images(model, patch_codec.load().decode, batches.text, captions)
+    images = sample_images(model, load_tokenizer().decode, batches.text, captions)
     write_sheet(images)
     return in_percent(accuracy(images, scenes))
 

@@ -9,9 +9,10 @@ from ..config import ImageTokenizerConfig, TransformerConfig
 from ..engines.manifest import EngineSet, StepEngines
 from ..plan import GenerationPlan, StepPlan
 from ..schedule import Size
+from .block_steps import Attend, Project
 from .coders import ImageDecoder, ImageEncoder, TextEncoder
 from .graphs import StepGraph
-from .steps import Attend, Bridge, Condition, Project, TextKV
+from .steps import Bridge, Condition, TextKV
 
 if TYPE_CHECKING:
     from transformers import T5Config

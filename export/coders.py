@@ -11,7 +11,7 @@ from torch.func import functional_call
 from ..config import ImageTokenizerConfig
 from ..schedule import Size
 from .image_tokenizer import Decoder, Encoder
-from .steps import Shapes, Weights
+from .rows import Shapes, Weights
 
 if TYPE_CHECKING:
     from transformers import T5Config

@@ -23,7 +23,7 @@ from ..engines.cache import CachedEngine, EngineCache
 from ..engines.registry import get_backend
 from ..errors import BuildError, FastvarError
 from .graphs import StepGraph, layer_weights, trace
-from .steps import Shapes
+from .rows import Shapes
 from .weights import WeightSource
 
 # A worker spends seconds on importing torch; below this many graphs one process is faster.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.manifest import TensorSpec
-from .steps import Shapes
+from .rows import Shapes
 from .weights import WeightSource
 
 OPSET = 23

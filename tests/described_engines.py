@@ -8,9 +8,11 @@ from typing import Any
 from fastvar.config import ImageTokenizerConfig, TransformerConfig
 from fastvar.engines.manifest import EngineSpec, FileRecord, Manifest, TensorSpec
 from fastvar.export.assembly import assemble
+from fastvar.export.block_steps import Attend, Project
 from fastvar.export.coders import ImageDecoder
 from fastvar.export.graphs import INTEGER_INPUTS, StepGraph
-from fastvar.export.steps import Attend, Bridge, Condition, Project, TextKV, tokens_of
+from fastvar.export.rows import tokens_of
+from fastvar.export.steps import Bridge, Condition, TextKV
 from fastvar.plan import GenerationPlan
 
 TEXT_LENGTH = 3

@@ -2,8 +2,9 @@ import onnx
 import pytest
 
 from fastvar.config import TransformerConfig
+from fastvar.export.block_steps import Attend, Project
 from fastvar.export.graphs import StepGraph, layer_weights, trace
-from fastvar.export.steps import Attend, Bridge, Project
+from fastvar.export.steps import Bridge
 from fastvar.export.weights import transformer_weights
 
 # One block of this model weighs 15 MB, so a graph that held even one of its matrices could not be small.

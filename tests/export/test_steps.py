@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from fastvar.config import TransformerConfig
+from fastvar.export.block_steps import Attend, Project
 from fastvar.export.infinity import InfinityTransformer
 from fastvar.export.reference import Sampling, generate_scales
-from fastvar.export.steps import Attend, Bridge, Condition, Project, TextKV
+from fastvar.export.steps import Bridge, Condition, TextKV
 from fastvar.export.weights import WeightSource, halves_order, transformer_weights
 from fastvar.plan import GenerationPlan, StepPlan
 from tests.export import tiny_models as tiny

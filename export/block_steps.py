@@ -1,0 +1,193 @@
+"""The two halves of a block as step graphs; between them the keys and values of the scale land in the cache."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import TransformerConfig
+from ..rotary import rotary_table
+from ..schedule import Size
+from .rows import (
+    Shapes,
+    Weights,
+    area_corners,
+    attention,
+    modulate,
+    restore,
+    rotate_halves,
+    rows_of,
+    scale_rows,
+    select,
+    tokens_of,
+    unit,
+)
+
+
+class Project(nn.Module):
+    """First half of a block: (select, gather,) norm, qkv, cosine norm, rotary. Its keys and values go to the cache.
+
+    x [L * R, C], modulation [R, 6, C] -> q, keys, values [k, R * heads, hd], and when pruned kept [k * R] (int64).
+    """
+
+    rotary: Tensor
+    outputs: tuple[str, ...]
+    inputs = ("x", "modulation")
+    weights = ("ada_gss", "sa.qkv.weight", "sa.qkv.bias", "sa.q_scale")
+
+    def __init__(self, config: TransformerConfig, rows: int, size: Size, kept: int, position_grid: Size) -> None:
+        super().__init__()
+        self.config, self.rows, self.size, self.kept = config, rows, size, kept
+        self.prunes = kept < tokens_of(size)
+        self.outputs = ("q", "keys", "values", "kept") if self.prunes else ("q", "keys", "values")
+        table = torch.from_numpy(rotary_table(size, position_grid, config.head_dim))
+        self.register_buffer("rotary", table, persistent=False)  # [2, L, hd / 2]
+
+    def input_shapes(self) -> Shapes:
+        c, R = self.config, self.rows
+        return {"x": (tokens_of(self.size) * R, c.width), "modulation": (R, 6, c.width)}
+
+    def forward(self, x: Tensor, modulation: Tensor, weights: Weights) -> tuple[Tensor, ...]:
+        c, w = self.config, weights
+        mod = modulation + w["ada_gss"].view(6, c.width)
+        cos, sin = self.rotary[0], self.rotary[1]  # [L, hd / 2]
+        kept: tuple[Tensor, ...] = ()
+        if self.prunes:
+            token = select(x, self.rows, self.kept).flatten()  # [k * R]
+            chosen = rows_of(token, self.rows)
+            x, kept = x.index_select(0, chosen), (chosen,)
+            cos, sin = cos.index_select(0, token), sin.index_select(0, token)  # [k * R, hd / 2]
+        h = modulate(x, mod[:, 2], mod[:, 4], self.rows).to(w["sa.qkv.weight"].dtype)
+        qkv = F.linear(h, w["sa.qkv.weight"], w["sa.qkv.bias"])
+        q, k, v = (t.view(-1, self.rows, c.heads, c.head_dim) for t in qkv.split(c.width, dim=-1))
+        lead = (-1, self.rows if self.prunes else 1, 1, c.head_dim // 2)
+        cos, sin = cos.view(lead), sin.view(lead)
+        q = rotate_halves(unit(q.float()) * w["sa.q_scale"].view(-1, 1), cos, sin)
+        k = rotate_halves(unit(k.float()), cos, sin)
+        shape = (-1, self.rows * c.heads, c.head_dim)
+        return (q.to(v.dtype).reshape(shape), k.to(v.dtype).reshape(shape), v.reshape(shape), *kept)
+
+
+class Attend(nn.Module):
+    """Second half of a block: attention over the cache, cross-attention, feed-forward, each restored where pruned.
+
+    x [L * R, C], q [k, R * heads, hd], keys, values [S, R * heads, hd], text_keys, text_values [T, R * heads, hd],
+    text_bias [R * heads, 1, T], modulation [R, 6, C]; when pruned kept [k * R] and cached_{sa,ca,ffn} [Lc * R, C]
+    -> x_out [L * R, C]; when it fills the cache cache_{sa,ca,ffn} [L * R, C]; when pruned kept_ca, kept_ffn.
+    """
+
+    corners: Tensor
+
+    weights = (
+        "ada_gss",
+        "sa.proj.weight",
+        "sa.proj.bias",
+        "ca_norm.weight",
+        "ca_norm.bias",
+        "ca.mat_q.weight",
+        "ca.mat_q.bias",
+        "ca.proj.weight",
+        "ca.proj.bias",
+        "ffn.fc1.weight",
+        "ffn.fc1.bias",
+        "ffn.fc2.weight",
+        "ffn.fc2.bias",
+    )
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        rows: int,
+        size: Size,
+        kept: int,
+        past: int,
+        text_length: int,
+        cached_size: Size | None,
+        fills: bool,
+    ) -> None:
+        super().__init__()
+        self.config, self.rows, self.size, self.kept, self.fills = config, rows, size, kept, fills
+        self.past, self.text_length, self.cached_size = past, text_length, cached_size
+        self.prunes = kept < tokens_of(size)
+        self.inputs: tuple[str, ...] = (
+            "x",
+            "q",
+            "keys",
+            "values",
+            "text_keys",
+            "text_values",
+            "text_bias",
+            "modulation",
+        )
+        self.outputs: tuple[str, ...] = ("x_out",)
+        if fills:
+            self.outputs += ("cache_sa", "cache_ca", "cache_ffn")
+        if self.prunes:
+            assert cached_size is not None
+            self.inputs += ("kept", "cached_sa", "cached_ca", "cached_ffn")
+            self.outputs += ("kept_ca", "kept_ffn")
+            self.register_buffer("corners", area_corners(cached_size, size, rows), persistent=False)
+
+    def input_shapes(self) -> Shapes:
+        c, R, L = self.config, self.rows, tokens_of(self.size)
+        kv = (self.past + self.kept, R * c.heads, c.head_dim)
+        text_kv = (self.text_length, R * c.heads, c.head_dim)
+        shapes: Shapes = {
+            "x": (L * R, c.width),
+            "q": (self.kept, R * c.heads, c.head_dim),
+            **dict.fromkeys(("keys", "values"), kv),
+            **dict.fromkeys(("text_keys", "text_values"), text_kv),
+            "text_bias": (R * c.heads, 1, self.text_length),
+            "modulation": (R, 6, c.width),
+        }
+        if self.prunes:
+            assert self.cached_size is not None
+            cached = (tokens_of(self.cached_size) * R, c.width)
+            shapes |= {"kept": (self.kept * R,), **dict.fromkeys(("cached_sa", "cached_ca", "cached_ffn"), cached)}
+        return shapes
+
+    def forward(
+        self,
+        x: Tensor,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        text_keys: Tensor,
+        text_values: Tensor,
+        text_bias: Tensor,
+        modulation: Tensor,
+        *pruned: Tensor,
+        weights: Weights,
+    ) -> tuple[Tensor, ...]:
+        w, R, C = weights, self.rows, self.config.width
+        mod = modulation + w["ada_gss"].view(6, C)
+
+        def self_attention(_: Tensor) -> Tensor:
+            out = F.linear(attention(q, keys, values, None, C), w["sa.proj.weight"], w["sa.proj.bias"])
+            return scale_rows(out, mod[:, 0], R)
+
+        def cross_attention(tokens: Tensor) -> Tensor:
+            h = F.layer_norm(tokens, tokens.shape[-1:], w["ca_norm.weight"].float(), w["ca_norm.bias"].float(), 1e-6)
+            query = F.linear(h.to(w["ca.mat_q.weight"].dtype), w["ca.mat_q.weight"], w["ca.mat_q.bias"])
+            query = (query * self.config.head_dim**-0.5).view(-1, R * self.config.heads, self.config.head_dim)
+            out = attention(query, text_keys, text_values, text_bias, C)
+            return F.linear(out, w["ca.proj.weight"], w["ca.proj.bias"]).float()
+
+        def feed_forward(tokens: Tensor) -> Tensor:
+            h = modulate(tokens, mod[:, 3], mod[:, 5], R).to(w["ffn.fc1.weight"].dtype)
+            h = F.gelu(F.linear(h, w["ffn.fc1.weight"], w["ffn.fc1.bias"]), approximate="tanh")
+            return scale_rows(F.linear(h, w["ffn.fc2.weight"], w["ffn.fc2.bias"]), mod[:, 1], R)
+
+        filled, chosen = [], []
+        for i, sub_layer in enumerate((self_attention, cross_attention, feed_forward)):
+            if self.prunes:
+                # The self-attention's own selection was made in the first half, where its queries come from.
+                kept = pruned[0] if i == 0 else rows_of(select(x, R, self.kept).flatten(), R)
+                out = restore(sub_layer(x.index_select(0, kept)), kept, pruned[1 + i], self.corners)
+                chosen.append(kept)
+            else:
+                out = sub_layer(x)
+            filled.append(out)
+            x = x + out
+        return (x, *(filled if self.fills else ()), *chosen[1:])

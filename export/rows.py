@@ -1,0 +1,86 @@
+"""Arithmetic on activations laid out as rows: [L * R, C], token outermost, where R counts guidance rows.
+
+Keys and values are [S, R * heads, head_dim]. So the prefix of a cache is contiguous, and a scale's keys land
+behind it without a copy. Selection and residual stream are fp32 whatever the weights' dtype.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..schedule import Size
+from .infinity import layer_norm
+from .resize import area_ends
+
+Weights = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
+
+
+def tokens_of(size: Size) -> int:
+    return size[0] * size[1]
+
+
+def select(x: Tensor, rows: int, count: int) -> Tensor:
+    """Token indices [count, R] of each guidance row's pivotal tokens in x [L * R, C] (see pruning.select)."""
+    grid = x.view(-1, rows, x.shape[-1])
+    score = (grid - grid.mean(dim=0, keepdim=True)).square().sum(-1)  # [L, R]
+    return torch.topk(score, count, dim=0).indices
+
+
+def rows_of(token: Tensor, rows: int) -> Tensor:
+    """Token indices [k * R], guidance rows innermost -> indices into activations [L * R, C]."""
+    return token * rows + torch.arange(rows).repeat(token.shape[0] // rows)
+
+
+def restore(fresh: Tensor, kept: Tensor, cached: Tensor, corners: Tensor) -> Tensor:
+    """fresh [k * R, C] at the rows `kept`, elsewhere the area-enlarged cache: four gathers and a mean.
+
+    An inverse index with a gather fuses; a scatter would write the whole map twice.
+    """
+    inverse = torch.full((corners.shape[1],), -1, dtype=torch.int64).index_put((kept,), torch.arange(kept.shape[0]))
+    enlarged = sum(cached.index_select(0, corner) for corner in corners) * 0.25
+    return torch.where((inverse >= 0).unsqueeze(-1), fresh.index_select(0, inverse.clamp(min=0)), enlarged)
+
+
+def area_corners(source: Size, target: Size, rows: int) -> Tensor:
+    """Rows of the cached map that each row of the target averages: [4, L * R], exact for enlarging."""
+    (top, bottom), (left, right) = (area_ends(s, t) for s, t in zip(source, target, strict=True))
+    token = [r[:, None] * source[1] + c[None, :] for r in (top, bottom) for c in (left, right)]
+    index = np.stack([t.reshape(-1, 1) * rows + np.arange(rows) for t in token])
+    return torch.from_numpy(index.reshape(4, -1))
+
+
+def attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, width: int) -> Tensor:
+    """q [k, R * heads, hd] over keys, values [S, R * heads, hd] -> [k * R, C]; the softmax in fp32.
+
+    Written out in rank 3: this form becomes one fused kernel, the operator of rank 4 does not in this layout.
+    """
+    scores = (q.transpose(0, 1) @ keys.permute(1, 2, 0)).float()  # [R * heads, k, S]
+    if bias is not None:
+        scores = scores + bias
+    out = torch.softmax(scores, dim=-1).to(values.dtype) @ values.transpose(0, 1)  # [R * heads, k, hd]
+    return out.transpose(0, 1).reshape(-1, width)
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor, rows: int) -> Tensor:
+    """Layer norm of x [L * R, C] with each guidance row's scale and shift [R, C]."""
+    h = layer_norm(x).view(-1, rows, x.shape[-1])
+    return (h * (1 + scale) + shift).view(-1, x.shape[-1])
+
+
+def scale_rows(x: Tensor, gamma: Tensor, rows: int) -> Tensor:
+    """x [L * R, C] times each guidance row's gate [R, C], in fp32."""
+    return (x.float().view(-1, rows, x.shape[-1]) * gamma).view(-1, x.shape[-1])
+
+
+def unit(x: Tensor) -> Tensor:
+    """L2-normalised along the last axis, eps 1e-12."""
+    return x / x.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
+
+
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary on pairs (j, j + hd / 2): the prepared qkv weight holds its rows in that order (weights.py)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
