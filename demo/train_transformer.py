@@ -194,7 +194,7 @@ def train(minutes: float, lr: float, evaluated_captions: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=70)
+    parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--evaluated-captions", type=int, default=32)
     args = parser.parse_args()
