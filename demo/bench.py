@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads; give 1 on a machine that is busy otherwise")
     parser.add_argument("--json", type=Path, default=RESULTS / f"demo-{SIZE}-cpu.json", help="where the figures go")
     arguments = parser.parse_args()
-    paths = ensure_bundles(arguments.bundles, only_missing=True)
+    paths = ensure_bundles(arguments.bundles)
     pipes = {policy: Pipeline.load(path, threads=arguments.threads) for policy, path in paths.items()}
     summary = summarize(measure(pipes, PROMPTS, arguments.runs))
     sampling = vars(next(iter(pipes.values())).manifest.sampling)

@@ -126,7 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.count < 1:
         parser.error("--count must be at least 1")
-    paths = ensure_bundles(arguments.bundles, only_missing=True)
+    paths = ensure_bundles(arguments.bundles)
     pipes = {policy: Pipeline.load(paths[policy], threads=arguments.threads) for policy in POLICIES}
     settings = {"guidance_scale": arguments.guidance_scale, "tau": arguments.tau}
     result = evaluate(pipes, arguments.count, arguments.seed, **settings)
