@@ -13,6 +13,7 @@ from typing import Any
 
 from . import __version__
 from .engines.cache import default_folder
+from .machine import usable_cores
 
 # CPU features that decide which kernels run: Linux names of x86 and Arm flags.
 CPU_FEATURES = (
@@ -61,7 +62,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),
-        "cpu_cores": _usable_cores(),
+        "cpu_cores": usable_cores(),
         "cpu_features": _cpu_features(),
         "memory_bytes": _memory_bytes(),
         "nvidia_driver": _nvidia_driver(),
@@ -101,12 +102,6 @@ def _cpu_model() -> str:
 def _cpu_features() -> list[str]:
     flags = set(_cpuinfo("flags", "Features").split())
     return [feature for feature in CPU_FEATURES if feature in flags]
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_bytes() -> int | None:

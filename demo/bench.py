@@ -5,7 +5,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from demo.bundles import OUT, ROOT, SIZE, ensure_bundles
+from demo.bundles import OUT, ROOT, SIZE, ensure_bundles, exit_on_user_error
 from fastvar import Pipeline
 from fastvar.doctor import examine
-from fastvar.errors import FastvarError
 from fastvar.runtime.events import ImageTimings
 
 RESULTS = ROOT.parent / "profiling" / "results"
@@ -139,8 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FastvarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_on_user_error(main)

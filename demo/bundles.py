@@ -7,6 +7,7 @@ timed then shares its process with neither torch nor the threads of a build.
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -39,6 +40,15 @@ def ensure_bundles(out: Path = OUT, *, checkpoint: Path = CHECKPOINT) -> dict[st
     if done.returncode:
         sys.exit(done.returncode)
     return paths
+
+
+def exit_on_user_error(main: Callable[[], None]) -> None:
+    """Run a program of the demo; what the user can mend is said in one piece, with exit code 2."""
+    try:
+        main()
+    except FastvarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def build_bundles(checkpoint: Path, out: Path) -> None:
@@ -75,8 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FastvarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_on_user_error(main)

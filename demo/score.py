@@ -5,7 +5,6 @@ Accuracy is read back from the pixels by `demo.read_scene`; PSNR and SSIM compar
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from demo.bundles import OUT, POLICIES, ensure_bundles
+from demo.bundles import OUT, POLICIES, ensure_bundles, exit_on_user_error
 from demo.read_scene import ATTRIBUTES, read_scene, score
 from demo.scenes import Scene, caption, held_out_scenes
 from fastvar import Pipeline
-from fastvar.errors import FastvarError
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # the 11x11 Gaussian window of Wang et al. 2004
@@ -140,8 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FastvarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_on_user_error(main)

@@ -1,7 +1,6 @@
 """`make demo`: nine captions that were never trained on, drawn dense and pruned at equal seeds, on one sheet."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from demo.bench import environment, measure, scale_table, summarize
-from demo.bundles import CHECKPOINT, OUT, ensure_bundles
+from demo.bundles import CHECKPOINT, OUT, ensure_bundles, exit_on_user_error
 from demo.scenes import caption, held_out_scenes
 from fastvar import Pipeline
-from fastvar.errors import FastvarError
 
 COLUMNS, PROMPTS = 3, 9
 SCENE_SEED, IMAGE_SEED = 3, 7
@@ -95,8 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FastvarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_on_user_error(main)

@@ -7,12 +7,12 @@ with a pool each, forty sessions of two spinning threads ran ten times slower an
 from __future__ import annotations
 
 import importlib
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import BackendError, BuildError, BundleError, InternalError
+from ..machine import usable_cores
 from .base import Backend, Engine, Launch, TensorRef
 from .dtypes import BY_ONNXRUNTIME, element_type
 from .manifest import EngineSpec, TensorSpec
@@ -151,10 +151,6 @@ def _import_onnxruntime() -> Any:
         ) from error
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _share_threads_and_memory(ort: Any, threads: int | None) -> None:
     """Once per process: the thread pool and the arena that all sessions use.
 
@@ -170,7 +166,7 @@ def _share_threads_and_memory(ort: Any, threads: int | None) -> None:
                     fix="give the number of threads where the first pipeline is made",
                 )
             return
-        wanted = threads or _usable_cores()
+        wanted = threads or usable_cores()
         try:
             ort.set_global_thread_pool_sizes(wanted, 1)
         except _library_errors(ort) as error:

@@ -9,7 +9,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -209,7 +208,7 @@ def _write_weights(path: Path, sources: Mapping[str, WeightSource]) -> FileRecor
 
     def fetch(name: str) -> NDArray[Any]:
         array: NDArray[Any] = sources[name].fetch().to(torch.float32).contiguous().numpy()
-        return np.ascontiguousarray(array)
+        return array
 
     return write_weights(path, specs, fetch)
 

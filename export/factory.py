@@ -22,6 +22,7 @@ from ..engines.base import Backend
 from ..engines.cache import CachedEngine, EngineCache
 from ..engines.registry import get_backend
 from ..errors import BuildError, FastvarError
+from ..machine import usable_cores
 from .graphs import StepGraph, layer_weights, trace
 from .rows import Shapes
 from .weights import WeightSource
@@ -162,11 +163,6 @@ def _runners(workers: int) -> Iterator[Callable[[BuildTask], CachedEngine]]:
     finally:
         for worker in started:
             worker.close()
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def serve() -> None:

@@ -6,7 +6,6 @@ exponentiated, rotary pairs laid out in halves. Every tensor is made when it is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -15,9 +14,6 @@ from torch import Tensor
 
 from ..config import TransformerConfig
 from .infinity import MAX_LOG_SCALE
-
-# Norm weights and gates act on the fp32 residual stream and stay fp32 in every precision.
-FP32_SUFFIXES = ("ada_gss", "sa.q_scale", "text_norm.weight", "ca_norm.weight", "ca_norm.bias")
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,3 @@ def _key_value_bias(state: Mapping[str, Tensor], name: str) -> Callable[[], Tens
         return torch.cat((torch.zeros_like(v), v))
 
     return fetch
-
-
-def element_count(sources: Mapping[str, WeightSource]) -> int:
-    return sum(math.prod(source.shape) for source in sources.values())

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..engines.dtypes import size_bytes
-from ..engines.manifest import EngineSet, Manifest, TensorSpec
+from ..engines.manifest import EngineSet, Manifest
 from ..errors import InternalError
 from ..plan import StepPlan
 
@@ -86,9 +86,6 @@ class Layout:
     decoder: EngineCall | None = None
     image: View | None = None
     arena_bytes: int = 0
-
-    def view(self, slot: str, spec: TensorSpec, start: int = 0) -> View:
-        return View(slot, start, spec.dtype, spec.shape)
 
 
 class Planner:
