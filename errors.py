@@ -36,6 +36,10 @@ class BackendError(FastvarError):
     """A backend is not installed, or cannot run what it was given."""
 
 
+class DeviceMemoryError(BackendError):
+    """A device has too little free memory for what was planned."""
+
+
 class InputError(FastvarError):
     """A prompt, seed or sampling setting outside what is supported."""
 

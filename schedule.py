@@ -31,6 +31,9 @@ for _ratio, _text in {
     _SCALES_1M[_ratio] = _grids(_text)
 
 BUDGETS: dict[str, int] = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # name -> number of scales
+# Zero-shot, beyond what any checkpoint was trained on: the square 1M schedule, the step that FastVAR's authors
+# add to it, and one more. Rotary positions are normalised to the new last scale.
+_BEYOND: tuple[Size, ...] = ((84, 84), (128, 128))
 PIXELS_PER_TOKEN = 16
 
 
@@ -83,6 +86,12 @@ def official_schedules() -> dict[Size, ScaleSchedule]:
     return found
 
 
+def extended_schedules() -> dict[Size, ScaleSchedule]:
+    """Schedules beyond the trained resolution, keyed by image (height, width) in pixels."""
+    extended = ScaleSchedule((*_SCALES_1M["1.000"], *_BEYOND), _BEYOND[-1], "4M")
+    return {extended.pixels: extended}
+
+
 def parse_size(text: str) -> Size:
     """'1024x768' (WIDTHxHEIGHT, as image tools print it) or '1024' -> (height, width) in pixels.
 
@@ -97,18 +106,18 @@ def parse_size(text: str) -> Size:
 
 
 def schedule_for(size: Size) -> ScaleSchedule:
-    """The official schedule of an image size.
+    """The schedule of an image size: the official one, or one beyond the trained resolution.
 
     Raises:
         PlanError: unsupported size; lists the nearest that work.
     """
-    schedules = official_schedules()
+    schedules = official_schedules() | extended_schedules()
     if size in schedules:
         return schedules[size]
     h, w = size
     nearest = sorted(schedules, key=lambda s: abs(s[0] - h) + abs(s[1] - w))[:4]
     raise PlanError(
         f"no scale schedule for {w}x{h} pixels",
-        expected="one of the sizes the model was trained on",
+        expected="one of the sizes the model was trained on, or 2048x2048",
         fix="the nearest that work: " + ", ".join(f"{width}x{height}" for height, width in nearest),
     )

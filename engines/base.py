@@ -2,18 +2,24 @@
 
 * an engine holds no transformer weights: they are inputs, bound by address, layer after layer;
 * shapes are static, so a call is prepared once (`prepare`) and then only launched;
-* a prepared launch reads and writes the memory it was given and allocates none that outlives it;
-* launches of one stream run in the order they were made.
+* a prepared launch reads and writes the memory it was given, its scratch included, and allocates none that
+  outlives it;
+* launches of one device run in the order they were made.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import BackendError
-from .manifest import EngineSpec
+from ..errors import BackendError, BuildError, InternalError
+from ..precision import Precision
+from .manifest import EngineReport, EngineSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from .device import Device
 
 Launch = Callable[[], None]
 
@@ -27,11 +33,29 @@ class TensorRef:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Scratch:
+    """Memory that an engine may use while it runs: 256-byte aligned, shared with other engines of its device."""
+
+    address: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class CompiledEngine:
+    """Engine bytes, and what the compiler said of them."""
+
+    engine: bytes
+    report: EngineReport = field(default_factory=EngineReport)
+
+
 class Engine(ABC):
     """A loaded engine; safe to launch from several threads on different memory."""
 
+    scratch_bytes: int = 0  # what `prepare` wants to be given
+
     @abstractmethod
-    def prepare(self, tensors: Mapping[str, TensorRef]) -> Launch:
+    def prepare(self, tensors: Mapping[str, TensorRef], scratch: Scratch | None = None) -> Launch:
         """Bind every input and output by name.
 
         Raises:
@@ -43,6 +67,8 @@ class Backend(ABC):
     """Turns step graphs (ONNX) into engines, and loads them."""
 
     name: str
+    suffix: ClassVar[str]  # of engine files
+    precisions: ClassVar[tuple[str, ...]]  # element types it computes in, the default first
 
     @abstractmethod
     def version(self) -> str:
@@ -50,6 +76,14 @@ class Backend(ABC):
 
         Raises:
             BackendError: the library is not installed.
+        """
+
+    @abstractmethod
+    def resolve_target(self, target: str | None, precision: Precision) -> str:
+        """The device to build for, in one spelling; the backend's default for None.
+
+        Raises:
+            BuildError: no such device, or one that lacks what the precision needs.
         """
 
     def accepts(self, library_version: str) -> bool:
@@ -72,12 +106,33 @@ class Backend(ABC):
                 fix=f"install {self.name} {spec.library_version}, or rebuild the bundle",
             )
 
+    def check_precision(self, precision: Precision) -> None:
+        """Refuse element types that the backend does not compute in.
+
+        Raises:
+            BuildError: not one of `precisions`.
+        """
+        if precision.compute not in self.precisions:
+            raise BuildError(
+                f"{self.name} does not compute in {precision.compute}",
+                expected=f"one of {', '.join(self.precisions)}",
+                fix="choose another --precision or another --backend",
+            )
+
     @abstractmethod
-    def build(self, graph: bytes, target: str) -> bytes:
-        """ONNX bytes -> engine bytes for a target; deterministic.
+    def build(self, graph: bytes, target: str) -> CompiledEngine:
+        """ONNX bytes -> engine for a target that `resolve_target` gave; deterministic.
 
         Raises:
             BuildError: the library rejects the graph; names the node.
+        """
+
+    @abstractmethod
+    def device(self) -> Device:
+        """The device that this backend's engines run on.
+
+        Raises:
+            BackendError: it is not there, or its driver is too old.
         """
 
     @abstractmethod
@@ -85,5 +140,26 @@ class Backend(ABC):
         """Load engine bytes whose digest was checked before.
 
         Raises:
-            BackendError: made by another library version, or the device is not there.
+            BackendError: made by another library version, or for another device.
         """
+
+
+def check_bindings(
+    name: str, tensors: Mapping[str, TensorRef], inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> None:
+    """What an engine is given is what it takes and gives.
+
+    Raises:
+        InternalError: a name is missing, or shape or dtype differ.
+    """
+    expected = {spec.name: spec for spec in (*inputs, *outputs)}
+    if tensors.keys() != expected.keys():
+        missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+        raise InternalError(f"engine {name!r}: tensors missing {missing}, not its own {extra}")
+    for tensor, ref in tensors.items():
+        spec = expected[tensor]
+        if (ref.dtype, ref.shape) != (spec.dtype, spec.shape):
+            raise InternalError(
+                f"engine {name!r}, tensor {tensor!r}: got {ref.dtype}{list(ref.shape)}, "
+                f"expected {spec.dtype}{list(spec.shape)}"
+            )

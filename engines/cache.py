@@ -11,25 +11,28 @@ import json
 import logging
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .manifest import TensorSpec
+from ..errors import BundleError
+from .lock import FolderLock
+from .manifest import EngineReport, TensorSpec
 
 # Raise it when export/ starts to make another graph from the same key, or the entry format changes.
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CachedEngine:
-    """Engine bytes, with the tensors that the engine takes and gives."""
+    """Engine bytes, with the tensors that the engine takes and gives, and its compiler's report."""
 
     engine: bytes
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    report: EngineReport = field(default_factory=EngineReport)
 
 
 class EngineCache:
@@ -58,7 +61,8 @@ class EngineCache:
             if found != data["sha256"]:
                 engine_file.unlink(missing_ok=True)
                 raise ValueError(f"sha256 is {found}, expected {data['sha256']}")
-            return CachedEngine(engine, _specs(data["inputs"]), _specs(data["outputs"]))
+            report = EngineReport(**data["report"])
+            return CachedEngine(engine, _specs(data["inputs"]), _specs(data["outputs"]), report)
         except FileNotFoundError as error:
             if error.filename == str(entry):
                 return None
@@ -74,11 +78,12 @@ class EngineCache:
             "sha256": digest,
             "inputs": [asdict(spec) for spec in engine.inputs],
             "outputs": [asdict(spec) for spec in engine.outputs],
+            "report": asdict(engine.report),
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write(self._engine(digest), engine.engine)
-            self._write(self._entry(key), json.dumps(entry).encode())
+            write_whole(self._engine(digest), engine.engine)
+            write_whole(self._entry(key), json.dumps(entry).encode())
         except OSError as error:
             _log.warning("engine cache %s cannot be written: %s", self.folder, error.strerror)
 
@@ -89,16 +94,6 @@ class EngineCache:
         if not digest.isalnum():
             raise ValueError(f"{digest!r} is no digest")
         return self.folder / f"{digest}.engine"
-
-    def _write(self, path: Path, data: bytes) -> None:
-        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
-        try:
-            with os.fdopen(descriptor, "wb") as handle:
-                handle.write(data)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
 
     def _drop(self, entry: Path, error: Exception) -> None:
         _log.warning("engine cache entry %s is damaged and will be built anew: %s", entry, error)
@@ -114,6 +109,49 @@ def default_folder() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fastvar"
+
+
+def read_shared(path: Path) -> bytes:
+    """A file that `save_shared` wrote; empty where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        _log.warning("%s cannot be read: %s", path, error.strerror)
+        return b""
+
+
+def save_shared(path: Path, data: bytes) -> None:
+    """Replace a file that only saves time and that several processes write: whole, under a lock, or not at all."""
+    lock = FolderLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        _log.warning("%s cannot be written: %s", path, error.strerror)
+        return
+    except BundleError as error:  # another process is saving, or the folder is read-only
+        _log.warning("%s is not saved: %s", path, error.problem)
+        return
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        _log.warning("%s cannot be written: %s", path, error.strerror)
+    finally:
+        lock.release()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write under a temporary name, then rename."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def _specs(data: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

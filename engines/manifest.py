@@ -11,9 +11,10 @@ from typing import Any
 from ..config import ImageTokenizerConfig, TransformerConfig, image_tokenizer_from_json, to_json, transformer_from_json
 from ..errors import BundleError
 from ..plan import GenerationPlan, make_plan, policy_from_json, policy_to_json
+from ..precision import Precision
 from ..schedule import ScaleSchedule
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,25 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class EngineReport:
+    """What a compiler said of an engine it built. Kernels are 0 where a backend does not say.
+
+    `scratch_bytes` is the device memory the engine uses while it runs, shared with other engines;
+    `fused_attentions` counts attentions that became one kernel each.
+    """
+
+    scratch_bytes: int = 0
+    kernels: int = 0
+    fused_attentions: int = 0
+
+
+@dataclass(frozen=True)
 class EngineSpec:
     """One engine file and how to bind it.
 
     `weights` maps an input to the name of a tensor in weights.safetensors; "{layer}" in it stands for the
-    layer the engine is run for. Inputs not in `weights` are activations.
+    layer the engine is run for. Inputs not in `weights` are activations. `attentions` counts those that the
+    graph holds and that a compiler of GPU engines must fuse.
     """
 
     name: str
@@ -43,6 +58,8 @@ class EngineSpec:
     backend: str
     target: str
     library_version: str
+    attentions: int = 0
+    report: EngineReport = field(default_factory=EngineReport)
 
     def tensor(self, name: str) -> TensorSpec:
         for spec in (*self.inputs, *self.outputs):
@@ -108,8 +125,14 @@ class Manifest:
     text_tokenizer: FileRecord | None
     checkpoint_digest: str
     fastvar_version: str
+    precision: Precision = field(default_factory=Precision)
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def backend(self) -> str:
+        """The backend of all engines."""
+        return self.engines[self.decoder].backend
 
     def engine_set(self, rows: int) -> EngineSet:
         for found in self.sets:
@@ -180,6 +203,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
             "sets": sets,
             "weights": FileRecord(**data["weights"]),
             "text_tokenizer": FileRecord(**data["text_tokenizer"]) if data["text_tokenizer"] else None,
+            "precision": Precision(**data["precision"]),
             "sampling": SamplingDefaults(**data["sampling"]),
         }
     )
@@ -190,4 +214,4 @@ def _engine(data: dict[str, Any]) -> EngineSpec:
         key: tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in data[key])
         for key in ("inputs", "outputs")
     }
-    return EngineSpec(**{**data, **tensors})
+    return EngineSpec(**{**data, **tensors, "report": EngineReport(**data["report"])})

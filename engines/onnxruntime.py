@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from ..errors import BackendError, BuildError, BundleError, InternalError
+from ..errors import BackendError, BuildError, BundleError
 from ..machine import usable_cores
-from .base import Backend, Engine, Launch, TensorRef
+from ..precision import Precision
+from .base import Backend, CompiledEngine, Engine, Launch, Scratch, TensorRef, check_bindings
+from .device import Device, HostDevice
 from .dtypes import BY_ONNXRUNTIME, element_type
 from .manifest import EngineSpec, TensorSpec
+from .onnx_graph import clean_graph
 
 TARGET = "cpu"
 # What onnxruntime would log as an error it also raises, and fastvar reports: only log what it dies of.
@@ -37,6 +40,8 @@ class OnnxRuntimeBackend(Backend):
     """
 
     name = "onnxruntime"
+    suffix: ClassVar[str] = ".onnx"
+    precisions: ClassVar[tuple[str, ...]] = ("float32",)  # its CPU kernels know no bfloat16
 
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
@@ -52,22 +57,29 @@ class OnnxRuntimeBackend(Backend):
         built, running = _version_key(library_version), _version_key(self.version())
         return bool(built) and built[0] == running[0] and built <= running
 
-    def build(self, graph: bytes, target: str = TARGET) -> bytes:
+    def resolve_target(self, target: str | None, precision: Precision) -> str:
+        self.check_precision(precision)
+        if target not in (None, TARGET):
+            raise BuildError(f"onnxruntime does not build for target {target!r}", expected=f"target {TARGET!r}")
+        return TARGET
+
+    def device(self) -> Device:
+        return HostDevice()
+
+    def build(self, graph: bytes, target: str = TARGET) -> CompiledEngine:
         """Check a graph, strip what the exporter noted in it (file names, stack traces), and load it once.
 
         Raises:
             BuildError: not a valid static graph, or onnxruntime rejects it.
         """
-        if target != TARGET:
-            raise BuildError(f"onnxruntime does not build for target {target!r}", expected=f"target {TARGET!r}")
-        engine = _clean(graph)
+        engine = clean_graph(graph)
         try:
             session = self._session(engine)
         except _library_errors(self._ort) as error:
             raise BuildError(f"onnxruntime {self.version()} rejects the graph: {error}") from error
         for tensor in (*session.get_inputs(), *session.get_outputs()):
             _check_static(tensor)
-        return engine
+        return CompiledEngine(engine)
 
     def load(self, engine: bytes, spec: EngineSpec) -> OrtEngine:
         self.check(spec)
@@ -111,8 +123,8 @@ class OrtEngine(Engine):
         self._run_options.log_severity_level = _FATAL_ONLY
         self._errors = _library_errors(ort)
 
-    def prepare(self, tensors: Mapping[str, TensorRef]) -> Launch:
-        self._check(tensors)
+    def prepare(self, tensors: Mapping[str, TensorRef], scratch: Scratch | None = None) -> Launch:
+        check_bindings(self.name, tensors, self.inputs, self.outputs)
         binding = self._session.io_binding()
         for specs, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
             for spec in specs:
@@ -127,19 +139,6 @@ class OrtEngine(Engine):
                 raise BackendError(f"onnxruntime failed while running engine {self.name!r}: {error}") from error
 
         return launch
-
-    def _check(self, tensors: Mapping[str, TensorRef]) -> None:
-        expected = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
-        if tensors.keys() != expected.keys():
-            missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-            raise InternalError(f"engine {self.name!r}: tensors missing {missing}, not its own {extra}")
-        for name, ref in tensors.items():
-            spec = expected[name]
-            if (ref.dtype, ref.shape) != (spec.dtype, spec.shape):
-                raise InternalError(
-                    f"engine {self.name!r}, tensor {name!r}: got {ref.dtype}{list(ref.shape)}, "
-                    f"expected {spec.dtype}{list(spec.shape)}"
-                )
 
 
 def _import_onnxruntime() -> Any:
@@ -213,55 +212,3 @@ def _check_static(tensor: Any) -> None:
             fix="export without dynamic axes",
         )
     _tensor_spec(tensor)
-
-
-def _clean(graph: bytes) -> bytes:
-    """The graph, checked, every node named, without notes; equal graphs give equal bytes.
-
-    Raises:
-        BuildError: not ONNX, invalid, or without inputs or outputs.
-    """
-    onnx, decode_error = _import_onnx()
-    try:
-        model = onnx.load_model_from_string(graph)
-        _name_nodes(model.graph.node)
-        onnx.checker.check_model(model, full_check=True)
-    except (decode_error, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
-        raise BuildError(f"not a valid ONNX graph: {error}") from error
-    for kind, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
-        if not values:
-            raise BuildError(f"the graph {model.graph.name!r} has no {kind}", expected="at least one of each")
-    model.producer_name = model.producer_version = ""
-    for part in _annotated(model):
-        part.ClearField("doc_string")
-        part.ClearField("metadata_props")
-    return bytes(model.SerializeToString(deterministic=True))
-
-
-def _import_onnx() -> tuple[Any, type[Exception]]:
-    """The package, and what its parser raises."""
-    try:
-        onnx = importlib.import_module("onnx")
-        importlib.import_module("onnx.checker")
-        importlib.import_module("onnx.shape_inference")
-        decode_error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
-    except ImportError as error:
-        raise BackendError(
-            f"building engines needs onnx: {error}", fix='pip install "fastvar-runtime[export]"'
-        ) from error
-    return onnx, decode_error
-
-
-def _name_nodes(nodes: Sequence[Any]) -> None:
-    """So that an error can say which node."""
-    for position, node in enumerate(nodes):
-        node.name = node.name or f"{node.op_type}_{position}"
-
-
-def _annotated(model: Any) -> Iterator[Any]:
-    """Every part of a model that can carry notes."""
-    graph = model.graph
-    yield from (model, graph, *model.functions)
-    yield from (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
-    for function in model.functions:
-        yield from (*function.node, *function.value_info)

@@ -63,10 +63,10 @@ class Project(nn.Module):
         q, k, v = (t.view(-1, self.rows, c.heads, c.head_dim) for t in qkv.split(c.width, dim=-1))
         lead = (-1, self.rows if self.prunes else 1, 1, c.head_dim // 2)
         cos, sin = cos.view(lead), sin.view(lead)
-        q = rotate_halves(unit(q.float()) * w["sa.q_scale"].view(-1, 1), cos, sin)
-        k = rotate_halves(unit(k.float()), cos, sin)
+        q = rotate_halves(unit(q.float()) * w["sa.q_scale"].view(-1, 1), cos, sin, v.dtype)
+        k = rotate_halves(unit(k.float()), cos, sin, v.dtype)
         shape = (-1, self.rows * c.heads, c.head_dim)
-        return (q.to(v.dtype).reshape(shape), k.to(v.dtype).reshape(shape), v.reshape(shape), *kept)
+        return (q.reshape(shape), k.reshape(shape), v.reshape(shape), *kept)
 
 
 class Attend(nn.Module):
@@ -110,6 +110,8 @@ class Attend(nn.Module):
         self.config, self.rows, self.size, self.kept, self.fills = config, rows, size, kept, fills
         self.past, self.text_length, self.cached_size = past, text_length, cached_size
         self.prunes = kept < tokens_of(size)
+        # To itself and to the text. The first token of all has one key, and a softmax over one is a constant.
+        self.attentions = 2 if past + kept > 1 else 1
         self.inputs: tuple[str, ...] = (
             "x",
             "q",
@@ -168,7 +170,7 @@ class Attend(nn.Module):
             return scale_rows(out, mod[:, 0], R)
 
         def cross_attention(tokens: Tensor) -> Tensor:
-            h = F.layer_norm(tokens, tokens.shape[-1:], w["ca_norm.weight"].float(), w["ca_norm.bias"].float(), 1e-6)
+            h = F.layer_norm(tokens, tokens.shape[-1:], w["ca_norm.weight"], w["ca_norm.bias"], 1e-6)
             query = F.linear(h.to(w["ca.mat_q.weight"].dtype), w["ca.mat_q.weight"], w["ca.mat_q.bias"])
             query = (query * self.config.head_dim**-0.5).view(-1, R * self.config.heads, self.config.head_dim)
             out = attention(query, text_keys, text_values, text_bias, C)
@@ -188,6 +190,6 @@ class Attend(nn.Module):
                 chosen.append(kept)
             else:
                 out = sub_layer(x)
-            filled.append(out)
+            filled.append(out.to(q.dtype))  # the token cache is kept in the precision of keys and values
             x = x + out
         return (x, *(filled if self.fills else ()), *chosen[1:])

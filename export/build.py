@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .. import __version__
 from ..config import TransformerConfig
-from ..engines.base import Backend
 from ..engines.bundle import BundleWriter
 from ..engines.cache import EngineCache
 from ..engines.manifest import EngineSpec, FileRecord, Manifest, SamplingDefaults, TensorSpec
-from ..engines.registry import get_backend
 from ..engines.weights import write_weights
 from ..errors import BuildError, PlanError
 from ..plan import GenerationPlan, load_policy, make_plan
+from ..precision import Precision
 from ..schedule import parse_size, schedule_for
 from .assembly import Assembly, assemble
 from .checkpoint import Checkpoint, image_tokenizer_shapes, load_checkpoint
+from .coders import image_tokenizer_role, text_encoder_role
 from .factory import BuiltEngine, EngineFactory
 from .image_tokenizer import Decoder
 from .preview import fit_preview
+from .quantise import quantise_sources
 from .random_weights import text_encoder_shapes
+from .toolchain import Toolchain, make_toolchain
 from .weights import WeightSource, plain_weights, transformer_weights
 
 GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
@@ -42,7 +45,9 @@ class BuildReport:
     out: Path
     seconds: float
     graphs_traced: int
-    graphs_cached: int
+    graphs_cached: int  # engines taken from the cache whole
+    trace_seconds: float  # added up over the workers
+    compile_seconds: float
     step_engine_bytes: int  # without decoder and text encoder
     engine_bytes: int
     weight_bytes: int
@@ -55,7 +60,10 @@ def build(
     out: str | Path,
     policy: str = "fastvar",
     backend: str = "onnxruntime",
-    target: str = "cpu",
+    target: str | None = None,
+    precision: str | None = None,
+    weights: str | None = None,
+    allow_unfused: bool = False,
     guidance: str = "both",
     text_length: int | None = None,
     with_encoder: bool = False,
@@ -73,7 +81,10 @@ def build(
         size: image size, "WIDTHxHEIGHT" in pixels.
         out: the bundle folder; replaced as a whole when the build is complete.
         policy: "dense", "fastvar", or a TOML policy file.
-        backend, target: who compiles, and for which device.
+        backend, target: who compiles, and for which devices; the backend's default for None.
+        precision: "fp32", "bf16" or "fp16"; the backend's default for None.
+        weights: "int8" or "fp8" to store the layers' matrices in 8 bits.
+        allow_unfused: accept GPU engines whose attention is more than one kernel.
         guidance: engines for classifier-free guidance "on", "off" or "both" ways.
         text_length: static prompt length in tokens; the model's own by default.
         with_encoder: include the image encoder.
@@ -86,7 +97,7 @@ def build(
     """
     if guidance not in GUIDANCE_ROWS:
         raise BuildError(f"guidance {guidance!r} not understood", expected=f"one of {', '.join(GUIDANCE_ROWS)}")
-    compiler = get_backend(backend)
+    toolchain = make_toolchain(backend, target, precision, weights, allow_unfused)
     schedule = schedule_for(parse_size(size))
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(Path(checkpoint), image_tokenizer=image_tokenizer, text_encoder=text_encoder)
@@ -95,8 +106,7 @@ def build(
         checkpoint,
         make_plan(schedule, load_policy(policy, schedule, depth), depth),
         Path(out),
-        compiler=compiler,
-        target=target,
+        toolchain=toolchain,
         rows=GUIDANCE_ROWS[guidance],
         text_length=text_length,
         with_encoder=with_encoder,
@@ -112,8 +122,7 @@ def build_bundle(
     plan: GenerationPlan,
     out: Path,
     *,
-    compiler: Backend,
-    target: str = "cpu",
+    toolchain: Toolchain | None = None,
     rows: tuple[int, ...] = (2, 1),
     text_length: int | None = None,
     with_encoder: bool = False,
@@ -124,6 +133,7 @@ def build_bundle(
 ) -> BuildReport:
     """Build the bundle of a plan; the arguments are those of `build`, resolved."""
     start = time.perf_counter()
+    toolchain = toolchain or make_toolchain()
     _check_fit(plan, checkpoint.transformer, text_length)
     text_length = text_length or checkpoint.transformer.text_length
     images, encoder = checkpoint.image_tokenizer, checkpoint.text_encoder
@@ -131,28 +141,32 @@ def build_bundle(
     report = progress or (lambda _what, _done, _total: None)
     total = len(assembly.graphs) + 1
     with BundleWriter(out) as writer:
-        sources = _weight_sources(checkpoint, with_encoder)
-        factory = EngineFactory(compiler, target, _open_cache(cache), sources, jobs)
+        sources = _weight_sources(checkpoint, with_encoder, toolchain.precision)
+        factory = EngineFactory(toolchain, _open_cache(cache), sources, jobs)
         finished = count()
         built = factory.make(assembly.graphs, lambda name: report(name, next(finished), total))
-        engines = {name: _add_to(writer, name, engine, compiler, target) for name, engine in built.items()}
+        engines = {name: _add_to(writer, name, engine, toolchain) for name, engine in built.items()}
         report("weights", total - 1, total)
-        weights = _write_weights(writer.path("weights.safetensors"), sources)
-        writer.commit(_manifest(checkpoint, plan, assembly, engines, weights, text_length, writer, sampling))
+        weights = _write_weights(writer.path("weights.safetensors"), sources, toolchain.precision)
+        manifest = _manifest(checkpoint, plan, assembly, engines, weights, text_length, writer, sampling)
+        writer.commit(replace(manifest, precision=toolchain.precision))
         report("done", total, total)
     return BuildReport(
         out=out,
         seconds=time.perf_counter() - start,
         graphs_traced=factory.traced,
         graphs_cached=factory.cached,
+        trace_seconds=factory.trace_seconds,
+        compile_seconds=factory.compile_seconds,
         step_engine_bytes=sum(engines[name].size_bytes for name in assembly.step_graphs),
         engine_bytes=sum(e.size_bytes for e in engines.values()),
         weight_bytes=weights.size_bytes,
     )
 
 
-def _add_to(writer: BundleWriter, name: str, built: BuiltEngine, backend: Backend, target: str) -> EngineSpec:
-    file, sha256, size = writer.add_engine(name, built.engine.engine, ".onnx")
+def _add_to(writer: BundleWriter, name: str, built: BuiltEngine, toolchain: Toolchain) -> EngineSpec:
+    backend = toolchain.backend
+    file, sha256, size = writer.add_engine(name, built.engine.engine, backend.suffix)
     return EngineSpec(
         name=name,
         file=file,
@@ -162,8 +176,10 @@ def _add_to(writer: BundleWriter, name: str, built: BuiltEngine, backend: Backen
         outputs=built.engine.outputs,
         weights=built.weights,
         backend=backend.name,
-        target=target,
+        target=toolchain.target,
         library_version=backend.version(),
+        attentions=built.attentions,
+        report=built.engine.report,
     )
 
 
@@ -178,16 +194,17 @@ def _check_fit(plan: GenerationPlan, config: TransformerConfig, text_length: int
         raise PlanError(f"text length {text_length} is out of range", expected=f"2 to {config.text_length} tokens")
 
 
-def _weight_sources(checkpoint: Checkpoint, with_encoder: bool) -> dict[str, WeightSource]:
+def _weight_sources(checkpoint: Checkpoint, with_encoder: bool, precision: Precision) -> dict[str, WeightSource]:
     shapes = image_tokenizer_shapes(checkpoint.image_tokenizer)
     wanted = {
         n: s for n, s in shapes.items() if n.startswith("decoder.") or (with_encoder and n.startswith("encoder."))
     }
     sources = transformer_weights(checkpoint.transformer, checkpoint.transformer_weights)
-    sources |= plain_weights("image_tokenizer", wanted, checkpoint.image_tokenizer_weights)
+    sources |= plain_weights("image_tokenizer", wanted, checkpoint.image_tokenizer_weights, image_tokenizer_role)
     if checkpoint.text_encoder is not None:
         text_shapes = text_encoder_shapes(checkpoint.text_encoder)
-        sources |= plain_weights("text_encoder", text_shapes, checkpoint.text_encoder_weights)
+        role = text_encoder_role(precision)
+        sources |= plain_weights("text_encoder", text_shapes, checkpoint.text_encoder_weights, role)
     return sources | _preview(checkpoint)
 
 
@@ -203,14 +220,21 @@ def _preview(checkpoint: Checkpoint) -> dict[str, WeightSource]:
     }
 
 
-def _write_weights(path: Path, sources: Mapping[str, WeightSource]) -> FileRecord:
-    specs = {name: TensorSpec(name, "float32", source.shape) for name, source in sources.items()}
+def _write_weights(path: Path, sources: Mapping[str, WeightSource], precision: Precision) -> FileRecord:
+    sources = quantise_sources(sources, precision)
+    dtypes = {
+        n: precision.weights if s.role.is_quantised(precision) else s.role.dtype(precision) for n, s in sources.items()
+    }
+    specs = {name: TensorSpec(name, dtypes[name], source.shape) for name, source in sources.items()}
+    return write_weights(path, specs, lambda name: _as_stored(sources[name].fetch(), dtypes[name]))
 
-    def fetch(name: str) -> NDArray[Any]:
-        array: NDArray[Any] = sources[name].fetch().to(torch.float32).contiguous().numpy()
-        return array
 
-    return write_weights(path, specs, fetch)
+def _as_stored(tensor: Tensor, dtype: str) -> NDArray[Any]:
+    """The tensor's bits as numpy holds them: uint16 for bfloat16, uint8 for float8."""
+    converted = tensor.to(getattr(torch, dtype)).contiguous()
+    bits = {"bfloat16": torch.uint16, "float8_e4m3fn": torch.uint8}.get(dtype)
+    array: NDArray[Any] = (converted if bits is None else converted.view(bits)).numpy()
+    return array
 
 
 def _manifest(

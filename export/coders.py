@@ -2,32 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..config import ImageTokenizerConfig
+from ..precision import Precision
 from ..schedule import Size
 from .image_tokenizer import Decoder, Encoder
 from .rows import Shapes, Weights
+from .weights import Role
 
 if TYPE_CHECKING:
     from transformers import T5Config
 
 
+T5_ATTENTION = "fastvar_fp32_softmax"  # our attention's name with transformers
+
+
+def image_tokenizer_role(name: str) -> Role:
+    """Norms are fp32, and so is the last convolution: in 16 bits its output would be half a grey level off."""
+    return Role.EXACT if ".norm" in name or ".conv_out." in name else Role.OPERAND
+
+
+def text_encoder_role(precision: Precision) -> Callable[[str], Role]:
+    """The last norm makes fp32 features. In fp16 `wo` overflows, and stays fp32 as in transformers."""
+
+    def role(name: str) -> Role:
+        exact = "final_layer_norm." in name or (precision.compute == "float16" and ".wo." in name)
+        return Role.EXACT if exact else Role.OPERAND
+
+    return role
+
+
+def _t5_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float = 1.0,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """query, key, value [B, H, T, hd], mask [B, 1, 1, T] -> [B, T, H, hd]; the softmax in fp32, never in 16 bits."""
+    scores = (query @ key.transpose(2, 3)).float() * scaling + attention_mask
+    if position_bias is not None:
+        scores = scores + position_bias
+    return (torch.softmax(scores, dim=-1).to(value.dtype) @ value).transpose(1, 2), None
+
+
 class TextEncoder(nn.Module):
-    """T5 encoder: ids [1, T], attention_mask [1, T] (both int64) -> features [T, Ct]; padding rows are undefined."""
+    """T5 encoder: ids [1, T], attention_mask [1, T] (both int64) -> features [T, Ct]; padding rows are undefined.
+
+    The residual stream is fp32, as it is where the published programs run T5: it starts as fp32 embeddings.
+    """
 
     inputs = ("ids", "attention_mask")
     outputs = ("features",)
 
     def __init__(self, config: T5Config, text_length: int) -> None:
         super().__init__()
-        from transformers import T5EncoderModel
+        from transformers import AttentionInterface, T5EncoderModel
 
-        config = type(config).from_dict({**config.to_dict(), "_attn_implementation": "eager"})
+        AttentionInterface.register(T5_ATTENTION, _t5_attention)
+        config = type(config).from_dict({**config.to_dict(), "_attn_implementation": T5_ATTENTION})
         with torch.device("meta"):
             self.model: Any = T5EncoderModel(config).eval()
         self.text_length = text_length
@@ -38,8 +81,10 @@ class TextEncoder(nn.Module):
         return dict.fromkeys(self.inputs, (1, self.text_length))
 
     def forward(self, ids: Tensor, attention_mask: Tensor, weights: Weights) -> Tensor:
-        result = functional_call(self.model, weights, (), {"input_ids": ids, "attention_mask": attention_mask})
-        features: Tensor = result.last_hidden_state[0]
+        embedded = F.embedding(ids, weights["shared.weight"]).float()
+        mask = (attention_mask[:, None, None, :].float() - 1.0) * 1e30  # of rank 4: used as it is
+        inputs = {"inputs_embeds": embedded, "attention_mask": mask}
+        features: Tensor = functional_call(self.model, weights, (), inputs).last_hidden_state[0]
         return features
 
 

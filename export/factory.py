@@ -11,10 +11,12 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,8 +25,9 @@ from ..engines.cache import CachedEngine, EngineCache
 from ..engines.registry import get_backend
 from ..errors import BuildError, FastvarError
 from ..machine import usable_cores
-from .graphs import StepGraph, layer_weights, trace
-from .rows import Shapes
+from ..precision import Precision
+from .graphs import StepGraph, TracedGraph, WeightShapes, layer_weights, stored_binding, trace
+from .toolchain import Toolchain
 from .weights import WeightSource
 
 # A worker spends seconds on importing torch; below this many graphs one process is faster.
@@ -33,81 +36,142 @@ GRAPHS_WORTH_A_WORKER = 8
 
 @dataclass(frozen=True)
 class BuildTask:
-    """What a worker needs to make one engine."""
+    """What a worker needs to make one engine. A graph that is in the cache is not traced again."""
 
     graph: StepGraph
-    weight_shapes: Shapes
+    weights: WeightShapes
+    precision: Precision
     backend: str
     target: str
+    traced: TracedGraph | None = None
 
-    def run(self) -> CachedEngine:
+    def run(self) -> BuildResult:
         """Trace and compile."""
-        traced = trace(self.graph.factory(**self.graph.arguments), self.weight_shapes)
-        return CachedEngine(get_backend(self.backend).build(traced.onnx, self.target), traced.inputs, traced.outputs)
+        start = time.perf_counter()
+        traced = self.traced or trace(self.graph.factory(**self.graph.arguments), self.weights, self.precision)
+        between = time.perf_counter()
+        compiled = _backend(self.backend).build(traced.onnx, self.target)
+        engine = CachedEngine(compiled.engine, traced.inputs, traced.outputs, compiled.report)
+        return BuildResult(traced, engine, between - start, time.perf_counter() - between)
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """An engine, the graph it was made from, and how long each took."""
+
+    traced: TracedGraph
+    engine: CachedEngine
+    trace_seconds: float
+    compile_seconds: float
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine and the weight-binding pattern of its inputs."""
+    """An engine, the weight-binding pattern of its inputs, and the attentions of its graph."""
 
     engine: CachedEngine
     weights: dict[str, str]
+    attentions: int
 
 
 class EngineFactory:
-    """Makes engines for one backend and target, and counts what was traced and what came from the cache."""
+    """Makes engines with one toolchain, and counts what was traced, compiled, and taken from the cache.
+
+    Graphs are cached apart from engines: another target or library version compiles, and traces nothing.
+    `trace_seconds` and `compile_seconds` add up what all workers spent.
+    """
 
     def __init__(
         self,
-        backend: Backend,
-        target: str,
+        toolchain: Toolchain,
         cache: EngineCache | None,
         sources: dict[str, WeightSource],
         jobs: int | None = None,
     ) -> None:
-        self.backend, self.target, self.cache, self.sources = backend, target, cache, sources
+        self.toolchain, self.cache, self.sources = toolchain, cache, sources
         self.jobs = jobs or usable_cores()
-        self.traced = self.cached = 0
+        self.traced = self.compiled = self.cached = 0
+        self.trace_seconds = self.compile_seconds = 0.0
 
     def make(self, graphs: dict[str, StepGraph], done: Callable[[str], None]) -> dict[str, BuiltEngine]:
-        """All engines by name, in the order given; `done` hears each name as it is ready."""
+        """All engines by name, in the order given; `done` hears each name as it is ready.
+
+        Raises:
+            BuildError: a graph is rejected, or an attention was not fused and the toolchain insists.
+        """
         engines: dict[str, CachedEngine] = {}
         bindings: dict[str, dict[str, str]] = {}
-        missing: dict[str, tuple[BuildTask, str]] = {}
+        attentions: dict[str, int] = {}
+        missing: dict[str, BuildTask] = {}
         for name, graph in graphs.items():
             module: Any = graph.factory(**graph.arguments)
-            bindings[name] = graph.weight_binding(module)
-            shapes = layer_weights(self.sources, bindings[name])
-            key = self._key(graph, shapes)
-            found = self.cache.get(key) if self.cache is not None else None
+            binding = graph.weight_binding(module)
+            task = self._task(graph, layer_weights(self.sources, binding))
+            bindings[name] = stored_binding(binding, task.weights, task.precision)
+            attentions[name] = getattr(module, "attentions", 0)
+            found = self.cache.get(self._key(task)) if self.cache is not None else None
             if found is None:
-                missing[name] = (BuildTask(graph, shapes, self.backend.name, self.target), key)
+                missing[name] = task
                 continue
             engines[name] = found
             self.cached += 1
+            self.toolchain.check_fused(name, attentions[name], found.report)
             done(name)
         for name, engine in self._build(missing):
+            self.toolchain.check_fused(name, attentions[name], engine.report)
             engines[name] = engine
             done(name)
-        return {name: BuiltEngine(engines[name], bindings[name]) for name in graphs}
+        return {name: BuiltEngine(engines[name], bindings[name], attentions[name]) for name in graphs}
 
-    def _key(self, graph: StepGraph, shapes: Shapes) -> str:
-        return EngineCache.key(graph.key(shapes), self.backend.name, self.target, self.backend.version())
+    def _task(self, graph: StepGraph, weights: WeightShapes) -> BuildTask:
+        tools = self.toolchain
+        return BuildTask(graph, weights, tools.precision, tools.backend.name, tools.target)
 
-    def _build(self, missing: dict[str, tuple[BuildTask, str]]) -> Iterator[tuple[str, CachedEngine]]:
-        workers = min(self.jobs, len(missing) // GRAPHS_WORTH_A_WORKER)
+    def _key(self, task: BuildTask) -> str:
+        graph = task.graph.key(task.weights, task.precision)
+        return EngineCache.key(graph, task.backend, task.target, self.toolchain.backend.version())
+
+    def _build(self, missing: dict[str, BuildTask]) -> Iterator[tuple[str, CachedEngine]]:
+        tasks = {name: self._with_graph(task) for name, task in missing.items()}
+        workers = min(self.jobs, sum(task.traced is None for task in tasks.values()) // GRAPHS_WORTH_A_WORKER)
         with ThreadPoolExecutor(max(1, workers)) as pool, _runners(workers) as run:
-            futures = {pool.submit(run, task): name for name, (task, _) in missing.items()}
+            futures = {pool.submit(run, task): name for name, task in tasks.items()}
             try:
                 for future in as_completed(futures):
-                    name, engine = futures[future], future.result()
-                    self.traced += 1
-                    if self.cache is not None:
-                        self.cache.put(missing[name][1], engine)
-                    yield name, engine
+                    name, result = futures[future], future.result()
+                    self._count(tasks[name], result)
+                    yield name, result.engine
             finally:
                 for future in futures:
                     future.cancel()
+
+    def _with_graph(self, task: BuildTask) -> BuildTask:
+        found = self.cache.get(_graph_key(task)) if self.cache is not None else None
+        if found is None:
+            return task
+        return replace(task, traced=TracedGraph(found.engine, found.inputs, found.outputs))
+
+    def _count(self, task: BuildTask, result: BuildResult) -> None:
+        self.compiled += 1
+        self.compile_seconds += result.compile_seconds
+        if self.cache is not None:
+            self.cache.put(self._key(task), result.engine)
+        if task.traced is not None:
+            return
+        self.traced += 1
+        self.trace_seconds += result.trace_seconds
+        if self.cache is not None:
+            graph = result.traced
+            self.cache.put(_graph_key(task), CachedEngine(graph.onnx, graph.inputs, graph.outputs))
+
+
+def _graph_key(task: BuildTask) -> str:
+    return EngineCache.key(task.graph.key(task.weights, task.precision), "graph", "", "")
+
+
+@cache
+def _backend(name: str) -> Backend:
+    return get_backend(name)
 
 
 class Worker:
@@ -121,7 +185,7 @@ class Worker:
         command = [sys.executable, "-c", code]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
 
-    def run(self, task: BuildTask) -> CachedEngine:
+    def run(self, task: BuildTask) -> BuildResult:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -134,7 +198,7 @@ class Worker:
             ) from error
         if isinstance(result, FastvarError):
             raise result
-        if not isinstance(result, CachedEngine):
+        if not isinstance(result, BuildResult):
             raise RuntimeError(f"worker failed on {task.graph.name}:\n{result}")
         return result
 
@@ -144,18 +208,18 @@ class Worker:
 
 
 @contextmanager
-def _runners(workers: int) -> Iterator[Callable[[BuildTask], CachedEngine]]:
+def _runners(workers: int) -> Iterator[Callable[[BuildTask], BuildResult]]:
     """A function that runs a task: here for no or one worker, else in the calling thread's own subprocess."""
     if workers < 2:
         yield BuildTask.run
         return
     local, started = threading.local(), []
 
-    def run(task: BuildTask) -> CachedEngine:
+    def run(task: BuildTask) -> BuildResult:
         if not hasattr(local, "worker"):
             local.worker = Worker()
             started.append(local.worker)
-        result: CachedEngine = local.worker.run(task)
+        result: BuildResult = local.worker.run(task)
         return result
 
     try:

@@ -13,20 +13,33 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import onnx
-import onnxscript
+import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
 
+from ..engines.dtypes import BY_ONNX
 from ..engines.manifest import TensorSpec
-from .rows import Shapes
-from .weights import WeightSource
+from ..precision import Precision
+from .quantise import SCALE, quantise_graph
+from .rows import COMPUTED, INTEGERS, Shapes
+from .weights import Role, WeightSource
 
 OPSET = 23
-INTEGER_INPUTS = {"kept", "ids", "attention_mask"}  # int64; all other activations are fp32
+
+
+@dataclass(frozen=True)
+class WeightShape:
+    """A weight as a module takes it, before it is quantised."""
+
+    shape: tuple[int, ...]
+    role: Role
+
+
+WeightShapes = dict[str, WeightShape]
 
 
 class StepModule(Protocol):
-    """What a module must offer to be traced."""
+    """What a module must offer to be traced; `attentions`, where it has any, counts what a compiler must fuse."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -48,14 +61,16 @@ class StepGraph:
     prefix: str
 
     def weight_binding(self, module: StepModule) -> dict[str, str]:
+        """Names in weights.safetensors, before quantisation."""
         return {name: self.prefix + name for name in module.weights}
 
-    def key(self, weight_shapes: Shapes) -> str:
-        """Digest of all that the graph depends on: arguments, weight shapes, exporter source and versions."""
+    def key(self, weights: WeightShapes, precision: Precision) -> str:
+        """Digest of all that the graph depends on: arguments, weights, precision, exporter source and versions."""
         content = {
             "kind": self.factory.__qualname__,
             "arguments": {name: _plain(value) for name, value in self.arguments.items()},
-            "weights": weight_shapes,
+            "weights": {name: [weight.shape, weight.role.value] for name, weight in weights.items()},
+            "precision": asdict(precision),
             "exporter": exporter_digest(),
             "opset": OPSET,
         }
@@ -64,11 +79,12 @@ class StepGraph:
 
 @dataclass(frozen=True)
 class TracedGraph:
-    """ONNX bytes and the tensors at its border."""
+    """ONNX bytes, the tensors at its border, and the attentions inside."""
 
     onnx: bytes
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    attentions: int = 0
 
 
 @cache
@@ -89,27 +105,43 @@ def exporter_digest() -> str:
     return digest.hexdigest()
 
 
-def layer_weights(sources: dict[str, WeightSource], binding: dict[str, str]) -> Shapes:
-    """Shapes of the tensors a graph is bound to; those of layer 0 stand for all layers."""
-    return {name: sources[pattern.format(layer=0)].shape for name, pattern in binding.items()}
+def layer_weights(sources: dict[str, WeightSource], binding: dict[str, str]) -> WeightShapes:
+    """The weights a graph is bound to; those of layer 0 stand for all layers."""
+    found = {name: sources[pattern.format(layer=0)] for name, pattern in binding.items()}
+    return {name: WeightShape(source.shape, source.role) for name, source in found.items()}
 
 
-def trace(module: nn.Module, weight_shapes: Shapes) -> TracedGraph:
+def stored_binding(binding: dict[str, str], weights: WeightShapes, precision: Precision) -> dict[str, str]:
+    """The binding of the traced graph: a quantised weight has its scales beside it."""
+    quantised = [name for name in binding if weights[name].role.is_quantised(precision)]
+    return {**binding, **{name + SCALE: binding[name] + SCALE for name in quantised}}
+
+
+def trace(module: nn.Module, weights: WeightShapes, precision: Precision | None = None) -> TracedGraph:
     """Export a step module through torch.export; no shape is dynamic, no weight is inside."""
-    step = cast(StepModule, module)
-    inputs = tuple(_example(name, shape) for name, shape in step.input_shapes().items())
-    weights = {name: torch.zeros(shape) for name, shape in weight_shapes.items()}
+    precision, step = precision or Precision(), cast(StepModule, module)
+    inputs = tuple(_example(name, shape, precision) for name, shape in step.input_shapes().items())
+    examples = {n: torch.zeros(w.shape, dtype=_torch_type(w.role.dtype(precision))) for n, w in weights.items()}
     names = [*step.input_shapes(), *weights]
-    model = _export(module, inputs, weights, names, list(step.outputs))
+    model = _export(module, inputs, examples, names, list(step.outputs))
+    quantised = [name for name, weight in weights.items() if weight.role.is_quantised(precision)]
+    if quantised:
+        model = quantise_graph(model, quantised, precision)
     return TracedGraph(
         model.SerializeToString(deterministic=True),
         tuple(_spec(value) for value in model.graph.input),
         tuple(_spec(value) for value in model.graph.output),
+        getattr(step, "attentions", 0),
     )
 
 
-def _example(name: str, shape: tuple[int, ...]) -> Tensor:
-    return torch.zeros(shape, dtype=torch.int64 if name in INTEGER_INPUTS else torch.float32)
+def _example(name: str, shape: tuple[int, ...], precision: Precision) -> Tensor:
+    dtype = "int64" if name in INTEGERS else precision.compute if name in COMPUTED else "float32"
+    return torch.zeros(shape, dtype=_torch_type(dtype))
+
+
+def _torch_type(name: str) -> torch.dtype:
+    return cast(torch.dtype, getattr(torch, name))
 
 
 def _export(
@@ -127,9 +159,12 @@ def _export(
             opset_version=OPSET,
             input_names=names,
             output_names=outputs,
+            optimize=False,
             verbose=False,
         )
     assert program is not None
+    # Constants folded, as compilers need it; but no fusions: that of RMSNormalization mixes up element types.
+    onnxscript.optimizer.optimize_ir(program.model)
     model = program.model_proto
     _strip(model)
     return model
@@ -155,7 +190,7 @@ def _strip(model: Any) -> None:
 
 def _spec(value: Any) -> TensorSpec:
     tensor = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    dtype = BY_ONNX[tensor.elem_type].name
     shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
     return TensorSpec(value.name, dtype, shape)
 

@@ -14,6 +14,14 @@ from ..schedule import Size
 from .infinity import layer_norm
 from .resize import area_ends
 
+LONGEST_TOPK = 3840  # TensorRT's limit
+
+# Activations at the border of a graph that are neither fp32 nor of the compute precision, and those that are.
+INTEGERS = frozenset({"kept", "ids", "attention_mask"})
+COMPUTED = frozenset(
+    {"q", "keys", "values", "text", "text_keys", "text_values", "cached_sa", "cached_ca", "cached_ffn"}
+)
+
 Weights = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
@@ -26,7 +34,16 @@ def select(x: Tensor, rows: int, count: int) -> Tensor:
     """Token indices [count, R] of each guidance row's pivotal tokens in x [L * R, C] (see pruning.select)."""
     grid = x.view(-1, rows, x.shape[-1])
     score = (grid - grid.mean(dim=0, keepdim=True)).square().sum(-1)  # [L, R]
-    return torch.topk(score, count, dim=0).indices
+    return largest(score, count)
+
+
+def largest(score: Tensor, count: int) -> Tensor:
+    """Indices [count, R] of the largest of score [L, R], none negative; in turns where the compilers' limit asks."""
+    if count <= LONGEST_TOPK:
+        return torch.topk(score, count, dim=0).indices
+    first = torch.topk(score, LONGEST_TOPK, dim=0).indices
+    rest = score.scatter(0, first, -1.0)  # out of the running: a squared distance is never negative
+    return torch.cat((first, largest(rest, count - LONGEST_TOPK)))
 
 
 def rows_of(token: Tensor, rows: int) -> Tensor:
@@ -35,12 +52,12 @@ def rows_of(token: Tensor, rows: int) -> Tensor:
 
 
 def restore(fresh: Tensor, kept: Tensor, cached: Tensor, corners: Tensor) -> Tensor:
-    """fresh [k * R, C] at the rows `kept`, elsewhere the area-enlarged cache: four gathers and a mean.
+    """fresh [k * R, C] at the rows `kept`, elsewhere the area-enlarged cache: four gathers and a mean, in fp32.
 
     An inverse index with a gather fuses; a scatter would write the whole map twice.
     """
     inverse = torch.full((corners.shape[1],), -1, dtype=torch.int64).index_put((kept,), torch.arange(kept.shape[0]))
-    enlarged = sum(cached.index_select(0, corner) for corner in corners) * 0.25
+    enlarged = sum(cached.index_select(0, corner).float() for corner in corners) * 0.25
     return torch.where((inverse >= 0).unsqueeze(-1), fresh.index_select(0, inverse.clamp(min=0)), enlarged)
 
 
@@ -80,7 +97,11 @@ def unit(x: Tensor) -> Tensor:
     return x / x.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
-def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary on pairs (j, j + hd / 2): the prepared qkv weight holds its rows in that order (weights.py)."""
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rotary on pairs (j, j + hd / 2): the prepared qkv weight holds its rows in that order (weights.py).
+
+    Rounded to `dtype` before the halves are joined: one kernel then writes the result, and none the fp32 of it.
+    """
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+    rotated = (first * cos - second * sin, first * sin + second * cos)
+    return torch.cat([half.to(dtype) for half in rotated], dim=-1)

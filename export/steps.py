@@ -64,23 +64,22 @@ class Condition(nn.Module):
             F.linear(flat, w["text_proj_for_ca.0.weight"], w["text_proj_for_ca.0.bias"]), approximate="tanh"
         )
         source = F.linear(hidden, w["text_proj_for_ca.2.weight"], w["text_proj_for_ca.2.bias"])
-        active = F.silu(sos)
-        modulation = F.linear(active, w["shared_ada_lin.1.weight"], w["shared_ada_lin.1.bias"]).float()
-        head = F.linear(active, w["head_nm.ada_lin.1.weight"], w["head_nm.ada_lin.1.bias"]).float()
-        x = sos.float() + w["pos_start"].flatten().float() + w["lvl_embed.weight"][0].float()
+        active = F.silu(sos)  # modulation is fp32 throughout: its error would be that of every layer
+        modulation = F.linear(active, w["shared_ada_lin.1.weight"], w["shared_ada_lin.1.bias"])
+        head = F.linear(active, w["head_nm.ada_lin.1.weight"], w["head_nm.ada_lin.1.bias"])
+        x = sos + w["pos_start"].flatten() + w["lvl_embed.weight"][0]
         text_bias = bias[:, None, None, :].expand(-1, c.heads, -1, -1).flatten(0, 1)
         return x, source, modulation.view(-1, 6, c.width), head.view(-1, 2, c.width), text_bias.contiguous()
 
     def _pool(self, flat: Tensor, bias: Tensor, w: Weights) -> Tensor:
-        """flat [T * R, Ct], bias [R, T] -> [R, C]: one learned query over the text."""
+        """flat [T * R, Ct], bias [R, T] -> [R, C] in fp32: one learned query over the text."""
         c, prefix = self.config, "text_proj_for_sos.ca."
         heads, size = c.pool_heads, c.width // c.pool_heads
         kv = F.linear(flat, w[prefix + "mat_kv.weight"], w[prefix + "kv_bias"])
-        kv = kv.view(-1, self.rows, 2, heads, size).permute(2, 1, 3, 0, 4)  # [2, R, heads, T, size]
+        kv = kv.float().view(-1, self.rows, 2, heads, size).permute(2, 1, 3, 0, 4)  # [2, R, heads, T, size]
         query = w[prefix + "mat_q"].view(1, heads, 1, size) * size**-0.5
-        scores = (query * kv[0]).sum(-1).float() + bias[:, None, :]  # [R, heads, T]
-        share = torch.softmax(scores, dim=-1).unsqueeze(-1).to(kv.dtype)
-        pooled = (share * kv[1]).sum(2).flatten(1)
+        scores = (query * kv[0]).sum(-1) + bias[:, None, :]  # [R, heads, T]
+        pooled = (torch.softmax(scores, dim=-1).unsqueeze(-1) * kv[1]).sum(2).flatten(1)
         return F.linear(pooled, w[prefix + "proj.weight"], w[prefix + "proj.bias"])
 
 
@@ -190,7 +189,7 @@ class Bridge(nn.Module):
             following = F.pixel_unshuffle(following, p)
         tokens = following.flatten(2).squeeze(0).transpose(0, 1).to(w["word_embed.weight"].dtype)  # [L', channels]
         embedded = F.linear(tokens, w["word_embed.weight"], w["word_embed.bias"]).float()
-        embedded = embedded + w["lvl_embed.weight"][self.next_index].float()
+        embedded = embedded + w["lvl_embed.weight"][self.next_index]
         x_next = embedded.unsqueeze(1).expand(-1, self.rows, -1).reshape(-1, self.config.width)
         return logits, summed, x_next
 

@@ -8,20 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
 
 from ..config import TransformerConfig
+from ..precision import Precision
 from .infinity import MAX_LOG_SCALE
+
+
+class Role(Enum):
+    """What a weight is used for, which decides the element type it is stored in."""
+
+    EXACT = "exact"  # norms, gates, embeddings: used in fp32
+    OPERAND = "operand"  # of a matrix product or convolution in the compute precision
+    MATRIX = "matrix"  # the same, and one of the large ones that may be stored quantised: [outputs, inputs]
+
+    def dtype(self, precision: Precision) -> str:
+        """Element type in which a graph computes with it."""
+        return "float32" if self is Role.EXACT else precision.compute
+
+    def is_quantised(self, precision: Precision) -> bool:
+        return self is Role.MATRIX and precision.weights != ""
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """One tensor of weights.safetensors: its shape, and how to make it."""
+    """One tensor of weights.safetensors: its shape, its role, and how to make it."""
 
     shape: tuple[int, ...]
     fetch: Callable[[], Tensor]
+    role: Role = Role.EXACT
 
 
 def transformer_weights(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:
@@ -34,10 +52,13 @@ def transformer_weights(config: TransformerConfig, state: Mapping[str, Tensor]) 
 
 
 def plain_weights(
-    prefix: str, shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]
+    prefix: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    state: Mapping[str, Tensor],
+    role: Callable[[str], Role],
 ) -> dict[str, WeightSource]:
     """Tensors that go over as they are, under a prefix."""
-    return {f"{prefix}.{name}": WeightSource(shape, _getter(state, name)) for name, shape in shapes.items()}
+    return {f"{prefix}.{n}": WeightSource(shape, _getter(state, n), role(n)) for n, shape in shapes.items()}
 
 
 def layer_prefix(config: TransformerConfig, layer: int) -> str:
@@ -59,17 +80,12 @@ def halves_order(config: TransformerConfig) -> Tensor:
 
 def _shared(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:
     c, pool = config, "text_proj_for_sos.ca."
-    plain = {
+    exact = {
         "cfg_uncond": (c.text_length, c.text_width),
         "text_norm.weight": (c.text_width,),
         pool + "mat_q": (1, c.pool_heads, c.width // c.pool_heads),
-        pool + "mat_kv.weight": (2 * c.width, c.text_width),
         pool + "proj.weight": (c.width, c.width),
         pool + "proj.bias": (c.width,),
-        "text_proj_for_ca.0.weight": (c.width, c.text_width),
-        "text_proj_for_ca.0.bias": (c.width,),
-        "text_proj_for_ca.2.weight": (c.width, c.width),
-        "text_proj_for_ca.2.bias": (c.width,),
         "pos_start": (1, 1, c.width),
         "lvl_embed.weight": (c.levels, c.width),
         "word_embed.weight": (c.width, c.code_channels),
@@ -78,32 +94,43 @@ def _shared(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str,
         "shared_ada_lin.1.bias": (6 * c.width,),
         "head_nm.ada_lin.1.weight": (2 * c.width, c.width),
         "head_nm.ada_lin.1.bias": (2 * c.width,),
+    }
+    operands = {
+        pool + "mat_kv.weight": (2 * c.width, c.text_width),
+        "text_proj_for_ca.0.weight": (c.width, c.text_width),
+        "text_proj_for_ca.0.bias": (c.width,),
+        "text_proj_for_ca.2.weight": (c.width, c.width),
+        "text_proj_for_ca.2.bias": (c.width,),
         "head.weight": (2 * c.code_channels, c.width),
         "head.bias": (2 * c.code_channels,),
     }
-    sources = {name: WeightSource(shape, _getter(state, name)) for name, shape in plain.items()}
-    sources[pool + "kv_bias"] = WeightSource((2 * c.width,), _key_value_bias(state, pool + "v_bias"))
+    sources = {name: WeightSource(shape, _getter(state, name)) for name, shape in exact.items()}
+    sources |= {name: WeightSource(s, _getter(state, name), Role.OPERAND) for name, s in operands.items()}
+    sources[pool + "kv_bias"] = WeightSource((2 * c.width,), _key_value_bias(state, pool + "v_bias"), Role.OPERAND)
     return sources
 
 
 def _layer(config: TransformerConfig, state: Mapping[str, Tensor], prefix: str) -> dict[str, WeightSource]:
     c = config
-    plain = {
+    matrices = {
         "sa.proj.weight": (c.width, c.width),
-        "sa.proj.bias": (c.width,),
-        "ca_norm.weight": (c.width,),
-        "ca_norm.bias": (c.width,),
         "ca.mat_q.weight": (c.width, c.width),
-        "ca.mat_q.bias": (c.width,),
         "ca.mat_kv.weight": (2 * c.width, c.width),
         "ca.proj.weight": (c.width, c.width),
-        "ca.proj.bias": (c.width,),
         "ffn.fc1.weight": (c.mlp_width, c.width),
-        "ffn.fc1.bias": (c.mlp_width,),
         "ffn.fc2.weight": (c.width, c.mlp_width),
+    }
+    biases = {
+        "sa.proj.bias": (c.width,),
+        "ca.mat_q.bias": (c.width,),
+        "ca.proj.bias": (c.width,),
+        "ffn.fc1.bias": (c.mlp_width,),
         "ffn.fc2.bias": (c.width,),
     }
-    sources = {name: WeightSource(shape, _getter(state, prefix + name)) for name, shape in plain.items()}
+    exact = {"ca_norm.weight": (c.width,), "ca_norm.bias": (c.width,)}
+    sources: dict[str, WeightSource] = {}
+    for role, shapes in ((Role.MATRIX, matrices), (Role.OPERAND, biases), (Role.EXACT, exact)):
+        sources |= {name: WeightSource(shape, _getter(state, prefix + name), role) for name, shape in shapes.items()}
     order = halves_order(c)
 
     def qkv_weight() -> Tensor:
@@ -118,10 +145,10 @@ def _layer(config: TransformerConfig, state: Mapping[str, Tensor], prefix: str) 
         return state[prefix + "sa.scale_mul_1H11"].float().flatten().clamp(max=MAX_LOG_SCALE).exp()
 
     sources["ada_gss"] = WeightSource((6, c.width), lambda: state[prefix + "ada_gss"].view(6, c.width))
-    sources["sa.qkv.weight"] = WeightSource((3 * c.width, c.width), qkv_weight)
-    sources["sa.qkv.bias"] = WeightSource((3 * c.width,), qkv_bias)
+    sources["sa.qkv.weight"] = WeightSource((3 * c.width, c.width), qkv_weight, Role.MATRIX)
+    sources["sa.qkv.bias"] = WeightSource((3 * c.width,), qkv_bias, Role.OPERAND)
     sources["sa.q_scale"] = WeightSource((c.heads,), q_scale)
-    sources["ca.kv_bias"] = WeightSource((2 * c.width,), _key_value_bias(state, prefix + "ca.v_bias"))
+    sources["ca.kv_bias"] = WeightSource((2 * c.width,), _key_value_bias(state, prefix + "ca.v_bias"), Role.OPERAND)
     return sources
 
 

@@ -1,0 +1,262 @@
+"""An NVIDIA GPU through the CUDA driver API (cuda-python): one stream, pinned staging, recorded graphs.
+
+Knows nothing of engines or models. Host values go through a ring of pinned buffers, so that `write` returns before
+the copy is done and the caller may change them; only `read`, `wait` and a full ring wait for the GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import local
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError, DeviceMemoryError
+from .base import Launch, TensorRef
+from .device import Allocation, Device, host_array
+from .dtypes import size_bytes, storage_dtype
+
+STAGING_BUFFERS = 4
+STAGING_BYTES = 16 << 20
+NO_DRIVER = "no NVIDIA driver is installed here, and these engines run on an NVIDIA GPU"
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """What a GPU is: `capability` as "sm86", `driver_cuda` the newest CUDA version that its driver runs."""
+
+    name: str
+    capability: str
+    driver_cuda: tuple[int, int]
+    memory_bytes: int
+
+
+class CudaError(BackendError):
+    """The driver refused a call."""
+
+
+class CudaDriver:
+    """Driver calls, checked, in the primary context of the first visible GPU.
+
+    Raises:
+        BackendError: the NVIDIA driver is missing or too old, or no GPU is visible.
+    """
+
+    def __init__(self, module: Any, needs_cuda: tuple[int, int]) -> None:
+        self.module = module
+        self._entered = local()
+        _start(module)
+        self._require(needs_cuda)
+        self.device = self._checked("cuDeviceGet", 0)
+        self._context = self._checked("cuDevicePrimaryCtxRetain", self.device)
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """What the function returns beside its code.
+
+        Raises:
+            CudaError: the code is not success.
+        """
+        if not getattr(self._entered, "done", False):  # a context is current per thread
+            self._checked("cuCtxSetCurrent", self._context)
+            self._entered.done = True
+        return self._checked(function, *arguments)
+
+    def own(self, owner: object, function: str, handle: Any) -> None:
+        """Release a resource with its owner; at the end of the process the driver does it."""
+        weakref.finalize(owner, self.call, function, handle).atexit = False
+
+    def newest_cuda(self) -> tuple[int, int]:
+        """What the installed driver runs."""
+        version = int(self._checked("cuDriverGetVersion"))
+        return version // 1000, version % 1000 // 10
+
+    def _checked(self, function: str, *arguments: Any) -> Any:
+        code, *values = getattr(self.module, function)(*arguments)
+        result = self.module.CUresult
+        if code == result.CUDA_ERROR_OUT_OF_MEMORY:
+            raise DeviceMemoryError(f"{function}: the GPU is out of memory", fix="close what else runs on it")
+        if code != result.CUDA_SUCCESS:
+            raise CudaError(f"{function} failed: {_reason(self.module, code)}")
+        return values[0] if len(values) == 1 else values
+
+    def _require(self, needs_cuda: tuple[int, int]) -> None:
+        found = self.newest_cuda()
+        if found < needs_cuda:
+            raise BackendError(
+                f"the NVIDIA driver is too old: it runs CUDA {found[0]}.{found[1]}",
+                expected=f"a driver for CUDA {needs_cuda[0]}.{needs_cuda[1]} or newer",
+                fix="update the NVIDIA driver",
+            )
+
+
+class CudaDevice(Device):
+    """The first visible GPU (choose with CUDA_VISIBLE_DEVICES), with a stream of its own.
+
+    Args:
+        needs_cuda: oldest CUDA version whose driver will do.
+        module: what speaks to the driver; `cuda.bindings.driver` by default.
+
+    Raises:
+        BackendError: cuda-python or the NVIDIA driver is missing, the driver is too old, or no GPU is visible.
+    """
+
+    name = "cuda"
+    shares_host_memory = False
+
+    def __init__(self, needs_cuda: tuple[int, int] = (12, 0), module: Any = None) -> None:
+        self._driver = CudaDriver(module or _import_driver(), needs_cuda)
+        flags = self._driver.module.CUstream_flags.CU_STREAM_NON_BLOCKING
+        self._stream = self._driver.call("cuStreamCreate", int(flags))
+        self._driver.own(self, "cuStreamDestroy", self._stream)
+        self._staging = [_Staging(self._driver) for _ in range(STAGING_BUFFERS)]
+        self._turn = 0
+
+    @property
+    def stream_address(self) -> int:
+        """The stream as a number, for libraries that take a handle."""
+        return int(self._stream)
+
+    def facts(self) -> GpuFacts:
+        """Name and generation."""
+        d, attribute = self._driver, self._driver.module.CUdevice_attribute
+        major, minor = (
+            d.call("cuDeviceGetAttribute", code, d.device)
+            for code in (
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+        name = bytes(d.call("cuDeviceGetName", 128, d.device)).split(b"\0")[0].decode(errors="replace")
+        _, total = d.call("cuMemGetInfo")
+        return GpuFacts(name, f"sm{major}{minor}", d.newest_cuda(), int(total))
+
+    def allocate(self, size: int) -> Allocation:
+        address = self._driver.call("cuMemAlloc", max(size, 1))
+        self._driver.call("cuMemsetD8Async", address, 0, max(size, 1), self._stream)
+        return _CudaAllocation(self._driver, address, size)
+
+    def free_bytes(self) -> int:
+        free, _ = self._driver.call("cuMemGetInfo")
+        return int(free)
+
+    def write(self, target: TensorRef, values: NDArray[Any]) -> None:
+        whole = np.ascontiguousarray(np.broadcast_to(values, target.shape), storage_dtype(target.dtype))
+        flat = whole.reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, STAGING_BYTES):
+            block = flat[start : start + STAGING_BYTES]
+            staging = self._next_staging()
+            staging.array[: block.size] = block
+            self._driver.call("cuMemcpyHtoDAsync", target.address + start, staging.address, block.size, self._stream)
+            self._driver.call("cuEventRecord", staging.copied.handle, self._stream)
+
+    def read(self, source: TensorRef) -> NDArray[Any]:
+        found = np.empty(size_bytes(source.dtype, source.shape), np.uint8)
+        for start in range(0, found.size, STAGING_BYTES):
+            block = found[start : start + STAGING_BYTES]
+            staging = self._next_staging()
+            self._driver.call("cuMemcpyDtoHAsync", staging.address, source.address + start, block.size, self._stream)
+            self.wait()
+            block[:] = staging.array[: block.size]
+        return found.view(storage_dtype(source.dtype)).reshape(source.shape)
+
+    def record(self, launches: Sequence[Launch]) -> Launch:
+        """A CUDA graph of the launches. They run once as they are first: libraries finish their set-up then."""
+        for launch in launches:
+            launch()
+        self.wait()
+        mode = self._driver.module.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._driver.call("cuStreamBeginCapture", self._stream, mode)
+        try:
+            for launch in launches:
+                launch()
+        finally:
+            graph = self._driver.call("cuStreamEndCapture", self._stream)
+        recorded = _RecordedGraph(self._driver, self._driver.call("cuGraphInstantiate", graph, 0), self._stream)
+        self._driver.call("cuGraphDestroy", graph)
+        return recorded
+
+    def mark(self) -> _Event:
+        event = _Event(self._driver)
+        self._driver.call("cuEventRecord", event.handle, self._stream)
+        return event
+
+    def elapsed_ms(self, start: _Event, end: _Event) -> float:
+        return float(self._driver.call("cuEventElapsedTime", start.handle, end.handle))
+
+    def wait(self) -> None:
+        self._driver.call("cuStreamSynchronize", self._stream)
+
+    def _next_staging(self) -> _Staging:
+        """The buffer whose copy is the oldest, once that copy is done."""
+        staging = self._staging[self._turn]
+        self._turn = (self._turn + 1) % len(self._staging)
+        self._driver.call("cuEventSynchronize", staging.copied.handle)
+        return staging
+
+
+class _CudaAllocation(Allocation):
+    def __init__(self, driver: CudaDriver, address: Any, size: int) -> None:
+        self.address, self.size_bytes = int(address), size
+        driver.own(self, "cuMemFree", address)
+
+
+class _RecordedGraph:
+    """Launches an instantiated graph."""
+
+    def __init__(self, driver: CudaDriver, executable: Any, stream: Any) -> None:
+        self._driver, self._executable, self._stream = driver, executable, stream
+        driver.own(self, "cuGraphExecDestroy", executable)
+        driver.call("cuGraphUpload", executable, stream)
+
+    def __call__(self) -> None:
+        self._driver.call("cuGraphLaunch", self._executable, self._stream)
+
+
+class _Event:
+    def __init__(self, driver: CudaDriver) -> None:
+        self.handle = driver.call("cuEventCreate", 0)
+        driver.own(self, "cuEventDestroy", self.handle)
+
+
+class _Staging:
+    """A pinned host buffer, and the event behind its last copy."""
+
+    def __init__(self, driver: CudaDriver) -> None:
+        self.address = int(driver.call("cuMemHostAlloc", STAGING_BYTES, 0))
+        self.array = host_array(TensorRef(self.address, "uint8", (STAGING_BYTES,)))
+        self.copied = _Event(driver)
+        driver.own(self, "cuMemFreeHost", self.address)
+
+
+def _import_driver() -> Any:
+    try:
+        return importlib.import_module("cuda.bindings.driver")
+    except ImportError as error:
+        raise BackendError(
+            f"cuda-python cannot be imported: {error}", fix='pip install "fastvar-runtime[tensorrt-rtx]"'
+        ) from error
+
+
+def _start(module: Any) -> None:
+    result = module.CUresult
+    try:
+        (code,) = module.cuInit(0)
+    except (RuntimeError, OSError) as error:  # the driver's library is not on this machine
+        raise BackendError(NO_DRIVER) from error
+    if code == result.CUDA_ERROR_NO_DEVICE:
+        raise BackendError(
+            "no NVIDIA GPU is visible", expected="at least one", fix="check CUDA_VISIBLE_DEVICES and the GPU"
+        )
+    if code != result.CUDA_SUCCESS:
+        raise BackendError(f"the NVIDIA driver does not start: {_reason(module, code)}")
+
+
+def _reason(module: Any, code: Any) -> str:
+    found, text = module.cuGetErrorString(code)
+    said = text.decode() if found == module.CUresult.CUDA_SUCCESS and isinstance(text, bytes) else "unknown"
+    return f"{said} ({getattr(code, 'name', code)})"

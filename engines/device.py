@@ -1,0 +1,124 @@
+"""Where engines run: who owns the memory, and the order of what is launched. Invariants:
+
+* whatever is given to a device (`write`, launches, `mark`) happens in the order it was given;
+* only `read` and `wait` wait for it, everything else returns at once where the device allows;
+* memory is allocated once, zeroed, and lives as long as the device's owner holds the allocation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InternalError
+from .base import Launch, TensorRef
+from .dtypes import size_bytes, storage_dtype
+
+ALIGNMENT = 256  # bytes; what CUDA allocations give, and more than any CPU kernel asks for
+
+
+class Allocation(ABC):
+    """A block of zeroed memory, freed with this object."""
+
+    address: int
+    size_bytes: int
+
+
+class Device(ABC):
+    """Memory, order and time of one device."""
+
+    name: str
+    shares_host_memory: bool  # engines read the host's memory: weights are used where the file is mapped
+
+    @abstractmethod
+    def allocate(self, size: int) -> Allocation:
+        """Zeroed memory, 256-byte aligned.
+
+        Raises:
+            DeviceMemoryError: more than is free.
+        """
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """Memory that can still be allocated; None where nobody can say."""
+
+    @abstractmethod
+    def write(self, target: TensorRef, values: NDArray[Any]) -> None:
+        """Copy host values of the target's shape into its memory; `values` may be changed right afterwards."""
+
+    @abstractmethod
+    def read(self, source: TensorRef) -> NDArray[Any]:
+        """Wait, then the tensor on the host: bfloat16 as uint16. A copy, or a live view where memory is shared."""
+
+    @abstractmethod
+    def record(self, launches: Sequence[Launch]) -> Launch:
+        """One launch that repeats these in order; they must be prepared, and their memory theirs for good."""
+
+    @abstractmethod
+    def mark(self) -> Any:
+        """A point in the order of launches, for `elapsed_ms`."""
+
+    @abstractmethod
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """Milliseconds between two marks, both passed: call `wait` first."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Until everything given so far is done."""
+
+
+class HostDevice(Device):
+    """The CPU: launches run where they are called, and memory is numpy's."""
+
+    name = "cpu"
+    shares_host_memory = True
+
+    def allocate(self, size: int) -> Allocation:
+        return _HostAllocation(size)
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def write(self, target: TensorRef, values: NDArray[Any]) -> None:
+        host_array(target)[...] = values
+
+    def read(self, source: TensorRef) -> NDArray[Any]:
+        return host_array(source)
+
+    def record(self, launches: Sequence[Launch]) -> Launch:
+        def run() -> None:
+            for launch in launches:
+                launch()
+
+        return run
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def elapsed_ms(self, start: float, end: float) -> float:
+        return (end - start) * 1e3
+
+    def wait(self) -> None:
+        pass
+
+
+class _HostAllocation(Allocation):
+    def __init__(self, size: int) -> None:
+        self._raw = np.zeros(size + ALIGNMENT, dtype=np.uint8)
+        self.address = -(-self._raw.ctypes.data // ALIGNMENT) * ALIGNMENT
+        self.size_bytes = size
+
+
+def host_array(ref: TensorRef) -> NDArray[Any]:
+    """Host memory as an array, without a copy; the caller keeps the memory alive."""
+    size = size_bytes(ref.dtype, ref.shape)
+    if size == 0:
+        raise InternalError(f"a tensor of shape {list(ref.shape)} has no memory")
+    raw = (ctypes.c_uint8 * size).from_address(ref.address)
+    return np.frombuffer(raw, dtype=storage_dtype(ref.dtype)).reshape(ref.shape)

@@ -1,0 +1,64 @@
+"""ONNX graphs before a library sees them: checked, every node named, without the exporter's notes.
+
+Parsers accept some broken graphs in silence (empty bytes, unknown operator sets), so this comes first, always.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..errors import BackendError, BuildError
+
+
+def clean_graph(graph: bytes) -> bytes:
+    """The graph, checked, every node named, without notes; equal graphs give equal bytes.
+
+    Raises:
+        BuildError: not ONNX, invalid, or without inputs or outputs.
+    """
+    onnx, decode_error = import_onnx()
+    try:
+        model = onnx.load_model_from_string(graph)
+        _name_nodes(model.graph.node)
+        onnx.checker.check_model(model, full_check=True)
+    except (decode_error, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise BuildError(f"not a valid ONNX graph: {error}") from error
+    for kind, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
+        if not values:
+            raise BuildError(f"the graph {model.graph.name!r} has no {kind}", expected="at least one of each")
+    model.producer_name = model.producer_version = ""
+    for part in _annotated(model):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def import_onnx() -> tuple[Any, type[Exception]]:
+    """The package, and what its parser raises."""
+    try:
+        onnx = importlib.import_module("onnx")
+        importlib.import_module("onnx.checker")
+        importlib.import_module("onnx.shape_inference")
+        decode_error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
+    except ImportError as error:
+        raise BackendError(
+            f"building engines needs onnx: {error}", fix='pip install "fastvar-runtime[export]"'
+        ) from error
+    return onnx, decode_error
+
+
+def _name_nodes(nodes: Sequence[Any]) -> None:
+    """So that an error can say which node."""
+    for position, node in enumerate(nodes):
+        node.name = node.name or f"{node.op_type}_{position}"
+
+
+def _annotated(model: Any) -> Iterator[Any]:
+    """Every part of a model that can carry notes."""
+    graph = model.graph
+    yield from (model, graph, *model.functions)
+    yield from (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for function in model.functions:
+        yield from (*function.node, *function.value_info)

@@ -1,0 +1,102 @@
+"""Weight-only quantisation: matrices stored in 8 bits with a scale for each output channel.
+
+A pass over a traced graph, and its counterpart over the weights. The product itself stays in the compute
+precision: the library fuses the conversion into the matrix product, so that only half the bytes are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from onnx import helper
+from torch import Tensor
+
+from ..engines.dtypes import element_type
+from ..errors import InternalError
+from ..precision import Precision
+from .weights import Role, WeightSource
+
+SCALE = ".scale"  # behind a matrix's name
+LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
+
+
+def quantise_sources(sources: Mapping[str, WeightSource], precision: Precision) -> dict[str, WeightSource]:
+    """Every matrix that the precision stores quantised as two tensors: values [inputs, outputs], scales [outputs]."""
+    stored: dict[str, WeightSource] = {}
+    for name, source in sources.items():
+        if not source.role.is_quantised(precision):
+            stored[name] = source
+            continue
+        outputs, inputs = source.shape
+        stored[name] = WeightSource((inputs, outputs), _values(source, precision), source.role)
+        stored[name + SCALE] = WeightSource((outputs,), _scales(source, precision), Role.OPERAND)
+    return stored
+
+
+def quantise(matrix: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+    """A matrix [outputs, inputs] as values [inputs, outputs] and scales [outputs] in the compute precision.
+
+    Values are made for the scales as they are stored: rounding a scale afterwards would shift its whole channel.
+    """
+    largest = LARGEST[precision.weights]
+    matrix = matrix.float()
+    scale = (matrix.abs().amax(dim=1) / largest).to(getattr(torch, precision.compute))
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # an empty channel
+    values = (matrix / scale.float()[:, None]).clamp(-largest, largest).t().contiguous()
+    if precision.weights == "int8":
+        return values.round().to(torch.int8), scale
+    return values.to(torch.float8_e4m3fn), scale
+
+
+def dequantise(values: Tensor, scale: Tensor) -> Tensor:
+    """The matrix [outputs, inputs] that a quantised one stands for, in the precision of its scales."""
+    return (values.to(scale.dtype) * scale).t()
+
+
+def quantise_graph(model: Any, names: Sequence[str], precision: Precision) -> Any:
+    """Replace the weight inputs `names` by quantised ones, each with its scales as an input behind it.
+
+    Requires every one of them to be the transposed second factor of one Gemm. Ensures that the graph's other
+    inputs, its outputs and their order are as before.
+    """
+    compute, stored = element_type(precision.compute).onnx, element_type(precision.weights).onnx
+    graph, nodes, inputs = model.graph, [], []
+    for node in graph.node:
+        for name in set(names).intersection(node.input):
+            nodes.append(_dequantising(node, name))
+        nodes.append(node)
+    for value in graph.input:
+        if value.name not in names:
+            inputs.append(value)
+            continue
+        outputs, width = (d.dim_value for d in value.type.tensor_type.shape.dim)
+        inputs.append(helper.make_tensor_value_info(value.name, stored, [width, outputs]))
+        inputs.append(helper.make_tensor_value_info(value.name + SCALE, compute, [outputs]))
+    changed = helper.make_graph(
+        nodes, graph.name, inputs, list(graph.output), list(graph.initializer), value_info=list(graph.value_info)
+    )
+    return helper.make_model(
+        changed, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions
+    )
+
+
+def _dequantising(node: Any, name: str) -> Any:
+    """The node that goes before; the Gemm is changed to read it."""
+    transposed = {a.name: helper.get_attribute_value(a) for a in node.attribute}.get("transB")
+    if node.op_type != "Gemm" or list(node.input).index(name) != 1 or transposed != 1:
+        raise InternalError(f"weight {name!r} is not the transposed factor of a Gemm but of {node.op_type}")
+    for attribute in node.attribute:
+        if attribute.name == "transB":
+            attribute.i = 0
+    node.input[1] = f"{name}.dequantised"
+    return helper.make_node("DequantizeLinear", [name, name + SCALE], [node.input[1]], f"dequantise_{name}", axis=1)
+
+
+def _values(source: WeightSource, precision: Precision) -> Any:
+    return lambda: quantise(source.fetch(), precision)[0]
+
+
+def _scales(source: WeightSource, precision: Precision) -> Any:
+    return lambda: quantise(source.fetch(), precision)[1]

@@ -1,0 +1,56 @@
+"""What a build compiles with: a backend, the devices it is for, and the numbers it computes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..engines.base import Backend
+from ..engines.manifest import EngineReport
+from ..engines.registry import get_backend
+from ..errors import BuildError
+from ..precision import Precision, parse_precision
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A backend with a target that it builds for and a precision that it computes in."""
+
+    backend: Backend
+    target: str
+    precision: Precision
+    allow_unfused: bool = False
+
+    def check_fused(self, name: str, attentions: int, report: EngineReport) -> None:
+        """An attention in pieces writes its scores to memory, which costs what pruning gains: refuse it.
+
+        Backends that report no kernels are not asked.
+
+        Raises:
+            BuildError: not every attention of the graph became one kernel.
+        """
+        if self.allow_unfused or report.kernels == 0 or report.fused_attentions >= attentions:
+            return
+        raise BuildError(
+            f"engine {name!r}: {report.fused_attentions} of {attentions} attentions became one kernel each",
+            expected=f"all of them, as {self.backend.name} does in bf16 and fp16 with heads of 32 to 256 channels",
+            fix="build with --precision bf16 or fp16, or accept slower engines with --allow-unfused",
+        )
+
+
+def make_toolchain(
+    backend: str = "onnxruntime",
+    target: str | None = None,
+    precision: str | None = None,
+    weights: str | None = None,
+    allow_unfused: bool = False,
+) -> Toolchain:
+    """A toolchain from the command line's words; the backend's own defaults for None.
+
+    Raises:
+        FastvarError: a backend that is not installed, or a target or precision that it does not build for.
+    """
+    found = get_backend(backend)
+    numbers = parse_precision(precision, weights) if precision else Precision(found.precisions[0])
+    if weights and not precision:
+        numbers = Precision(numbers.compute, parse_precision("fp32", weights).weights)
+    return Toolchain(found, found.resolve_target(target, numbers), numbers, allow_unfused)
