@@ -85,7 +85,26 @@ def build(
     backend: Annotated[str, typer.Option(help="Backend that compiles the engines; see `fastvar doctor`.")] = (
         "onnxruntime"
     ),
-    target: Annotated[str, typer.Option(help="Device the engines are for, in the backend's own words.")] = "cpu",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Devices the engines are for: cpu; or GPUs as sm86,sm89,sm120; or current. "
+            "[dim]default: cpu, or the GPU in this machine[/dim]"
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="bf16, fp16 or fp32. [dim]default: bf16 on GPUs, fp32 with onnxruntime[/dim]"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Store the layers' matrices in 8 bits: int8, or fp8 from sm89 on. [dim]default: as --precision[/dim]"
+        ),
+    ] = None,
+    allow_unfused: Annotated[
+        bool, typer.Option("--allow-unfused", help="Accept GPU engines whose attention is not one kernel.")
+    ] = False,
     guidance: Annotated[
         str, typer.Option(help="Engines with classifier-free guidance (on), without (off), or both.")
     ] = "both",
@@ -120,12 +139,15 @@ def build(
 ) -> None:
     """Turn a checkpoint into a bundle of engines. No GPU is needed."""
     from .engines.registry import get_backend
-
-    get_backend(backend)  # a missing backend is told before torch takes its seconds to import
-    from .export.build import build as build_bundle
+    from .precision import parse_precision
     from .schedule import parse_size, schedule_for
 
+    # What is wrong with the options is told before torch takes its seconds to import.
     schedule_for(parse_size(size))
+    compiler = get_backend(backend)
+    compiler.resolve_target(target, parse_precision(precision, weights, default=compiler.precisions[0]))
+    from .export.build import build as build_bundle
+
     with _progress() as progress:
         report = build_bundle(
             _source(checkpoint, random_weights, with_text_encoder),
@@ -134,6 +156,9 @@ def build(
             policy=policy,
             backend=backend,
             target=target,
+            precision=precision,
+            weights=weights,
+            allow_unfused=allow_unfused,
             guidance=guidance,
             text_length=text_length,
             with_encoder=with_encoder,
@@ -209,6 +234,12 @@ def generate(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. [dim]default: the library's choice[/dim]")
     ] = None,
+    offload_text_encoder: Annotated[
+        bool,
+        typer.Option(
+            "--offload-text-encoder", help="On a GPU: bring the text encoder for every prompt, and free its memory."
+        ),
+    ] = False,
     timings: Annotated[bool, typer.Option("--timings", help="Print milliseconds per scale.")] = False,
 ) -> None:
     """Draw images. PNG files carry prompt, seed, settings and bundle digest as metadata."""
@@ -217,7 +248,7 @@ def generate(
 
     is_file = _is_file(out, len(prompts) * num_images)
     check_writable(out.parent if is_file else out)
-    pipe = Pipeline.load(bundle, threads=threads)
+    pipe = Pipeline.load(bundle, threads=threads, offload_text_encoder=offload_text_encoder)
     count = len(prompts) * num_images * len(pipe.manifest.plan.steps)
     with _progress() as progress:
         output = pipe(

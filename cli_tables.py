@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from .engines.dtypes import human_bytes
 from .engines.manifest import EngineSet, Manifest, StepEngines
 from .plan import StepPlan
 from .runtime.layout import lay_out
@@ -18,15 +19,6 @@ if TYPE_CHECKING:
     from .runtime.events import ImageTimings
 
 Facts = dict[str, Any]
-
-
-def human_bytes(count: float) -> str:
-    """1536 -> '1.5 KiB'."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
 
 
 def bundle_facts(bundle: Bundle) -> Facts:
@@ -51,6 +43,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "backend": engine.backend,
         "library_version": engine.library_version,
         "target": engine.target,
+        "precision": manifest.precision.label,
         "text_length": manifest.text_length,
         "guidance_rows": [s.rows for s in manifest.sets],
         "sampling": vars(manifest.sampling),
@@ -67,6 +60,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
             "forwarded_tokens": plan.forwarded_tokens,
             "engines": len(manifest.engines),
             "engine_bytes": _bytes_of(manifest, set(manifest.engines)),
+            "kernels": sum(spec.report.kernels for spec in manifest.engines.values()),
         },
         "engines": {
             name: {
@@ -75,6 +69,8 @@ def bundle_facts(bundle: Bundle) -> Facts:
                 "inputs": len(spec.inputs),
                 "outputs": len(spec.outputs),
                 "weights": len(spec.weights),
+                "attentions": spec.attentions,
+                **vars(spec.report),
             }
             for name, spec in manifest.engines.items()
         },
@@ -97,6 +93,9 @@ def _one_scale(manifest: Manifest, position: int, step: StepPlan) -> Facts:
         "fills_cache": step.fills_cache,
         "engines": engines,
         "engine_bytes": _bytes_of(manifest, set(engines)),
+        "attentions": sum(manifest.engines[name].attentions for name in engines),
+        "fused_attentions": sum(manifest.engines[name].report.fused_attentions for name in engines),
+        "scratch_bytes": max(manifest.engines[name].report.scratch_bytes for name in engines),
     }
 
 
@@ -132,7 +131,7 @@ def header_table(facts: Facts) -> Table:
         "model": f"{facts['model']} ({facts['family']})",
         "size": f"{facts['size']}, schedule {facts['budget']}",
         "policy": f"{policy['name']}: {pruned}{restored}",
-        "backend": f"{facts['backend']} {facts['library_version']}, target {facts['target']}",
+        "backend": f"{facts['backend']} {facts['library_version']}, target {facts['target']}, {facts['precision']}",
         "prompt": f"at most {facts['text_length']} tokens",
         "sampling": ", ".join(f"{name} {value:g}" for name, value in sampling.items()),
         "weights": human_bytes(facts["weight_bytes"]),
@@ -152,6 +151,9 @@ def plan_table(facts: Facts) -> Table:
         "past: keys cached before, in dense / pruned layers; engine: attention of the layers that prune; "
         "bytes: all engines of the scale, see --engines"
     )
+    compiled = bool(totals["kernels"])  # by a compiler that says what it did
+    if compiled:
+        notes += "; fused: attentions that are one kernel, of all; scratch: memory of the engine that needs most"
     table = Table(show_footer=True, caption=notes, caption_justify="left")
     table.add_column("scale", "total", justify="right")
     table.add_column("size", justify="right")
@@ -160,14 +162,17 @@ def plan_table(facts: Facts) -> Table:
     table.add_column("past", justify="right")
     table.add_column("engine", f"{totals['engines']} engines", overflow="fold")
     table.add_column("bytes", human_bytes(totals["engine_bytes"]), justify="right")
-    rows = {scale["index"]: _plan_row(scale) for scale in facts["scales"]}
-    rows |= {index: (str(index), "skipped", "", "", "", "", "") for index in facts["skipped_scales"]}
+    if compiled:
+        table.add_column("fused", justify="right")
+        table.add_column("scratch", justify="right")
+    rows = {scale["index"]: _plan_row(scale, compiled) for scale in facts["scales"]}
+    rows |= {index: (str(index), "skipped") for index in facts["skipped_scales"]}
     for index, row in sorted(rows.items()):
         table.add_row(*row, style="dim" if index in facts["skipped_scales"] else None)
     return table
 
 
-def _plan_row(scale: Facts) -> tuple[str, ...]:
+def _plan_row(scale: Facts, compiled: bool) -> tuple[str, ...]:
     height, width = scale["size"]
     dense, pruned = scale["past_dense"], scale["past_pruned"]
     past = str(dense) if dense == pruned else f"{dense} / {pruned}"
@@ -179,17 +184,26 @@ def _plan_row(scale: Facts) -> tuple[str, ...]:
         past,
         scale["engines"][0].rpartition("-r")[0],
         human_bytes(scale["engine_bytes"]),
+        *(
+            (f"{scale['fused_attentions']}/{scale['attentions']}", human_bytes(scale["scratch_bytes"]))
+            if compiled
+            else ()
+        ),
     )
 
 
 def engine_table(facts: Facts) -> Table:
-    """Every engine of the bundle."""
+    """Every engine of the bundle; kernels, fused attentions and scratch memory where its compiler told them."""
+    compiled = bool(facts["totals"]["kernels"])
     table = Table("engine", "file")
-    for name in ("bytes", "inputs", "outputs", "weights"):
+    for name in ("bytes", "inputs", "outputs", "weights", *(("kernels", "fused", "scratch") if compiled else ())):
         table.add_column(name, justify="right")
     for name, engine in facts["engines"].items():
-        counts = (str(engine[key]) for key in ("inputs", "outputs", "weights"))
-        table.add_row(name, engine["file"], human_bytes(engine["bytes"]), *counts)
+        cells = [human_bytes(engine["bytes"]), *(str(engine[key]) for key in ("inputs", "outputs", "weights"))]
+        if compiled:
+            fused = f"{engine['fused_attentions']}/{engine['attentions']}" if engine["attentions"] else ""
+            cells += [str(engine["kernels"]), fused, human_bytes(engine["scratch_bytes"])]
+        table.add_row(name, engine["file"], *cells)
     return table
 
 
@@ -214,7 +228,8 @@ def build_lines(report: BuildReport) -> list[str]:
     """What a build did, in plain lines."""
     return [
         f"built {report.out} in {report.seconds:.1f} s",
-        f"graphs   {report.graphs_traced} exported, {report.graphs_cached} from the cache",
+        f"graphs   {report.graphs_traced} exported in {report.trace_seconds:.1f} s, added up over all workers",
+        f"         {report.graphs_cached} engines from the cache, others compiled in {report.compile_seconds:.1f} s",
         f"engines  {human_bytes(report.engine_bytes)}, of it transformer steps {human_bytes(report.step_engine_bytes)}",
         f"weights  {human_bytes(report.weight_bytes)}",
     ]

@@ -32,6 +32,11 @@ PACKAGES = {  # extra -> distributions; "" is the base install
     "": ("numpy", "safetensors", "tokenizers", "pillow", "typer", "rich"),
     "export": ("torch", "onnx", "onnxscript", "transformers"),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-python"),
+    "tensorrt": ("tensorrt", "cuda-python"),
+    "torch-tensorrt": ("torch-tensorrt",),
+    "flash": ("flash-attn",),
+    "nvml": ("nvidia-ml-py",),
 }
 
 
@@ -50,6 +55,18 @@ REQUIREMENTS = (
         "fastvar build", "export", tuple((name,) for name in PACKAGES["export"]), "on any machine, without a GPU"
     ),
     Requirement("backend onnxruntime", "onnxruntime", (PACKAGES["onnxruntime"],), "builds and runs on any CPU"),
+    Requirement(
+        "backend tensorrt-rtx",
+        "tensorrt-rtx",
+        tuple((name,) for name in PACKAGES["tensorrt-rtx"]),
+        "builds on any machine for RTX GPUs; runs with an NVIDIA driver for CUDA 13",
+    ),
+    Requirement(
+        "backend tensorrt",
+        "tensorrt",
+        tuple((name,) for name in PACKAGES["tensorrt"]),
+        "builds and runs on the GPU that the engines are for",
+    ),
 )
 
 

@@ -31,13 +31,13 @@ class Precision:
         return f"{compute} with {_typed(WEIGHT_FORMATS, self.weights)} weights" if self.weights else compute
 
 
-def parse_precision(compute: str, weights: str | None = None) -> Precision:
-    """From the command line's words.
+def parse_precision(compute: str | None, weights: str | None = None, *, default: str = "float32") -> Precision:
+    """From the command line's words; `default` is the element type for no word.
 
     Raises:
         PlanError: not one of COMPUTE, or not one of WEIGHT_FORMATS.
     """
-    if compute not in COMPUTE:
+    if compute is not None and compute not in COMPUTE:
         raise PlanError(f"no precision {compute!r}", expected=f"one of {', '.join(COMPUTE)}")
     if weights is not None and weights not in WEIGHT_FORMATS:
         raise PlanError(
@@ -45,7 +45,7 @@ def parse_precision(compute: str, weights: str | None = None) -> Precision:
             expected=f"one of {', '.join(WEIGHT_FORMATS)}",
             fix="leave --weights away to store weights in the compute precision",
         )
-    return Precision(COMPUTE[compute], WEIGHT_FORMATS[weights] if weights else "")
+    return Precision(COMPUTE[compute] if compute else default, WEIGHT_FORMATS[weights] if weights else "")
 
 
 def _typed(names: dict[str, str], value: str) -> str:

@@ -143,6 +143,9 @@ class Backend(ABC):
             BackendError: made by another library version, or for another device.
         """
 
+    def settle(self) -> None:  # noqa: B027 most backends keep nothing
+        """Called when engines have run for the first time: keep what the library compiled for them."""
+
 
 def check_bindings(
     name: str, tensors: Mapping[str, TensorRef], inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]

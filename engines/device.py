@@ -121,4 +121,4 @@ def host_array(ref: TensorRef) -> NDArray[Any]:
     if size == 0:
         raise InternalError(f"a tensor of shape {list(ref.shape)} has no memory")
     raw = (ctypes.c_uint8 * size).from_address(ref.address)
-    return np.frombuffer(raw, dtype=storage_dtype(ref.dtype)).reshape(ref.shape)
+    return np.ctypeslib.as_array(raw).view(storage_dtype(ref.dtype)).reshape(ref.shape)

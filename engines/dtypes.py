@@ -78,3 +78,12 @@ def all_finite(name: str, values: npt.NDArray[Any]) -> bool:
     if special:
         return not bool(np.any((values & special) == special))
     return values.dtype.kind != "f" or bool(np.isfinite(values).all())
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

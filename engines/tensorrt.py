@@ -93,6 +93,10 @@ class TensorRTBackend(Backend):
             self._loader = EngineLoader(self._trt, self.device(), self._cache_folder, stamp)
         return self._loader.load(lzma.decompress(engine), spec)
 
+    def settle(self) -> None:
+        if self._loader is not None:
+            self._loader.save_kernels()
+
     def _parse(self, parser: Any, graph: bytes, log: BuildLog) -> None:
         if parser.parse(graph):
             return

@@ -36,8 +36,8 @@ class BuildLog:
         text = [message for _, message in self.messages]
         scratch = [int(found[1]) for message in text if (found := _SCRATCH.search(message))]
         layers = [message for message in text if message.startswith(_LAYERS)]
-        found = _LAYER.finditer(layers[-1]) if layers else ()
-        kernels = [layer["name"] for layer in found if layer["kind"] not in _NO_KERNELS]
+        listed = _LAYER.finditer(layers[-1] if layers else "")
+        kernels = [layer["name"] for layer in listed if layer["kind"] not in _NO_KERNELS]
         fused = sum(bool(_FUSED_ATTENTION.search(name)) for name in kernels)
         return EngineReport(max(scratch, default=0), len(kernels), fused)
 

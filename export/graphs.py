@@ -162,9 +162,9 @@ def _export(
             optimize=False,
             verbose=False,
         )
-    assert program is not None
-    # Constants folded, as compilers need it; but no fusions: that of RMSNormalization mixes up element types.
-    onnxscript.optimizer.optimize_ir(program.model)
+        assert program is not None
+        # Constants folded, as compilers need it; but no fusions: that of RMSNormalization mixes up element types.
+        onnxscript.optimizer.optimize_ir(program.model)
     model = program.model_proto
     _strip(model)
     return model

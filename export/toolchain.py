@@ -50,7 +50,5 @@ def make_toolchain(
         FastvarError: a backend that is not installed, or a target or precision that it does not build for.
     """
     found = get_backend(backend)
-    numbers = parse_precision(precision, weights) if precision else Precision(found.precisions[0])
-    if weights and not precision:
-        numbers = Precision(numbers.compute, parse_precision("fp32", weights).weights)
+    numbers = parse_precision(precision, weights, default=found.precisions[0])
     return Toolchain(found, found.resolve_target(target, numbers), numbers, allow_unfused)

@@ -1,34 +1,26 @@
 """One image at a time: launches prepared once on static memory, then the loop over scales as a generator.
 
-Knows backends only through `Engine.prepare`, and memory only through the arena.
+Knows backends only through `Engine.prepare`, devices only through `Device`, and memory only through `Memory`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.base import Engine, Launch, TensorRef
+from ..engines.base import Engine, Launch
+from ..engines.dtypes import all_finite
 from ..engines.manifest import Manifest
 from ..errors import InputError, InternalError, NumericsError
-from .layout import Binding, EngineCall, StepCalls, View, WeightView, lay_out
-from .memory import HostArena
+from .layout import EngineCall, StepCalls, View
+from .memory import Memory
 from .prompt import TokenizedPrompt
 
 Noise = Callable[[int, tuple[int, ...]], NDArray[np.float32]]
-
-
-class Weights(Protocol):
-    """The memory-mapped weight file."""
-
-    def __getitem__(self, name: str) -> NDArray[Any]: ...
-
-    def ref(self, name: str) -> TensorRef: ...
 
 
 @dataclass(frozen=True)
@@ -63,132 +55,177 @@ class TextInput:
 
 @dataclass
 class PreparedStep:
+    """One scale: its launches one by one (the layers', then the bridge), and all of them recorded as one."""
+
     calls: StepCalls
-    layers: list[Launch]
-    bridge: Launch
+    launches: list[Launch]
+    run: Launch
 
 
 class Workspace:
-    """Static memory and prepared launches for one image with a given number of guidance rows."""
+    """Static memory and prepared launches for one image with a given number of guidance rows.
 
-    def __init__(self, manifest: Manifest, engines: Mapping[str, Engine], weights: Weights, rows: int) -> None:
-        self.manifest, self.layout = manifest, lay_out(manifest, rows)
-        self.arena = HostArena(self.layout)
-        self._engines, self._weights = engines, weights
+    `uncond` is the learned unconditional text [<= T, Ct], fp32.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        engines: Mapping[str, Engine],
+        memory: Memory,
+        rows: int,
+        uncond: NDArray[np.float32],
+    ) -> None:
+        self.manifest, self.layout = manifest, memory.layout(rows)
+        self.device = memory.device
+        self._engines, self._memory, self._uncond = engines, memory, uncond
         layout = self.layout
         self._text_encoder = self._prepare(layout.text_encoder)
         self._uncond_encoder = self._prepare(layout.uncond_encoder)
-        self._condition = [self._prepare(layout.condition), *(self._prepare(call) for call in layout.text_kv)]
-        self._steps = [
-            PreparedStep(calls, [self._prepare(c) for c in calls.layers], self._prepare(calls.bridge))
-            for calls in layout.steps
-        ]
+        self._condition_launches = [self._prepare(layout.condition), *(self._prepare(call) for call in layout.text_kv)]
+        self._condition = self.device.record(self._condition_launches)
+        self._steps = [self._prepare_step(calls) for calls in layout.steps]
         self._decode = self._prepare(layout.decoder)
+
+    def _prepare_step(self, calls: StepCalls) -> PreparedStep:
+        launches = [self._prepare(call) for call in (*calls.layers, calls.bridge)]
+        return PreparedStep(calls, launches, self.device.record(launches))
 
     def _prepare(self, call: EngineCall | None) -> Launch:
         if call is None:
             return _nothing
-        tensors = {name: self._ref(binding) for name, binding in call.tensors.items()}
-        return self._engines[call.engine].prepare(tensors)
-
-    def _ref(self, binding: Binding) -> TensorRef:
-        if isinstance(binding, WeightView):
-            return self._weights.ref(binding.name)
-        return self.arena.ref(binding)
+        engine = self._engines[call.engine]
+        tensors = {name: self._memory.ref(self.layout, binding) for name, binding in call.tensors.items()}
+        return engine.prepare(tensors, self._memory.scratch(self.layout, call.scratch, engine.scratch_bytes))
 
     def read(self, call: EngineCall, name: str) -> NDArray[Any]:
-        """The tensor an engine call is bound to, as it lies in the arena."""
+        """The tensor an engine call is bound to: on the CPU a live view, from a GPU a copy; bfloat16 as uint16."""
+        return self._memory.read(self.layout, self._view(call, name))
+
+    def read_view(self, view: View) -> NDArray[Any]:
+        """The tensor at a place of the layout."""
+        return self._memory.read(self.layout, view)
+
+    def _write(self, call: EngineCall, name: str, values: Any) -> None:
+        self._memory.write(self.layout, self._view(call, name), np.asarray(values))
+
+    def _view(self, call: EngineCall, name: str) -> View:
         view = call.tensors[name]
         if not isinstance(view, View):
             raise InternalError(f"{call.engine}: {name} is a weight")
-        return self.arena.array(view)
+        return view
 
     def encode_text(self, text: TextInput) -> None:
         """Run the text encoder for the prompt, and for the negative prompt or with the learned rows."""
+        self._memory.bring_text_encoder(self.layout)
         self._encode(text.prompt, self.layout.text_encoder, self._text_encoder)
-        if self.layout.rows == 1:
-            self.set_features(self._features("cond"), None, (text.prompt.length,))
-        elif text.negative is None:
+        lengths = [text.prompt.length]
+        if self.layout.rows == 2 and text.negative is None:
             # The learned text is cut to the prompt's length, so its effect depends on that length (upstream).
-            learned = self._weights["transformer.cfg_uncond"][: self.manifest.text_length]
-            self.set_features(self._features("cond"), learned, (text.prompt.length,) * 2)
-        else:
+            self._set_features("uncond", self._uncond, text.prompt.length)
+            lengths *= 2
+        elif text.negative is not None:
             self._encode(text.negative, self.layout.uncond_encoder, self._uncond_encoder)
-            lengths = (text.prompt.length, text.negative.length)
-            self.set_features(self._features("cond"), self._features("uncond"), lengths)
+            lengths.append(text.negative.length)
+        self._finish_text(lengths)
 
     def _encode(self, prompt: TokenizedPrompt, call: EngineCall | None, launch: Launch) -> None:
         if call is None:
             raise InternalError("the bundle has no text encoder; give text features instead")
-        self.read(call, "ids")[:] = prompt.ids
-        self.read(call, "attention_mask")[:] = prompt.mask
+        self._write(call, "ids", prompt.ids)
+        self._write(call, "attention_mask", prompt.mask)
         launch()
-
-    def _features(self, name: str) -> NDArray[Any]:
-        assert self.layout.condition is not None
-        return self.read(self.layout.condition, name)
+        self._clear_padding(self._view(call, "features"), prompt.length)
 
     def set_features(self, cond: NDArray[Any], uncond: NDArray[Any] | None, lengths: tuple[int, ...]) -> None:
         """Text features [<= T, Ct] of each guidance row and how many of them count; then condition and text keys."""
-        mask = self._features("mask")
-        mask[:] = np.arange(mask.shape[1]) < np.array(lengths)[:, None]
         for name, features, length in zip(("cond", "uncond"), (cond, uncond), lengths, strict=False):
-            if features is None:
-                continue
-            target = self._features(name)
-            target[:length] = features[:length]
-            target[length:] = 0  # padding must be finite: it is masked, not left out
-        for launch in self._condition:
-            launch()
+            if features is not None:
+                self._set_features(name, features, length)
+        self._finish_text(lengths)
 
-    def run_scales(self, noise: Noise, settings: SamplingSettings) -> Iterator[tuple[StepCalls, float]]:
-        """Run scale after scale; yields each step with its wall milliseconds.
+    def _set_features(self, name: str, features: NDArray[Any], length: int) -> None:
+        view = self._view(self._condition_call, name)
+        padded = np.zeros(view.shape, np.float32)
+        padded[:length] = features[:length]
+        self._memory.write(self.layout, view, padded)
+
+    def _clear_padding(self, view: View, length: int) -> None:
+        """Rows behind the text: they are masked, not left out, so they must be finite."""
+        rows, width = view.shape
+        if length < rows:
+            start = view.start + length * width * np.dtype(np.float32).itemsize
+            self._memory.write(self.layout, replace(view, start=start, shape=(rows - length, width)), np.zeros(1))
+
+    def _finish_text(self, lengths: list[int] | tuple[int, ...]) -> None:
+        positions = np.arange(self.manifest.text_length)
+        self._write(self._condition_call, "mask", positions < np.array(lengths)[:, None])
+        self._condition()
+
+    @property
+    def _condition_call(self) -> EngineCall:
+        assert self.layout.condition is not None
+        return self.layout.condition
+
+    def run_scales(
+        self, noise: Noise, settings: SamplingSettings, *, wait: bool = True
+    ) -> Iterator[tuple[StepCalls, float]]:
+        """Run scale after scale; yields each step with its milliseconds on the device.
 
         noise(scale index, shape [L, bits a token]): uniform in [0, 1); -1 forces a bit to one, 2 to zero.
+        `wait`: yield every step when it is done; else the device is given all of them, and all are yielded then.
 
         Raises:
             NumericsError: a scale gave numbers that are not finite; names scale and layer.
         """
         self._reset(settings)
+        given: list[tuple[PreparedStep, Any, Any]] = []
         for step in self._steps:
-            start = time.perf_counter()
+            start = self.device.mark()
             self._draw_noise(step.calls, noise)
-            for launch in step.layers:
-                launch()
-            step.bridge()
-            if not np.isfinite(self.read(step.calls.bridge, "logits")).all():
-                raise _not_finite(self._first_bad_launch(noise, settings) or _scale(step.calls))
-            yield step.calls, (time.perf_counter() - start) * 1e3
+            step.run()
+            given.append((step, start, self.device.mark()))
+            if wait:
+                yield self._finished(*given.pop(), noise, settings)
+        for step, start, end in given:
+            yield self._finished(step, start, end, noise, settings)
+
+    def _finished(
+        self, step: PreparedStep, start: Any, end: Any, noise: Noise, settings: SamplingSettings
+    ) -> tuple[StepCalls, float]:
+        logits = self.read(step.calls.bridge, "logits")  # waits
+        if not np.isfinite(logits).all():
+            raise _not_finite(self._first_bad_launch(noise, settings) or _scale(step.calls))
+        return step.calls, self.device.elapsed_ms(start, end)
 
     def _draw_noise(self, calls: StepCalls, noise: Noise) -> None:
-        self.arena.array(calls.noise)[:] = noise(calls.step.index, calls.noise.shape)
+        self._memory.write(self.layout, calls.noise, noise(calls.step.index, calls.noise.shape))
 
     def _reset(self, settings: SamplingSettings) -> None:
         first = self.layout.steps[0].bridge
-        self.read(first, "summed")[:] = 0
-        self.read(first, "tau")[:] = settings.tau
-        self.read(first, "cut")[:] = 1 - settings.top_p
+        self._write(first, "summed", 0.0)
+        self._write(first, "tau", settings.tau)
+        self._write(first, "cut", 1 - settings.top_p)
         if self.layout.rows == 2:
-            self.read(first, "guidance")[:] = settings.guidance_scale
+            self._write(first, "guidance", settings.guidance_scale)
 
     def _first_bad_launch(self, noise: Noise, settings: SamplingSettings) -> str | None:
         """Draw once more and look at what every launch writes: later launches overwrite where it began."""
-        assert self.layout.condition is not None
-        condition = (self.layout.condition, *self.layout.text_kv)
         if not self._writes_finite(self.layout.text_encoder, self.layout.uncond_encoder):
             return "the text features"
-        for call, launch in zip(condition, self._condition, strict=True):
+        for call, launch in zip((self._condition_call, *self.layout.text_kv), self._condition_launches, strict=True):
             launch()
             if not self._writes_finite(call):
                 return "the text condition" if call.layer is None else f"the text keys of layer {call.layer}"
         self._reset(settings)
         for step in self._steps:
             self._draw_noise(step.calls, noise)
-            for call, launch in zip(step.calls.layers, step.layers, strict=True):
+            *layers, bridge = step.launches
+            for call, launch in zip(step.calls.layers, layers, strict=True):
                 launch()
                 if not self._writes_finite(call):
                     return f"{_scale(step.calls)}, layer {call.layer}"
-            step.bridge()
+            bridge()
             if not np.isfinite(self.read(step.calls.bridge, "logits")).all():
                 return f"{_scale(step.calls)}, the head"
             if not self._writes_finite(step.calls.bridge):
@@ -197,28 +234,28 @@ class Workspace:
 
     def _writes_finite(self, *calls: EngineCall | None) -> bool:
         return all(
-            np.isfinite(self.read(call, output.name)).all()
+            all_finite(output.dtype, self.read(call, output.name))
             for call in calls
             if call is not None
             for output in self.manifest.engines[call.engine].outputs
         )
 
     def decode(self) -> NDArray[np.float32]:
-        """The summed codes as an image [3, H, W] in [-1, 1]; a view that the next image overwrites.
+        """The summed codes as an image [3, H, W] in [-1, 1]; on the CPU a view that the next image overwrites.
 
         Raises:
             NumericsError: the image decoder gave numbers that are not finite.
         """
         self._decode()
         assert self.layout.image is not None
-        image: NDArray[np.float32] = self.arena.array(self.layout.image)[0]
+        image: NDArray[np.float32] = self.read_view(self.layout.image)[0]
         if not np.isfinite(image).all():
             raise _not_finite("the image decoder")
         return image
 
     def summed_codes(self, calls: StepCalls) -> NDArray[np.float32]:
         """Running sum [bits, h, w] after a scale."""
-        summed: NDArray[np.float32] = self.arena.array(calls.summed)[0]
+        summed: NDArray[np.float32] = self.read_view(calls.summed)[0]
         return summed
 
 

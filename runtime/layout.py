@@ -1,29 +1,19 @@
 """The memory layout of a generation: every buffer, and what each engine launch is bound to. Pure data.
 
 Nothing here touches memory or a library, so that every binding of every step can be checked anywhere.
-Weights are named, not placed: they live in the memory-mapped weight file.
+Weights are named, not placed (memory.py places them), but for those of a text encoder that leaves the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..engines.dtypes import size_bytes
-from ..engines.manifest import EngineSet, Manifest
+from ..engines.manifest import EngineSet, Manifest, TensorSpec
 from ..errors import InternalError
 from ..plan import StepPlan
-
-ALIGNMENT = 256  # bytes; what CUDA allocations give, and more than any CPU kernel asks for
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A named piece of the arena. Offsets and sizes in bytes."""
-
-    name: str
-    offset: int
-    size: int
+from .placement import Need, Phase, Slot, aligned, place
 
 
 @dataclass(frozen=True)
@@ -45,18 +35,29 @@ class WeightView:
     """A whole tensor of the weight file."""
 
     name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return size_bytes(self.dtype, self.shape)
 
 
 Binding = View | WeightView
+TEXT_ENCODER_WEIGHTS = "text_encoder_weights"  # the slot of weights that are brought for every prompt
 
 
 @dataclass(frozen=True)
 class EngineCall:
-    """One engine launch with everything it is bound to. `layer` is None for engines that run once."""
+    """One engine launch with everything it is bound to. `layer` is None for engines that run once.
+
+    `scratch` is memory that the engine uses while it runs; all engines of a phase share it.
+    """
 
     engine: str
     tensors: Mapping[str, Binding]
     layer: int | None = None
+    scratch: View | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ class StepCalls:
 
 @dataclass
 class Layout:
-    """All slots and launches of one image."""
+    """All slots and launches of one image.
+
+    `brought` are the text encoder's weights with their places, where they do not stay on the device.
+    """
 
     rows: int
     slots: dict[str, Slot] = field(default_factory=dict)
@@ -85,26 +89,58 @@ class Layout:
     steps: list[StepCalls] = field(default_factory=list)
     decoder: EngineCall | None = None
     image: View | None = None
+    brought: dict[str, View] = field(default_factory=dict)
     arena_bytes: int = 0
+
+    def calls(self) -> Iterator[EngineCall]:
+        """Every launch, in order."""
+        once = (self.text_encoder, self.uncond_encoder, self.condition, *self.text_kv)
+        yield from (call for call in once if call is not None)
+        for step in self.steps:
+            yield from (*step.layers, step.bridge)
+        if self.decoder is not None:
+            yield self.decoder
+
+    def weights(self) -> dict[str, WeightView]:
+        """The weights that stay where they are, by name."""
+        bindings = (binding for call in self.calls() for binding in call.tensors.values())
+        return {binding.name: binding for binding in bindings if isinstance(binding, WeightView)}
 
 
 class Planner:
-    """Lays out one engine set: slots are sized by the largest tensor they ever hold, then placed in a row."""
+    """Lays out one engine set: a slot is as large as the largest tensor it ever holds, and lives from the first
+    phase it is used in to the last.
+    """
 
-    def __init__(self, manifest: Manifest, rows: int) -> None:
+    def __init__(self, manifest: Manifest, rows: int, offload_text_encoder: bool = False) -> None:
         self.manifest, self.set = manifest, manifest.engine_set(rows)
         self.layout = Layout(rows)
-        self.sizes: dict[str, int] = {}
+        self.needs: dict[str, Need] = {}
+        self.phase = Phase.TEXT
+        self.offloads = offload_text_encoder
         # The residual stream alternates between two slots: every block and bridge reads one and writes the other.
         self.x, self.other = "x0", "x1"
 
     def plan(self) -> Layout:
         self._text()
+        self.phase = Phase.SCALES
+        for name in ("cond", "uncond", "mask"):  # kept, so that a bad number can be looked for from the start
+            if name in self.needs:
+                self._need(name, 0)
         for position, step in enumerate(self.manifest.plan.steps):
             self.layout.steps.append(self._step(position, step, self.set))
+        self.phase = Phase.DECODE
         self._decoder()
-        self._place()
+        self.layout.slots, self.layout.arena_bytes = place(self.needs)
         return self.layout
+
+    def _need(self, slot: str, size: int) -> None:
+        need = Need(size, self.phase, self.phase)
+        self.needs[slot] = need.joined(self.needs[slot]) if slot in self.needs else need
+
+    def _view(self, slot: str, start: int, dtype: str, shape: tuple[int, ...]) -> View:
+        self._need(slot, start + size_bytes(dtype, shape))
+        return View(slot, start, dtype, shape)
 
     def _bind(self, engine: str, slots: Mapping[str, tuple[str, int]], layer: int | None = None) -> EngineCall:
         """Bind an engine: weights by their pattern, everything else to the slot (and start byte) given for it."""
@@ -112,14 +148,23 @@ class Planner:
         tensors: dict[str, Binding] = {}
         for tensor in (*spec.inputs, *spec.outputs):
             if tensor.name in spec.weights:
-                tensors[tensor.name] = WeightView(spec.weights[tensor.name].format(layer=layer))
+                tensors[tensor.name] = self._weight(engine, spec.weights[tensor.name].format(layer=layer), tensor)
                 continue
             if tensor.name not in slots:
                 raise InternalError(f"engine {engine}: nothing is planned for its tensor {tensor.name!r}")
-            slot, start = slots[tensor.name]
-            tensors[tensor.name] = View(slot, start, tensor.dtype, tensor.shape)
-            self.sizes[slot] = max(self.sizes.get(slot, 0), start + size_bytes(tensor.dtype, tensor.shape))
-        return EngineCall(engine, tensors, layer)
+            tensors[tensor.name] = self._view(*slots[tensor.name], tensor.dtype, tensor.shape)
+        size = spec.report.scratch_bytes
+        scratch = self._view(f"scratch.{self.phase.name.lower()}", 0, "uint8", (size,)) if size else None
+        return EngineCall(engine, tensors, layer, scratch)
+
+    def _weight(self, engine: str, name: str, tensor: TensorSpec) -> Binding:
+        if not (self.offloads and engine == self.manifest.text_encoder):
+            return WeightView(name, tensor.dtype, tensor.shape)
+        brought = self.layout.brought
+        if name not in brought:
+            start = max((view.start + aligned(view.size) for view in brought.values()), default=0)
+            brought[name] = self._view(TEXT_ENCODER_WEIGHTS, start, tensor.dtype, tensor.shape)
+        return brought[name]
 
     def _text(self) -> None:
         m, layout = self.manifest, self.layout
@@ -152,7 +197,7 @@ class Planner:
                 kept[layer] = {n: v for n, v in zip(("sa", "ca", "ffn"), found, strict=True) if isinstance(v, View)}
             self.x, self.other = self.other, self.x
         summed = ("summed0", "summed1") if position % 2 == 0 else ("summed1", "summed0")
-        bridge = self._bridge(names.bridge, summed)
+        bridge = self._bridge(names.bridge, position, summed)
         self.x, self.other = self.other, self.x
         first = calls[0].tensors["x"]
         noise, total = bridge.tensors["noise"], bridge.tensors["summed_out"]
@@ -179,8 +224,9 @@ class Planner:
             slots |= {f"{end}_{sub_layer}": (f"cache_{sub_layer}.{layer}", 0) for end in ("cache", "cached")}
         return self._bind(engine, slots, layer)
 
-    def _bridge(self, engine: str, summed: tuple[str, str]) -> EngineCall:
-        slots = {name: (name, 0) for name in ("head_modulation", "noise", "guidance", "tau", "cut", "logits")}
+    def _bridge(self, engine: str, position: int, summed: tuple[str, str]) -> EngineCall:
+        slots = {name: (name, 0) for name in ("head_modulation", "noise", "guidance", "tau", "cut")}
+        slots["logits"] = (f"logits.{position}", 0)  # looked at when all scales have run
         slots |= {"x": (self.x, 0), "x_next": (self.other, 0)}
         slots |= {"summed": (summed[0], 0), "summed_out": (summed[1], 0)}
         return self._bind(engine, slots)
@@ -193,14 +239,10 @@ class Planner:
         assert isinstance(image, View)
         layout.image = image
 
-    def _place(self) -> None:
-        offset = 0
-        for name, size in self.sizes.items():
-            self.layout.slots[name] = Slot(name, offset, size)
-            offset += -(-size // ALIGNMENT) * ALIGNMENT
-        self.layout.arena_bytes = offset
 
+def lay_out(manifest: Manifest, rows: int, *, offload_text_encoder: bool = False) -> Layout:
+    """Plan the memory and the launches of one image with `rows` guidance rows.
 
-def lay_out(manifest: Manifest, rows: int) -> Layout:
-    """Plan the memory and the launches of one image with `rows` guidance rows."""
-    return Planner(manifest, rows).plan()
+    `offload_text_encoder`: its weights are brought for every prompt, and share their place with what lives later.
+    """
+    return Planner(manifest, rows, offload_text_encoder).plan()

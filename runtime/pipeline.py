@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock, get_ident
@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.base import Backend, Engine
 from ..engines.bundle import Bundle
-from ..engines.registry import get_backend
-from ..engines.weights import WeightFile
 from ..errors import InputError
 from ..schedule import Size
 from .events import ImageTimings, Output, ScaleEvent, ScaleTiming
@@ -23,6 +20,7 @@ from .generation import SamplingSettings, TextInput, Workspace, with_overrides
 from .layout import StepCalls
 from .noise import check_seed, uniform_noise
 from .prompt import PromptTokenizer
+from .session import Session
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,34 +35,43 @@ class Pipeline:
     Thread-safe: memory is static, so images are drawn one at a time and further callers wait their turn.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, offload_text_encoder: bool = False) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self._weights = WeightFile(bundle.path / self.manifest.weights.file)
-        self._engines = LazyEngines(bundle, threads)
+        self._session = Session(bundle, threads=threads, offload_text_encoder=offload_text_encoder)
         self._tokenizer: PromptTokenizer | None = None
         if self.manifest.text_tokenizer is not None:
             self._tokenizer = PromptTokenizer(
                 bundle.path / self.manifest.text_tokenizer.file, self.manifest.text_length
             )
-        self._workspaces: dict[int, Workspace] = {}
         self._turn = Lock()
         self._holder: int | None = None
 
     @classmethod
-    def load(cls, path: str | Path, *, threads: int | None = None, verify: str = "auto") -> Pipeline:
-        """Open a bundle, check its digests, load its engines.
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        verify: str = "auto",
+        offload_text_encoder: bool = False,
+    ) -> Pipeline:
+        """Open a bundle, check its digests, place its weights and memory on the device.
 
         Args:
             path: folder made by `fastvar build`.
             threads: CPU threads; the library's choice by default.
             verify: "auto" hashes engines, and weights up to 256 MiB; "all" hashes everything.
+            offload_text_encoder: on a GPU, copy the text encoder's weights there for every prompt, into memory that
+                drawing uses afterwards; no effect on the CPU.
 
         Raises:
             BundleError: damaged, incomplete, or made for another version.
-            BackendError: the backend's library is missing or does not fit.
+            BackendError: the backend's library, driver or device is missing or does not fit.
+            DeviceMemoryError: the GPU has too little free memory; says what would fit.
         """
-        return cls(Bundle.open(Path(path), verify=verify), threads=threads)
+        bundle = Bundle.open(Path(path), verify=verify)
+        return cls(bundle, threads=threads, offload_text_encoder=offload_text_encoder)
 
     @property
     def size(self) -> Size:
@@ -146,23 +153,28 @@ class Pipeline:
         self, text: TextInput, seed: int, settings: SamplingSettings, callback: OnScaleEnd | None
     ) -> tuple[Image, ImageTimings]:
         with self._workspace(settings.rows) as workspace:
-            start = time.perf_counter()
+            device = workspace.device
+            start = device.mark()
             workspace.encode_text(text)
-            text_ms = (time.perf_counter() - start) * 1e3
+            encoded = device.mark()
             scales: list[ScaleTiming] = []
-            for event in self._events(workspace, seed, settings):
+            # Nobody listens: the device is given all scales at once.
+            for event in self._events(workspace, seed, settings, wait=callback is not None):
                 scales.append(ScaleTiming(event.index, event.size, event.tokens, event.kept, event.ms))
                 if callback is not None:
                     callback(event)
-            start = time.perf_counter()
+            begun = time.perf_counter()
             image = to_image(workspace.decode())
-            return image, ImageTimings(text_ms, tuple(scales), (time.perf_counter() - start) * 1e3)
+            decode_ms = (time.perf_counter() - begun) * 1e3
+            return image, ImageTimings(device.elapsed_ms(start, encoded), tuple(scales), decode_ms)
 
-    def _events(self, workspace: Workspace, seed: int, settings: SamplingSettings) -> Iterator[ScaleEvent]:
+    def _events(
+        self, workspace: Workspace, seed: int, settings: SamplingSettings, wait: bool = True
+    ) -> Iterator[ScaleEvent]:
         def noise(scale: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
             return uniform_noise(seed, scale, shape)
 
-        for calls, ms in workspace.run_scales(noise, settings):
+        for calls, ms in workspace.run_scales(noise, settings, wait=wait):
             step = calls.step
             yield ScaleEvent(step.index, step.size, step.tokens, step.kept, ms, self._previewer(workspace, calls))
 
@@ -170,8 +182,9 @@ class Pipeline:
         def preview() -> Image:
             # A linear map from codes to colour, fitted when the bundle was built: the decoder costs far more.
             codes = workspace.summed_codes(calls)
-            colour = np.tensordot(self._weights["preview.weight"], codes, axes=1)
-            return to_image((colour + self._weights["preview.bias"][:, None, None]).clip(-1, 1)).resize(self.size[::-1])
+            weights = self._session.weights
+            colour = np.tensordot(weights["preview.weight"], codes, axes=1)
+            return to_image((colour + weights["preview.bias"][:, None, None]).clip(-1, 1)).resize(self.size[::-1])
 
         return preview
 
@@ -186,9 +199,7 @@ class Pipeline:
         with self._turn:
             self._holder = get_ident()
             try:
-                if rows not in self._workspaces:
-                    self._workspaces[rows] = Workspace(self.manifest, self._engines, self._weights, rows)
-                yield self._workspaces[rows]
+                yield self._session.workspace(rows)
             finally:
                 self._holder = None
 
@@ -228,30 +239,6 @@ def to_image(pixels: NDArray[np.float32]) -> Image:
 
     levels = np.rint((pixels + 1) * 127.5).astype(np.uint8)
     return PilImage.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
-
-
-class LazyEngines(Mapping[str, Engine]):
-    """Engines of a bundle, each loaded when it is first asked for: one guidance mode costs only its own."""
-
-    def __init__(self, bundle: Bundle, threads: int | None) -> None:
-        self._bundle, self._threads = bundle, threads
-        self._specs = bundle.manifest.engines
-        self._loaded: dict[str, Engine] = {}
-        self._backends: dict[str, Backend] = {}
-
-    def __getitem__(self, name: str) -> Engine:
-        if name not in self._loaded:
-            spec = self._specs[name]
-            if spec.backend not in self._backends:
-                self._backends[spec.backend] = get_backend(spec.backend, threads=self._threads)
-            self._loaded[name] = self._backends[spec.backend].load(self._bundle.read_engine(spec), spec)
-        return self._loaded[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._specs)
-
-    def __len__(self) -> int:
-        return len(self._specs)
 
 
 def _seeds(seed: int, count: int) -> list[int]:

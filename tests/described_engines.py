@@ -10,8 +10,8 @@ from fastvar.engines.manifest import EngineSpec, FileRecord, Manifest, TensorSpe
 from fastvar.export.assembly import assemble
 from fastvar.export.block_steps import Attend, Project
 from fastvar.export.coders import ImageDecoder
-from fastvar.export.graphs import INTEGER_INPUTS, StepGraph
-from fastvar.export.rows import tokens_of
+from fastvar.export.graphs import StepGraph
+from fastvar.export.rows import INTEGERS, tokens_of
 from fastvar.export.steps import Bridge, Condition, TextKV
 from fastvar.plan import GenerationPlan
 
@@ -103,7 +103,7 @@ def output_shapes(module: Any) -> dict[str, tuple[int, ...]]:
 
 
 def engine_spec(name: str, inputs: dict, outputs: dict, weights: dict[str, str]) -> EngineSpec:
-    integers = INTEGER_INPUTS | {"kept_ca", "kept_ffn"}
+    integers = INTEGERS | {"kept_ca", "kept_ffn"}
 
     def specs(shapes: dict[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(n, "int64" if n in integers else "float32", s) for n, s in shapes.items())

@@ -25,19 +25,20 @@ from fastvar.engines.base import TensorRef
 from fastvar.engines.bundle import Bundle
 from fastvar.engines.manifest import EngineSpec
 from fastvar.engines.registry import get_backend
-from fastvar.engines.weights import WeightFile
 from fastvar.export.build import build_bundle
 from fastvar.export.checkpoint import Checkpoint
 from fastvar.export.coders import ImageDecoder, ImageEncoder
-from fastvar.export.graphs import trace
+from fastvar.export.graphs import WeightShape, trace
 from fastvar.export.image_tokenizer import ImageTokenizer
 from fastvar.export.infinity import InfinityTransformer
 from fastvar.export.random_weights import random_checkpoint_for
 from fastvar.export.reference import Sampling, generate_scales
+from fastvar.export.toolchain import make_toolchain
+from fastvar.export.weights import Role
 from fastvar.plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
 from fastvar.runtime.generation import SamplingSettings, Workspace
 from fastvar.runtime.layout import StepCalls
-from fastvar.runtime.pipeline import LazyEngines
+from fastvar.runtime.session import Session
 from fastvar.schedule import ScaleSchedule, official_schedules
 
 DEFAULT_TOLERANCE = {"block_in": 1e-4, "block_out": 3e-4, "logits": 2e-4, "summed_codes": 1e-5, "cond": 1e-4}
@@ -211,14 +212,13 @@ def compare_engines(run: Run, checkpoint: Checkpoint, backend: str, cache: Path)
             checkpoint,
             run.plan(),
             out,
-            compiler=get_backend(backend),
+            toolchain=make_toolchain(backend),
             rows=(2,),
             text_length=cond.shape[0],
             cache=cache,
         )
         bundle = Bundle.open(out)
-        weights = WeightFile(out / bundle.manifest.weights.file)
-        workspace = Workspace(bundle.manifest, LazyEngines(bundle, None), weights, 2)
+        workspace = Session(bundle).workspace(2)
         workspace.set_features(cond.numpy(), uncond.numpy(), (cond.shape[0],) * 2)
         settings = run.meta["run"]
         sampling = SamplingSettings(settings["cfg"], settings["tau"], settings["top_p"])
@@ -238,7 +238,7 @@ def engine_scales(run: Run, workspace: Workspace, sampling: SamplingSettings) ->
         out = torch.from_numpy(workspace.read(calls.layers[-1], "x_out").copy())
         logits = torch.from_numpy(workspace.read(calls.bridge, "logits").copy())
         kept = {
-            f"{layer}.{name}": torch.from_numpy(workspace.arena.array(view) // rows).view(-1, rows).t()
+            f"{layer}.{name}": torch.from_numpy(workspace.read_view(view) // rows).view(-1, rows).t()
             for layer, views in calls.kept.items()
             for name, view in views.items()
         }
@@ -309,9 +309,9 @@ class CoderEngine:
 
     def __init__(self, backend: str, module: Any, prefix: str, state: Tensors) -> None:
         weights = {name: state[prefix + name].contiguous() for name in module.weights}
-        traced = trace(module, {name: tuple(w.shape) for name, w in weights.items()})
+        traced = trace(module, {name: WeightShape(tuple(w.shape), Role.EXACT) for name, w in weights.items()})
         compiler = get_backend(backend)
-        engine = compiler.build(traced.onnx, "cpu")
+        engine = compiler.build(traced.onnx, "cpu").engine
         version = compiler.version()
         spec = EngineSpec("coder", "", "", len(engine), traced.inputs, traced.outputs, {}, backend, "cpu", version)
         self._input = torch.empty(next(iter(module.input_shapes().values())))

@@ -8,13 +8,12 @@ import torch
 
 import fastvar
 from fastvar.engines.bundle import Bundle
-from fastvar.engines.weights import WeightFile
 from fastvar.export.checkpoint import load_checkpoint
 from fastvar.export.infinity import InfinityTransformer
 from fastvar.export.reference import Sampling, generate_scales
-from fastvar.runtime.generation import SamplingSettings, Workspace
+from fastvar.runtime.generation import SamplingSettings
 from fastvar.runtime.noise import uniform_noise
-from fastvar.runtime.pipeline import LazyEngines
+from fastvar.runtime.session import Session
 
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 LENGTH = 12
@@ -26,8 +25,7 @@ def test_chained_engines_equal_the_reference_on_the_trained_model(tmp_path: Path
     bundle, checkpoint = Bundle.open(tmp_path / "b"), load_checkpoint(CHECKPOINT)
     model = InfinityTransformer(checkpoint.transformer).eval().requires_grad_(False)
     model.load_state_dict({name: weight.float() for name, weight in checkpoint.transformer_weights.items()})
-    weights = WeightFile(bundle.path / bundle.manifest.weights.file)
-    workspace = Workspace(bundle.manifest, LazyEngines(bundle, None), weights, 2)
+    workspace = Session(bundle).workspace(2)
     cond = torch.randn(LENGTH, checkpoint.transformer.text_width, generator=torch.manual_seed(0))
     uncond = model.cfg_uncond.data[:LENGTH]
     workspace.set_features(cond.numpy(), uncond.numpy(), (LENGTH, LENGTH))

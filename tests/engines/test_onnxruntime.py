@@ -12,6 +12,7 @@ from fastvar.engines.base import TensorRef
 from fastvar.engines.onnxruntime import OnnxRuntimeBackend, OrtEngine
 from fastvar.engines.registry import BACKEND_NAMES, get_backend
 from fastvar.errors import BackendError, BuildError, BundleError, InternalError
+from fastvar.precision import Precision
 from tests.small_bundle import ROOT, graph, linear, linear_spec, tensor
 
 
@@ -22,7 +23,7 @@ def backend() -> OnnxRuntimeBackend:
 
 @pytest.fixture(scope="module")
 def engine(backend):
-    return backend.load(backend.build(linear()), linear_spec(backend.version()))
+    return backend.load(backend.build(linear()).engine, linear_spec(backend.version()))
 
 
 def ref(array: np.ndarray) -> TensorRef:
@@ -63,7 +64,7 @@ def test_an_output_that_only_renames_an_input_is_still_written(backend):
     node = helper.make_node("Reshape", ["x", "shape"], ["y"])
     shape = helper.make_node("Constant", [], ["shape"], value_ints=[4, 3])
     model = graph([shape, node], [tensor("x", [3, 4])], [tensor("y", [4, 3])])
-    loaded = backend._session(backend.build(model))
+    loaded = backend._session(backend.build(model).engine)
     assert [tuple(o.shape) for o in loaded.get_outputs()] == [(4, 3)]
     x, y = np.arange(12, dtype=np.float32).reshape(3, 4), np.zeros((4, 3), np.float32)
     OrtEngine(backend._ort, loaded, "reshape").prepare({"x": ref(x), "y": ref(y)})()
@@ -73,7 +74,7 @@ def test_an_output_that_only_renames_an_input_is_still_written(backend):
 def test_bfloat16_is_bound_as_bits(backend):
     node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)
     model = graph([node], [tensor("x", [2], TensorProto.BFLOAT16)], [tensor("y", [2])])
-    cast = OrtEngine(backend._ort, backend._session(backend.build(model)), "cast")
+    cast = OrtEngine(backend._ort, backend._session(backend.build(model).engine), "cast")
     bits, y = np.array([0x3F80, 0xC000], np.uint16), np.zeros(2, np.float32)
     cast.prepare({"x": TensorRef(bits.ctypes.data, "bfloat16", (2,)), "y": ref(y)})()
     np.testing.assert_array_equal(y, [1.0, -2.0])
@@ -124,8 +125,8 @@ def test_build_is_deterministic_and_drops_the_exporters_notes(backend):
     model.producer_name = "exporter"
     model.doc_string = "from /home/somebody/model.py"
     model.graph.node[0].metadata_props.add(key="stack_trace", value="/home/somebody/model.py")
-    annotated = backend.build(model.SerializeToString())
-    assert annotated == backend.build(linear())
+    annotated = backend.build(model.SerializeToString()).engine
+    assert annotated == backend.build(linear()).engine
     assert b"somebody" not in annotated
 
 
@@ -159,13 +160,18 @@ def test_rejected_graphs_name_the_culprit(backend, model, message):
 
 def test_other_targets_are_refused(backend):
     with pytest.raises(BuildError, match="target 'sm86'"):
-        backend.build(linear(), "sm86")
+        backend.resolve_target("sm86", Precision())
+
+
+def test_other_precisions_are_refused(backend):
+    with pytest.raises(BuildError, match="does not compute in bfloat16"):
+        backend.resolve_target(None, Precision("bfloat16"))
 
 
 def test_a_failing_run_names_the_engine_and_recovers(backend, capfd):
     node = helper.make_node("Gather", ["x", "i"], ["y"])
     model = graph([node], [tensor("x", [4]), tensor("i", [2], TensorProto.INT64)], [tensor("y", [2])])
-    gather = OrtEngine(backend._ort, backend._session(backend.build(model)), "gather")
+    gather = OrtEngine(backend._ort, backend._session(backend.build(model).engine), "gather")
     arrays = {"x": np.arange(4, dtype=np.float32), "i": np.array([0, 9]), "y": np.zeros(2, np.float32)}
     launch = gather.prepare(refs(arrays))
     with pytest.raises(BackendError, match=r"engine 'gather'.*out of data bounds"):
@@ -178,7 +184,7 @@ def test_a_failing_run_names_the_engine_and_recovers(backend, capfd):
 
 def test_load_refuses_an_engine_that_differs_from_its_manifest(backend):
     with pytest.raises(BundleError, match="engine 'linear' takes and gives other tensors"):
-        backend.load(backend.build(linear(rows=5)), linear_spec(backend.version()))
+        backend.load(backend.build(linear(rows=5)).engine, linear_spec(backend.version()))
 
 
 def test_load_refuses_bytes_that_are_no_engine(backend):
@@ -229,7 +235,7 @@ import sys
 from tests.small_bundle import linear, linear_spec
 from fastvar.engines.registry import get_backend
 backend = get_backend("onnxruntime", threads=3)
-engine, spec = backend.build(linear()), linear_spec(backend.version())
+engine, spec = backend.build(linear()).engine, linear_spec(backend.version())
 count = lambda: int(open("/proc/self/status").read().split("Threads:")[1].split()[0])
 before = count()
 engines = [backend.load(engine, spec) for _ in range(40)]
@@ -243,11 +249,11 @@ def test_forty_engines_share_their_threads():
 
 
 def test_loading_needs_no_onnx_package(backend, tmp_path):
-    (tmp_path / "engine").write_bytes(backend.build(linear()))
+    (tmp_path / "engine").write_bytes(backend.build(linear()).engine)
     program = f"""
 import sys
 sys.modules["onnx"] = None
-from fastvar.engines.manifest import EngineSpec, TensorSpec
+from fastvar.engines.manifest import EngineReport, EngineSpec, TensorSpec
 from fastvar.engines.registry import get_backend
 backend = get_backend("onnxruntime")
 spec = EngineSpec(**{{**{vars(linear_spec(backend.version()))!r}}})

@@ -10,15 +10,14 @@ import torch
 
 from fastvar.config import ImageTokenizerConfig
 from fastvar.engines.bundle import Bundle
-from fastvar.engines.registry import get_backend
 from fastvar.engines.weights import WeightFile
 from fastvar.errors import FastvarError, NumericsError, PlanError
 from fastvar.export.build import build, build_bundle
 from fastvar.export.checkpoint import Checkpoint
 from fastvar.export.random_weights import random_checkpoint_for
 from fastvar.export.reference import Sampling, generate_scales
-from fastvar.runtime.generation import SamplingSettings, Workspace
-from fastvar.runtime.pipeline import LazyEngines
+from fastvar.runtime.generation import SamplingSettings
+from fastvar.runtime.session import Session
 from tests.export import tiny_models as tiny
 
 IMAGES = ImageTokenizerConfig(bits=6, base_channels=24, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=0)
@@ -34,7 +33,7 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory, engine_cache: Path) -> Bundle:
     out = tmp_path_factory.mktemp("built") / "bundle"
-    build_bundle(checkpoint, tiny.plan(), out, compiler=get_backend("onnxruntime"), cache=engine_cache)
+    build_bundle(checkpoint, tiny.plan(), out, cache=engine_cache)
     return Bundle.open(out)
 
 
@@ -42,8 +41,7 @@ def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory, eng
 def test_chained_engines_equal_the_reference(bundle: Bundle, rows: int):
     model, (features, mask) = tiny.model(), tiny.text(lengths=(5, 8)[:rows])
     sampling = Sampling(guidance_scale=3.0 if rows == 2 else 1.0, tau=0.7, top_p=0.9)
-    weights = WeightFile(bundle.path / bundle.manifest.weights.file)
-    workspace = Workspace(bundle.manifest, LazyEngines(bundle, None), weights, rows)
+    workspace = Session(bundle).workspace(rows)
     uncond = features[1].numpy() if rows == 2 else None
     workspace.set_features(features[0].numpy(), uncond, (5, 8)[:rows])
     settings = SamplingSettings(sampling.guidance_scale, sampling.tau, sampling.top_p)
@@ -57,9 +55,7 @@ def test_chained_engines_equal_the_reference(bundle: Bundle, rows: int):
 
 
 def test_a_second_build_traces_nothing(checkpoint: Checkpoint, bundle: Bundle, tmp_path: Path, engine_cache: Path):
-    again = build_bundle(
-        checkpoint, tiny.plan(), tmp_path / "b", compiler=get_backend("onnxruntime"), cache=engine_cache
-    )
+    again = build_bundle(checkpoint, tiny.plan(), tmp_path / "b", cache=engine_cache)
     assert again.graphs_traced == 0
     assert Bundle.open(tmp_path / "b").digest == bundle.digest
 
@@ -73,7 +69,6 @@ def test_another_policy_reuses_what_is_equal(
         checkpoint,
         tiny.plan(policy),
         tmp_path / "b",
-        compiler=get_backend("onnxruntime"),
         rows=(2,),
         cache=engine_cache,
     )
@@ -96,14 +91,14 @@ def test_weights_that_are_not_finite_leave_nothing_behind(checkpoint: Checkpoint
     broken["head.weight"][0, 0] = float("nan")
     poisoned = replace(checkpoint, transformer_weights=broken)
     with pytest.raises(NumericsError, match=r"head\.weight"):
-        build_bundle(poisoned, tiny.plan(), tmp_path / "b", compiler=get_backend("onnxruntime"), cache=engine_cache)
+        build_bundle(poisoned, tiny.plan(), tmp_path / "b", cache=engine_cache)
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
 
 
 @pytest.mark.parametrize("length", [1, 9])
 def test_text_length_beyond_the_model_is_refused(checkpoint: Checkpoint, tmp_path: Path, length: int):
     with pytest.raises(PlanError, match="text length"):
-        build_bundle(checkpoint, tiny.plan(), tmp_path / "b", compiler=get_backend("onnxruntime"), text_length=length)
+        build_bundle(checkpoint, tiny.plan(), tmp_path / "b", text_length=length)
 
 
 def test_a_schedule_beyond_the_level_embedding_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path):
@@ -121,7 +116,6 @@ def test_unknown_guidance_and_size_are_user_errors(tiny_checkpoint: Checkpoint, 
 
 KILLED = """
 import os, signal, sys
-from fastvar.engines.registry import get_backend
 from fastvar.export.build import build_bundle
 from fastvar.export.random_weights import random_checkpoint_for
 from tests.export import tiny_models as tiny
@@ -132,7 +126,7 @@ def progress(name, done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 
 made = random_checkpoint_for(tiny.CONFIG, IMAGES, name="tiny")
-build_bundle(made, tiny.plan(), sys.argv[1], compiler=get_backend("onnxruntime"), cache=sys.argv[2], progress=progress)
+build_bundle(made, tiny.plan(), sys.argv[1], cache=sys.argv[2], progress=progress)
 """
 
 
@@ -147,6 +141,6 @@ def test_a_build_killed_in_the_middle_can_be_run_again(
     killed = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not out.exists()
-    build_bundle(checkpoint, tiny.plan(), out, compiler=get_backend("onnxruntime"), cache=engine_cache)
+    build_bundle(checkpoint, tiny.plan(), out, cache=engine_cache)
     assert Bundle.open(out).digest == bundle.digest
     assert [p.name for p in tmp_path.iterdir() if "building" in p.name] == []

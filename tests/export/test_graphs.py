@@ -3,9 +3,10 @@ import pytest
 
 from fastvar.config import TransformerConfig
 from fastvar.export.block_steps import Attend, Project
-from fastvar.export.graphs import StepGraph, layer_weights, trace
+from fastvar.export.graphs import StepGraph, WeightShape, layer_weights, trace
 from fastvar.export.steps import Bridge
-from fastvar.export.weights import transformer_weights
+from fastvar.export.weights import Role, transformer_weights
+from fastvar.precision import Precision
 
 # One block of this model weighs 15 MB, so a graph that held even one of its matrices could not be small.
 WIDE = TransformerConfig(
@@ -30,9 +31,9 @@ def bridge() -> StepGraph:
     return StepGraph("bridge", Bridge, {"config": WIDE, **sizes}, "transformer.")
 
 
-def traced(graph: StepGraph):
+def traced(graph: StepGraph, precision: Precision | None = None):
     module = graph.factory(**graph.arguments)
-    return trace(module, layer_weights(transformer_weights(WIDE, {}), graph.weight_binding(module)))
+    return trace(module, layer_weights(transformer_weights(WIDE, {}), graph.weight_binding(module)), precision)
 
 
 @pytest.mark.parametrize("graph", [project(), attend(), bridge()], ids=lambda g: g.name)
@@ -59,9 +60,10 @@ def test_tracing_is_deterministic_and_names_no_path_of_this_machine():
 
 
 def test_keys_tell_graphs_apart():
-    def key(graph: StepGraph, width: int = 512) -> str:
-        return graph.key({"ada_gss": (6, width)})
+    def key(graph: StepGraph, width: int = 512, compute: str = "float32", role: Role = Role.EXACT) -> str:
+        return graph.key({"ada_gss": WeightShape((6, width), role)}, Precision(compute))
 
     assert key(attend()) == key(attend())
     different = {key(attend()), key(attend(kept=17)), key(attend(past=17)), key(project()), key(attend(), 256)}
-    assert len(different) == 5
+    different |= {key(attend(), compute="bfloat16"), key(attend(), role=Role.MATRIX)}
+    assert len(different) == 7

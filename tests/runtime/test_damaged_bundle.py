@@ -80,18 +80,18 @@ def test_layer_of_a_later_scale(tiny_bundle: Path, layer: int):
     """An overflow on the way, with weights that are fine."""
     pipe = Pipeline.load(tiny_bundle)
     next(pipe.stream(PROMPT))
-    workspace = pipe._workspaces[2]
+    workspace = pipe._session._workspaces[2]
     step = workspace._steps[1]
-    attend, launch = step.calls.layers[2 * layer + 1], step.layers[2 * layer + 1]
+    attend, launch = step.calls.layers[2 * layer + 1], step.launches[2 * layer + 1]
 
     def overflow() -> None:
         launch()
         workspace.read(attend, "x_out")[3] = np.inf
 
-    step.layers[2 * layer + 1] = overflow
+    step.launches[2 * layer + 1] = overflow
     with pytest.raises(NumericsError, match=rf"^scale 2 \(4x4\), layer {layer}:"):
         pipe(PROMPT)
-    step.layers[2 * layer + 1] = launch
+    step.launches[2 * layer + 1] = launch
     assert len(list(pipe.stream(PROMPT))) == 3, "nothing of it is left behind"
 
 

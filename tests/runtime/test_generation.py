@@ -22,7 +22,7 @@ def pipe(tiny_bundle: Path) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def workspace(pipe: Pipeline) -> Workspace:
-    return Workspace(pipe.manifest, pipe._engines, pipe._weights, 2)
+    return pipe._session.workspace(2)
 
 
 def text(pipe: Pipeline, prompt: str, negative: str | None = None) -> TextInput:
@@ -56,7 +56,7 @@ def test_learned_text_stands_in_for_a_negative_prompt(pipe: Pipeline, workspace:
     workspace.encode_text(text(pipe, "a red circle", LONG))
     workspace.encode_text(text(pipe, "a red circle"))
     found = workspace.read(workspace.layout.condition, "uncond")
-    np.testing.assert_array_equal(found[:4], pipe._weights["transformer.cfg_uncond"][:4])
+    np.testing.assert_array_equal(found[:4], pipe._session.weights["transformer.cfg_uncond"][:4])
     assert not found[4:].any()
     assert workspace.read(workspace.layout.condition, "mask").sum(axis=1).tolist() == [4, 4]
 

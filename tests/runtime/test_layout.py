@@ -14,14 +14,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastvar.engines.bundle import Bundle
+from fastvar.engines.device import ALIGNMENT
 from fastvar.engines.manifest import EngineSpec, Manifest, TensorSpec
 from fastvar.errors import BundleError, InternalError
 from fastvar.plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
-from fastvar.runtime.layout import ALIGNMENT, EngineCall, Layout, StepCalls, View, WeightView, lay_out
+from fastvar.runtime.layout import EngineCall, Layout, StepCalls, View, WeightView, lay_out
 from fastvar.schedule import ScaleSchedule, Size
 from tests.described_engines import manifest_for, model
 
 FLOAT_BYTES = 4
+SCRATCH = -2  # in place of a writer: what an engine left in its scratch memory
 SUB_LAYERS = ("sa", "ca", "ffn")
 
 
@@ -65,6 +67,10 @@ class Play:
             return
         spec, bound = self.manifest.engines[call.engine], views(call)
         self.write(("host", label), {name: bound[name] for name in host})
+        if label == "prompt":
+            self.write("brought", dict(self.layout.brought))
+        if call.scratch is not None:
+            self._owner[extent(self.layout, call.scratch)] = SCRATCH
         self.read(label, {t.name: bound[t.name] for t in spec.inputs if t.name in bound})
         self.write(label, {t.name: bound[t.name] for t in spec.outputs})
 
@@ -76,6 +82,7 @@ class Play:
     def read(self, label: Any, tensors: dict[str, View]) -> None:
         for name, view in tensors.items():
             owners = self._owner[extent(self.layout, view)]
+            assert (owners != SCRATCH).all(), f"{label} reads {name} where an engine worked"
             assert (owners >= 0).all(), f"{label} reads {name} where nobody has written"
             ends = [*(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)]
             starts = [0, *ends[:-1]]
@@ -174,7 +181,8 @@ def test_every_tensor_of_every_engine_is_bound(generation: tuple[Manifest, Layou
         assert call.tensors.keys() == tensors.keys()
         for name, binding in call.tensors.items():
             if name in spec.weights:
-                assert binding == WeightView(spec.weights[name].replace("{layer}", str(call.layer)))
+                named = spec.weights[name].replace("{layer}", str(call.layer))
+                assert binding == WeightView(named, tensors[name].dtype, tensors[name].shape)
             else:
                 assert isinstance(binding, View)
                 assert (binding.dtype, binding.shape) == (tensors[name].dtype, tensors[name].shape)
@@ -183,12 +191,12 @@ def test_every_tensor_of_every_engine_is_bound(generation: tuple[Manifest, Layou
 @over_generations
 def test_slots_lie_apart_and_hold_their_views(generation: tuple[Manifest, Layout]):
     _, layout = generation
-    end = 0
-    for slot in sorted(layout.slots.values(), key=lambda s: s.offset):
-        assert slot.offset >= end
+    for slot in layout.slots.values():
         assert slot.offset % ALIGNMENT == 0
-        end = slot.offset + slot.size
-    assert end <= layout.arena_bytes
+        assert slot.offset + slot.size <= layout.arena_bytes
+    for one, other in itertools.combinations(layout.slots.values(), 2):
+        if one.first <= other.last and other.first <= one.last:
+            assert one.offset + one.size <= other.offset or other.offset + other.size <= one.offset, (one, other)
     for view in (view for call in all_calls(layout) for view in views(call).values()):
         assert view.start >= 0
         assert view.start + view.size <= layout.slots[view.slot].size

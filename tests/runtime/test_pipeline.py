@@ -15,8 +15,9 @@ from fastvar import Pipeline
 from fastvar.engines.bundle import Bundle
 from fastvar.errors import BundleError, InputError
 from fastvar.runtime.events import ScaleEvent
-from fastvar.runtime.generation import SamplingSettings, TextInput, Workspace
+from fastvar.runtime.generation import SamplingSettings, TextInput
 from fastvar.runtime.noise import MAX_SEED, uniform_noise
+from fastvar.runtime.session import Session
 
 PROMPT = "a red circle above a blue square"
 SCALES = [(0, (1, 1), 1, 1), (2, (4, 4), 16, 16), (6, (16, 16), 256, 128)]  # index, size, tokens, kept
@@ -49,7 +50,7 @@ def previews(pipe: Pipeline, **settings: object) -> list[bytes]:
 
 def codes(pipe: Pipeline, rows: int, guidance_scale: float, seed: int = 7) -> list[np.ndarray]:
     """Summed codes after each scale, on engines for that number of rows."""
-    workspace = Workspace(pipe.manifest, pipe._engines, pipe._weights, rows)
+    workspace = Session(pipe.bundle).workspace(rows)
     workspace.encode_text(TextInput(pipe._tokenizer.encode(PROMPT)))
     settings = SamplingSettings(guidance_scale, 1.0, 0.97)
     steps = workspace.run_scales(lambda scale, shape: uniform_noise(seed, scale, shape), settings)
@@ -88,7 +89,7 @@ def test_every_scale_draws_its_own_noise_of_the_seed(pipe: Pipeline):
     """From seed to codes as documented, so that another program can draw the same image."""
     expected = codes(pipe, 2, 3.0)
     for position, _ in enumerate(pipe.stream(PROMPT, seed=7, guidance_scale=3.0, tau=1.0, top_p=0.97)):
-        workspace = pipe._workspaces[2]
+        workspace = pipe._session._workspaces[2]
         found = workspace.summed_codes(workspace.layout.steps[position])
         np.testing.assert_array_equal(found, expected[position])
 
@@ -176,13 +177,13 @@ def test_guidance_1_runs_the_one_row_engines(tiny_bundle: Path):
     pipe = Pipeline.load(tiny_bundle)
     for guidance_scale in (1, 1.0):
         next(pipe.stream(PROMPT, guidance_scale=guidance_scale))
-    assert {rows: w.layout.rows for rows, w in pipe._workspaces.items()} == {1: 1}
-    loaded = pipe._engines._loaded
+    assert {rows: w.layout.rows for rows, w in pipe._session._workspaces.items()} == {1: 1}
+    loaded = pipe._session.engines._loaded
     assert any(name.endswith("-r1") for name in loaded)
     assert not any("-r2" in name for name in loaded), "engines that are not needed are not loaded"
     for guidance_scale in (0.0, 3.0, None):
         next(pipe.stream(PROMPT, guidance_scale=guidance_scale))
-    assert sorted(pipe._workspaces) == [1, 2]
+    assert sorted(pipe._session._workspaces) == [1, 2]
 
 
 def test_guidance_0_ignores_the_prompt(pipe: Pipeline):

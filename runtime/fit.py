@@ -1,0 +1,80 @@
+"""Whether a bundle fits into a device's free memory, and which choices would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..engines.dtypes import human_bytes, storage_dtype
+from ..engines.manifest import Manifest
+from ..errors import DeviceMemoryError
+from .layout import Layout, WeightView, lay_out
+from .memory import place_weights
+
+LAYER_WEIGHTS = ".blocks."  # in the name of a layer's own weights
+
+
+@dataclass(frozen=True)
+class DeviceNeed:
+    """Bytes that a pipeline allocates on a device."""
+
+    weight_bytes: int
+    arena_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.arena_bytes
+
+
+def device_need(layouts: Sequence[Layout]) -> DeviceNeed:
+    """What these layouts take together, exactly as `Memory` allocates it on a device of its own memory."""
+    return DeviceNeed(place_weights(layouts)[1], max(layout.arena_bytes for layout in layouts))
+
+
+def require_fit(manifest: Manifest, layouts: Sequence[Layout], free_bytes: int | None, *, offloads: bool) -> None:
+    """Refuse before anything is allocated.
+
+    Raises:
+        DeviceMemoryError: names what is needed, what is free, and the choices that would fit.
+    """
+    need = device_need(layouts)
+    if free_bytes is None or need.total_bytes <= free_bytes:
+        return
+    fitting = [f"{how}: {human_bytes(n)}" for how, n in _smaller(manifest, layouts, offloads) if n <= free_bytes]
+    raise DeviceMemoryError(
+        f"this bundle needs {human_bytes(need.total_bytes)} of GPU memory ({human_bytes(need.weight_bytes)} weights, "
+        f"{human_bytes(need.arena_bytes)} for drawing), {human_bytes(free_bytes)} are free",
+        expected="all of it free when the bundle is loaded",
+        fix="; ".join(fitting) or "no option of this model fits: choose a smaller --size or a smaller model",
+    )
+
+
+def _smaller(manifest: Manifest, layouts: Sequence[Layout], offloads: bool) -> list[tuple[str, int]]:
+    """Ways to need less, with what each leads to: single ones first, then together."""
+    rows = [layout.rows for layout in layouts]
+    offload = "load with offload_text_encoder=True (--offload-text-encoder)"
+    guidance, quantised = "build with --guidance off", "build with --weights int8"
+
+    def total(rows: Sequence[int], offloaded: bool) -> int:
+        return device_need([lay_out(manifest, r, offload_text_encoder=offloaded) for r in rows]).total_bytes
+
+    can_offload = bool(manifest.text_encoder) and not offloads
+    saved = 0 if manifest.precision.weights else _matrix_bytes(layouts, manifest) // 2
+    ways: list[tuple[str, int]] = []
+    if can_offload:
+        ways.append((offload, total(rows, True)))
+    if saved:
+        ways.append((quantised, total(rows, offloads) - saved))
+    if can_offload and saved:
+        ways.append((f"{quantised}, and {offload}", total(rows, True) - saved))
+    if 2 in rows and 1 in rows:
+        ways.append((guidance, total([1], offloads)))
+    return ways
+
+
+def _matrix_bytes(layouts: Sequence[Layout], manifest: Manifest) -> int:
+    """The layers' matrices: what 8-bit weights halve in a 16-bit build."""
+    weights: dict[str, WeightView] = {n: w for layout in layouts for n, w in layout.weights().items()}
+    wide = storage_dtype(manifest.precision.compute).itemsize == 2
+    matrices = (w for n, w in weights.items() if LAYER_WEIGHTS in n and len(w.shape) == 2 and w.dtype != "float32")
+    return sum(w.size for w in matrices) if wide else 0

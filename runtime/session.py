@@ -1,0 +1,86 @@
+"""A bundle brought to life on one device: its weights, its engines, its memory, and a workspace per guidance mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ..engines.base import Backend, Engine
+from ..engines.bundle import Bundle
+from ..engines.registry import get_backend
+from ..engines.weights import WeightFile
+from .fit import require_fit
+from .generation import Workspace
+from .layout import lay_out
+from .memory import Memory
+
+KERNEL_FOLDER = "kernels"  # in the bundle: what a library compiles on the GPU and keeps from run to run
+UNCONDITIONAL = "transformer.cfg_uncond"
+
+
+class Session:
+    """What `Pipeline` draws with.
+
+    Args:
+        threads: CPU threads; the library's choice by default.
+        offload_text_encoder: on a GPU, bring the text encoder's weights for every prompt instead of keeping them.
+        backend: in place of the one that the bundle names.
+
+    Raises:
+        BackendError: the backend's library, driver or device is missing or does not fit.
+        DeviceMemoryError: the device has too little free memory; nothing was allocated.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        offload_text_encoder: bool = False,
+        backend: Backend | None = None,
+    ) -> None:
+        self.manifest = bundle.manifest
+        self.weights = WeightFile(bundle.path / self.manifest.weights.file)
+        folder = bundle.path / KERNEL_FOLDER
+        self._backend = backend or get_backend(self.manifest.backend, threads=threads, cache_folder=folder)
+        self.device = self._backend.device()
+        offloads = offload_text_encoder and not self.device.shares_host_memory
+        layouts = [lay_out(self.manifest, s.rows, offload_text_encoder=offloads) for s in self.manifest.sets]
+        if not self.device.shares_host_memory:
+            require_fit(self.manifest, layouts, self.device.free_bytes(), offloads=offloads)
+        self.engines = LazyEngines(bundle, self._backend)
+        self._memory = Memory(self.device, layouts, self.weights)
+        self._workspaces: dict[int, Workspace] = {}
+
+    def workspace(self, rows: int) -> Workspace:
+        """The workspace of a number of guidance rows; made when first asked for.
+
+        Raises:
+            BundleError: the bundle holds no engines for it.
+        """
+        if rows not in self._workspaces:
+            self.manifest.engine_set(rows)
+            uncond = self.weights[UNCONDITIONAL]
+            self._workspaces[rows] = Workspace(self.manifest, self.engines, self._memory, rows, uncond)
+            self._backend.settle()
+        return self._workspaces[rows]
+
+
+class LazyEngines(Mapping[str, Engine]):
+    """Engines of a bundle, each loaded when it is first asked for: one guidance mode costs only its own."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self._bundle, self._backend = bundle, backend
+        self._specs = bundle.manifest.engines
+        self._loaded: dict[str, Engine] = {}
+
+    def __getitem__(self, name: str) -> Engine:
+        if name not in self._loaded:
+            spec = self._specs[name]
+            self._loaded[name] = self._backend.load(self._bundle.read_engine(spec), spec)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
