@@ -105,6 +105,9 @@ def build(
     allow_unfused: Annotated[
         bool, typer.Option("--allow-unfused", help="Accept GPU engines whose attention is not one kernel.")
     ] = False,
+    via: Annotated[
+        str, typer.Option(help="From graph to TensorRT engine: onnx, or torch-tensorrt on a GPU machine that has it.")
+    ] = "onnx",
     guidance: Annotated[
         str, typer.Option(help="Engines with classifier-free guidance (on), without (off), or both.")
     ] = "both",
@@ -159,6 +162,7 @@ def build(
             precision=precision,
             weights=weights,
             allow_unfused=allow_unfused,
+            via=via,
             guidance=guidance,
             text_length=text_length,
             with_encoder=with_encoder,

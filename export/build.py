@@ -64,6 +64,7 @@ def build(
     precision: str | None = None,
     weights: str | None = None,
     allow_unfused: bool = False,
+    via: str = "onnx",
     guidance: str = "both",
     text_length: int | None = None,
     with_encoder: bool = False,
@@ -85,6 +86,7 @@ def build(
         precision: "fp32", "bf16" or "fp16"; the backend's default for None.
         weights: "int8" or "fp8" to store the layers' matrices in 8 bits.
         allow_unfused: accept GPU engines whose attention is more than one kernel.
+        via: "onnx", or "torch-tensorrt" on a GPU machine that has it.
         guidance: engines for classifier-free guidance "on", "off" or "both" ways.
         text_length: static prompt length in tokens; the model's own by default.
         with_encoder: include the image encoder.
@@ -97,7 +99,7 @@ def build(
     """
     if guidance not in GUIDANCE_ROWS:
         raise BuildError(f"guidance {guidance!r} not understood", expected=f"one of {', '.join(GUIDANCE_ROWS)}")
-    toolchain = make_toolchain(backend, target, precision, weights, allow_unfused)
+    toolchain = make_toolchain(backend, target, precision, weights, allow_unfused, via)
     schedule = schedule_for(parse_size(size))
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(Path(checkpoint), image_tokenizer=image_tokenizer, text_encoder=text_encoder)

@@ -27,7 +27,8 @@ from ..errors import BuildError, FastvarError
 from ..machine import usable_cores
 from ..precision import Precision
 from .graphs import StepGraph, TracedGraph, WeightShapes, layer_weights, stored_binding, trace
-from .toolchain import Toolchain
+from .toolchain import ONNX, Toolchain
+from .via_torch_tensorrt import VIA, compile_exported
 from .weights import WeightSource
 
 # A worker spends seconds on importing torch; below this many graphs one process is faster.
@@ -43,11 +44,15 @@ class BuildTask:
     precision: Precision
     backend: str
     target: str
+    via: str = ONNX
     traced: TracedGraph | None = None
 
     def run(self) -> BuildResult:
         """Trace and compile."""
         start = time.perf_counter()
+        if self.via == VIA:
+            engine = compile_exported(self.graph.factory(**self.graph.arguments), self.weights, self.precision)
+            return BuildResult(None, engine, 0.0, time.perf_counter() - start)
         traced = self.traced or trace(self.graph.factory(**self.graph.arguments), self.weights, self.precision)
         between = time.perf_counter()
         compiled = _backend(self.backend).build(traced.onnx, self.target)
@@ -59,7 +64,7 @@ class BuildTask:
 class BuildResult:
     """An engine, the graph it was made from, and how long each took."""
 
-    traced: TracedGraph
+    traced: TracedGraph | None  # None where no graph was in between
     engine: CachedEngine
     trace_seconds: float
     compile_seconds: float
@@ -125,11 +130,11 @@ class EngineFactory:
 
     def _task(self, graph: StepGraph, weights: WeightShapes) -> BuildTask:
         tools = self.toolchain
-        return BuildTask(graph, weights, tools.precision, tools.backend.name, tools.target)
+        return BuildTask(graph, weights, tools.precision, tools.backend.name, tools.target, tools.via)
 
     def _key(self, task: BuildTask) -> str:
         graph = task.graph.key(task.weights, task.precision)
-        return EngineCache.key(graph, task.backend, task.target, self.toolchain.backend.version())
+        return EngineCache.key(f"{graph} via {task.via}", task.backend, task.target, self.toolchain.backend.version())
 
     def _build(self, missing: dict[str, BuildTask]) -> Iterator[tuple[str, CachedEngine]]:
         tasks = {name: self._with_graph(task) for name, task in missing.items()}
@@ -146,7 +151,7 @@ class EngineFactory:
                     future.cancel()
 
     def _with_graph(self, task: BuildTask) -> BuildTask:
-        found = self.cache.get(_graph_key(task)) if self.cache is not None else None
+        found = self.cache.get(_graph_key(task)) if self.cache is not None and task.via == ONNX else None
         if found is None:
             return task
         return replace(task, traced=TracedGraph(found.engine, found.inputs, found.outputs))
@@ -156,7 +161,7 @@ class EngineFactory:
         self.compile_seconds += result.compile_seconds
         if self.cache is not None:
             self.cache.put(self._key(task), result.engine)
-        if task.traced is not None:
+        if task.traced is not None or result.traced is None:
             return
         self.traced += 1
         self.trace_seconds += result.trace_seconds

@@ -94,6 +94,7 @@ def exporter_digest() -> str:
     root = Path(__file__).parent
     for source in (*sorted(root.glob("*.py")), root.parent / "rotary.py"):
         if source.name not in (
+            "attention.py",
             "checkpoint.py",
             "random_weights.py",
             "build.py",
@@ -120,10 +121,8 @@ def stored_binding(binding: dict[str, str], weights: WeightShapes, precision: Pr
 def trace(module: nn.Module, weights: WeightShapes, precision: Precision | None = None) -> TracedGraph:
     """Export a step module through torch.export; no shape is dynamic, no weight is inside."""
     precision, step = precision or Precision(), cast(StepModule, module)
-    inputs = tuple(_example(name, shape, precision) for name, shape in step.input_shapes().items())
-    examples = {n: torch.zeros(w.shape, dtype=_torch_type(w.role.dtype(precision))) for n, w in weights.items()}
-    names = [*step.input_shapes(), *weights]
-    model = _export(module, inputs, examples, names, list(step.outputs))
+    inputs, examples = example_inputs(step, precision), example_weights(weights, precision)
+    model = _export(module, tuple(inputs.values()), examples, [*inputs, *examples], list(step.outputs))
     quantised = [name for name, weight in weights.items() if weight.role.is_quantised(precision)]
     if quantised:
         model = quantise_graph(model, quantised, precision)
@@ -133,6 +132,16 @@ def trace(module: nn.Module, weights: WeightShapes, precision: Precision | None 
         tuple(_spec(value) for value in model.graph.output),
         getattr(step, "attentions", 0),
     )
+
+
+def example_inputs(step: StepModule, precision: Precision) -> dict[str, Tensor]:
+    """Zeros in the shapes and element types that a module takes, without its weights."""
+    return {name: _example(name, shape, precision) for name, shape in step.input_shapes().items()}
+
+
+def example_weights(weights: WeightShapes, precision: Precision) -> dict[str, Tensor]:
+    """Zeros for the weights, in the types that a module computes with."""
+    return {n: torch.zeros(w.shape, dtype=_torch_type(w.role.dtype(precision))) for n, w in weights.items()}
 
 
 def _example(name: str, shape: tuple[int, ...], precision: Precision) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
+from .attention import attend
 
 MAX_LOG_SCALE = math.log(100.0)  # ceiling of the learned per-head attention scale
 
@@ -103,7 +104,7 @@ class SelfAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, H, L, hd] over k, v [B, H, S, hd] -> [B, L, C]. No mask: all that is cached is seen."""
-        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2))
+        out: Tensor = self.proj(attend(q, k, v, 1.0).transpose(1, 2).flatten(2))
         return out
 
 

@@ -9,6 +9,9 @@ from ..engines.manifest import EngineReport
 from ..engines.registry import get_backend
 from ..errors import BuildError
 from ..precision import Precision, parse_precision
+from .via_torch_tensorrt import VIA
+
+ONNX = "onnx"
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Toolchain:
     target: str
     precision: Precision
     allow_unfused: bool = False
+    via: str = ONNX
 
     def check_fused(self, name: str, attentions: int, report: EngineReport) -> None:
         """An attention in pieces writes its scores to memory, which costs what pruning gains: refuse it.
@@ -43,6 +47,7 @@ def make_toolchain(
     precision: str | None = None,
     weights: str | None = None,
     allow_unfused: bool = False,
+    via: str = ONNX,
 ) -> Toolchain:
     """A toolchain from the command line's words; the backend's own defaults for None.
 
@@ -51,4 +56,16 @@ def make_toolchain(
     """
     found = get_backend(backend)
     numbers = parse_precision(precision, weights, default=found.precisions[0])
-    return Toolchain(found, found.resolve_target(target, numbers), numbers, allow_unfused)
+    _check_via(via, backend, numbers)
+    return Toolchain(found, found.resolve_target(target, numbers), numbers, allow_unfused, via)
+
+
+def _check_via(via: str, backend: str, precision: Precision) -> None:
+    if via == ONNX:
+        return
+    if via != VIA:
+        raise BuildError(f"no way {via!r} to an engine", expected=f"{ONNX} or {VIA}")
+    if backend != "tensorrt":
+        raise BuildError(f"{VIA} makes engines for the backend tensorrt, not {backend}", fix="add --backend tensorrt")
+    if precision.weights:
+        raise BuildError(f"{VIA} does not store weights in 8 bits", fix="leave --via or --weights away")

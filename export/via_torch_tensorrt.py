@@ -1,0 +1,79 @@
+"""An optional way to TensorRT engines: the exported program straight through Torch-TensorRT, without ONNX.
+
+For machines with a GPU and the package. It compiles for the GPU in the machine, and reports no kernels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import lzma
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..engines.cache import CachedEngine
+from ..engines.manifest import TensorSpec
+from ..errors import BackendError, BuildError
+from ..precision import Precision
+from .graphs import StepModule, WeightShapes, example_inputs, example_weights
+
+VIA = "torch-tensorrt"
+PACKING = 1  # xz preset, as for engines from ONNX
+
+
+def compile_exported(module: nn.Module, weights: WeightShapes, precision: Precision) -> CachedEngine:
+    """A step module -> TensorRT engine whose bindings have the names of the module's tensors and weights.
+
+    Raises:
+        BackendError: Torch-TensorRT is not installed, or finds no GPU.
+        BuildError: it cannot convert the module whole.
+    """
+    library, step = _import_library(), cast(StepModule, module)
+    inputs, matrices = example_inputs(step, precision), example_weights(weights, precision)
+    with torch.no_grad():
+        program = torch.export.export(module.eval(), tuple(inputs.values()), kwargs={"weights": matrices})
+    outputs = tuple(step.outputs)
+    try:
+        plan = library.dynamo.convert_exported_program_to_serialized_trt_engine(
+            program,
+            arg_inputs=tuple(inputs.values()),
+            kwarg_inputs={"weights": matrices},
+            arg_input_binding_names=tuple(inputs),
+            kwarg_input_binding_names={"weights": {name: name for name in matrices}},
+            output_binding_names=outputs if len(outputs) > 1 else outputs[0],
+            use_explicit_typing=True,  # the module says what is 16 bits and what is not
+            disable_tf32=True,  # selection scores and sampling are fp32, and mean it
+            max_aux_streams=0,  # one stream orders everything
+            cache_built_engines=False,
+            reuse_cached_engines=False,
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise BuildError(
+            f"Torch-TensorRT {library.__version__} cannot convert {type(module).__name__}: {error}",
+            fix="build through ONNX: leave --via away",
+        ) from error
+    given = [_spec(name, tensor) for name, tensor in {**inputs, **matrices}.items()]
+    taken = [_spec(name, tensor) for name, tensor in zip(outputs, _results(program), strict=True)]
+    return CachedEngine(lzma.compress(bytes(plan), preset=PACKING), tuple(given), tuple(taken))
+
+
+def _results(program: Any) -> list[Any]:
+    """The program's outputs as it knows them: element type and shape."""
+    (node,) = program.graph.find_nodes(op="output")
+    return [value.meta["val"] for value in node.args[0]]
+
+
+def _spec(name: str, tensor: Any) -> TensorSpec:
+    return TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
+
+def _import_library() -> Any:
+    try:
+        return importlib.import_module("torch_tensorrt")
+    except (ImportError, OSError, RuntimeError) as error:  # it wants CUDA as soon as it is imported
+        raise BackendError(
+            f"torch_tensorrt cannot be imported: {error}",
+            expected="a machine with a GPU, and a CUDA build of torch",
+            fix='pip install "fastvar-runtime[torch-tensorrt]", or leave --via away',
+        ) from error
