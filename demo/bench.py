@@ -107,7 +107,7 @@ def environment(pipe: Pipeline) -> dict[str, Any]:
         **{name: facts[name] for name in kept},
         "backend": f"{engine.backend} {engine.library_version}",
         "target": engine.target,
-        "precision": engine.inputs[0].dtype,
+        "precision": pipe.manifest.precision.label,
     }
 
 

@@ -141,20 +141,21 @@ class TensorRTRTXBackend(TensorRTBackend):
         except BackendError as error:
             raise BuildError(
                 f"target {CURRENT!r} means the GPU in this machine: {error.problem}",
-                expected=f"a GPU, or its name: {', '.join(self._known())}",
+                expected=f"a GPU, or its name: {', '.join(self.known_targets())}",
                 fix="give --target, sm86 for an RTX 3090 say",
             ) from error
 
-    def _known(self) -> list[str]:
+    def known_targets(self) -> list[str]:
+        """GPU generations that the library lists."""
         names = (n.lower() for n in dir(self._trt.ComputeCapability) if n.startswith("SM") and n[2:].isdigit())
         return sorted(names, key=_capability)
 
     def _check_names(self, names: list[str]) -> None:
-        unknown = [name for name in names if name not in self._known()]
+        unknown = [name for name in names if name not in self.known_targets()]
         if unknown:
             raise BuildError(
                 f"{self.name} {self.version()} builds for no GPU {unknown[0]!r}",
-                expected=f"a list of {', '.join(self._known())}, or {CURRENT}, or {ANY}",
+                expected=f"a list of {', '.join(self.known_targets())}, or {CURRENT}, or {ANY}",
                 fix=f"--target {ANY} marks the engine for everything from sm80 on, without a promise that it runs",
             )
 

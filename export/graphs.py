@@ -96,6 +96,7 @@ def exporter_digest() -> str:
         if source.name not in (
             "attention.py",
             "checkpoint.py",
+            "module_backend.py",
             "random_weights.py",
             "build.py",
             "factory.py",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engines.base import Backend
 from ..engines.bundle import Bundle
 from ..errors import InputError
 from ..schedule import Size
@@ -35,10 +36,17 @@ class Pipeline:
     Thread-safe: memory is static, so images are drawn one at a time and further callers wait their turn.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, offload_text_encoder: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        offload_text_encoder: bool = False,
+        backend: Backend | None = None,
+    ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self._session = Session(bundle, threads=threads, offload_text_encoder=offload_text_encoder)
+        self._session = Session(bundle, threads=threads, offload_text_encoder=offload_text_encoder, backend=backend)
         self._tokenizer: PromptTokenizer | None = None
         if self.manifest.text_tokenizer is not None:
             self._tokenizer = PromptTokenizer(

@@ -25,6 +25,26 @@ keep = 0.5
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` say why they do not run."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    reason = _why_no_gpu() if marked else ""
+    for item in marked:
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_no_gpu() -> str:
+    from fastvar.engines.cuda import CudaDevice
+    from fastvar.errors import BackendError
+
+    try:
+        CudaDevice()
+    except BackendError as error:
+        return error.problem
+    return ""
+
+
 @pytest.fixture(scope="session")
 def engine_cache(pytestconfig: pytest.Config) -> Path:
     """Engines kept from run to run in .pytest_cache: tracing takes a minute, and a key holds all it depends on."""

@@ -1,0 +1,114 @@
+"""What only a GPU can show: real driver, real engines. `make gpu` runs these; elsewhere they skip and say why."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastvar
+from fastvar import Pipeline
+from fastvar.engines.base import TensorRef
+from fastvar.engines.bundle import Bundle
+from fastvar.engines.cuda import CudaDevice
+from fastvar.engines.tensorrt import ANY, TensorRTRTXBackend
+from fastvar.errors import BackendError, BuildError
+from fastvar.runtime.session import Session
+
+pytestmark = pytest.mark.gpu
+PROMPT = "a red circle"
+
+
+@pytest.fixture(scope="module")
+def device() -> CudaDevice:
+    return CudaDevice()
+
+
+@pytest.fixture(scope="module")
+def rtx_bundle(
+    tiny_checkpoint, tiny_policy: Path, engine_cache: Path, device: CudaDevice, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    pytest.importorskip("tensorrt_rtx")
+    known = TensorRTRTXBackend().known_targets()
+    target = device.facts().capability if device.facts().capability in known else ANY
+    out = tmp_path_factory.mktemp("gpu") / "tiny"
+    options = {"backend": "tensorrt-rtx", "target": target, "precision": "fp16", "allow_unfused": True}
+    fastvar.build(tiny_checkpoint, size="256x256", policy=str(tiny_policy), out=out, cache=engine_cache, **options)
+    return out
+
+
+def test_bytes_come_back_as_they_went(device: CudaDevice):
+    sent = np.random.default_rng(0).integers(0, 255, (40 << 20) + 13, dtype=np.uint8)  # more than the staging ring
+    memory = device.allocate(sent.size)
+    target = TensorRef(memory.address, "uint8", sent.shape)
+    assert not device.read(target).any(), "memory is zeroed"
+    device.write(target, sent)
+    expected = sent.copy()
+    sent[:] = 0  # allowed as soon as write has returned
+    np.testing.assert_array_equal(device.read(target), expected)
+
+
+def test_memory_is_given_back(device: CudaDevice):
+    before = device.free_bytes()
+    memory = device.allocate(256 << 20)
+    assert device.free_bytes() <= before - (256 << 20)
+    del memory
+    gc.collect()
+    assert device.free_bytes() >= before - (1 << 20)
+
+
+def test_engines_draw_what_onnxruntime_draws(rtx_bundle: Path, tiny_bundle: Path):
+    """Bits are forced, so that a rounding cannot send the two different ways."""
+    from fastvar.profiling.gpu_check import logits, random_features, relative_error
+
+    expected, found = (Session(Bundle.open(path)).workspace(2) for path in (tiny_bundle, rtx_bundle))
+    features = random_features(expected)
+    for scale in zip(logits(found, features), logits(expected, features), strict=True):
+        assert relative_error(*scale) < 0.02
+    assert relative_error(found.decode(), expected.decode()) < 0.02
+
+
+def test_same_seed_same_image(rtx_bundle: Path):
+    pipe = Pipeline.load(rtx_bundle)
+    first, second = (np.asarray(pipe(PROMPT, seed=3).images[0]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    other = Pipeline.load(rtx_bundle, offload_text_encoder=True)
+    np.testing.assert_array_equal(np.asarray(other(PROMPT, seed=3).images[0]), first)
+
+
+def test_streaming_draws_the_same_scales(rtx_bundle: Path):
+    pipe = Pipeline.load(rtx_bundle)
+    events = [event.index for event in pipe.stream(PROMPT, seed=3)]
+    assert events == [step.index for step in pipe.manifest.plan.steps]
+
+
+def test_kernels_are_kept_beside_the_engines(rtx_bundle: Path):
+    Pipeline.load(rtx_bundle)(PROMPT)
+    assert list((rtx_bundle / "kernels").glob("tensorrt-rtx-*.kernels"))
+
+
+def test_engines_for_another_gpu_are_refused(
+    tiny_checkpoint, tiny_policy: Path, engine_cache: Path, device: CudaDevice, tmp_path: Path
+):
+    pytest.importorskip("tensorrt_rtx")
+    other = "sm120" if device.facts().capability != "sm120" else "sm86"
+    options = {"backend": "tensorrt-rtx", "target": other, "precision": "fp16", "allow_unfused": True}
+    fastvar.build(
+        tiny_checkpoint, size="256x256", policy=str(tiny_policy), out=tmp_path / "b", cache=engine_cache, **options
+    )
+    with pytest.raises(BackendError, match=f"built for {other}"):
+        Pipeline.load(tmp_path / "b")(PROMPT)
+
+
+def test_current_is_this_gpu(device: CudaDevice):
+    pytest.importorskip("tensorrt_rtx")
+    from fastvar.precision import Precision
+
+    backend = TensorRTRTXBackend()
+    if device.facts().capability in backend.known_targets():
+        assert backend.resolve_target("current", Precision("float16")) == device.facts().capability
+    else:
+        with pytest.raises(BuildError, match=ANY):
+            backend.resolve_target("current", Precision("float16"))
