@@ -4,9 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
+# TensorRT-RTX has packages for these machines; its tests skip on others.
+comma := ,
+RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(comma)tensorrt-rtx)
+GPU_VENV := .venv-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format train-demo bench clean
+.PHONY: help venv demo test lint format train-demo bench precisions gpu gpu-pack clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,7 +22,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"Python 3.10 or newer is needed, this is {v[0]}.{v[1]}; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[export,onnxruntime,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[export,onnxruntime,nvml,dev$(RTX)]"
 	touch $@
 
 demo: $(STAMP) ## build the demo model dense and pruned, draw demo/out/sheet.png, print the speed ratio
@@ -42,6 +46,18 @@ train-demo: $(STAMP) ## train the demo model anew: about two hours on two cores,
 bench: $(STAMP) ## time dense against pruned, alternating; writes JSON to profiling/results
 	$(BIN)/python -m demo.bench
 
+precisions: $(STAMP) ## score the demo in fp32, fp16, bf16 and with 8-bit weights; writes JSON to profiling/results
+	$(BIN)/python -m demo.precisions
+
+# The package is used where it lies: linked into the environment, so that nothing has to be built without a network.
+gpu: ## on a machine with an NVIDIA GPU: gpu tests, parity, timings, one JSON; WHEELS=FOLDER installs from there, offline
+	test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv --system-site-packages $(GPU_VENV)
+	$(GPU_VENV)/bin/python profiling/gpu_install.py $(if $(WHEELS),--wheels "$(WHEELS)")
+	$(GPU_VENV)/bin/python -m fastvar.profiling.gpu_check
+
+gpu-pack: $(STAMP) ## pack the TensorRT-RTX library for WHEELS=FOLDER: 228 MiB become about 60, in minutes
+	$(BIN)/python profiling/gpu_install.py --pack dist/gpu
+
 clean: ## remove .venv, caches and everything made by the demo
-	rm -rf $(VENV) demo/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) demo/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
