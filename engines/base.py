@@ -69,6 +69,7 @@ class Backend(ABC):
     name: str
     suffix: ClassVar[str]  # of engine files
     precisions: ClassVar[tuple[str, ...]]  # element types it computes in, the default first
+    address_alignment: ClassVar[int] = 1  # bytes that the address of every tensor must be a multiple of
 
     @abstractmethod
     def version(self) -> str:

@@ -7,8 +7,11 @@ the copy is done and the caller may change them; only `read`, `wait` and a full 
 from __future__ import annotations
 
 import importlib
+import logging
 import weakref
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import local
 from typing import Any
@@ -20,6 +23,8 @@ from ..errors import BackendError, DeviceMemoryError
 from .base import Launch, TensorRef
 from .device import Allocation, Device, host_array
 from .dtypes import size_bytes, storage_dtype
+
+_log = logging.getLogger(__name__)
 
 STAGING_BUFFERS = 4
 STAGING_BYTES = 16 << 20
@@ -68,7 +73,14 @@ class CudaDriver:
 
     def own(self, owner: object, function: str, handle: Any) -> None:
         """Release a resource with its owner; at the end of the process the driver does it."""
-        weakref.finalize(owner, self.call, function, handle).atexit = False
+        weakref.finalize(owner, self._release, function, handle).atexit = False
+
+    def _release(self, function: str, handle: Any) -> None:
+        """A GPU that has failed is told once, by the call that met it, not again by all that is given back."""
+        try:
+            self.call(function, handle)
+        except CudaError as error:
+            _log.debug("%s", error)
 
     def newest_cuda(self) -> tuple[int, int]:
         """What the installed driver runs."""
@@ -113,8 +125,7 @@ class CudaDevice(Device):
         flags = self._driver.module.CUstream_flags.CU_STREAM_NON_BLOCKING
         self._stream = self._driver.call("cuStreamCreate", int(flags))
         self._driver.own(self, "cuStreamDestroy", self._stream)
-        self._staging = [_Staging(self._driver) for _ in range(STAGING_BUFFERS)]
-        self._turn = 0
+        self._staging: deque[_Staging] = deque()  # the one whose copy is the oldest first
 
     @property
     def stream_address(self) -> int:
@@ -169,16 +180,25 @@ class CudaDevice(Device):
         for launch in launches:
             launch()
         self.wait()
-        mode = self._driver.module.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        graph = self._capture(launches)
+        try:
+            executable = self._driver.call("cuGraphInstantiate", graph, 0)
+        finally:
+            self._driver.call("cuGraphDestroy", graph)
+        return _RecordedGraph(self._driver, executable, self._stream)
+
+    def _capture(self, launches: Sequence[Launch]) -> Any:
+        """Relaxed: the stream is ours alone, and the garbage collector may free other memory meanwhile."""
+        mode = self._driver.module.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         self._driver.call("cuStreamBeginCapture", self._stream, mode)
         try:
             for launch in launches:
                 launch()
-        finally:
-            graph = self._driver.call("cuStreamEndCapture", self._stream)
-        recorded = _RecordedGraph(self._driver, self._driver.call("cuGraphInstantiate", graph, 0), self._stream)
-        self._driver.call("cuGraphDestroy", graph)
-        return recorded
+        except BaseException:
+            with suppress(CudaError):  # the launch's own error says more than what it did to the capture
+                self._driver.call("cuGraphDestroy", self._driver.call("cuStreamEndCapture", self._stream))
+            raise
+        return self._driver.call("cuStreamEndCapture", self._stream)
 
     def mark(self) -> _Event:
         event = _Event(self._driver)
@@ -193,9 +213,12 @@ class CudaDevice(Device):
 
     def _next_staging(self) -> _Staging:
         """The buffer whose copy is the oldest, once that copy is done."""
-        staging = self._staging[self._turn]
-        self._turn = (self._turn + 1) % len(self._staging)
-        self._driver.call("cuEventSynchronize", staging.copied.handle)
+        if len(self._staging) < STAGING_BUFFERS:
+            staging = _Staging(self._driver)
+        else:
+            staging = self._staging.popleft()
+            self._driver.call("cuEventSynchronize", staging.copied.handle)
+        self._staging.append(staging)
         return staging
 
 

@@ -25,6 +25,14 @@ def clean_graph(graph: bytes) -> bytes:
         onnx.checker.check_model(model, full_check=True)
     except (decode_error, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise BuildError(f"not a valid ONNX graph: {error}") from error
+    known = onnx.defs.onnx_opset_version()
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version > known:
+            raise BuildError(
+                f"the graph uses ONNX operator set {opset.version}",
+                expected=f"at most {known}, the newest that the installed onnx knows",
+                fix="update onnx, or export with an older operator set",
+            )
     for kind, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
         if not values:
             raise BuildError(f"the graph {model.graph.name!r} has no {kind}", expected="at least one of each")
@@ -40,6 +48,7 @@ def import_onnx() -> tuple[Any, type[Exception]]:
     try:
         onnx = importlib.import_module("onnx")
         importlib.import_module("onnx.checker")
+        importlib.import_module("onnx.defs")
         importlib.import_module("onnx.shape_inference")
         decode_error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
     except ImportError as error:

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import BackendError, BuildError
+from ..errors import BackendError, BuildError, BundleError
 from ..precision import Precision
 from .base import Backend, CompiledEngine
 from .cache import default_folder, read_shared, save_shared
@@ -40,6 +40,7 @@ class TensorRTBackend(Backend):
 
     suffix: ClassVar[str] = ".engine.xz"
     precisions: ClassVar[tuple[str, ...]] = ("bfloat16", "float16", "float32")
+    address_alignment: ClassVar[int] = 256  # the library's word on set_tensor_address
     module: ClassVar[str]
     extra: ClassVar[str]
     needs_cuda: ClassVar[tuple[int, int]]
@@ -59,6 +60,7 @@ class TensorRTBackend(Backend):
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self._parse(trt.OnnxParser(network, logger), clean_graph(graph), log)
+        _check_static(network)
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what the report is read from
         config.max_aux_streams = 0  # one stream orders everything, and a step is recorded from it
@@ -91,7 +93,13 @@ class TensorRTBackend(Backend):
         if self._loader is None:
             stamp = f"{self.name}-{self.version()}"
             self._loader = EngineLoader(self._trt, self.device(), self._cache_folder, stamp)
-        return self._loader.load(lzma.decompress(engine), spec)
+        try:
+            plan = lzma.decompress(engine)
+        except lzma.LZMAError as error:
+            raise BundleError(
+                f"engine {spec.name!r} is not packed with xz: {error}", fix="rebuild the bundle"
+            ) from error
+        return self._loader.load(plan, spec)
 
     def settle(self) -> None:
         if self._loader is not None:
@@ -105,7 +113,9 @@ class TensorRTBackend(Backend):
             raise BuildError(f"{self.name} {self.version()} rejects the graph: {log.reason()}")
         first = errors[0]
         where = f"node {first.node_name()} ({first.node_operator()})" if first.node_name() else "the graph"
-        raise BuildError(f"{self.name} {self.version()} rejects {where}: {first.desc()}")
+        said = first.desc()
+        reason = first.code().name if said in ("", "false") else said  # "false" is all it says of unknown operators
+        raise BuildError(f"{self.name} {self.version()} rejects {where}: {reason}")
 
     @abstractmethod
     def _set_target(self, config: Any, target: str) -> None: ...
@@ -197,6 +207,16 @@ class TensorRTDatacentreBackend(TensorRTBackend):
 
     def _timings(self, target: str) -> Path:
         return (self._cache_folder or default_folder()) / f"{self.name}-{self.version()}-{target}.timings"
+
+
+def _check_static(network: Any) -> None:
+    for tensor in (network.get_input(i) for i in range(network.num_inputs)):
+        if any(size < 0 for size in tensor.shape):
+            raise BuildError(
+                f"tensor {tensor.name!r} has shape {tuple(tensor.shape)}",
+                expected="a static shape",
+                fix="export without dynamic axes",
+            )
 
 
 def _capability(name: str) -> int:

@@ -50,7 +50,7 @@ class EngineLoader:
         name = "".join(c if c.isalnum() else "-" for c in gpu.name.lower())
         self._kernel_file = cache_folder / f"{stamp}-{gpu.capability}-{name}.kernels" if cache_folder else None
         self._kernels: Any = None
-        self._saved = 0
+        self._saved = b""
 
     def load(self, plan: bytes, spec: EngineSpec) -> TrtEngine:
         engine = self._runtime.deserialize_cuda_engine(plan)
@@ -74,7 +74,8 @@ class EngineLoader:
                 blob = read_shared(self._kernel_file)
                 if blob and not self._kernels.deserialize(blob):
                     _log.warning("%s is of another driver or GPU and will be made anew", self._kernel_file)
-                self._saved = len(blob)
+                    blob = b""
+                self._saved = blob
             config.set_runtime_cache(self._kernels)
         return config
 
@@ -83,9 +84,9 @@ class EngineLoader:
         if self._kernels is None or self._kernel_file is None:
             return
         blob = bytes(self._kernels.serialize())
-        if len(blob) != self._saved:
+        if blob != self._saved:
             save_shared(self._kernel_file, blob)
-            self._saved = len(blob)
+            self._saved = blob
 
 
 class TrtEngine(Engine):

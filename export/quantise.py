@@ -6,6 +6,7 @@ precision: the library fuses the conversion into the matrix product, so that onl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,15 +40,24 @@ def quantise(matrix: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
     """A matrix [outputs, inputs] as values [inputs, outputs] and scales [outputs] in the compute precision.
 
     Values are made for the scales as they are stored: rounding a scale afterwards would shift its whole channel.
+    What is not finite stays so in the scale, where the writer of the weights finds it.
     """
     largest = LARGEST[precision.weights]
     matrix = matrix.float()
-    scale = (matrix.abs().amax(dim=1) / largest).to(getattr(torch, precision.compute))
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # an empty channel
+    scale = _rounded_up(matrix.abs().amax(dim=1) / largest, getattr(torch, precision.compute))
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # an empty channel
     values = (matrix / scale.float()[:, None]).clamp(-largest, largest).t().contiguous()
     if precision.weights == "int8":
         return values.round().to(torch.int8), scale
     return values.to(torch.float8_e4m3fn), scale
+
+
+def _rounded_up(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """In another type, and never smaller: the largest weight of a channel must not be cut, nor its scale vanish."""
+    rounded = scale.to(dtype)
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    above = (rounded.view(bits) + 1).view(dtype)  # of positive numbers the next one up
+    return torch.where(rounded.float() < scale, above, rounded)
 
 
 def dequantise(values: Tensor, scale: Tensor) -> Tensor:
@@ -63,6 +73,10 @@ def quantise_graph(model: Any, names: Sequence[str], precision: Precision) -> An
     """
     compute, stored = element_type(precision.compute).onnx, element_type(precision.weights).onnx
     graph, nodes, inputs = model.graph, [], []
+    uses = Counter(name for node in graph.node for name in node.input)
+    for name in names:
+        if uses[name] != 1:
+            raise InternalError(f"weight {name!r} is used {uses[name]} times, expected once")
     for node in graph.node:
         for name in set(names).intersection(node.input):
             nodes.append(_dequantising(node, name))

@@ -181,8 +181,8 @@ class Workspace:
         self._reset(settings)
         given: list[tuple[PreparedStep, Any, Any]] = []
         for step in self._steps:
-            start = self.device.mark()
             self._draw_noise(step.calls, noise)
+            start = self.device.mark()
             step.run()
             given.append((step, start, self.device.mark()))
             if wait:

@@ -41,7 +41,7 @@ class Memory:
         self._offsets, self.weight_bytes = ({}, 0) if device.shares_host_memory else place_weights(layouts)
         self.arena_bytes = max(layout.arena_bytes for layout in layouts)
         self._memory = device.allocate(self.weight_bytes + self.arena_bytes)
-        self._more_scratch: Allocation | None = None
+        self._more_scratch: list[Allocation] = []  # all kept: recorded launches know their addresses
         for name in self._offsets:
             device.write(self._weight_ref(name), weights[name])
 
@@ -61,10 +61,10 @@ class Memory:
             return Scratch(self.ref(layout, planned).address, planned.size)
         if needed == 0:
             return None
-        if self._more_scratch is None or self._more_scratch.size_bytes < needed:
+        if not self._more_scratch or self._more_scratch[-1].size_bytes < needed:
             _log.warning("an engine needs %d bytes of scratch memory, more than was planned", needed)
-            self._more_scratch = self.device.allocate(needed)
-        return Scratch(self._more_scratch.address, self._more_scratch.size_bytes)
+            self._more_scratch.append(self.device.allocate(needed))
+        return Scratch(self._more_scratch[-1].address, self._more_scratch[-1].size_bytes)
 
     def write(self, layout: Layout, view: View, values: NDArray[Any]) -> None:
         self.device.write(self.ref(layout, view), values)

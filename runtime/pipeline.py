@@ -208,6 +208,7 @@ class Pipeline:
             self._holder = get_ident()
             try:
                 yield self._session.workspace(rows)
+                self._session.settle()
             finally:
                 self._holder = None
 

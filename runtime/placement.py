@@ -29,10 +29,6 @@ class Need:
         """What serves both."""
         return Need(max(self.size, other.size), min(self.first, other.first), max(self.last, other.last))
 
-    def meets(self, other: Need) -> bool:
-        """Whether both are alive at some time."""
-        return self.first <= other.last and other.first <= self.last
-
 
 @dataclass(frozen=True)
 class Slot:
@@ -46,40 +42,35 @@ class Slot:
 
 
 def place(needs: Mapping[str, Need]) -> tuple[dict[str, Slot], int]:
-    """Offsets for all buffers, and the size of the arena.
+    """Offsets for all buffers, and the size of the arena: the most that is alive in any phase.
 
-    Buffers of one lifetime lie side by side as a block; then every block, the largest first, goes to the lowest
-    place that is free throughout its life. Three phases make six lifetimes, so this is as good as it gets.
+    Buffers of one lifetime lie side by side as a block. What is always alive lies at the bottom, what dies before
+    the last phase above it, what is born after the first at the very top; what lives in one phase only has the room
+    between its neighbours.
     """
-    blocks: dict[tuple[Phase, Phase], dict[str, Need]] = {}
-    for name, need in needs.items():
-        blocks.setdefault((need.first, need.last), {})[name] = need
+    text, scales, decode = Phase
+    sizes: dict[tuple[Phase, Phase], int] = {(a, b): 0 for a in Phase for b in Phase if a <= b}
+    for need in needs.values():
+        sizes[need.first, need.last] += aligned(need.size)
+    always, early, late = sizes[text, decode], sizes[text, scales], sizes[scales, decode]
+    alone = {phase: sizes[phase, phase] for phase in Phase}
+    total = always + max(early + alone[text], early + alone[scales] + late, late + alone[decode])
+    ends = {
+        (text, decode): 0,
+        (text, scales): always,
+        (text, text): always + early,
+        (scales, scales): always + early,
+        (decode, decode): always,
+        (scales, decode): total - late,
+    }
     slots: dict[str, Slot] = {}
-    placed: list[tuple[int, Need]] = []  # offset and need of whole blocks
-    for (first, last), members in sorted(blocks.items(), key=lambda item: (-_length(item[1]), item[0])):
-        block = Need(_length(members), first, last)
-        offset = start = _lowest(block, placed)
-        for name, need in members.items():
-            slots[name] = Slot(name, offset, need.size, first, last)
-            offset += aligned(need.size)
-        placed.append((start, block))
-    return slots, max((offset + block.size for offset, block in placed), default=0)
+    for name, need in needs.items():
+        offset = ends[need.first, need.last]
+        slots[name] = Slot(name, offset, need.size, need.first, need.last)
+        ends[need.first, need.last] = offset + aligned(need.size)
+    return slots, total
 
 
 def aligned(size: int) -> int:
     """The next multiple of ALIGNMENT."""
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _length(members: Mapping[str, Need]) -> int:
-    return sum(aligned(need.size) for need in members.values())
-
-
-def _lowest(block: Need, placed: list[tuple[int, Need]]) -> int:
-    in_the_way = sorted((offset, other.size) for offset, other in placed if other.meets(block))
-    start = 0
-    for offset, size in in_the_way:
-        if start + block.size <= offset:
-            break
-        start = max(start, offset + size)
-    return start

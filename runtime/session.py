@@ -50,6 +50,7 @@ class Session:
         self.engines = LazyEngines(bundle, self._backend)
         self._memory = Memory(self.device, layouts, self.weights)
         self._workspaces: dict[int, Workspace] = {}
+        self._settled = 0
 
     def workspace(self, rows: int) -> Workspace:
         """The workspace of a number of guidance rows; made when first asked for.
@@ -61,8 +62,13 @@ class Session:
             self.manifest.engine_set(rows)
             uncond = self.weights[UNCONDITIONAL]
             self._workspaces[rows] = Workspace(self.manifest, self.engines, self._memory, rows, uncond)
-            self._backend.settle()
         return self._workspaces[rows]
+
+    def settle(self) -> None:
+        """After an image: keep what the library compiled for engines that ran for the first time."""
+        if self.engines.loaded != self._settled:
+            self._backend.settle()
+            self._settled = self.engines.loaded
 
 
 class LazyEngines(Mapping[str, Engine]):
@@ -78,6 +84,11 @@ class LazyEngines(Mapping[str, Engine]):
             spec = self._specs[name]
             self._loaded[name] = self._backend.load(self._bundle.read_engine(spec), spec)
         return self._loaded[name]
+
+    @property
+    def loaded(self) -> int:
+        """How many have been asked for."""
+        return len(self._loaded)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._specs)

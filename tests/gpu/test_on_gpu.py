@@ -34,7 +34,7 @@ def rtx_bundle(
     known = TensorRTRTXBackend().known_targets()
     target = device.facts().capability if device.facts().capability in known else ANY
     out = tmp_path_factory.mktemp("gpu") / "tiny"
-    options = {"backend": "tensorrt-rtx", "target": target, "precision": "fp16", "allow_unfused": True}
+    options = {"backend": "tensorrt-rtx", "target": target, "precision": "fp16", "guidance": "on"}
     fastvar.build(tiny_checkpoint, size="256x256", policy=str(tiny_policy), out=out, cache=engine_cache, **options)
     return out
 
@@ -94,7 +94,7 @@ def test_engines_for_another_gpu_are_refused(
 ):
     pytest.importorskip("tensorrt_rtx")
     other = "sm120" if device.facts().capability != "sm120" else "sm86"
-    options = {"backend": "tensorrt-rtx", "target": other, "precision": "fp16", "allow_unfused": True}
+    options = {"backend": "tensorrt-rtx", "target": other, "precision": "fp16", "guidance": "on"}
     fastvar.build(
         tiny_checkpoint, size="256x256", policy=str(tiny_policy), out=tmp_path / "b", cache=engine_cache, **options
     )

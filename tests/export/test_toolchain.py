@@ -1,0 +1,111 @@
+from dataclasses import replace
+
+import pytest
+
+from fastvar.config import TransformerConfig
+from fastvar.engines.cache import EngineCache
+from fastvar.engines.manifest import EngineReport
+from fastvar.errors import BackendError, BuildError, PlanError
+from fastvar.export.block_steps import Attend
+from fastvar.export.factory import BuiltEngine, EngineFactory
+from fastvar.export.graphs import StepGraph
+from fastvar.export.toolchain import Toolchain, make_toolchain
+from fastvar.export.weights import transformer_weights
+from fastvar.precision import Precision
+
+HEADS_OF_64 = TransformerConfig(
+    depth=1, width=128, heads=2, mlp_width=256, text_width=128, text_length=8, code_channels=8
+)
+
+
+def rtx(precision: str | None = None, allow_unfused: bool = False) -> Toolchain:
+    pytest.importorskip("tensorrt_rtx")
+    return make_toolchain("tensorrt-rtx", "sm86", precision, allow_unfused=allow_unfused)
+
+
+def test_the_default_is_fp32_on_this_cpu():
+    tools = make_toolchain()
+    assert (tools.backend.name, tools.target, tools.precision) == ("onnxruntime", "cpu", Precision("float32"))
+    assert not tools.allow_unfused
+
+
+def test_gpu_engines_are_bfloat16_by_default():
+    tools = rtx()
+    assert (tools.backend.name, tools.target, tools.precision) == ("tensorrt-rtx", "sm86", Precision("bfloat16"))
+
+
+def test_words_of_the_command_line_become_element_types():
+    pytest.importorskip("tensorrt_rtx")
+    tools = make_toolchain("tensorrt-rtx", "SM120,sm89", "fp16", "fp8", allow_unfused=True)
+    assert tools.target == "sm89,sm120"
+    assert tools.precision == Precision("float16", "float8_e4m3fn")
+    assert tools.allow_unfused
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        ({"backend": "tensorflow"}, BackendError, "no backend 'tensorflow'"),
+        ({"precision": "float16"}, PlanError, "no precision 'float16'\nexpected: one of fp32, bf16, fp16"),
+        ({"weights": "int4"}, PlanError, "no weight format 'int4'\nexpected: one of int8, fp8"),
+        ({"precision": "bf16"}, BuildError, "onnxruntime does not compute in bfloat16"),
+        ({"target": "sm86"}, BuildError, "onnxruntime does not build for target 'sm86'"),
+    ],
+    ids=["backend", "precision", "weights", "compute", "target"],
+)
+def test_what_a_backend_does_not_do_is_refused(words, error, message):
+    with pytest.raises(error, match=message):
+        make_toolchain(**words)
+
+
+@pytest.mark.parametrize("fused", [0, 1])
+def test_an_attention_in_pieces_is_refused_with_the_engine_and_the_way_out(fused):
+    report = EngineReport(kernels=20, fused_attentions=fused)
+    with pytest.raises(
+        BuildError, match=rf"engine 'attend-8x8': {fused} of 2 attentions.*\n.*\nfix: .*--allow-unfused"
+    ):
+        make_toolchain().check_fused("attend-8x8", 2, report)
+
+
+@pytest.mark.parametrize(
+    ("attentions", "report", "allow_unfused"),
+    [
+        (2, EngineReport(kernels=20, fused_attentions=2), False),
+        (0, EngineReport(kernels=20), False),
+        (1, EngineReport(kernels=20, fused_attentions=2), False),
+        (2, EngineReport(), False),
+        (2, EngineReport(kernels=20), True),
+    ],
+    ids=["all-fused", "none-to-fuse", "one-more", "no-kernels-reported", "allowed"],
+)
+def test_engines_that_are_accepted(attentions, report, allow_unfused):
+    replace(make_toolchain(), allow_unfused=allow_unfused).check_fused("attend", attentions, report)
+
+
+def make_attend(tools: Toolchain, cache: EngineCache | None = None) -> BuiltEngine:
+    sizes = {"rows": 2, "size": (4, 4), "kept": 16, "past": 5, "text_length": 8, "cached_size": None, "fills": False}
+    graph = StepGraph("attend", Attend, {"config": HEADS_OF_64, **sizes}, "transformer.blocks.{layer}.")
+    factory = EngineFactory(tools, cache, transformer_weights(HEADS_OF_64, {}))
+    return factory.make({"attend-4x4": graph}, done=lambda _: None)["attend-4x4"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_both_attentions_of_a_block_become_one_kernel_each_in_16_bits(precision):
+    built = make_attend(rtx(precision))
+    assert (built.attentions, built.engine.report.fused_attentions) == (2, 2)
+
+
+def test_fp32_attentions_stay_in_pieces_and_are_refused_unless_allowed(tmp_path):
+    """Refused too where the engine is in the cache, from a build that allowed it."""
+    cache = EngineCache(tmp_path)
+    with pytest.raises(BuildError, match=r"engine 'attend-4x4': 0 of 2 attentions"):
+        make_attend(rtx("fp32"))
+    built = make_attend(rtx("fp32", allow_unfused=True), cache)
+    assert (built.attentions, built.engine.report.fused_attentions) == (2, 0)
+    assert built.engine.report.kernels > 0
+    with pytest.raises(BuildError, match=r"engine 'attend-4x4': 0 of 2 attentions"):
+        make_attend(rtx("fp32"), cache)
+
+
+def test_a_backend_that_reports_no_kernels_is_not_asked():
+    assert make_attend(make_toolchain()).engine.report == EngineReport()

@@ -1,0 +1,470 @@
+"""Memory on a device of its own: every address that a launch is given, checked for random generations.
+
+A recording device and recording engines take the place of a GPU; nothing is computed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastvar.config import TRANSFORMERS
+from fastvar.engines.base import Engine, Launch, Scratch, TensorRef, check_bindings
+from fastvar.engines.device import ALIGNMENT, Allocation, Device
+from fastvar.engines.dtypes import size_bytes, storage_dtype
+from fastvar.engines.manifest import EngineReport, EngineSpec, Manifest, TensorSpec
+from fastvar.plan import DENSE, GenerationPlan, fastvar_policy, make_plan
+from fastvar.runtime.fit import device_need
+from fastvar.runtime.generation import SamplingSettings, TextInput, Workspace
+from fastvar.runtime.layout import TEXT_ENCODER_WEIGHTS, Layout, Planner, lay_out
+from fastvar.runtime.memory import Memory
+from fastvar.runtime.placement import Need, Phase, aligned, place
+from fastvar.runtime.prompt import TokenizedPrompt
+from fastvar.schedule import schedule_for
+from tests.described_engines import TEXT_LENGTH, manifest_for, model
+from tests.runtime import test_layout
+
+BASE = 0x7F00_0000_0100  # a multiple of 256 and of nothing larger
+NOBODY, GARBAGE = -1, -2  # in place of a writer
+TEXT_WIDTH = 128
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What an engine was bound to."""
+
+    engine: EngineSpec
+    tensors: Mapping[str, TensorRef]
+    scratch: Scratch | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """By the host."""
+
+    ref: TensorRef
+
+
+@dataclass(frozen=True)
+class Read:
+    """By the host."""
+
+    ref: TensorRef
+
+
+class Block(Allocation):
+    def __init__(self, size: int) -> None:
+        self.address, self.size_bytes = BASE, size
+
+
+class RecordingDevice(Device):
+    """Writes down what it is given, in order."""
+
+    name = "recording"
+    shares_host_memory = False
+
+    def __init__(self) -> None:
+        self.log: list[Launched | Written | Read] = []
+        self.allocations: list[int] = []
+
+    def allocate(self, size: int) -> Allocation:
+        self.allocations.append(size)
+        return Block(size)
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def write(self, target: TensorRef, values: np.ndarray) -> None:
+        np.broadcast_to(values, target.shape)
+        self.log.append(Written(target))
+
+    def read(self, source: TensorRef) -> np.ndarray:
+        self.log.append(Read(source))
+        return np.zeros(source.shape, storage_dtype(source.dtype))
+
+    def record(self, launches: Sequence[Launch]) -> Launch:
+        def run() -> None:
+            for launch in launches:
+                launch()
+
+        run()
+        return run
+
+    def mark(self) -> None:
+        return None
+
+    def elapsed_ms(self, start: None, end: None) -> float:
+        return 0.0
+
+    def wait(self) -> None:
+        pass
+
+
+class RecordingEngine(Engine):
+    def __init__(self, spec: EngineSpec, device: RecordingDevice, prepared: list[Launched]) -> None:
+        self.scratch_bytes = spec.report.scratch_bytes
+        self._spec, self._device, self._prepared = spec, device, prepared
+
+    def prepare(self, tensors: Mapping[str, TensorRef], scratch: Scratch | None = None) -> Launch:
+        check_bindings(self._spec.name, tensors, self._spec.inputs, self._spec.outputs)
+        launched = Launched(self._spec, dict(tensors), scratch)
+        self._prepared.append(launched)
+        return lambda: self._device.log.append(launched)
+
+
+class DescribedWeights:
+    """The weight file, as the manifest implies it."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._specs: dict[str, TensorSpec] = {}
+        for spec, layer in itertools.product(manifest.engines.values(), range(manifest.plan.depth)):
+            for tensor, name in spec.weights.items():
+                self._specs[name.format(layer=layer)] = spec.tensor(tensor)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        spec = self._specs[name]
+        return np.zeros(spec.shape, storage_dtype(spec.dtype))
+
+    def ref(self, name: str) -> TensorRef:
+        spec = self._specs[name]
+        return TensorRef(64, spec.dtype, spec.shape)  # where the host has it, which no engine may be told
+
+
+@dataclass
+class Played:
+    """Workspaces for one manifest on a recording device."""
+
+    manifest: Manifest
+    offload: bool
+    device: RecordingDevice = field(default_factory=RecordingDevice)
+    prepared: list[Launched] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.layouts = [lay_out(self.manifest, s.rows, offload_text_encoder=self.offload) for s in self.manifest.sets]
+        self.memory = Memory(self.device, self.layouts, DescribedWeights(self.manifest))
+        self.uploads = [entry.ref for entry in self.device.log if isinstance(entry, Written)]
+        engines = {n: RecordingEngine(s, self.device, self.prepared) for n, s in self.manifest.engines.items()}
+        uncond = np.zeros((TEXT_LENGTH, TEXT_WIDTH), np.float32)
+        self.workspaces = {
+            layout.rows: Workspace(self.manifest, engines, self.memory, layout.rows, uncond) for layout in self.layouts
+        }
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.memory.weight_bytes
+
+    def image(self, rows: int, negative: bool, wait: bool) -> list[Launched | Written | Read]:
+        """Draw, look at everything a user may look at, and return what happened."""
+        self.device.log.clear()
+        workspace, prompt = self.workspaces[rows], text(TEXT_LENGTH - 1)
+        workspace.encode_text(TextInput(prompt, text(1) if negative and rows == 2 else None))
+        drawing = workspace.run_scales(noise, SamplingSettings(1.0 if rows == 1 else 3.0, 1.0, 0.9), wait=wait)
+        for calls, _ in drawing:
+            if wait:
+                workspace.summed_codes(calls)
+                for view in (view for kept in calls.kept.values() for view in kept.values()):
+                    workspace.read_view(view)
+        workspace.decode()
+        return list(self.device.log)
+
+
+def text(length: int) -> TokenizedPrompt:
+    ids = np.ones((1, TEXT_LENGTH), np.int64)
+    return TokenizedPrompt(ids, np.arange(TEXT_LENGTH)[None] < length, length)
+
+
+def noise(_scale: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+def span(ref: TensorRef) -> tuple[int, int]:
+    """First byte, and the one behind the last, from the start of the allocation."""
+    start = ref.address - BASE
+    return start, start + size_bytes(ref.dtype, ref.shape)
+
+
+def apart(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[1] <= other[0] or other[1] <= one[0]
+
+
+def worked_in(launch: Launched) -> tuple[int, int]:
+    if launch.scratch is None:
+        return (0, 0)
+    start = launch.scratch.address - BASE
+    return start, start + launch.scratch.size_bytes
+
+
+def as_for_a_gpu(manifest: Manifest, seed: int) -> Manifest:
+    """Engines of a build want scratch memory, some of them, and weights of all sizes; so does the text encoder."""
+    rng = np.random.default_rng(seed)
+    engines: dict[str, EngineSpec] = {}
+    for name, spec in manifest.engines.items():
+        if name == manifest.text_encoder:
+            sizes = rng.integers(1, 2000, size=3)
+            more = tuple(TensorSpec(f"w{i}", "float32", (int(n),)) for i, n in enumerate(sizes))
+            weights = {w.name: f"text_encoder.{w.name}" for w in more}
+            spec = replace(spec, inputs=(*spec.inputs, *more), weights=weights)
+        scratch = int(rng.integers(1, 6000)) if rng.random() < 0.7 else 0
+        engines[name] = replace(spec, report=EngineReport(scratch))
+    return replace(manifest, engines=engines)
+
+
+def described(plan: GenerationPlan, patchify: bool, seed: int) -> Manifest:
+    return as_for_a_gpu(manifest_for(plan, model(plan.depth, patchify)), seed)
+
+
+manifests = st.builds(described, test_layout.plans(), st.booleans(), st.integers(0, 2**32 - 1))
+played = st.builds(Played, manifests, st.booleans())
+over_sessions = settings(max_examples=20, deadline=None)
+
+
+@over_sessions
+@given(played)
+def test_everything_bound_lies_in_the_one_allocation(session: Played):
+    (size,) = session.device.allocations
+    need = device_need(session.layouts)
+    assert size == need.total_bytes
+    assert session.weight_bytes == need.weight_bytes
+    for launch in session.prepared:
+        for ref in launch.tensors.values():
+            start, stop = span(ref)
+            assert 0 <= start < stop <= size, launch.engine.name
+        start, stop = worked_in(launch)
+        assert 0 <= start <= stop <= size
+
+
+@over_sessions
+@given(played)
+def test_weights_that_stay_lie_apart_from_each_other_and_from_the_arena(session: Played):
+    spans = sorted(span(ref) for ref in session.uploads)
+    for one, other in itertools.pairwise(spans):
+        assert one[1] <= other[0]
+    assert max(stop for _, stop in spans) <= session.weight_bytes
+    stays = set(session.uploads)
+    for launch in session.prepared:
+        assert worked_in(launch)[0] >= session.weight_bytes or launch.scratch is None
+        for name, ref in launch.tensors.items():
+            if name in launch.engine.weights and not is_brought(session, launch):
+                assert ref in stays, "it is bound to where it was copied"
+            else:
+                assert span(ref)[0] >= session.weight_bytes
+
+
+# A token's keys of these take no multiple of 256 bytes; a build for TensorRT refuses them (tests/export/test_build.py).
+RAGGED = {"infinity_layer32", "infinity_layer48"}
+
+
+@pytest.mark.parametrize("name", sorted(set(TRANSFORMERS) - RAGGED))
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_tensor_of_a_published_model_is_aligned(name: str, dtype: str, rows: int):
+    """TensorRT wants 256-byte alignment of every address, the keys of a scale inside the cache included."""
+    config = replace(TRANSFORMERS[name], depth=2, chunks=1)
+    plan = make_plan(test_layout.LADDER, DENSE, config.depth)
+    layout = lay_out(computing_in(dtype, manifest_for(plan, config)), rows)
+    for call in layout.calls():
+        for tensor, view in test_layout.views(call).items():
+            address = layout.slots[view.slot].offset + view.start
+            assert address % ALIGNMENT == 0, f"{call.engine}: {tensor}"
+
+
+def computing_in(dtype: str, manifest: Manifest) -> Manifest:
+    """The keys and values of another type."""
+
+    def changed(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(t, dtype=dtype) if t.name in ("keys", "values") else t for t in tensors)
+
+    engines = {
+        name: replace(spec, inputs=changed(spec.inputs), outputs=changed(spec.outputs))
+        for name, spec in manifest.engines.items()
+    }
+    return replace(manifest, engines=engines)
+
+
+def is_brought(session: Played, launch: Launched) -> bool:
+    return session.offload and launch.engine.name == session.manifest.text_encoder
+
+
+@over_sessions
+@given(played)
+def test_scratch_is_aligned_large_enough_and_away_from_the_tensors(session: Played):
+    for launch in session.prepared:
+        start, stop = worked_in(launch)
+        assert stop - start >= launch.engine.report.scratch_bytes
+        assert start % ALIGNMENT == 0
+        for name, ref in launch.tensors.items():
+            assert apart((start, stop), span(ref)), f"{launch.engine.name}: {name}"
+
+
+@over_sessions
+@given(played)
+def test_weights_are_aligned(session: Played):
+    refs = [ref for launch in session.prepared for n, ref in launch.tensors.items() if n in launch.engine.weights]
+    assert all(ref.address % ALIGNMENT == 0 for ref in (*session.uploads, *refs))
+
+
+@over_sessions
+@given(played)
+def test_no_engine_writes_into_what_it_reads(session: Played):
+    for launch in session.prepared:
+        outputs = {tensor.name for tensor in launch.engine.outputs}
+        for name, other in itertools.product(outputs, launch.tensors):
+            if name != other:
+                assert apart(span(launch.tensors[name]), span(launch.tensors[other])), launch.engine.name
+
+
+@over_sessions
+@given(played, st.lists(st.tuples(st.sampled_from((1, 2)), st.booleans(), st.booleans()), min_size=1, max_size=3))
+def test_every_image_reads_what_was_written_for_it_and_nothing_is_in_vain(
+    session: Played, images: list[tuple[int, bool, bool]]
+):
+    """Images with and without guidance take turns in one arena: none may need what another has left there."""
+    for rows, negative, wait in images:
+        owner = np.full(session.device.allocations[0], NOBODY)
+        for ref in session.uploads:
+            owner[slice(*span(ref))] = 0
+        vain = replay(session.image(rows, negative, wait), owner)
+        ignored = set() if wait else {"kept_ca", "kept_ffn"}  # only those who listen look at them
+        assert {name for name in vain if name not in ignored} == set()
+
+
+def replay(log: list[Launched | Written | Read], owner: np.ndarray) -> list[str]:
+    """Follow every byte; returns the tensors that were written and never read."""
+    written, used = ["weights"], {0}
+
+    def read(ref: TensorRef, who: str) -> None:
+        found = set(np.unique(owner[slice(*span(ref))]).tolist())
+        assert not found & {NOBODY, GARBAGE}, f"{who} reads what nobody wrote"
+        used.update(found)
+
+    def write(ref: TensorRef, name: str) -> None:
+        owner[slice(*span(ref))] = len(written)
+        written.append(name)
+
+    for entry in log:
+        if isinstance(entry, Read):
+            read(entry.ref, "the host")
+        elif isinstance(entry, Written):
+            write(entry.ref, "from the host")
+        else:
+            owner[slice(*worked_in(entry))] = GARBAGE
+            for tensor in entry.engine.inputs:
+                read(entry.tensors[tensor.name], f"{entry.engine.name}, {tensor.name}")
+            for tensor in entry.engine.outputs:
+                write(entry.tensors[tensor.name], tensor.name)
+    return [name for position, name in enumerate(written) if position not in used]
+
+
+# The properties of every layout hold for one of a GPU as well
+
+PROPERTIES: list[Callable[[tuple[Manifest, Layout]], None]] = [
+    test.hypothesis.inner_test
+    for name, test in vars(test_layout).items()
+    if hasattr(test, "hypothesis") and name != "test_every_tensor_of_every_engine_is_bound"  # as to a host's weights
+]
+
+
+@pytest.mark.parametrize("test", PROPERTIES, ids=lambda test: test.__name__)
+def test_property_of_layouts_with_scratch_and_offloading(test: Callable[[tuple[Manifest, Layout]], None]):
+    @settings(max_examples=10, deadline=None)
+    @given(manifests, st.sampled_from((1, 2)), st.booleans())
+    def on_a_gpu(manifest: Manifest, rows: int, offload: bool) -> None:
+        test((manifest, lay_out(manifest, rows, offload_text_encoder=offload)))
+
+    on_a_gpu()
+
+
+def test_properties_were_found():
+    assert len(PROPERTIES) >= 8
+
+
+@over_sessions
+@given(manifests, st.sampled_from((1, 2)))
+def test_offloaded_text_encoder_names_no_weights_that_stay(manifest: Manifest, rows: int):
+    stays, leaves = (lay_out(manifest, rows, offload_text_encoder=offload) for offload in (False, True))
+    weights = set(manifest.engines[manifest.text_encoder].weights.values())
+    assert stays.weights().keys() - leaves.weights().keys() == weights == leaves.brought.keys()
+    assert not stays.brought
+    slot = leaves.slots[TEXT_ENCODER_WEIGHTS]
+    assert (slot.first, slot.last) == (Phase.TEXT, Phase.TEXT)
+    ends = sorted((view.start, view.start + view.size) for view in leaves.brought.values())
+    assert all(apart(one, other) for one, other in itertools.pairwise(ends))
+
+
+# Placing
+
+
+phases = st.sampled_from(list(itertools.combinations_with_replacement(Phase, 2)))
+needs = st.dictionaries(
+    st.integers(0, 30).map(str), st.builds(lambda size, life: Need(size, *life), st.integers(0, 5000), phases)
+)
+
+
+def live_bytes(wanted: Mapping[str, Need]) -> int:
+    """Of the fullest phase; an arena cannot be smaller."""
+    return max(sum(aligned(n.size) for n in wanted.values() if n.first <= phase <= n.last) for phase in Phase)
+
+
+@settings(max_examples=300, deadline=None)
+@given(needs)
+def test_buffers_that_live_together_lie_apart(wanted: dict[str, Need]):
+    slots, arena = place(wanted)
+    assert slots.keys() == wanted.keys()
+    for name, slot in slots.items():
+        assert (slot.size, slot.first, slot.last) == (wanted[name].size, wanted[name].first, wanted[name].last)
+        assert slot.offset % ALIGNMENT == 0
+        assert slot.offset + slot.size <= arena
+    for one, other in itertools.combinations(slots.values(), 2):
+        if one.first <= other.last and other.first <= one.last and one.size and other.size:
+            assert apart((one.offset, one.offset + one.size), (other.offset, other.offset + other.size))
+
+
+@settings(max_examples=300, deadline=None)
+@given(needs)
+def test_arena_is_between_the_fullest_phase_and_all_buffers(wanted: dict[str, Need]):
+    _, arena = place(wanted)
+    assert live_bytes(wanted) <= arena <= sum(aligned(need.size) for need in wanted.values())
+
+
+def test_nothing_to_place():
+    assert place({}) == ({}, 0)
+
+
+def test_buffers_of_different_phases_share_their_place():
+    wanted = {phase.name: Need(1000, phase, phase) for phase in Phase}
+    slots, arena = place(wanted)
+    assert {slot.offset for slot in slots.values()} == {0}
+    assert arena == aligned(1000)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_arena_of_a_published_model_is_as_small_as_it_can_be(rows: int, offload: bool):
+    config = TRANSFORMERS["infinity_2b"]
+    schedule = schedule_for((1024, 1024))
+    plan = make_plan(schedule, fastvar_policy(schedule, config.depth), config.depth)
+    planner = Planner(as_for_a_gpu(manifest_for(plan, config), 0), rows, offload)
+    assert planner.plan().arena_bytes == live_bytes(planner.needs)
+
+
+def played_once(plan: GenerationPlan, **options: Any) -> Played:
+    return Played(described(plan, False, 0), **options)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_text_encoder_weights_come_with_every_image(offload: bool):
+    session = played_once(test_layout.PRUNED, offload=offload)
+    names = session.manifest.engines["text-encoder"].weights
+    for _ in range(2):
+        log = session.image(2, False, True)
+        encoder = next(e for e in log if isinstance(e, Launched) and e.engine.name == "text-encoder")
+        bound = [encoder.tensors[name] for name in names]
+        before = [e.ref for e in log[: log.index(encoder)] if isinstance(e, Written)]
+        assert [ref in before for ref in bound] == [offload] * len(bound)
