@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import BackendError, BuildError, InternalError
+from ..errors import BackendError, BuildError, BundleError, InternalError
 from ..precision import Precision
 from .manifest import EngineReport, EngineSpec, TensorSpec
 
@@ -146,6 +146,21 @@ class Backend(ABC):
 
     def settle(self) -> None:  # noqa: B027 most backends keep nothing
         """Called when engines have run for the first time: keep what the library compiled for them."""
+
+
+def check_border(spec: EngineSpec, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """A loaded engine takes and gives what its manifest says.
+
+    Raises:
+        BundleError: other names, types or shapes.
+    """
+    differing = {*inputs, *outputs} ^ {*spec.inputs, *spec.outputs}
+    if differing:
+        raise BundleError(
+            f"engine {spec.name!r} takes and gives other tensors than the manifest says: "
+            f"{sorted({tensor.name for tensor in differing})}",
+            fix="rebuild the bundle",
+        )
 
 
 def check_bindings(

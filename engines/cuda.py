@@ -6,7 +6,6 @@ the copy is done and the caller may change them; only `read`, `wait` and a full 
 
 from __future__ import annotations
 
-import importlib
 import logging
 import weakref
 from collections import deque
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, DeviceMemoryError
+from ..packages import import_extra
 from .base import Launch, TensorRef
 from .device import Allocation, Device, host_array
 from .dtypes import size_bytes, storage_dtype
@@ -121,7 +121,7 @@ class CudaDevice(Device):
     shares_host_memory = False
 
     def __init__(self, needs_cuda: tuple[int, int] = (12, 0), module: Any = None) -> None:
-        self._driver = CudaDriver(module or _import_driver(), needs_cuda)
+        self._driver = CudaDriver(module or import_extra("cuda.bindings.driver", "tensorrt-rtx"), needs_cuda)
         flags = self._driver.module.CUstream_flags.CU_STREAM_NON_BLOCKING
         self._stream = self._driver.call("cuStreamCreate", int(flags))
         self._driver.own(self, "cuStreamDestroy", self._stream)
@@ -254,15 +254,6 @@ class _Staging:
         self.array = host_array(TensorRef(self.address, "uint8", (STAGING_BYTES,)))
         self.copied = _Event(driver)
         driver.own(self, "cuMemFreeHost", self.address)
-
-
-def _import_driver() -> Any:
-    try:
-        return importlib.import_module("cuda.bindings.driver")
-    except ImportError as error:
-        raise BackendError(
-            f"cuda-python cannot be imported: {error}", fix='pip install "fastvar-runtime[tensorrt-rtx]"'
-        ) from error
 
 
 def _start(module: Any) -> None:

@@ -11,10 +11,11 @@ import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..errors import BackendError, BuildError, BundleError
+from ..errors import BackendError, BuildError
 from ..machine import usable_cores
+from ..packages import import_extra
 from ..precision import Precision
-from .base import Backend, CompiledEngine, Engine, Launch, Scratch, TensorRef, check_bindings
+from .base import Backend, CompiledEngine, Engine, Launch, Scratch, TensorRef, check_bindings, check_border
 from .device import Device, HostDevice
 from .dtypes import BY_ONNXRUNTIME, element_type
 from .manifest import EngineSpec, TensorSpec
@@ -47,7 +48,7 @@ class OnnxRuntimeBackend(Backend):
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise BackendError(f"{threads} threads", expected="at least 1")
-        self._ort = _import_onnxruntime()
+        self._ort = import_extra("onnxruntime", "onnxruntime")
         self._threads = threads
 
     def version(self) -> str:
@@ -91,13 +92,7 @@ class OnnxRuntimeBackend(Backend):
                 f"onnxruntime {self.version()} cannot load engine {spec.name!r}: {error}", fix="rebuild the bundle"
             ) from error
         loaded = OrtEngine(self._ort, session, spec.name)
-        found, expected = {*loaded.inputs, *loaded.outputs}, {*spec.inputs, *spec.outputs}
-        if found != expected:
-            raise BundleError(
-                f"engine {spec.name!r} takes and gives other tensors than the manifest says: "
-                f"{sorted(t.name for t in found ^ expected)}",
-                fix="rebuild the bundle",
-            )
+        check_border(spec, loaded.inputs, loaded.outputs)
         return loaded
 
     def _session(self, engine: bytes) -> Any:
@@ -140,15 +135,6 @@ class OrtEngine(Engine):
                 raise BackendError(f"onnxruntime failed while running engine {self.name!r}: {error}") from error
 
         return launch
-
-
-def _import_onnxruntime() -> Any:
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise BackendError(
-            f"onnxruntime cannot be imported: {error}", fix='pip install "fastvar-runtime[onnxruntime]"'
-        ) from error
 
 
 def _share_threads_and_memory(ort: Any, threads: int | None) -> None:

@@ -7,13 +7,13 @@ Running them is in tensorrt_runtime.py.
 
 from __future__ import annotations
 
-import importlib
 import lzma
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import BackendError, BuildError, BundleError
+from ..packages import import_extra
 from ..precision import Precision
 from .base import Backend, CompiledEngine
 from .cache import default_folder, read_shared, save_shared
@@ -46,7 +46,7 @@ class TensorRTBackend(Backend):
     needs_cuda: ClassVar[tuple[int, int]]
 
     def __init__(self, cache_folder: Path | None = None) -> None:
-        self._trt = _import_library(self.module, self.extra)
+        self._trt = import_extra(self.module, self.extra)
         self._cache_folder = cache_folder
         self._device: CudaDevice | None = None
         self._loader: EngineLoader | None = None
@@ -234,12 +234,3 @@ def _check_capability(name: str, precision: Precision) -> None:
             expected="sm89 or newer in every --target",
             fix="build with --weights int8, which every GPU here has",
         )
-
-
-def _import_library(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except (ImportError, OSError) as error:
-        raise BackendError(
-            f"{module} cannot be imported: {error}", fix=f'pip install "fastvar-runtime[{extra}]"'
-        ) from error

@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any
 
 from ..errors import BackendError, BundleError, InternalError
-from .base import Engine, Launch, Scratch, TensorRef, check_bindings
+from .base import Engine, Launch, Scratch, TensorRef, check_bindings, check_border
 from .cache import read_shared, save_shared
 from .cuda import CudaDevice
 from .manifest import EngineSpec, TensorSpec
@@ -98,13 +98,7 @@ class TrtEngine(Engine):
         self._lock = Lock()
         self.scratch_bytes = int(engine.device_memory_size_v2)
         self.inputs, self.outputs = _borders(engine)
-        found, expected = {*self.inputs, *self.outputs}, {*spec.inputs, *spec.outputs}
-        if found != expected:
-            raise BundleError(
-                f"engine {spec.name!r} takes and gives other tensors than the manifest says: "
-                f"{sorted(t.name for t in found ^ expected)}",
-                fix="rebuild the bundle",
-            )
+        check_border(spec, self.inputs, self.outputs)
 
     def prepare(self, tensors: Mapping[str, TensorRef], scratch: Scratch | None = None) -> Launch:
         check_bindings(self.name, tensors, self.inputs, self.outputs)

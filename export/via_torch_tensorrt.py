@@ -5,7 +5,6 @@ For machines with a GPU and the package. It compiles for the GPU in the machine,
 
 from __future__ import annotations
 
-import importlib
 import lzma
 from typing import Any, cast
 
@@ -14,7 +13,8 @@ from torch import nn
 
 from ..engines.cache import CachedEngine
 from ..engines.manifest import TensorSpec
-from ..errors import BackendError, BuildError
+from ..errors import BuildError
+from ..packages import import_extra
 from ..precision import Precision
 from .graphs import StepModule, WeightShapes, example_inputs, example_weights
 
@@ -29,7 +29,8 @@ def compile_exported(module: nn.Module, weights: WeightShapes, precision: Precis
         BackendError: Torch-TensorRT is not installed, or finds no GPU.
         BuildError: it cannot convert the module whole.
     """
-    library, step = _import_library(), cast(StepModule, module)
+    step = cast(StepModule, module)
+    library = import_extra("torch_tensorrt", VIA, expected="a machine with a GPU, and a CUDA build of torch")
     inputs, matrices = example_inputs(step, precision), example_weights(weights, precision)
     with torch.no_grad():
         program = torch.export.export(module.eval(), tuple(inputs.values()), kwargs={"weights": matrices})
@@ -66,14 +67,3 @@ def _results(program: Any) -> list[Any]:
 
 def _spec(name: str, tensor: Any) -> TensorSpec:
     return TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-
-
-def _import_library() -> Any:
-    try:
-        return importlib.import_module("torch_tensorrt")
-    except (ImportError, OSError, RuntimeError) as error:  # it wants CUDA as soon as it is imported
-        raise BackendError(
-            f"torch_tensorrt cannot be imported: {error}",
-            expected="a machine with a GPU, and a CUDA build of torch",
-            fix='pip install "fastvar-runtime[torch-tensorrt]", or leave --via away',
-        ) from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from threading import Event, Thread
 from typing import Any
 
 from ..errors import BackendError
+from ..packages import import_extra
 
 INTERVAL_S = 0.01
 
@@ -19,7 +19,7 @@ class MemorySampler:
     """
 
     def __init__(self, device: int = 0, nvml: Any = None) -> None:
-        self._nvml = nvml or _import_nvml()
+        self._nvml = nvml or import_extra("pynvml", "nvml")
         try:
             self._nvml.nvmlInit()
             self._handle = self._nvml.nvmlDeviceGetHandleByIndex(device)
@@ -44,12 +44,3 @@ class MemorySampler:
 
     def _used(self) -> int:
         return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
-
-
-def _import_nvml() -> Any:
-    try:
-        return importlib.import_module("pynvml")
-    except ImportError as error:
-        raise BackendError(
-            f"nvidia-ml-py cannot be imported: {error}", fix='pip install "fastvar-runtime[nvml]"'
-        ) from error

@@ -280,7 +280,7 @@ class FakeBackend(tensorrt.TensorRTRTXBackend):
     ) -> None:
         self.driver = driver or FakeDriver()
         self.library = library or FakeTensorRT(self.driver)
-        with mock.patch.object(tensorrt, "_import_library", return_value=self.library):
+        with mock.patch.object(tensorrt, "import_extra", return_value=self.library):
             super().__init__(cache_folder)
 
     def device(self) -> CudaDevice:
