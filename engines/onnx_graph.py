@@ -29,9 +29,9 @@ def clean_graph(graph: bytes) -> bytes:
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx") and opset.version > known:
             raise BuildError(
-                f"the graph uses ONNX operator set {opset.version}",
+                f"the graph uses ONNX opset {opset.version}",
                 expected=f"at most {known}, the newest that the installed onnx knows",
-                fix="update onnx, or export with an older operator set",
+                fix="update onnx, or export with an older opset",
             )
     for kind, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
         if not values:
