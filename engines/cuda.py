@@ -175,6 +175,10 @@ class CudaDevice(Device):
             block[:] = staging.array[: block.size]
         return found.view(storage_dtype(source.dtype)).reshape(source.shape)
 
+    def copy(self, target: TensorRef, source: TensorRef) -> None:
+        size = size_bytes(source.dtype, source.shape)
+        self._driver.call("cuMemcpyDtoDAsync", target.address, source.address, size, self._stream)
+
     def record(self, launches: Sequence[Launch]) -> Launch:
         """A CUDA graph of the launches. They run once as they are first: libraries finish their set-up then."""
         for launch in launches:

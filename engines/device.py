@@ -57,6 +57,10 @@ class Device(ABC):
         """Wait, then the tensor on the host: bfloat16 as uint16. A copy, or a live view where memory is shared."""
 
     @abstractmethod
+    def copy(self, target: TensorRef, source: TensorRef) -> None:
+        """Copy a tensor inside the device's memory, in order with the launches."""
+
+    @abstractmethod
     def record(self, launches: Sequence[Launch]) -> Launch:
         """One launch that repeats these in order; they must be prepared, and their memory theirs for good."""
 
@@ -90,6 +94,9 @@ class HostDevice(Device):
 
     def read(self, source: TensorRef) -> NDArray[Any]:
         return host_array(source)
+
+    def copy(self, target: TensorRef, source: TensorRef) -> None:
+        host_array(target)[...] = host_array(source)
 
     def record(self, launches: Sequence[Launch]) -> Launch:
         def run() -> None:

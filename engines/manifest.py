@@ -126,6 +126,7 @@ class Manifest:
     checkpoint_digest: str
     fastvar_version: str
     precision: Precision = field(default_factory=Precision)
+    address_alignment: int = 1  # bytes that the engines' library wants every address to be a multiple of
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     format_version: int = FORMAT_VERSION
 

@@ -17,7 +17,6 @@ from .. import __version__
 from ..config import TransformerConfig
 from ..engines.bundle import BundleWriter
 from ..engines.cache import EngineCache
-from ..engines.dtypes import size_bytes
 from ..engines.manifest import EngineSpec, FileRecord, Manifest, SamplingDefaults, TensorSpec
 from ..engines.weights import write_weights
 from ..errors import BuildError, PlanError
@@ -138,8 +137,6 @@ def build_bundle(
     start = time.perf_counter()
     toolchain = toolchain or make_toolchain()
     _check_fit(plan, checkpoint.transformer, text_length)
-    for count_of_rows in rows:
-        _check_alignment(plan, checkpoint.transformer, count_of_rows, toolchain)
     text_length = text_length or checkpoint.transformer.text_length
     images, encoder = checkpoint.image_tokenizer, checkpoint.text_encoder
     assembly = assemble(plan, checkpoint.transformer, images, encoder, text_length, rows, with_encoder)
@@ -154,7 +151,8 @@ def build_bundle(
         report("weights", total - 1, total)
         weights = _write_weights(writer.path("weights.safetensors"), sources, toolchain.precision)
         manifest = _manifest(checkpoint, plan, assembly, engines, weights, text_length, writer, sampling)
-        writer.commit(replace(manifest, precision=toolchain.precision))
+        alignment = toolchain.backend.address_alignment
+        writer.commit(replace(manifest, precision=toolchain.precision, address_alignment=alignment))
         report("done", total, total)
     return BuildReport(
         out=out,
@@ -197,20 +195,6 @@ def _check_fit(plan: GenerationPlan, config: TransformerConfig, text_length: int
         )
     if text_length is not None and not 2 <= text_length <= config.text_length:
         raise PlanError(f"text length {text_length} is out of range", expected=f"2 to {config.text_length} tokens")
-
-
-def _check_alignment(plan: GenerationPlan, config: TransformerConfig, rows: int, toolchain: Toolchain) -> None:
-    """Every scale's keys are written behind those before them, at an address that the library must accept."""
-    token_bytes = size_bytes(toolchain.precision.compute, (rows, config.width))
-    needed = toolchain.backend.address_alignment
-    for step in plan.steps:
-        if any(past * token_bytes % needed for past in (step.past_dense, step.past_pruned)):
-            raise BuildError(
-                f"the keys of a token take {token_bytes} bytes with {rows} guidance row(s), so that those of scale "
-                f"{step.index} would not lie at a multiple of {needed} bytes, as {toolchain.backend.name} asks for",
-                expected=f"rows * width * bytes of an element to be a multiple of {needed}",
-                fix="build with --backend onnxruntime, or with --guidance on if that is a multiple",
-            )
 
 
 def _weight_sources(checkpoint: Checkpoint, with_encoder: bool, precision: Precision) -> dict[str, WeightSource]:

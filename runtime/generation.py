@@ -96,7 +96,18 @@ class Workspace:
             return _nothing
         engine = self._engines[call.engine]
         tensors = {name: self._memory.ref(self.layout, binding) for name, binding in call.tensors.items()}
-        return engine.prepare(tensors, self._memory.scratch(self.layout, call.scratch, engine.scratch_bytes))
+        launch = engine.prepare(tensors, self._memory.scratch(self.layout, call.scratch, engine.scratch_bytes))
+        return self._with_copies(launch, call) if call.copies else launch
+
+    def _with_copies(self, launch: Launch, call: EngineCall) -> Launch:
+        copies = [tuple(self._memory.ref(self.layout, view) for view in (c.target, c.source)) for c in call.copies]
+
+        def run() -> None:
+            launch()
+            for target, source in copies:
+                self.device.copy(target, source)
+
+        return run
 
     def read(self, call: EngineCall, name: str) -> NDArray[Any]:
         """The tensor an engine call is bound to: on the CPU a live view, from a GPU a copy; bfloat16 as uint16."""

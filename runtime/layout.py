@@ -7,7 +7,7 @@ Weights are named, not placed (memory.py places them), but for those of a text e
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..engines.dtypes import size_bytes
 from ..engines.manifest import EngineSet, Manifest, TensorSpec
@@ -48,16 +48,26 @@ TEXT_ENCODER_WEIGHTS = "text_encoder_weights"  # the slot of weights that are br
 
 
 @dataclass(frozen=True)
+class Copy:
+    """A tensor that an engine wrote, to its place."""
+
+    source: View
+    target: View
+
+
+@dataclass(frozen=True)
 class EngineCall:
     """One engine launch with everything it is bound to. `layer` is None for engines that run once.
 
-    `scratch` is memory that the engine uses while it runs; all engines of a phase share it.
+    `scratch` is memory that the engine uses while it runs; all engines of a phase share it. `copies` are made behind
+    it: tensors that belong where the engine's library accepts no address.
     """
 
     engine: str
     tensors: Mapping[str, Binding]
     layer: int | None = None
     scratch: View | None = None
+    copies: tuple[Copy, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,7 +222,16 @@ class Planner:
         start = past * size_bytes(keys.dtype, keys.shape[1:])
         cache = {name: (f"{name}.{layer}", start) for name in ("keys", "values")}
         slots = {"x": (self.x, 0), "modulation": ("modulation", 0), "q": ("q", 0), "kept": (f"kept_sa.{layer}", 0)}
-        return self._bind(engine, {**slots, **cache}, layer)
+        if start % self.manifest.address_alignment == 0:
+            return self._bind(engine, {**slots, **cache}, layer)
+        # Only small models: in the published ones a token's keys take a multiple of 256 bytes.
+        call = self._bind(engine, {**slots, **{name: (f"staged_{name}", 0) for name in cache}}, layer)
+        return replace(call, copies=tuple(self._copy(call, name, *place) for name, place in cache.items()))
+
+    def _copy(self, call: EngineCall, name: str, slot: str, start: int) -> Copy:
+        source = call.tensors[name]
+        assert isinstance(source, View)
+        return Copy(source, self._view(slot, start, source.dtype, source.shape))
 
     def _attend(self, engine: str, layer: int) -> EngineCall:
         own = ("keys", "values", "text_keys", "text_values", "kept_ca", "kept_ffn")

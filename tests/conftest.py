@@ -45,6 +45,23 @@ def _why_no_gpu() -> str:
     return ""
 
 
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Run a command line in an empty folder; gives (exit code, stdout, stderr)."""
+    from fastvar import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def engine_cache(pytestconfig: pytest.Config) -> Path:
     """Engines kept from run to run in .pytest_cache: tracing takes a minute, and a key holds all it depends on."""

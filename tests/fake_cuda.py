@@ -372,6 +372,13 @@ class FakeDriver:
     def cuMemcpyDtoHAsync(self, target: int, source: Any, size: int, stream: Stream) -> None:
         self._copy(target, int(source), ((int(source), size),), ((target, size),), size, stream)
 
+    @driver_function
+    def cuMemcpyDtoDAsync(self, target: int, source: int, size: int, stream: Stream) -> None:
+        touched = ((target, size), (source, size))
+        for block in touched:
+            self._require("allocations", *block)
+        self._submit(self._find("streams", stream), Work(lambda: move(target, source, size), touched))
+
     def _copy(self, target: int, source: int, device: Ranges, host: Ranges, size: int, stream: Stream) -> None:
         self._require("allocations", *device[0])
         self._require("pinned", *host[0])  # a copy from elsewhere would not be asynchronous

@@ -294,7 +294,13 @@ def gpu_spec(spec: EngineSpec, **changes: Any) -> EngineSpec:
     return replace(spec, **{"backend": "tensorrt-rtx", "target": TARGET, "library_version": VERSION, **changes})
 
 
-def fake_gpu_bundle(source: Path, out: Path, scratch_bytes: Sizes = 0, wanted_bytes: Sizes | None = None) -> Path:
+def fake_gpu_bundle(
+    source: Path,
+    out: Path,
+    scratch_bytes: Sizes = 0,
+    wanted_bytes: Sizes | None = None,
+    alignment: int = FakeBackend.address_alignment,
+) -> Path:
     """A bundle of onnxruntime engines, copied as one for the fake GPU.
 
     `scratch_bytes` is what the manifest says an engine needs, by its name; `wanted_bytes` what it wants when loaded,
@@ -314,7 +320,7 @@ def fake_gpu_bundle(source: Path, out: Path, scratch_bytes: Sizes = 0, wanted_by
             if record is None:
                 raise FastvarError("a bundle with a tokenizer is expected")
             writer.add_file(source / record.file, record.file)
-        writer.commit(replace(manifest, engines=engines))
+        writer.commit(replace(manifest, engines=engines, address_alignment=alignment))
     return out
 
 

@@ -73,6 +73,8 @@ class Play:
             self._owner[extent(self.layout, call.scratch)] = SCRATCH
         self.read(label, {t.name: bound[t.name] for t in spec.inputs if t.name in bound})
         self.write(label, {t.name: bound[t.name] for t in spec.outputs})
+        for copy in call.copies:  # what is read at the target was written by who wrote the source
+            self._owner[extent(self.layout, copy.target)] = self._owner[extent(self.layout, copy.source)]
 
     def write(self, label: Any, tensors: dict[str, View]) -> None:
         for name, view in tensors.items():
@@ -260,6 +262,18 @@ def test_attention_reads_the_keys_of_all_scales_in_order(generation: tuple[Manif
                 for i, step in enumerate(manifest.plan.steps[: position + 1])
             ]
         assert play.whole(("attend", position, layer), "q") == (("project", position, layer), "q")
+
+
+@over_generations
+def test_keys_that_may_not_lie_where_they_belong_are_copied_there(generation: tuple[Manifest, Layout]):
+    """The described model's keys take 32 or 64 bytes a token; a library may want every address at 256."""
+    manifest = replace(generation[0], address_alignment=ALIGNMENT)
+    layout = lay_out(manifest, generation[1].rows, offload_text_encoder=bool(generation[1].brought))
+    for call in all_calls(layout):
+        for view in views(call).values():
+            assert (layout.slots[view.slot].offset + view.start) % ALIGNMENT == 0
+    play, plain = Play(manifest, layout), Play(*generation)
+    assert play.reads == plain.reads
 
 
 @over_generations
