@@ -61,7 +61,7 @@ class ILogger:
     Severity = Severity
 
     def log(self, severity: Severity, message: str) -> None:
-        raise NotImplementedError
+        """For the one who listens."""
 
 
 class ExecutionContextAllocationStrategy(IntEnum):

@@ -20,14 +20,13 @@ from fastvar.engines.base import Engine, Launch, Scratch, TensorRef, check_bindi
 from fastvar.engines.device import ALIGNMENT, Allocation, Device
 from fastvar.engines.dtypes import size_bytes, storage_dtype
 from fastvar.engines.manifest import EngineReport, EngineSpec, Manifest, TensorSpec
-from fastvar.plan import DENSE, GenerationPlan, fastvar_policy, make_plan
+from fastvar.plan import DENSE, GenerationPlan, make_plan
 from fastvar.runtime.fit import device_need
 from fastvar.runtime.generation import SamplingSettings, TextInput, Workspace
-from fastvar.runtime.layout import TEXT_ENCODER_WEIGHTS, Layout, Planner, lay_out
+from fastvar.runtime.layout import TEXT_ENCODER_WEIGHTS, Layout, lay_out
 from fastvar.runtime.memory import Memory
-from fastvar.runtime.placement import Need, Phase, aligned, place
+from fastvar.runtime.placement import Phase
 from fastvar.runtime.prompt import TokenizedPrompt
-from fastvar.schedule import schedule_for
 from tests.described_engines import TEXT_LENGTH, manifest_for, model
 from tests.runtime import test_layout
 
@@ -400,62 +399,6 @@ def test_offloaded_text_encoder_names_no_weights_that_stay(manifest: Manifest, r
     assert (slot.first, slot.last) == (Phase.TEXT, Phase.TEXT)
     ends = sorted((view.start, view.start + view.size) for view in leaves.brought.values())
     assert all(apart(one, other) for one, other in itertools.pairwise(ends))
-
-
-# Placing
-
-
-phases = st.sampled_from(list(itertools.combinations_with_replacement(Phase, 2)))
-needs = st.dictionaries(
-    st.integers(0, 30).map(str), st.builds(lambda size, life: Need(size, *life), st.integers(0, 5000), phases)
-)
-
-
-def live_bytes(wanted: Mapping[str, Need]) -> int:
-    """Of the fullest phase; an arena cannot be smaller."""
-    return max(sum(aligned(n.size) for n in wanted.values() if n.first <= phase <= n.last) for phase in Phase)
-
-
-@settings(max_examples=300, deadline=None)
-@given(needs)
-def test_buffers_that_live_together_lie_apart(wanted: dict[str, Need]):
-    slots, arena = place(wanted)
-    assert slots.keys() == wanted.keys()
-    for name, slot in slots.items():
-        assert (slot.size, slot.first, slot.last) == (wanted[name].size, wanted[name].first, wanted[name].last)
-        assert slot.offset % ALIGNMENT == 0
-        assert slot.offset + slot.size <= arena
-    for one, other in itertools.combinations(slots.values(), 2):
-        if one.first <= other.last and other.first <= one.last and one.size and other.size:
-            assert apart((one.offset, one.offset + one.size), (other.offset, other.offset + other.size))
-
-
-@settings(max_examples=300, deadline=None)
-@given(needs)
-def test_arena_is_between_the_fullest_phase_and_all_buffers(wanted: dict[str, Need]):
-    _, arena = place(wanted)
-    assert live_bytes(wanted) <= arena <= sum(aligned(need.size) for need in wanted.values())
-
-
-def test_nothing_to_place():
-    assert place({}) == ({}, 0)
-
-
-def test_buffers_of_different_phases_share_their_place():
-    wanted = {phase.name: Need(1000, phase, phase) for phase in Phase}
-    slots, arena = place(wanted)
-    assert {slot.offset for slot in slots.values()} == {0}
-    assert arena == aligned(1000)
-
-
-@pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize("rows", [1, 2])
-def test_arena_of_a_published_model_is_as_small_as_it_can_be(rows: int, offload: bool):
-    config = TRANSFORMERS["infinity_2b"]
-    schedule = schedule_for((1024, 1024))
-    plan = make_plan(schedule, fastvar_policy(schedule, config.depth), config.depth)
-    planner = Planner(as_for_a_gpu(manifest_for(plan, config), 0), rows, offload)
-    assert planner.plan().arena_bytes == live_bytes(planner.needs)
 
 
 def played_once(plan: GenerationPlan, **options: Any) -> Played:
