@@ -156,9 +156,9 @@ class TensorRTRTXBackend(TensorRTBackend):
             ) from error
 
     def known_targets(self) -> list[str]:
-        """GPU generations that the library lists."""
+        """GPU generations that the library lists and our graphs build for: on Turing it has no fp32 matrix product."""
         names = (n.lower() for n in dir(self._trt.ComputeCapability) if n.startswith("SM") and n[2:].isdigit())
-        return sorted(names, key=_capability)
+        return sorted((name for name in names if _capability(name) >= SM80), key=_capability)
 
     def _check_names(self, names: list[str]) -> None:
         unknown = [name for name in names if name not in self.known_targets()]
