@@ -55,7 +55,7 @@ gpu: ## on a machine with an NVIDIA GPU: gpu tests, parity, timings, one JSON; W
 	$(GPU_VENV)/bin/python profiling/gpu_install.py $(if $(WHEELS),--wheels "$(WHEELS)")
 	$(GPU_VENV)/bin/python -m fastvar.profiling.gpu_check
 
-gpu-pack: $(STAMP) ## pack the TensorRT-RTX library for WHEELS=FOLDER: 228 MiB become about 60, in minutes
+gpu-pack: $(STAMP) ## pack the TensorRT-RTX library for WHEELS=FOLDER: 228 MiB become 61, in four minutes
 	$(BIN)/python profiling/gpu_install.py --pack dist/gpu
 
 clean: ## remove .venv, caches and everything made by the demo

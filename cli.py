@@ -244,6 +244,9 @@ def generate(
             "--offload-text-encoder", help="On a GPU: bring the text encoder for every prompt, and free its memory."
         ),
     ] = False,
+    no_cuda_graphs: Annotated[
+        bool, typer.Option("--no-cuda-graphs", help="On a GPU: make every launch by itself, to look for trouble.")
+    ] = False,
     timings: Annotated[bool, typer.Option("--timings", help="Print milliseconds per scale.")] = False,
 ) -> None:
     """Draw images. PNG files carry prompt, seed, settings and bundle digest as metadata."""
@@ -252,7 +255,9 @@ def generate(
 
     is_file = _is_file(out, len(prompts) * num_images)
     check_writable(out.parent if is_file else out)
-    pipe = Pipeline.load(bundle, threads=threads, offload_text_encoder=offload_text_encoder)
+    pipe = Pipeline.load(
+        bundle, threads=threads, offload_text_encoder=offload_text_encoder, cuda_graphs=not no_cuda_graphs
+    )
     count = len(prompts) * num_images * len(pipe.manifest.plan.steps)
     with _progress() as progress:
         output = pipe(

@@ -184,12 +184,20 @@ class CudaDevice(Device):
         for launch in launches:
             launch()
         self.wait()
+        try:
+            return _RecordedGraph(self._driver, self._instantiated(launches), self._stream)
+        except CudaError as error:
+            raise CudaError(
+                f"launches cannot be recorded as a CUDA graph: {error.problem}",
+                fix="load with cuda_graphs=False (--no-cuda-graphs): they are then made one by one",
+            ) from error
+
+    def _instantiated(self, launches: Sequence[Launch]) -> Any:
         graph = self._capture(launches)
         try:
-            executable = self._driver.call("cuGraphInstantiate", graph, 0)
+            return self._driver.call("cuGraphInstantiate", graph, 0)
         finally:
             self._driver.call("cuGraphDestroy", graph)
-        return _RecordedGraph(self._driver, executable, self._stream)
 
     def _capture(self, launches: Sequence[Launch]) -> Any:
         """Relaxed: the stream is ours alone, and the garbage collector may free other memory meanwhile."""

@@ -62,7 +62,11 @@ class Device(ABC):
 
     @abstractmethod
     def record(self, launches: Sequence[Launch]) -> Launch:
-        """One launch that repeats these in order; they must be prepared, and their memory theirs for good."""
+        """One launch that repeats these in order; they must be prepared, and their memory theirs for good.
+
+        Raises:
+            BackendError: the device cannot record them; `in_turn` makes them one by one.
+        """
 
     @abstractmethod
     def mark(self) -> Any:
@@ -99,11 +103,7 @@ class HostDevice(Device):
         host_array(target)[...] = host_array(source)
 
     def record(self, launches: Sequence[Launch]) -> Launch:
-        def run() -> None:
-            for launch in launches:
-                launch()
-
-        return run
+        return in_turn(launches)
 
     def mark(self) -> float:
         return time.perf_counter()
@@ -113,6 +113,16 @@ class HostDevice(Device):
 
     def wait(self) -> None:
         pass
+
+
+def in_turn(launches: Sequence[Launch]) -> Launch:
+    """One launch that makes these, one by one."""
+
+    def run() -> None:
+        for launch in launches:
+            launch()
+
+    return run
 
 
 class _HostAllocation(Allocation):

@@ -159,9 +159,8 @@ def timing(builder: Builder, model: str, size: str, policy: str) -> Record:
     bundle = builder.gpu(name, "--random-weights", model, "--size", size, "--policy", policy)
     planned = device_need([lay_out(bundle.manifest, 2)])
     with MemorySampler() as sampler:
-        workspace = Session(bundle).workspace(2)
-        features = random_features(workspace)
-        runs = [timed_run(workspace, features, seed) for seed in range(-WARM_UP, RUNS)][WARM_UP:]
+        runs = timed_runs(bundle, cuda_graphs=True)
+    one_by_one = timed_runs(bundle, cuda_graphs=False)
     steps = bundle.manifest.plan.steps
     return {
         "ok": True,
@@ -171,10 +170,18 @@ def timing(builder: Builder, model: str, size: str, policy: str) -> Record:
             for i, step in enumerate(steps)
         ],
         "scales_ms": median(sum(run[0]) for run in runs),
+        "scales_ms_without_cuda_graphs": median(sum(run[0]) for run in one_by_one),
         "decode_ms": median(run[1] for run in runs),
         "planned_bytes": vars(planned),
         "nvml_bytes": {"before": sampler.before_bytes, "peak": sampler.peak_bytes},
     }
+
+
+def timed_runs(bundle: Bundle, *, cuda_graphs: bool) -> list[tuple[list[float], float]]:
+    """Images on a session of their own: the device has room for one."""
+    workspace = Session(bundle, cuda_graphs=cuda_graphs).workspace(2)
+    features = random_features(workspace)
+    return [timed_run(workspace, features, seed) for seed in range(-WARM_UP, RUNS)][WARM_UP:]
 
 
 def timed_run(workspace: Workspace, features: NDArray[np.float32], seed: int) -> tuple[list[float], float]:

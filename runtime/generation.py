@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.base import Engine, Launch
+from ..engines.device import in_turn
 from ..engines.dtypes import all_finite
 from ..engines.manifest import Manifest
 from ..errors import InputError, InternalError, NumericsError
@@ -65,7 +66,8 @@ class PreparedStep:
 class Workspace:
     """Static memory and prepared launches for one image with a given number of guidance rows.
 
-    `uncond` is the learned unconditional text [<= T, Ct], fp32.
+    `uncond` is the learned unconditional text [<= T, Ct], fp32. `record` False makes launches one by one on a device
+    that would record those of a scale as one.
     """
 
     def __init__(
@@ -75,21 +77,23 @@ class Workspace:
         memory: Memory,
         rows: int,
         uncond: NDArray[np.float32],
+        record: bool = True,
     ) -> None:
         self.manifest, self.layout = manifest, memory.layout(rows)
         self.device = memory.device
         self._engines, self._memory, self._uncond = engines, memory, uncond
+        self._record = self.device.record if record else in_turn
         layout = self.layout
         self._text_encoder = self._prepare(layout.text_encoder)
         self._uncond_encoder = self._prepare(layout.uncond_encoder)
         self._condition_launches = [self._prepare(layout.condition), *(self._prepare(call) for call in layout.text_kv)]
-        self._condition = self.device.record(self._condition_launches)
+        self._condition = self._record(self._condition_launches)
         self._steps = [self._prepare_step(calls) for calls in layout.steps]
         self._decode = self._prepare(layout.decoder)
 
     def _prepare_step(self, calls: StepCalls) -> PreparedStep:
         launches = [self._prepare(call) for call in (*calls.layers, calls.bridge)]
-        return PreparedStep(calls, launches, self.device.record(launches))
+        return PreparedStep(calls, launches, self._record(launches))
 
     def _prepare(self, call: EngineCall | None) -> Launch:
         if call is None:

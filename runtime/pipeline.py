@@ -42,11 +42,18 @@ class Pipeline:
         *,
         threads: int | None = None,
         offload_text_encoder: bool = False,
+        cuda_graphs: bool = True,
         backend: Backend | None = None,
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self._session = Session(bundle, threads=threads, offload_text_encoder=offload_text_encoder, backend=backend)
+        self._session = Session(
+            bundle,
+            threads=threads,
+            offload_text_encoder=offload_text_encoder,
+            cuda_graphs=cuda_graphs,
+            backend=backend,
+        )
         self._tokenizer: PromptTokenizer | None = None
         if self.manifest.text_tokenizer is not None:
             self._tokenizer = PromptTokenizer(
@@ -63,6 +70,7 @@ class Pipeline:
         threads: int | None = None,
         verify: str = "auto",
         offload_text_encoder: bool = False,
+        cuda_graphs: bool = True,
     ) -> Pipeline:
         """Open a bundle, check its digests, place its weights and memory on the device.
 
@@ -72,6 +80,7 @@ class Pipeline:
             verify: "auto" hashes engines, and weights up to 256 MiB; "all" hashes everything.
             offload_text_encoder: on a GPU, copy the text encoder's weights there for every prompt, into memory that
                 drawing uses afterwards; no effect on the CPU.
+            cuda_graphs: on a GPU, replay the launches of a scale as one; no effect on the CPU.
 
         Raises:
             BundleError: damaged, incomplete, or made for another version.
@@ -79,7 +88,7 @@ class Pipeline:
             DeviceMemoryError: the GPU has too little free memory; says what would fit.
         """
         bundle = Bundle.open(Path(path), verify=verify)
-        return cls(bundle, threads=threads, offload_text_encoder=offload_text_encoder)
+        return cls(bundle, threads=threads, offload_text_encoder=offload_text_encoder, cuda_graphs=cuda_graphs)
 
     @property
     def size(self) -> Size:

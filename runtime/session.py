@@ -23,6 +23,7 @@ class Session:
     Args:
         threads: CPU threads; the library's choice by default.
         offload_text_encoder: on a GPU, bring the text encoder's weights for every prompt instead of keeping them.
+        cuda_graphs: on a GPU, record the launches of a scale and replay them as one.
         backend: in place of the one that the bundle names.
 
     Raises:
@@ -36,9 +37,11 @@ class Session:
         *,
         threads: int | None = None,
         offload_text_encoder: bool = False,
+        cuda_graphs: bool = True,
         backend: Backend | None = None,
     ) -> None:
         self.manifest = bundle.manifest
+        self._cuda_graphs = cuda_graphs
         self.weights = WeightFile(bundle.path / self.manifest.weights.file)
         folder = bundle.path / KERNEL_FOLDER
         self._backend = backend or get_backend(self.manifest.backend, threads=threads, cache_folder=folder)
@@ -61,7 +64,9 @@ class Session:
         if rows not in self._workspaces:
             self.manifest.engine_set(rows)
             uncond = self.weights[UNCONDITIONAL]
-            self._workspaces[rows] = Workspace(self.manifest, self.engines, self._memory, rows, uncond)
+            self._workspaces[rows] = Workspace(
+                self.manifest, self.engines, self._memory, rows, uncond, record=self._cuda_graphs
+            )
         return self._workspaces[rows]
 
     def settle(self) -> None:

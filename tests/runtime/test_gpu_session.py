@@ -114,6 +114,21 @@ def test_keys_take_a_detour_to_the_same_image(
     assert driver.count["cuMemcpyDtoDAsync"] > 0
 
 
+def test_launches_made_one_by_one_draw_the_same(cpu: Pipeline, gpu_bundle: Path, load: Load):
+    gpu, driver = load(gpu_bundle, cuda_graphs=False)
+    assert pixels(gpu(PROMPT, seed=7).images) == pixels(cpu(PROMPT, seed=7).images)
+    assert driver.count[GRAPH] == driver.count["cuStreamBeginCapture"] == 0
+
+
+def test_launches_that_cannot_be_recorded_say_how_to_do_without(gpu_bundle: Path, load: Load):
+    driver = FakeDriver()
+    driver.failing["cuStreamEndCapture"] = driver.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+    gpu, _ = load(gpu_bundle, driver)
+    with pytest.raises(BackendError, match="cannot be recorded as a CUDA graph: cuStreamEndCapture failed") as error:
+        gpu(PROMPT)
+    assert "--no-cuda-graphs" in error.value.fix
+
+
 def test_prompts_do_not_leak_into_each_other(cpu: Pipeline, gpu_bundle: Path, load: Load):
     gpu, _ = load(gpu_bundle, offload_text_encoder=True)
     prompts = ["a large striped red circle above a small blue square on white", "a red circle"]
