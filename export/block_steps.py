@@ -79,6 +79,7 @@ class Attend(nn.Module):
 
     corners: Tensor
 
+    attentions = 2  # over the cache, and to the text
     weights = (
         "ada_gss",
         "sa.proj.weight",
@@ -110,8 +111,6 @@ class Attend(nn.Module):
         self.config, self.rows, self.size, self.kept, self.fills = config, rows, size, kept, fills
         self.past, self.text_length, self.cached_size = past, text_length, cached_size
         self.prunes = kept < tokens_of(size)
-        # To itself and to the text. The first token of all has one key, and a softmax over one is a constant.
-        self.attentions = 2 if past + kept > 1 else 1
         self.inputs: tuple[str, ...] = (
             "x",
             "q",

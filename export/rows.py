@@ -74,6 +74,8 @@ def attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, widt
 
     Written out in rank 3: this form becomes one fused kernel, the operator of rank 4 does not in this layout.
     """
+    if keys.shape[0] == 1:  # compilers fuse no softmax over one key; over the same key twice they do, to the same end
+        keys, values = keys.repeat(2, 1, 1), values.repeat(2, 1, 1)
     scores = (q.transpose(0, 1) @ keys.permute(1, 2, 0)).float()  # [R * heads, k, S]
     if bias is not None:
         scores = scores + bias

@@ -50,7 +50,7 @@ def test_every_attention_of_every_block_is_one_kernel(built: Path, run):
     blocks = {name: engine for name, engine in facts["engines"].items() if name.startswith("attend")}
     assert blocks
     for name, engine in blocks.items():
-        assert engine["attentions"] == engine["fused_attentions"] == (1 if name.startswith("attend-1x1") else 2), name
+        assert engine["attentions"] == engine["fused_attentions"] == 2, name
     code, out, _ = run("inspect", built, "--engines")
     assert code == 0
     assert "4/4" in out
