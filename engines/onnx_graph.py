@@ -43,6 +43,20 @@ def clean_graph(graph: bytes) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
+def check_static(name: str, shape: Sequence[Any]) -> None:
+    """Libraries give a size that is not fixed as a name, or as a negative number.
+
+    Raises:
+        BuildError: the tensor's shape is not static.
+    """
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise BuildError(
+            f"tensor {name!r} has shape {list(shape)}",
+            expected="a static shape",
+            fix="export without dynamic axes",
+        )
+
+
 def import_onnx() -> tuple[Any, type[Exception]]:
     """The package, and what its parser raises."""
     try:

@@ -19,7 +19,7 @@ from .base import Backend, CompiledEngine, Engine, Launch, Scratch, TensorRef, c
 from .device import Device, HostDevice
 from .dtypes import BY_ONNXRUNTIME, element_type
 from .manifest import EngineSpec, TensorSpec
-from .onnx_graph import clean_graph
+from .onnx_graph import check_static, clean_graph
 
 TARGET = "cpu"
 # What onnxruntime would log as an error it also raises, and fastvar reports: only log what it dies of.
@@ -80,7 +80,8 @@ class OnnxRuntimeBackend(Backend):
         except _library_errors(self._ort) as error:
             raise BuildError(f"onnxruntime {self.version()} rejects the graph: {error}") from error
         for tensor in (*session.get_inputs(), *session.get_outputs()):
-            _check_static(tensor)
+            check_static(tensor.name, tensor.shape)
+            _tensor_spec(tensor)
         return CompiledEngine(engine)
 
     def load(self, engine: bytes, spec: EngineSpec) -> OrtEngine:
@@ -189,13 +190,3 @@ def _tensor_spec(tensor: Any) -> TensorSpec:
     if tensor.type not in BY_ONNXRUNTIME:
         raise BuildError(f"tensor {tensor.name!r} has type {tensor.type}", expected=", ".join(BY_ONNXRUNTIME))
     return TensorSpec(tensor.name, BY_ONNXRUNTIME[tensor.type].name, tuple(tensor.shape))
-
-
-def _check_static(tensor: Any) -> None:
-    if not all(isinstance(n, int) for n in tensor.shape):
-        raise BuildError(
-            f"tensor {tensor.name!r} has shape {tensor.shape}",
-            expected="a static shape",
-            fix="export without dynamic axes",
-        )
-    _tensor_spec(tensor)

@@ -19,13 +19,18 @@ from .base import Backend, CompiledEngine
 from .cache import default_folder, read_shared, save_shared
 from .cuda import CudaDevice
 from .manifest import EngineSpec
-from .onnx_graph import clean_graph
+from .onnx_graph import check_static, clean_graph
 from .tensorrt_report import BuildLog, listening_logger
 from .tensorrt_runtime import EngineLoader, TrtEngine
 
 CURRENT, ANY = "current", "any"
 SM80, SM89 = 80, 89
 PACKING = 1  # xz preset: 2 MiB become 30 KiB in 15 ms, and higher presets gain a tenth for ten times the time
+
+
+def packed(plan: Any) -> bytes:
+    """A plan as engine files hold it."""
+    return lzma.compress(bytes(plan), preset=PACKING)
 
 
 class TensorRTBackend(Backend):
@@ -60,7 +65,8 @@ class TensorRTBackend(Backend):
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self._parse(trt.OnnxParser(network, logger), clean_graph(graph), log)
-        _check_static(network)
+        for tensor in (network.get_input(i) for i in range(network.num_inputs)):
+            check_static(tensor.name, tuple(tensor.shape))
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what the report is read from
         config.max_aux_streams = 0  # one stream orders everything, and a step is recorded from it
@@ -70,7 +76,7 @@ class TensorRTBackend(Backend):
         if plan is None:
             raise BuildError(f"{self.name} {self.version()} cannot build the graph: {log.reason()}")
         self._built(config, target)
-        return CompiledEngine(lzma.compress(bytes(plan), preset=PACKING), log.report())
+        return CompiledEngine(packed(plan), log.report())
 
     def device(self) -> CudaDevice:
         if self._device is None:
@@ -133,7 +139,7 @@ class TensorRTRTXBackend(TensorRTBackend):
     needs_cuda: ClassVar[tuple[int, int]] = (13, 0)
 
     def resolve_target(self, target: str | None, precision: Precision) -> str:
-        """ "sm86,sm89": GPUs that one engine serves; "current": the one in this machine; "any": from sm80 on."""
+        """GPUs that one engine serves ("sm86,sm89"), the one in this machine ("current"), or from sm80 on ("any")."""
         self.check_precision(precision)
         names = [name.strip().lower() for name in (target or CURRENT).split(",")]
         if names == [CURRENT]:
@@ -207,16 +213,6 @@ class TensorRTDatacentreBackend(TensorRTBackend):
 
     def _timings(self, target: str) -> Path:
         return (self._cache_folder or default_folder()) / f"{self.name}-{self.version()}-{target}.timings"
-
-
-def _check_static(network: Any) -> None:
-    for tensor in (network.get_input(i) for i in range(network.num_inputs)):
-        if any(size < 0 for size in tensor.shape):
-            raise BuildError(
-                f"tensor {tensor.name!r} has shape {tuple(tensor.shape)}",
-                expected="a static shape",
-                fix="export without dynamic axes",
-            )
 
 
 def _capability(name: str) -> int:

@@ -225,9 +225,7 @@ def _preview(checkpoint: Checkpoint) -> dict[str, WeightSource]:
 
 def _write_weights(path: Path, sources: Mapping[str, WeightSource], precision: Precision) -> FileRecord:
     sources = quantise_sources(sources, precision)
-    dtypes = {
-        n: precision.weights if s.role.is_quantised(precision) else s.role.dtype(precision) for n, s in sources.items()
-    }
+    dtypes = {name: source.role.stored_dtype(precision) for name, source in sources.items()}
     specs = {name: TensorSpec(name, dtypes[name], source.shape) for name, source in sources.items()}
     return write_weights(path, specs, lambda name: _as_stored(sources[name].fetch(), dtypes[name]))
 

@@ -79,12 +79,11 @@ class StepGraph:
 
 @dataclass(frozen=True)
 class TracedGraph:
-    """ONNX bytes, the tensors at its border, and the attentions inside."""
+    """ONNX bytes and the tensors at its border."""
 
     onnx: bytes
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    attentions: int = 0
 
 
 @cache
@@ -131,7 +130,6 @@ def trace(module: nn.Module, weights: WeightShapes, precision: Precision | None 
         model.SerializeToString(deterministic=True),
         tuple(_spec(value) for value in model.graph.input),
         tuple(_spec(value) for value in model.graph.output),
-        getattr(step, "attentions", 0),
     )
 
 

@@ -44,12 +44,18 @@ def quantise(matrix: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
     """
     largest = LARGEST[precision.weights]
     matrix = matrix.float()
-    scale = _rounded_up(matrix.abs().amax(dim=1) / largest, getattr(torch, precision.compute))
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # an empty channel
+    scale = scales_of(matrix, precision)
     values = (matrix / scale.float()[:, None]).clamp(-largest, largest).t().contiguous()
     if precision.weights == "int8":
         return values.round().to(torch.int8), scale
     return values.to(torch.float8_e4m3fn), scale
+
+
+def scales_of(matrix: Tensor, precision: Precision) -> Tensor:
+    """The scales alone of a matrix [outputs, inputs]: one for each output channel."""
+    largest = matrix.float().abs().amax(dim=1)
+    scale = _rounded_up(largest / LARGEST[precision.weights], getattr(torch, precision.compute))
+    return torch.where(scale == 0, torch.ones_like(scale), scale)  # an empty channel
 
 
 def _rounded_up(scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -113,4 +119,4 @@ def _values(source: WeightSource, precision: Precision) -> Any:
 
 
 def _scales(source: WeightSource, precision: Precision) -> Any:
-    return lambda: quantise(source.fetch(), precision)[1]
+    return lambda: scales_of(source.fetch(), precision)

@@ -5,7 +5,6 @@ For machines with a GPU and the package. It compiles for the GPU in the machine,
 
 from __future__ import annotations
 
-import lzma
 from typing import Any, cast
 
 import torch
@@ -13,13 +12,13 @@ from torch import nn
 
 from ..engines.cache import CachedEngine
 from ..engines.manifest import TensorSpec
+from ..engines.tensorrt import packed
 from ..errors import BuildError
 from ..packages import import_extra
 from ..precision import Precision
 from .graphs import StepModule, WeightShapes, example_inputs, example_weights
 
 VIA = "torch-tensorrt"
-PACKING = 1  # xz preset, as for engines from ONNX
 
 
 def compile_exported(module: nn.Module, weights: WeightShapes, precision: Precision) -> CachedEngine:
@@ -56,7 +55,7 @@ def compile_exported(module: nn.Module, weights: WeightShapes, precision: Precis
         ) from error
     given = [_spec(name, tensor) for name, tensor in {**inputs, **matrices}.items()]
     taken = [_spec(name, tensor) for name, tensor in zip(outputs, _results(program), strict=True)]
-    return CachedEngine(lzma.compress(bytes(plan), preset=PACKING), tuple(given), tuple(taken))
+    return CachedEngine(packed(plan), tuple(given), tuple(taken))
 
 
 def _results(program: Any) -> list[Any]:

@@ -29,6 +29,10 @@ class Role(Enum):
         """Element type in which a graph computes with it."""
         return "float32" if self is Role.EXACT else precision.compute
 
+    def stored_dtype(self, precision: Precision) -> str:
+        """Element type in weights.safetensors."""
+        return precision.weights if self.is_quantised(precision) else self.dtype(precision)
+
     def is_quantised(self, precision: Precision) -> bool:
         return self is Role.MATRIX and precision.weights != ""
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ..doctor import examine
 from ..engines.bundle import Bundle
 from ..engines.cuda import CudaDevice, GpuFacts
+from ..engines.tensorrt import ANY, TensorRTRTXBackend
 from ..errors import FastvarError
 from ..runtime.fit import device_need
 from ..runtime.generation import SamplingSettings, Workspace
@@ -99,8 +100,6 @@ def built_target(backend: str, gpu: GpuFacts) -> str:
     """The GPU's own name where the library lists it, else the mask of everything from sm80 on."""
     if backend != "tensorrt-rtx":
         return "current"
-    from ..engines.tensorrt import ANY, TensorRTRTXBackend
-
     known = TensorRTRTXBackend().known_targets()
     return gpu.capability if gpu.capability in known else ANY
 
