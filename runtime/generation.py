@@ -5,7 +5,7 @@ Knows backends only through `Engine.prepare`, devices only through `Device`, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -212,6 +212,30 @@ class Workspace:
         if not np.isfinite(logits).all():
             raise _not_finite(self._first_bad_launch(noise, settings) or _scale(step.calls))
         return step.calls, self.device.elapsed_ms(start, end)
+
+    def timed_launches(
+        self, noise: Noise, settings: SamplingSettings
+    ) -> Iterator[tuple[StepCalls | None, EngineCall, float]]:
+        """Draw the image of the text last given launch by launch, to see where time goes: the step (None before and
+        behind the scales), the call, and its milliseconds on the device. Recorded launches are not used.
+        """
+        yield from self._timed(None, (self._condition_call, *self.layout.text_kv), self._condition_launches)
+        self._reset(settings)
+        for step in self._steps:
+            self._draw_noise(step.calls, noise)
+            yield from self._timed(step.calls, (*step.calls.layers, step.calls.bridge), step.launches)
+        assert self.layout.decoder is not None
+        yield from self._timed(None, [self.layout.decoder], [self._decode])
+
+    def _timed(
+        self, step: StepCalls | None, calls: Sequence[EngineCall], launches: Sequence[Launch]
+    ) -> Iterator[tuple[StepCalls | None, EngineCall, float]]:
+        for call, launch in zip(calls, launches, strict=True):
+            start = self.device.mark()
+            launch()
+            end = self.device.mark()
+            self.device.wait()
+            yield step, call, self.device.elapsed_ms(start, end)
 
     def _draw_noise(self, calls: StepCalls, noise: Noise) -> None:
         self._memory.write(self.layout, calls.noise, noise(calls.step.index, calls.noise.shape))

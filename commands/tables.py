@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from .engines.dtypes import human_bytes
-from .engines.manifest import EngineSet, Manifest, StepEngines
-from .plan import StepPlan
-from .runtime.layout import lay_out
+from ..engines.dtypes import human_bytes
+from ..engines.manifest import EngineSet, Manifest, StepEngines
+from ..plan import StepPlan
+from ..runtime.layout import lay_out
 
 if TYPE_CHECKING:
-    from .engines.bundle import Bundle
-    from .export.build import BuildReport
-    from .runtime.events import ImageTimings
+    from ..engines.bundle import Bundle
+    from ..export.build import BuildReport
+    from ..runtime.events import ImageTimings
 
 Facts = dict[str, Any]
 

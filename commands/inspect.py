@@ -1,0 +1,34 @@
+"""`fastvar inspect`: what a bundle does, scale by scale."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .options import AsJson, BundlePath, print_json
+
+
+def inspect(
+    bundle: BundlePath,
+    as_json: AsJson = False,
+    engines: Annotated[bool, typer.Option("--engines", help="List every engine as well.")] = False,
+    verify: Annotated[
+        str, typer.Option(help="auto hashes engines, and weights up to 256 MiB; all hashes everything.")
+    ] = "auto",
+) -> None:
+    """Show what a bundle does, scale by scale, after checking its files."""
+    from ..engines.bundle import Bundle
+    from .tables import bundle_facts, engine_table, header_table, plan_table
+
+    opened = Bundle.open(bundle, verify=verify)
+    facts = bundle_facts(opened)
+    if as_json:
+        print_json(facts)
+        return
+    console = Console()
+    console.print(header_table(facts))
+    console.print(plan_table(facts))
+    if engines:
+        console.print(engine_table(facts))
