@@ -62,9 +62,9 @@ DENSE = PruningPolicy("dense")
 # The published policy for Infinity (FastVAR, Infinity/): at 1:1, 40 % of the 32x32 tokens and half of the
 # 40x40 tokens are dropped, the last two scales of 1M and the last of 0.60M are left out, restored from 24x24.
 _PUBLISHED_RULES = {9: ScaleRule(0.6), 10: ScaleRule(0.5), 11: ScaleRule(skip=True), 12: ScaleRule(skip=True)}
-# Beyond the trained resolution nothing is published for 2048x2048: ours goes from 40x40 to 128x128 at once, and there
-# forwards a quarter of the tokens.
-_EXTENDED_RULES = {**_PUBLISHED_RULES, 13: ScaleRule(skip=True), 14: ScaleRule(0.25)}
+# Beyond the trained resolution no rule is published. Ours goes from the last pruned scale to the final one at once, and
+# there forwards a quarter of the tokens.
+_ZERO_SHOT_KEEP = 0.25
 # The paper prunes nothing below the 0.25M budget; this rule for the seven-scale schedules is ours. Measured on the
 # demo: accuracy on 200 held-out captions 1.004 of dense; pruning the 12x12 scale to 0.4 besides gave 0.990.
 _SMALL_RULES = {6: ScaleRule(0.25)}
@@ -74,7 +74,9 @@ PUBLISHED_LAYERS = (3, 28)
 def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
     """The `fastvar` preset for a schedule and a model depth."""
     small = len(schedule) <= 7
-    rules = {i: r for i, r in (_SMALL_RULES if small else _EXTENDED_RULES).items() if i < len(schedule)}
+    rules = {i: r for i, r in (_SMALL_RULES if small else _PUBLISHED_RULES).items() if i < len(schedule)}
+    if schedule.zero_shot:
+        rules[len(schedule) - 1] = ScaleRule(_ZERO_SHOT_KEEP)
     first, stop = PUBLISHED_LAYERS
     return PruningPolicy("fastvar", rules, min(first, depth), min(stop, depth), 4 if small else 8)
 

@@ -10,16 +10,20 @@ from .schedule import Size
 BASE = 10000.0
 
 
-def grid_positions(size: Size, position_grid: Size) -> NDArray[np.int64]:
+def grid_positions(size: Size, position_grid: Size) -> NDArray[np.float32]:
     """Where the tokens of an h x w scale lie on the position grid: [h * w, 2] as (row, column).
 
     float32(i) * (end / size) rounded half to even, as upstream computes it: the rounding is part of the model.
+    A scale finer than the grid, beyond the trained resolution, keeps its fractions: rounded, neighbours would share a
+    position. So positions never leave the trained range, and those of all official scales are the official ones.
     """
-    rows, columns = (
-        np.rint(np.arange(n, dtype=np.float32) * np.float32(end / n)).astype(np.int64)
-        for n, end in zip(size, position_grid, strict=True)
-    )
+    rows, columns = (_axis_positions(n, end) for n, end in zip(size, position_grid, strict=True))
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def _axis_positions(count: int, end: int) -> NDArray[np.float32]:
+    exact = np.arange(count, dtype=np.float32) * np.float32(end / count)
+    return exact if count > end else np.rint(exact)
 
 
 def rotary_table(size: Size, position_grid: Size, head_dim: int) -> NDArray[np.float32]:

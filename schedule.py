@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .errors import PlanError
@@ -31,9 +33,13 @@ for _ratio, _text in {
     _SCALES_1M[_ratio] = _grids(_text)
 
 BUDGETS: dict[str, int] = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # name -> number of scales
-# Zero-shot, beyond what any checkpoint was trained on: the square 1M schedule, the step that FastVAR's authors
-# add to it, and one more. Rotary positions are normalised to the new last scale.
-_BEYOND: tuple[Size, ...] = ((84, 84), (128, 128))
+# Zero-shot: one more scale behind a 1M schedule, beyond what any checkpoint was trained on. The first three, and their
+# transposes, are FastVAR's; the last two are ours.
+_BEYOND: dict[str, tuple[tuple[str, Size], ...]] = {
+    "1.333": (("1.3M", (84, 63)),),
+    "2.000": (("1.8M", (120, 60)),),
+    "1.000": (("1.7M", (84, 84)), ("2.25M", (96, 96)), ("4M", (128, 128))),
+}
 PIXELS_PER_TOKEN = 16
 
 
@@ -41,8 +47,8 @@ PIXELS_PER_TOKEN = 16
 class ScaleSchedule:
     """Token grids from 1x1 to the final one.
 
-    `position_grid` is the grid that rotary positions are normalised to: the last scale of the 1M budget
-    of the same aspect ratio, also when a shorter schedule runs.
+    `position_grid` is the grid that rotary positions are normalised to: the last scale of the 1M budget of the same
+    aspect ratio, also when a shorter or a longer schedule runs (rotary.py says what that means for a longer one).
     """
 
     sizes: tuple[Size, ...]
@@ -70,6 +76,11 @@ class ScaleSchedule:
         """(height, width) of the image."""
         return self.final[0] * PIXELS_PER_TOKEN, self.final[1] * PIXELS_PER_TOKEN
 
+    @property
+    def zero_shot(self) -> bool:
+        """Whether the image is finer than any that a checkpoint was trained on."""
+        return self.final[0] > self.position_grid[0] or self.final[1] > self.position_grid[1]
+
     def tokens(self, index: int) -> int:
         h, w = self.sizes[index]
         return h * w
@@ -78,31 +89,61 @@ class ScaleSchedule:
 def official_schedules() -> dict[Size, ScaleSchedule]:
     """Every official schedule, keyed by image (height, width) in pixels."""
     found: dict[Size, ScaleSchedule] = {}
-    for portrait in _SCALES_1M.values():
-        for sizes in (portrait, tuple((w, h) for h, w in portrait)):
-            for budget, count in BUDGETS.items():
-                schedule = ScaleSchedule(sizes[:count], sizes[-1], budget)
-                found.setdefault(schedule.pixels, schedule)
+    for sizes in _both_ways():
+        for budget, count in BUDGETS.items():
+            schedule = ScaleSchedule(sizes[:count], sizes[-1], budget)
+            found.setdefault(schedule.pixels, schedule)
     return found
 
 
 def extended_schedules() -> dict[Size, ScaleSchedule]:
     """Schedules beyond the trained resolution, keyed by image (height, width) in pixels."""
-    extended = ScaleSchedule((*_SCALES_1M["1.000"], *_BEYOND), _BEYOND[-1], "4M")
-    return {extended.pixels: extended}
+    found: dict[Size, ScaleSchedule] = {}
+    for ratio, further in _BEYOND.items():
+        official = _SCALES_1M[ratio]
+        for budget, last in further:
+            for sizes in ((*official, last), _transposed((*official, last))):
+                schedule = ScaleSchedule(sizes, sizes[-2], budget)
+                found.setdefault(schedule.pixels, schedule)
+    return found
+
+
+def all_schedules() -> dict[Size, ScaleSchedule]:
+    """Official schedules and those beyond, keyed by image (height, width) in pixels."""
+    return official_schedules() | extended_schedules()
+
+
+def _both_ways() -> Iterator[tuple[Size, ...]]:
+    for portrait in _SCALES_1M.values():
+        yield from (portrait, _transposed(portrait))
+
+
+def _transposed(sizes: tuple[Size, ...]) -> tuple[Size, ...]:
+    return tuple((w, h) for h, w in sizes)
 
 
 def parse_size(text: str) -> Size:
-    """'1024x768' (WIDTHxHEIGHT, as image tools print it) or '1024' -> (height, width) in pixels.
+    """'1024x768' (WIDTHxHEIGHT, as image tools print it), '1024', or a shape as '16:9' -> (height, width) in pixels.
+
+    A shape takes the 1M size whose aspect ratio is nearest.
 
     Raises:
         PlanError: not a size.
     """
-    match = re.fullmatch(r"\s*(\d{1,5})\s*(?:[xX×*]\s*(\d{1,5})\s*)?", text)  # noqa: RUF001 users do type the sign
-    if not match:
-        raise PlanError(f"size {text!r} not understood", expected="WIDTHxHEIGHT in pixels", fix="for example 1024x1024")
-    width = int(match[1])
-    return int(match[2] or width), width
+    match = re.fullmatch(r"\s*(\d{1,5})\s*(?:([xX×*:])\s*(\d{1,5})\s*)?", text)  # noqa: RUF001 users do type the sign
+    if not match or (match[2] == ":" and not int(match[1]) * int(match[3])):
+        raise PlanError(
+            f"size {text!r} not understood",
+            expected="WIDTHxHEIGHT in pixels, or a shape WIDTH:HEIGHT",
+            fix="for example 1024x1024 or 16:9; `fastvar sizes` lists all",
+        )
+    width, height = int(match[1]), int(match[3] or match[1])
+    return _nearest_shape(height / width) if match[2] == ":" else (height, width)
+
+
+def _nearest_shape(ratio: float) -> Size:
+    largest = (schedule.pixels for schedule in official_schedules().values() if schedule.budget == "1M")
+    return min(largest, key=lambda size: abs(math.log(size[0] / size[1] / ratio)))
 
 
 def schedule_for(size: Size) -> ScaleSchedule:
@@ -111,13 +152,13 @@ def schedule_for(size: Size) -> ScaleSchedule:
     Raises:
         PlanError: unsupported size; lists the nearest that work.
     """
-    schedules = official_schedules() | extended_schedules()
+    schedules = all_schedules()
     if size in schedules:
         return schedules[size]
     h, w = size
     nearest = sorted(schedules, key=lambda s: abs(s[0] - h) + abs(s[1] - w))[:4]
     raise PlanError(
         f"no scale schedule for {w}x{h} pixels",
-        expected="one of the sizes the model was trained on, or 2048x2048",
+        expected="one of the sizes that `fastvar sizes` lists",
         fix="the nearest that work: " + ", ".join(f"{width}x{height}" for height, width in nearest),
     )

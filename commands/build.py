@@ -25,7 +25,9 @@ def build(
             show_default=False,
         ),
     ] = None,
-    size: Annotated[str, typer.Option(help="Image size in pixels, WIDTHxHEIGHT.")] = "1024x1024",
+    size: Annotated[
+        str, typer.Option(help="Image size WIDTHxHEIGHT in pixels, or a shape as 16:9; see `fastvar sizes`.")
+    ] = "1024x1024",
     policy: Annotated[str, typer.Option(help="Token pruning: fastvar, dense, or a TOML policy file.")] = "fastvar",
     backend: Annotated[str, typer.Option(help="Backend that compiles the engines; see `fastvar doctor`.")] = (
         "onnxruntime"

@@ -15,7 +15,7 @@ from fastvar.plan import (
     policy_from_json,
     policy_to_json,
 )
-from fastvar.schedule import official_schedules, schedule_for
+from fastvar.schedule import extended_schedules, official_schedules, schedule_for
 
 SQUARE_1M = schedule_for((1024, 1024))
 SQUARE_SMALL = schedule_for((512, 512))
@@ -42,6 +42,14 @@ def test_published_plan_at_a_quarter_of_that():
     plan = _published(SQUARE_SMALL, depth=6)
     assert plan.steps[-1].kept == 615
     assert (plan.capacity(0), plan.capacity(5)) == (2521, 2112)
+
+
+@pytest.mark.parametrize("schedule", extended_schedules().values(), ids=lambda s: "x".join(map(str, s.pixels)))
+def test_beyond_the_trained_resolution_a_quarter_of_the_last_scale_is_forwarded(schedule):
+    plan = _published(schedule)
+    assert [step.index for step in plan.steps] == [*range(11), 13]
+    assert plan.steps[-1].kept == -(-plan.steps[-1].tokens // 4)
+    assert plan.steps[-1].past_pruned == 2112 + 800 or schedule.final[0] != schedule.final[1]
 
 
 def test_dense_plan_runs_everything_everywhere():

@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from fastvar.errors import PlanError
-from fastvar.schedule import BUDGETS, ScaleSchedule, official_schedules, parse_size, schedule_for
+from fastvar.schedule import (
+    BUDGETS,
+    ScaleSchedule,
+    all_schedules,
+    extended_schedules,
+    official_schedules,
+    parse_size,
+    schedule_for,
+)
 
 PUBLISHED = json.loads((Path(__file__).parent / "golden/infinity_schedules.json").read_text())
 CASES = [(ratio, budget) for ratio, budgets in PUBLISHED.items() for budget in budgets]
@@ -24,6 +32,34 @@ def test_schedule_of_every_published_size(ratio, budget):
     assert found.budget == budget
     assert found.pixels == tuple(entry["pixels_h_w"])
     assert len(found) == BUDGETS[budget]
+
+
+# Width by height; the first seven are FastVAR's, with their transposes, the last two ours.
+BEYOND = ["960x1920", "1920x960", "1344x1344", "1344x1008", "1008x1344", "1536x1536", "2048x2048"]
+
+
+def test_sizes_beyond_the_trained_resolution():
+    assert set(extended_schedules()) == {parse_size(text) for text in BEYOND}
+    assert not set(extended_schedules()) & set(official_schedules())
+
+
+@pytest.mark.parametrize("size", BEYOND)
+def test_a_longer_schedule_is_an_official_one_and_one_more_scale(size):
+    found = schedule_for(parse_size(size))
+    official = [s.sizes for s in official_schedules().values() if s.budget == "1M"]
+    assert found.sizes[:-1] in official
+    assert found.position_grid == found.sizes[-2]
+    assert found.zero_shot
+    assert found.final[0] * 16 == found.pixels[0]
+
+
+def test_no_official_schedule_is_zero_shot():
+    assert not any(schedule.zero_shot for schedule in official_schedules().values())
+
+
+@pytest.mark.parametrize("schedule", all_schedules().values(), ids=lambda s: "x".join(map(str, s.pixels)))
+def test_the_level_embeddings_of_the_published_models_reach(schedule):
+    assert len(schedule) <= 15
 
 
 def test_tokens_and_final_grid():
@@ -46,7 +82,23 @@ def test_sizes_are_written_width_first(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "x", "1024x", "-1x5", "1024x768x3", "10.5", "123456"])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("1:1", (1024, 1024)),
+        ("16:9", (768, 1344)),
+        (" 9 : 16", (1344, 768)),
+        ("3:2", (832, 1248)),
+        ("99:1", (592, 1776)),
+    ],
+)
+def test_a_shape_takes_the_nearest_size_of_1m(shape, size):
+    assert parse_size(shape) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["1:0", "0:1", "16:9:1", ":", "", "x", "1024x", "-1x5", "1024x768x3", "10.5", "123456"]
+)
 def test_what_is_not_a_size(text):
     with pytest.raises(PlanError, match="WIDTHxHEIGHT"):
         parse_size(text)
