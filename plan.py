@@ -23,10 +23,15 @@ else:
 
 @dataclass(frozen=True)
 class ScaleRule:
-    """What happens at one scale: the share of tokens kept in the pruned layers, or the scale left out."""
+    """What happens at one scale: the share of tokens kept in the pruned layers, or the scale left out.
+
+    Without `guidance` only the conditional row is run: half the work. It must stay off then, for the unconditional
+    row lacks that scale's keys.
+    """
 
     keep: float = 1.0
     skip: bool = False
+    guidance: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -84,7 +89,8 @@ def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
 def load_policy(name_or_file: str, schedule: ScaleSchedule, depth: int) -> PruningPolicy:
     """A preset by name, or a TOML file.
 
-    The file: `cached_scale = 8`, `layers = [3, 28]`, and tables `[scale.9]` with `keep = 0.6` or `skip = true`.
+    The file: `cached_scale = 8`, `layers = [3, 28]`, and tables `[scale.9]` with `keep = 0.6`, `skip = true` or
+    `guidance = false`.
 
     Raises:
         PlanError: neither a preset nor a readable policy file.
@@ -107,7 +113,8 @@ def load_policy(name_or_file: str, schedule: ScaleSchedule, depth: int) -> Pruni
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
         raise PlanError(
             f"policy file {path} not understood: {error}",
-            expected="cached_scale = 8, layers = [3, 28], and tables [scale.9] with keep = 0.6 or skip = true",
+            expected="cached_scale = 8, layers = [3, 28], and tables [scale.9] with keep = 0.6, skip = true "
+            "or guidance = false",
         ) from error
 
 
@@ -118,8 +125,10 @@ def _policy_from_toml(name: str, data: dict[str, Any]) -> PruningPolicy:
     first, stop = (_whole_number("layers", layer) for layer in data.get("layers", (0, 0)))
     rules = {int(index): ScaleRule(**rule) for index, rule in data.get("scale", {}).items()}
     for index, rule in rules.items():
-        if not isinstance(rule.skip, bool):
-            raise TypeError(f"scale.{index}: skip is {rule.skip!r}, expected true or false")
+        for entry in ("skip", "guidance"):
+            value = getattr(rule, entry)
+            if not isinstance(value, bool):
+                raise TypeError(f"scale.{index}: {entry} is {value!r}, expected true or false")
     cached = data.get("cached_scale")
     return PruningPolicy(name, rules, first, stop, None if cached is None else _whole_number("cached_scale", cached))
 
@@ -136,8 +145,13 @@ def policy_to_json(policy: PruningPolicy) -> dict[str, Any]:
         "name": policy.name,
         "layers": [policy.first_layer, policy.stop_layer],
         "cached_scale": policy.cached_scale,
-        "scale": {str(i): {"skip": True} if r.skip else {"keep": r.keep} for i, r in sorted(policy.rules.items())},
+        "scale": {str(i): _rule_to_json(r) for i, r in sorted(policy.rules.items())},
     }
+
+
+def _rule_to_json(rule: ScaleRule) -> dict[str, Any]:
+    found: dict[str, Any] = {"skip": True} if rule.skip else {"keep": rule.keep}
+    return found if rule.guidance else {**found, "guidance": False}
 
 
 def policy_from_json(data: dict[str, Any]) -> PruningPolicy:
@@ -149,7 +163,8 @@ def policy_from_json(data: dict[str, Any]) -> PruningPolicy:
 class StepPlan:
     """One executed scale. Token counts are per guidance row.
 
-    `past_dense` and `past_pruned` are the keys already cached in a layer that never prunes and in one that may.
+    `past_dense` and `past_pruned` are the keys already cached in a layer that never prunes and in one that may;
+    `guided_dense` and `guided_pruned` count those among them that were cached for both guidance rows.
     """
 
     index: int  # position in the full schedule; also the row of the level embedding
@@ -159,6 +174,19 @@ class StepPlan:
     past_pruned: int
     fills_cache: bool  # pruned layers keep their sub-layer outputs for restoration
     next_index: int | None  # the next executed scale
+    guided: bool  # classifier-free guidance is on, where the caller asks for any
+    guided_dense: int
+    guided_pruned: int
+
+    def past(self, pruned_layer: bool) -> int:
+        return self.past_pruned if pruned_layer else self.past_dense
+
+    def guided_past(self, pruned_layer: bool) -> int:
+        return self.guided_pruned if pruned_layer else self.guided_dense
+
+    def rows(self, most: int) -> int:
+        """Guidance rows of this scale in a generation that begins with `most`."""
+        return most if self.guided else 1
 
     @property
     def tokens(self) -> int:
@@ -212,12 +240,13 @@ def make_plan(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) -> Gen
     kept = {i: policy.rule(i).kept(schedule.tokens(i)) if any_pruned_layer else schedule.tokens(i) for i in executed}
     restores = any(kept[i] < schedule.tokens(i) for i in executed)
     steps: list[StepPlan] = []
-    past_dense = past_pruned = 0
+    past = guided_past = (0, 0)  # in layers that never prune, and in those that may
     for i, following in zip(executed, [*executed[1:], None], strict=True):
-        fills = restores and i == policy.cached_scale
-        steps.append(StepPlan(i, schedule.sizes[i], kept[i], past_dense, past_pruned, fills, following))
-        past_dense += schedule.tokens(i)
-        past_pruned += kept[i]
+        fills, guided = restores and i == policy.cached_scale, policy.rule(i).guidance
+        if guided or not steps or steps[-1].guided:
+            guided_past = past
+        steps.append(StepPlan(i, schedule.sizes[i], kept[i], *past, fills, following, guided, *guided_past))
+        past = (past[0] + schedule.tokens(i), past[1] + kept[i])
     return GenerationPlan(schedule, policy, depth, tuple(steps))
 
 
@@ -237,6 +266,7 @@ def _check_policy(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) ->
         )
     if policy.rule(0).skip:
         raise PlanError("the first scale cannot be skipped: it carries the text")
+    _check_guidance(policy, last)
     pruned = [i for i in range(last + 1) if not policy.rule(i).skip and policy.rule(i).keep < 1]
     if not pruned or policy.first_layer == policy.stop_layer:
         return
@@ -246,4 +276,22 @@ def _check_policy(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) ->
             f"policy {policy.name!r} prunes scale {min(pruned)} but its cached scale is {cached}",
             expected="an executed scale before the first pruned one, to restore from",
             fix="set cached_scale",
+        )
+
+
+def _check_guidance(policy: PruningPolicy, last: int) -> None:
+    executed = [i for i in range(last + 1) if not policy.rule(i).skip]
+    off = [i for i in executed if not policy.rule(i).guidance]
+    if off and off[0] == 0:
+        raise PlanError(
+            f"policy {policy.name!r} has guidance off from the first scale on",
+            expected="guidance at the first scale at least",
+            fix="build with --guidance off instead, or draw with a guidance scale of 1",
+        )
+    back = [i for i in executed if off and i > off[0] and policy.rule(i).guidance]
+    if back:
+        raise PlanError(
+            f"policy {policy.name!r} switches guidance off at scale {off[0]} and on again at scale {back[0]}",
+            expected="guidance off at all later scales: the unconditional row has no keys of those it missed",
+            fix=f"write guidance = false under [scale.{back[0]}] too",
         )

@@ -84,42 +84,53 @@ def _engine_set(
 def _step(
     assembly: Assembly, plan: GenerationPlan, step: StepPlan, config: TransformerConfig, text_length: int, rows: int
 ) -> StepEngines:
+    own = step.rows(rows)
+    suffix = _rows_label(own, rows)
+    shared: dict[str, object] = {"config": config, "rows": own, "text_rows": rows, "size": step.size}
+
     def project(kept: int) -> str:
-        arguments = {"rows": rows, "size": step.size, "kept": kept, "position_grid": plan.schedule.position_grid}
-        name = f"project-{_label(step.size)}-k{kept}-r{rows}"
-        return assembly.add(StepGraph(name, Project, {"config": config, **arguments}, LAYER_PREFIX))
+        arguments = {**shared, "kept": kept, "position_grid": plan.schedule.position_grid}
+        name = f"project-{_label(step.size)}-k{kept}-{suffix}"
+        return assembly.add(StepGraph(name, Project, arguments, LAYER_PREFIX))
 
-    def attend(kept: int, past: int, cached_size: Size | None, fills: bool) -> str:
-        arguments: dict[str, object] = {
-            "rows": rows,
-            "size": step.size,
-            "kept": kept,
-            "past": past,
-            "text_length": text_length,
-        }
-        arguments |= {"cached_size": cached_size, "fills": fills}
-        name = f"attend-{_label(step.size)}-k{kept}-s{past + kept}-r{rows}" + ("-fill" if fills else "")
-        return assembly.add(StepGraph(name, Attend, {"config": config, **arguments}, LAYER_PREFIX))
+    def attend(kept: int, pruned: bool) -> str:
+        past, fills = step.past(pruned), pruned and step.fills_cache
+        guided_past = step.guided_past(pruned) if own < rows else 0
+        arguments = {**shared, "kept": kept, "past": past, "text_length": text_length, "fills": fills}
+        arguments |= _restoration(plan, step, rows) if kept < step.tokens else {"cached_size": None}
+        older = f"of{guided_past}" if guided_past else ""
+        name = f"attend-{_label(step.size)}-k{kept}-s{past + kept}{older}-{suffix}" + ("-fill" if fills else "")
+        return assembly.add(StepGraph(name, Attend, {**arguments, "guided_past": guided_past}, LAYER_PREFIX))
 
-    cached = plan.cached_size if step.prunes else None
     pruned = [plan.policy.prunes(layer) for layer in range(plan.depth)]
     halves: dict[str, str] = {}
     if not all(pruned):
-        halves["project"] = project(step.tokens)
-        halves["attend"] = attend(step.tokens, step.past_dense, None, False)
+        halves["project"], halves["attend"] = project(step.tokens), attend(step.tokens, False)
     if any(pruned):
-        halves["project_pruned"] = project(step.kept)
-        halves["attend_pruned"] = attend(step.kept, step.past_pruned, cached, step.fills_cache)
+        halves["project_pruned"], halves["attend_pruned"] = project(step.kept), attend(step.kept, True)
     return StepEngines(bridge=_bridge(assembly, plan, step, config, rows), **halves)
 
 
+def _restoration(plan: GenerationPlan, step: StepPlan, rows: int) -> dict[str, object]:
+    """What pruned tokens of a step are restored from: the grid of the cached scale, and its guidance rows."""
+    filled = next(earlier for earlier in plan.steps if earlier.fills_cache)
+    return {"cached_size": filled.size, "cached_rows": filled.rows(rows)}
+
+
 def _bridge(assembly: Assembly, plan: GenerationPlan, step: StepPlan, config: TransformerConfig, rows: int) -> str:
-    following = None if step.next_index is None else plan.schedule.sizes[step.next_index]
-    arguments = {"rows": rows, "size": step.size, "final": plan.schedule.final}
-    arguments |= {"next_size": following, "next_index": step.next_index}
-    onward = "end" if following is None else f"{_label(following)}@{step.next_index}"
-    name = f"bridge-{_label(step.size)}-{onward}-of-{_label(plan.schedule.final)}-r{rows}"
+    following = next((later for later in plan.steps if later.index == step.next_index), None)
+    own, further = step.rows(rows), following.rows(rows) if following else 0
+    arguments = {"rows": own, "text_rows": rows, "size": step.size, "final": plan.schedule.final}
+    arguments |= {"next_size": following and following.size, "next_index": step.next_index, "next_rows": further}
+    onward = "end" if following is None else f"{_label(following.size)}@{step.next_index}"
+    label = _rows_label(own, rows) + (f"to{further}" if following and further < own else "")
+    name = f"bridge-{_label(step.size)}-{onward}-of-{_label(plan.schedule.final)}-{label}"
     return assembly.add(StepGraph(name, Bridge, {"config": config, **arguments}, SHARED_PREFIX))
+
+
+def _rows_label(own: int, rows: int) -> str:
+    """r2, or r1of2 where guidance has been switched off."""
+    return f"r{own}" if own == rows else f"r{own}of{rows}"
 
 
 def _label(size: Size) -> str:

@@ -14,6 +14,7 @@ from .rows import (
     Weights,
     area_corners,
     attention,
+    first,
     modulate,
     restore,
     rotate_halves,
@@ -28,7 +29,8 @@ from .rows import (
 class Project(nn.Module):
     """First half of a block: (select, gather,) norm, qkv, cosine norm, rotary. Its keys and values go to the cache.
 
-    x [L * R, C], modulation [R, 6, C] -> q, keys, values [k, R * heads, hd], and when pruned kept [k * R] (int64).
+    x [L * R, C], modulation [Rt, 6, C] -> q, keys, values [k, R * heads, hd], and when pruned kept [k * R] (int64).
+    Rt is R, or two where guidance has been switched off (R = 1): the conditional row is the first.
     """
 
     rotary: Tensor
@@ -36,21 +38,24 @@ class Project(nn.Module):
     inputs = ("x", "modulation")
     weights = ("ada_gss", "sa.qkv.weight", "sa.qkv.bias", "sa.q_scale")
 
-    def __init__(self, config: TransformerConfig, rows: int, size: Size, kept: int, position_grid: Size) -> None:
+    def __init__(
+        self, config: TransformerConfig, rows: int, size: Size, kept: int, position_grid: Size, text_rows: int = 0
+    ) -> None:
         super().__init__()
         self.config, self.rows, self.size, self.kept = config, rows, size, kept
+        self.text_rows = text_rows or rows
         self.prunes = kept < tokens_of(size)
         self.outputs = ("q", "keys", "values", "kept") if self.prunes else ("q", "keys", "values")
         table = torch.from_numpy(rotary_table(size, position_grid, config.head_dim))
         self.register_buffer("rotary", table, persistent=False)  # [2, L, hd / 2]
 
     def input_shapes(self) -> Shapes:
-        c, R = self.config, self.rows
-        return {"x": (tokens_of(self.size) * R, c.width), "modulation": (R, 6, c.width)}
+        c = self.config
+        return {"x": (tokens_of(self.size) * self.rows, c.width), "modulation": (self.text_rows, 6, c.width)}
 
     def forward(self, x: Tensor, modulation: Tensor, weights: Weights) -> tuple[Tensor, ...]:
         c, w = self.config, weights
-        mod = modulation + w["ada_gss"].view(6, c.width)
+        mod = first(modulation, self.rows) + w["ada_gss"].view(6, c.width)
         cos, sin = self.rotary[0], self.rotary[1]  # [L, hd / 2]
         kept: tuple[Tensor, ...] = ()
         if self.prunes:
@@ -75,6 +80,9 @@ class Attend(nn.Module):
     x [L * R, C], q [k, R * heads, hd], keys, values [S, R * heads, hd], text_keys, text_values [T, R * heads, hd],
     text_bias [R * heads, 1, T], modulation [R, 6, C]; when pruned kept [k * R] and cached_{sa,ca,ffn} [Lc * R, C]
     -> x_out [L * R, C]; when it fills the cache cache_{sa,ca,ffn} [L * R, C]; when pruned kept_ca, kept_ffn.
+
+    Where guidance has been switched off, R is one and the text's tensors have two rows, and so has the older part of
+    the cache: guided_keys, guided_values [S', 2 * heads, hd] besides. The conditional row is the first.
     """
 
     corners: Tensor
@@ -106,8 +114,13 @@ class Attend(nn.Module):
         text_length: int,
         cached_size: Size | None,
         fills: bool,
+        text_rows: int = 0,
+        cached_rows: int = 0,
+        guided_past: int = 0,
     ) -> None:
         super().__init__()
+        self.text_rows, self.cached_rows = text_rows or rows, cached_rows or rows
+        self.guided_past = guided_past if self.text_rows > rows else 0
         self.config, self.rows, self.size, self.kept, self.fills = config, rows, size, kept, fills
         self.past, self.text_length, self.cached_size = past, text_length, cached_size
         self.prunes = kept < tokens_of(size)
@@ -128,24 +141,29 @@ class Attend(nn.Module):
             assert cached_size is not None
             self.inputs += ("kept", "cached_sa", "cached_ca", "cached_ffn")
             self.outputs += ("kept_ca", "kept_ffn")
-            self.register_buffer("corners", area_corners(cached_size, size, rows), persistent=False)
+            corners = area_corners(cached_size, size, rows, self.cached_rows)
+            self.register_buffer("corners", corners, persistent=False)
+        if self.guided_past:
+            self.inputs += ("guided_keys", "guided_values")
 
     def input_shapes(self) -> Shapes:
-        c, R, L = self.config, self.rows, tokens_of(self.size)
-        kv = (self.past + self.kept, R * c.heads, c.head_dim)
-        text_kv = (self.text_length, R * c.heads, c.head_dim)
+        c, R, L, text_heads = self.config, self.rows, tokens_of(self.size), self.text_rows * self.config.heads
+        kv = (self.past - self.guided_past + self.kept, R * c.heads, c.head_dim)
+        text_kv = (self.text_length, text_heads, c.head_dim)
         shapes: Shapes = {
             "x": (L * R, c.width),
             "q": (self.kept, R * c.heads, c.head_dim),
             **dict.fromkeys(("keys", "values"), kv),
             **dict.fromkeys(("text_keys", "text_values"), text_kv),
-            "text_bias": (R * c.heads, 1, self.text_length),
-            "modulation": (R, 6, c.width),
+            "text_bias": (text_heads, 1, self.text_length),
+            "modulation": (self.text_rows, 6, c.width),
         }
         if self.prunes:
             assert self.cached_size is not None
-            cached = (tokens_of(self.cached_size) * R, c.width)
+            cached = (tokens_of(self.cached_size) * self.cached_rows, c.width)
             shapes |= {"kept": (self.kept * R,), **dict.fromkeys(("cached_sa", "cached_ca", "cached_ffn"), cached)}
+        if self.guided_past:
+            shapes |= dict.fromkeys(("guided_keys", "guided_values"), (self.guided_past, text_heads, c.head_dim))
         return shapes
 
     def forward(
@@ -158,11 +176,18 @@ class Attend(nn.Module):
         text_values: Tensor,
         text_bias: Tensor,
         modulation: Tensor,
-        *pruned: Tensor,
+        *further: Tensor,
         weights: Weights,
     ) -> tuple[Tensor, ...]:
         w, R, C = weights, self.rows, self.config.width
-        mod = modulation + w["ada_gss"].view(6, C)
+        mod = first(modulation, R) + w["ada_gss"].view(6, C)
+        own = R * self.config.heads  # of the text's heads: those of this step's rows
+        text_keys, text_values, text_bias = first(text_keys, own, 1), first(text_values, own, 1), first(text_bias, own)
+        pruned = further[:4] if self.prunes else ()
+        if self.guided_past:
+            guided_keys, guided_values = further[-2:]
+            keys = torch.cat((first(guided_keys, own, 1), keys))
+            values = torch.cat((first(guided_values, own, 1), values))
 
         def self_attention(_: Tensor) -> Tensor:
             out = F.linear(attention(q, keys, values, None, C), w["sa.proj.weight"], w["sa.proj.bias"])

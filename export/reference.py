@@ -62,6 +62,8 @@ def generate_scales(
     block_in = model.first_tokens(condition.sos)
     summed = torch.zeros(1, model.config.bits, *final)
     for step in plan.steps:
+        if not step.guided and len(block_in) > 1:
+            condition, block_in = conditional_only(condition, block_in, states)
         layer_out = run_layers(model, block_in, condition, plan, step, states)
         logits = guide(model.logits(layer_out[-1], condition.sos), sampling)
         bits = sample_bits(logits, noise(step.index, (step.tokens, model.config.code_channels)), sampling.top_p)
@@ -69,7 +71,18 @@ def generate_scales(
         yield ScaleTrace(step, block_in, layer_out, logits, bits, summed, states)
         if step.next_index is not None:
             block_in = next_tokens(model, summed, plan.schedule.sizes[step.next_index])
-            block_in = block_in.expand(features.shape[0], -1, -1)
+            block_in = block_in.expand(layer_out[-1].shape[0], -1, -1)
+
+
+def conditional_only(condition: Condition, block_in: Tensor, states: list[LayerState]) -> tuple[Condition, Tensor]:
+    """Guidance is switched off: what the unconditional row knew and remembers goes."""
+    for state in states:
+        assert state.keys is not None
+        assert state.values is not None
+        state.keys, state.values = state.keys[:1], state.values[:1]
+        state.outputs = {name: out[:1] for name, out in state.outputs.items()}
+    rows = (condition.sos, condition.text, condition.text_mask, condition.modulation)
+    return Condition(*(row[:1] for row in rows)), block_in[:1]
 
 
 def run_layers(

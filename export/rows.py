@@ -19,7 +19,8 @@ LONGEST_TOPK = 3840  # TensorRT's limit
 # Activations at the border of a graph that are neither fp32 nor of the compute precision, and those that are.
 INTEGERS = frozenset({"kept", "ids", "attention_mask"})
 COMPUTED = frozenset(
-    {"q", "keys", "values", "text", "text_keys", "text_values", "cached_sa", "cached_ca", "cached_ffn"}
+    {"q", "keys", "values", "guided_keys", "guided_values", "text", "text_keys", "text_values"}
+    | {"cached_sa", "cached_ca", "cached_ffn"}
 )
 
 Weights = dict[str, Tensor]
@@ -61,11 +62,19 @@ def restore(fresh: Tensor, kept: Tensor, cached: Tensor, corners: Tensor) -> Ten
     return torch.where((inverse >= 0).unsqueeze(-1), fresh.index_select(0, inverse.clamp(min=0)), enlarged)
 
 
-def area_corners(source: Size, target: Size, rows: int) -> Tensor:
-    """Rows of the cached map that each row of the target averages: [4, L * R], exact for enlarging."""
+def first(x: Tensor, count: int, dim: int = 0) -> Tensor:
+    """The first `count` along a dimension, where the conditional row lies; x itself where that is all of it."""
+    return x if x.shape[dim] == count else x.narrow(dim, 0, count)
+
+
+def area_corners(source: Size, target: Size, rows: int, source_rows: int) -> Tensor:
+    """Rows of the cached map, of `source_rows` guidance rows, that each row of the target averages: [4, L * R].
+
+    Exact for enlarging.
+    """
     (top, bottom), (left, right) = (area_ends(s, t) for s, t in zip(source, target, strict=True))
     token = [r[:, None] * source[1] + c[None, :] for r in (top, bottom) for c in (left, right)]
-    index = np.stack([t.reshape(-1, 1) * rows + np.arange(rows) for t in token])
+    index = np.stack([t.reshape(-1, 1) * source_rows + np.arange(rows) for t in token])
     return torch.from_numpy(index.reshape(4, -1))
 
 

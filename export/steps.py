@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import TransformerConfig
 from ..schedule import Size
 from .resize import bilinear_matrix
-from .rows import Shapes, Weights, modulate, tokens_of
+from .rows import Shapes, Weights, first, modulate, tokens_of
 
 
 class Condition(nn.Module):
@@ -108,7 +108,8 @@ class Bridge(nn.Module):
     """From the last block of one scale to the first of the next: head, guidance, sampling, codes, sum, embedding.
 
     x [L * R, C], head_modulation [R, 2, C], noise [L, channels], guidance, tau, cut (each [1]; cut = 1 - top_p),
-    summed [1, bits, H, W] -> logits [L, 2 * channels], summed_out, and but for the last scale x_next [L' * R, C].
+    summed [1, bits, H, W] -> logits [L, 2 * channels], summed_out, and but for the last scale x_next [L' * Rn, C].
+    Rn, the rows of the next scale, is one where guidance is switched off there; head_modulation [Rt, 2, C] keeps two.
     """
 
     enlarge_0: Tensor  # bilinear matrices [final, own] and [next, final], per axis
@@ -126,9 +127,12 @@ class Bridge(nn.Module):
         final: Size,
         next_size: Size | None,
         next_index: int | None,
+        text_rows: int = 0,
+        next_rows: int = 0,
     ) -> None:
         super().__init__()
         self.config, self.rows, self.size, self.final = config, rows, size, final
+        self.text_rows, self.next_rows = text_rows or rows, next_rows or rows
         self.next_size, self.next_index = next_size, next_index
         self.inputs: tuple[str, ...] = ("x", "head_modulation", "noise", "tau", "cut", "summed")
         if rows == 2:
@@ -144,7 +148,7 @@ class Bridge(nn.Module):
         c, R, L, p = self.config, self.rows, tokens_of(self.size), self.config.patch
         shapes: Shapes = {
             "x": (L * R, c.width),
-            "head_modulation": (R, 2, c.width),
+            "head_modulation": (self.text_rows, 2, c.width),
             "noise": (L, c.code_channels),
             "tau": (1,),
             "cut": (1,),
@@ -169,6 +173,7 @@ class Bridge(nn.Module):
         weights: Weights,
     ) -> tuple[Tensor, ...]:
         w, p = weights, self.config.patch
+        head_modulation = first(head_modulation, self.rows)
         h = modulate(x, head_modulation[:, 0], head_modulation[:, 1], self.rows).to(w["head.weight"].dtype)
         logits = (
             F.linear(h, w["head.weight"], w["head.bias"]).float().view(-1, self.rows, 2 * self.config.code_channels)
@@ -190,7 +195,7 @@ class Bridge(nn.Module):
         tokens = following.flatten(2).squeeze(0).transpose(0, 1).to(w["word_embed.weight"].dtype)  # [L', channels]
         embedded = F.linear(tokens, w["word_embed.weight"], w["word_embed.bias"]).float()
         embedded = embedded + w["lvl_embed.weight"][self.next_index]
-        x_next = embedded.unsqueeze(1).expand(-1, self.rows, -1).reshape(-1, self.config.width)
+        x_next = embedded.unsqueeze(1).expand(-1, self.next_rows, -1).reshape(-1, self.config.width)
         return logits, summed, x_next
 
     def _sample(self, logits: Tensor, noise: Tensor, cut: Tensor) -> Tensor:

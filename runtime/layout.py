@@ -72,9 +72,10 @@ class EngineCall:
 
 @dataclass(frozen=True)
 class StepCalls:
-    """The launches of one scale, in order, and where the host writes and reads."""
+    """The launches of one scale, in order, and where the host writes and reads. `rows` are its guidance rows."""
 
     step: StepPlan
+    rows: int
     layers: tuple[EngineCall, ...]
     bridge: EngineCall
     noise: View
@@ -200,7 +201,7 @@ class Planner:
         for layer in range(self.manifest.plan.depth):
             pruned = self.manifest.plan.policy.prunes(layer)
             project = self._project(names.project_pruned if pruned else names.project, step, layer)
-            attend = self._attend(names.attend_pruned if pruned else names.attend, layer)
+            attend = self._attend(names.attend_pruned if pruned else names.attend, step, layer)
             calls += (project, attend)
             if pruned and step.prunes:
                 found = (project.tensors["kept"], attend.tensors["kept_ca"], attend.tensors["kept_ffn"])
@@ -214,12 +215,15 @@ class Planner:
         assert isinstance(first, View)
         assert isinstance(noise, View)
         assert isinstance(total, View)
-        return StepCalls(step, tuple(calls), bridge, noise, first, total, kept)
+        return StepCalls(step, step.rows(self.layout.rows), tuple(calls), bridge, noise, first, total, kept)
 
     def _project(self, engine: str, step: StepPlan, layer: int) -> EngineCall:
-        past = step.past_pruned if self.manifest.plan.policy.prunes(layer) else step.past_dense
+        pruned = self.manifest.plan.policy.prunes(layer)
         keys = self.manifest.engines[engine].tensor("keys")
-        start = past * size_bytes(keys.dtype, keys.shape[1:])
+        own, start = step.past(pruned), 0
+        if self._narrowed(step):
+            own, start = own - step.guided_past(pruned), self._unguided_start(keys, step, layer)
+        start += own * size_bytes(keys.dtype, keys.shape[1:])
         cache = {name: (f"{name}.{layer}", start) for name in ("keys", "values")}
         slots = {"x": (self.x, 0), "modulation": ("modulation", 0), "q": ("q", 0), "kept": (f"kept_sa.{layer}", 0)}
         if start % self.manifest.address_alignment == 0:
@@ -228,14 +232,29 @@ class Planner:
         call = self._bind(engine, {**slots, **{name: (f"staged_{name}", 0) for name in cache}}, layer)
         return replace(call, copies=tuple(self._copy(call, name, *place) for name, place in cache.items()))
 
+    def _narrowed(self, step: StepPlan) -> bool:
+        """Guidance has been switched off: one row is left of two."""
+        return step.rows(self.layout.rows) < self.layout.rows
+
+    def _unguided_start(self, keys: TensorSpec, step: StepPlan, layer: int) -> int:
+        """Where a layer's keys of the conditional row alone begin, behind those of all rows."""
+        guided = step.guided_past(self.manifest.plan.policy.prunes(layer))
+        row = size_bytes(keys.dtype, keys.shape[1:]) // step.rows(self.layout.rows)
+        end = guided * self.layout.rows * row
+        return -(-end // self.manifest.address_alignment) * self.manifest.address_alignment
+
     def _copy(self, call: EngineCall, name: str, slot: str, start: int) -> Copy:
         source = call.tensors[name]
         assert isinstance(source, View)
         return Copy(source, self._view(slot, start, source.dtype, source.shape))
 
-    def _attend(self, engine: str, layer: int) -> EngineCall:
+    def _attend(self, engine: str, step: StepPlan, layer: int) -> EngineCall:
         own = ("keys", "values", "text_keys", "text_values", "kept_ca", "kept_ffn")
         slots = {name: (f"{name}.{layer}", 0) for name in own}
+        if self._narrowed(step):
+            start = self._unguided_start(self.manifest.engines[engine].tensor("keys"), step, layer)
+            slots |= {f"guided_{name}": (f"{name}.{layer}", 0) for name in ("keys", "values")}
+            slots |= {name: (f"{name}.{layer}", start) for name in ("keys", "values")}
         slots |= {name: (name, 0) for name in ("q", "text_bias", "modulation")}
         slots |= {"x": (self.x, 0), "x_out": (self.other, 0), "kept": (f"kept_sa.{layer}", 0)}
         for sub_layer in ("sa", "ca", "ffn"):

@@ -97,7 +97,7 @@ def output_shapes(module: Any) -> dict[str, tuple[int, ...]]:
         found = {
             "logits": (tokens_of(module.size), 2 * c.code_channels),
             "summed_out": module.input_shapes()["summed"],
-            "x_next": (tokens_of(module.next_size or (0, 0)) * R, c.width),
+            "x_next": (tokens_of(module.next_size or (0, 0)) * module.next_rows, c.width),
         }
     return {name: found[name] for name in module.outputs}
 

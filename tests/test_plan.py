@@ -147,6 +147,44 @@ def test_policy_files_that_are_not_understood(tmp_path, text):
         load_policy(str(file), SQUARE_SMALL, 4)
 
 
+OFF = ScaleRule(guidance=False)
+
+
+def test_guidance_ends_where_the_policy_says():
+    plan = make_plan(SQUARE_SMALL, PruningPolicy("late", {8: OFF, 9: ScaleRule(0.5, guidance=False)}, 1, 3, 7), 4)
+    assert [step.guided for step in plan.steps] == [True] * 8 + [False] * 2
+    assert [step.rows(2) for step in plan.steps[7:]] == [2, 1, 1]
+    assert {step.rows(1) for step in plan.steps} == {1}
+    before = sum(SQUARE_SMALL.tokens(i) for i in range(8))
+    assert [step.guided_dense for step in plan.steps[7:]] == [before - 400, before, before]
+    assert plan.steps[9].past_dense == before + 576
+    assert policy_from_json(policy_to_json(plan.policy)) == plan.policy
+
+
+def test_scales_that_are_skipped_have_no_say_in_guidance():
+    plan = make_plan(SQUARE_SMALL, PruningPolicy("gap", {7: OFF, 8: ScaleRule(skip=True), 9: OFF}), 4)
+    assert [step.index for step in plan.steps if not step.guided] == [7, 9]
+
+
+@pytest.mark.parametrize(
+    ("rules", "complaint"),
+    [({7: OFF, 9: OFF}, "on again at scale 8"), (dict.fromkeys(range(10), OFF), "from the first scale on")],
+)
+def test_guidance_that_cannot_be_planned(rules, complaint):
+    with pytest.raises(PlanError, match=complaint) as caught:
+        make_plan(SQUARE_SMALL, PruningPolicy("p", rules), 4)
+    assert "guidance" in caught.value.fix
+
+
+def test_guidance_in_a_policy_file(tmp_path):
+    file = tmp_path / "late.toml"
+    file.write_text("[scale.8]\nguidance = false\n[scale.9]\nguidance = false\n")
+    assert load_policy(str(file), SQUARE_SMALL, 4).rules == {8: OFF, 9: OFF}
+    file.write_text("[scale.9]\nguidance = 0\n")
+    with pytest.raises(PlanError, match="guidance is 0, expected true or false"):
+        load_policy(str(file), SQUARE_SMALL, 4)
+
+
 def test_presets_by_name():
     assert load_policy("dense", SQUARE_1M, 32) is DENSE
     assert load_policy("fastvar", SQUARE_1M, 32) == fastvar_policy(SQUARE_1M, 32)

@@ -10,10 +10,20 @@ from fastvar.export.infinity import InfinityTransformer
 from fastvar.export.reference import Sampling, generate_scales
 from fastvar.export.steps import Bridge, Condition, TextKV
 from fastvar.export.weights import WeightSource, halves_order, transformer_weights
-from fastvar.plan import GenerationPlan, StepPlan
+from fastvar.plan import DENSE, GenerationPlan, StepPlan
 from tests.export import tiny_models as tiny
 
 SAMPLING = Sampling(guidance_scale=3.0, tau=0.7, top_p=0.9)
+
+
+PLANS = {
+    "dense": tiny.dense_plan(),
+    "pruned": tiny.plan(),
+    "unguided-pruned": tiny.plan(tiny.without_guidance(tiny.POLICY, 5)),
+    "unguided-before-the-cached": tiny.plan(tiny.without_guidance(tiny.POLICY, 2)),
+    "unguided-dense": tiny.plan(tiny.without_guidance(DENSE, 3)),
+    "hardly-guided": tiny.plan(tiny.without_guidance(tiny.POLICY, 1)),
+}
 
 
 class Chain:
@@ -40,55 +50,66 @@ class Chain:
         kv = [text_kv(text, weights=self.weights(text_kv, layer)) for layer in range(plan.depth)]
         p = c.patch
         summed = torch.zeros(1, c.bits, plan.schedule.final[0] * p, plan.schedule.final[1] * p)
-        for step in plan.steps:
+        for step, following in zip(plan.steps, [*plan.steps[1:], None], strict=True):
+            own = step.rows(self.rows)
             for layer in range(plan.depth):
                 x = self.block(x, step, layer, kv[layer], bias, modulation)
-            onward = None if step.next_index is None else plan.schedule.sizes[step.next_index]
-            bridge = Bridge(c, self.rows, step.size, plan.schedule.final, onward, step.next_index)
+            onward, next_rows = (None, 0) if following is None else (following.size, following.rows(self.rows))
+            bridge = Bridge(c, own, step.size, plan.schedule.final, onward, step.next_index, self.rows, next_rows)
             scalars = [torch.tensor([v]) for v in (SAMPLING.tau, 1 - SAMPLING.top_p)]
-            guidance = [torch.tensor([SAMPLING.guidance_scale])] if self.rows == 2 else []
+            guidance = [torch.tensor([SAMPLING.guidance_scale])] if own == 2 else []
             noise = tiny.noise(step.index, (step.tokens, c.code_channels))
             out = bridge(x, head, noise, *scalars, summed, *guidance, weights=self.weights(bridge))
             yield step, x, out[0], out[1]
             summed, x = out[1], out[-1]
 
     def block(self, x: Tensor, step: StepPlan, layer: int, kv, bias: Tensor, modulation: Tensor) -> Tensor:
-        c, plan = self.config, self.plan
+        c, plan, own = self.config, self.plan, step.rows(self.rows)
         pruned = plan.policy.prunes(layer)
         kept = step.kept if pruned else step.tokens
-        past = step.past_pruned if pruned else step.past_dense
-        project = Project(c, self.rows, step.size, kept, plan.schedule.position_grid)
+        project = Project(c, own, step.size, kept, plan.schedule.position_grid, self.rows)
         q, k, v, *chosen = project(x, modulation, weights=self.weights(project, layer))
         self.keys[layer].append(k)
         self.values[layer].append(v)
-        cached_size = plan.cached_size if kept < step.tokens else None
         fills = pruned and step.fills_cache
-        attend = Attend(c, self.rows, step.size, kept, past, c.text_length, cached_size, fills)
-        keys, values = torch.cat(self.keys[layer]), torch.cat(self.values[layer])
+        cached_size = plan.cached_size if kept < step.tokens else None
+        cached_rows = next((s.rows(self.rows) for s in plan.steps if s.fills_cache), 0)
+        past = (step.past(pruned), step.guided_past(pruned))
+        attend = Attend(
+            c, own, step.size, kept, past[0], c.text_length, cached_size, fills, self.rows, cached_rows, past[1]
+        )
+        older, newer = self.cached_keys(layer, own)
         extra = (*chosen, *self.cached[layer]) if chosen else ()
-        out = attend(x, q, keys, values, *kv, bias, modulation, *extra, weights=self.weights(attend, layer))
+        out = attend(x, q, *newer, *kv, bias, modulation, *extra, *older, weights=self.weights(attend, layer))
         if fills:
             self.cached[layer] = tuple(out[1:4])
         if chosen:
             self.kept[layer] = dict(zip(("sa", "ca", "ffn"), (*chosen, *out[1:]), strict=True))
         return out[0]
 
+    def cached_keys(self, layer: int, own: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Keys and values of as many heads as this step has, and before them those of more."""
+        heads = own * self.config.heads
+        newer = tuple(torch.cat([t for t in c[layer] if t.shape[1] == heads]) for c in (self.keys, self.values))
+        more = [[t for t in c[layer] if t.shape[1] > heads] for c in (self.keys, self.values)]
+        return tuple(torch.cat(t) for t in more if t), newer
+
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("config", [tiny.CONFIG, tiny.PATCHIFIED], ids=["plain", "patchified"])
-@pytest.mark.parametrize("plan", [tiny.dense_plan(), tiny.plan()], ids=["dense", "pruned"])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_chained_steps_equal_the_reference(rows: int, config: TransformerConfig, plan: GenerationPlan):
     model = tiny.model(config)
     features, mask = tiny.text(config, lengths=(5, 8)[:rows])
     chain = Chain(model, plan, rows)
     expected = generate_scales(model, features, mask, plan, tiny.noise, SAMPLING)
     for (step, x, logits, summed), trace in zip(chain.run(features, mask), expected, strict=True):
-        by_row = x.view(-1, rows, config.width).transpose(0, 1)
+        by_row = x.view(-1, step.rows(rows), config.width).transpose(0, 1)
         torch.testing.assert_close(by_row, trace.layer_out[-1], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(logits, trace.logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(summed, trace.summed_codes, atol=1e-5, rtol=1e-5)
         if step.prunes:
-            assert_same_tokens_kept(chain, trace.states, rows)
+            assert_same_tokens_kept(chain, trace.states, step.rows(rows))
 
 
 def assert_same_tokens_kept(chain: Chain, states, rows: int) -> None:

@@ -23,6 +23,12 @@ def plan(policy: PruningPolicy = POLICY, depth: int = CONFIG.depth) -> Generatio
     return make_plan(SCHEDULE, policy, depth)
 
 
+def without_guidance(policy: PruningPolicy, start: int) -> PruningPolicy:
+    """The policy with guidance switched off from a scale on."""
+    off = {i: replace(policy.rule(i), guidance=False) for i in range(start, len(SCHEDULE))}
+    return replace(policy, rules={**policy.rules, **off})
+
+
 def dense_plan() -> GenerationPlan:
     return plan(DENSE)
 

@@ -133,7 +133,14 @@ def plans(draw: st.DrawFn) -> GenerationPlan:
     skip = st.just(ScaleRule(skip=True))
     early = {i: draw(skip) for i in range(1, cached) if draw(st.booleans())}
     late = {i: draw(skip | st.builds(ScaleRule, st.floats(0.05, 1))) for i in range(cached + 1, len(schedule))}
-    return make_plan(schedule, PruningPolicy("drawn", early | late, first, stop, cached), depth)
+    policy = PruningPolicy("drawn", early | late, first, stop, cached)
+    return make_plan(schedule, without_guidance(policy, draw(st.integers(1, 2 * len(schedule))), schedule), depth)
+
+
+def without_guidance(policy: PruningPolicy, start: int, schedule: ScaleSchedule) -> PruningPolicy:
+    """Guidance off from a scale on."""
+    off = {i: replace(policy.rule(i), guidance=False) for i in range(start, len(schedule))}
+    return replace(policy, rules={**policy.rules, **off})
 
 
 LADDER = ScaleSchedule(((1, 1), (2, 2), (3, 4), (4, 4), (5, 6)), (5, 6))
@@ -141,6 +148,7 @@ PRUNED = make_plan(LADDER, PruningPolicy("some", {3: ScaleRule(0.5), 4: ScaleRul
 SKIPPED = make_plan(
     LADDER, PruningPolicy("gaps", {1: ScaleRule(skip=True), 3: ScaleRule(0.4), 4: ScaleRule(skip=True)}, 0, 2, 2), 2
 )
+UNGUIDED = make_plan(LADDER, without_guidance(PRUNED.policy, 3, LADDER), 4)
 layouts = st.builds(
     lambda plan, patchify, rows: laid_out(plan, patchify, rows), plans(), st.booleans(), st.sampled_from((1, 2))
 )
@@ -152,8 +160,8 @@ def laid_out(plan: GenerationPlan, patchify: bool = False, rows: int = 2) -> tup
 
 
 def over_generations(test: Any) -> Any:
-    """Random generations, and always a dense, a pruned and a skipping one."""
-    for plan in (make_plan(LADDER, DENSE, 2), PRUNED, SKIPPED):
+    """Random generations, and always a dense, a pruned, a skipping one, and one whose guidance ends."""
+    for plan in (make_plan(LADDER, DENSE, 2), PRUNED, SKIPPED, UNGUIDED):
         test = example(laid_out(plan))(test)
     return settings(max_examples=20, deadline=None)(given(layouts)(test))
 
@@ -220,19 +228,26 @@ def test_no_engine_writes_where_it_reads(generation: tuple[Manifest, Layout]):
 def test_keys_and_values_land_behind_the_past(generation: tuple[Manifest, Layout]):
     manifest, layout = generation
     plan = manifest.plan
-    token_bytes = layout.rows * manifest.transformer.width * FLOAT_BYTES
+    row_bytes = manifest.transformer.width * FLOAT_BYTES
     for calls in layout.steps:
+        token_bytes = calls.rows * row_bytes
+        assert calls.rows == (layout.rows if calls.step.guided else 1)
         for layer, (project, attend) in enumerate(zip(calls.layers[::2], calls.layers[1::2], strict=True)):
             pruned = plan.policy.first_layer <= layer < plan.policy.stop_layer
             past = calls.step.past_pruned if pruned else calls.step.past_dense
             new = calls.step.kept if pruned else calls.step.tokens
+            guided = calls.step.guided_past(pruned)
+            narrowed = calls.rows < layout.rows
+            start = guided * layout.rows * row_bytes if narrowed else 0
             for name in ("keys", "values"):
                 written, read = views(project)[name], views(attend)[name]
                 assert written.slot == read.slot
-                assert (written.start, written.size) == (past * token_bytes, new * token_bytes)
-                assert (read.start, read.size) == (0, (past + new) * token_bytes)
-    for layer in range(plan.depth):
-        assert layout.slots[f"keys.{layer}"].size == plan.capacity(layer) * token_bytes
+                assert (read.start, read.start + read.size) == (start, written.start + written.size)
+                assert written.size == new * token_bytes
+                assert written.start == start + (past - guided if narrowed else past) * token_bytes
+    if layout.rows == 1 or all(step.guided for step in plan.steps):
+        for layer in range(plan.depth):
+            assert layout.slots[f"keys.{layer}"].size == plan.capacity(layer) * layout.rows * row_bytes
 
 
 @over_generations
@@ -253,13 +268,14 @@ def test_residual_stream_runs_from_engine_to_engine(generation: tuple[Manifest, 
 def test_attention_reads_the_keys_of_all_scales_in_order(generation: tuple[Manifest, Layout]):
     manifest, layout = generation
     play = Play(manifest, layout)
-    token_bytes = layout.rows * manifest.transformer.width * FLOAT_BYTES
+    row_bytes = manifest.transformer.width * FLOAT_BYTES
     for position, layer in itertools.product(range(len(layout.steps)), range(manifest.plan.depth)):
         pruned = manifest.plan.policy.prunes(layer)
         for name in ("keys", "values"):
-            assert play.reads[("attend", position, layer), name] == [
-                (("project", i, layer), name, (step.kept if pruned else step.tokens) * token_bytes)
-                for i, step in enumerate(manifest.plan.steps[: position + 1])
+            label = ("attend", position, layer)
+            assert [*play.reads.get((label, f"guided_{name}"), ()), *play.reads[label, name]] == [
+                (("project", i, layer), name, (step.kept if pruned else step.tokens) * calls.rows * row_bytes)
+                for i, (step, calls) in enumerate(zip(manifest.plan.steps[: position + 1], layout.steps, strict=False))
             ]
         assert play.whole(("attend", position, layer), "q") == (("project", position, layer), "q")
 
@@ -314,7 +330,7 @@ def test_text_noise_settings_and_sum_reach_their_readers(generation: tuple[Manif
         bridge = ("bridge", position)
         assert play.whole(bridge, "noise") == (("host", position), "noise")
         assert play.whole(bridge, "head_modulation") == ("condition", "head_modulation")
-        for name in ("tau", "cut", "guidance")[: layout.rows + 1]:
+        for name in ("tau", "cut", "guidance")[: layout.steps[position].rows + 1]:
             assert play.whole(bridge, name) == ("settings", name)
         assert play.whole(bridge, "summed") == summed
         summed = (bridge, "summed_out")
