@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import BackendError, BuildError, BundleError, InternalError
@@ -70,6 +71,15 @@ class Backend(ABC):
     suffix: ClassVar[str]  # of engine files
     precisions: ClassVar[tuple[str, ...]]  # element types it computes in, the default first
     address_alignment: ClassVar[int] = 1  # bytes that the address of every tensor must be a multiple of
+
+    @classmethod
+    def make(cls, threads: int | None, cache_folder: Path | None) -> Backend:
+        """The backend with what concerns it of these two, by default neither (see registry.get_backend).
+
+        Raises:
+            BackendError: its library is not installed.
+        """
+        return cls()
 
     @abstractmethod
     def version(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import BackendError, BuildError
@@ -50,6 +51,10 @@ class OnnxRuntimeBackend(Backend):
             raise BackendError(f"{threads} threads", expected="at least 1")
         self._ort = import_extra("onnxruntime", "onnxruntime")
         self._threads = threads
+
+    @classmethod
+    def make(cls, threads: int | None, cache_folder: Path | None) -> OnnxRuntimeBackend:
+        return cls(threads)
 
     def version(self) -> str:
         return str(self._ort.__version__)

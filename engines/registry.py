@@ -9,30 +9,43 @@ from ..errors import BackendError
 from .base import Backend
 
 
-def _onnxruntime(threads: int | None, _cache_folder: Path | None) -> Backend:
+def _onnxruntime() -> type[Backend]:
     from .onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(threads)
+    return OnnxRuntimeBackend
 
 
-def _tensorrt_rtx(_threads: int | None, cache_folder: Path | None) -> Backend:
+def _tensorrt_rtx() -> type[Backend]:
     from .tensorrt import TensorRTRTXBackend
 
-    return TensorRTRTXBackend(cache_folder)
+    return TensorRTRTXBackend
 
 
-def _tensorrt(_threads: int | None, cache_folder: Path | None) -> Backend:
+def _tensorrt() -> type[Backend]:
     from .tensorrt import TensorRTDatacentreBackend
 
-    return TensorRTDatacentreBackend(cache_folder)
+    return TensorRTDatacentreBackend
 
 
-_BACKENDS: dict[str, Callable[[int | None, Path | None], Backend]] = {
+_BACKENDS: dict[str, Callable[[], type[Backend]]] = {
     "onnxruntime": _onnxruntime,
     "tensorrt-rtx": _tensorrt_rtx,
     "tensorrt": _tensorrt,
 }
 BACKEND_NAMES = tuple(_BACKENDS)
+
+
+def backend_class(name: str) -> type[Backend]:
+    """A backend's own facts, known without its library.
+
+    Raises:
+        BackendError: no backend of that name.
+    """
+    if name not in _BACKENDS:
+        raise BackendError(
+            f"no backend {name!r}", expected=f"one of {', '.join(BACKEND_NAMES)}", fix="check the spelling"
+        )
+    return _BACKENDS[name]()
 
 
 def get_backend(name: str, *, threads: int | None = None, cache_folder: Path | None = None) -> Backend:
@@ -45,10 +58,4 @@ def get_backend(name: str, *, threads: int | None = None, cache_folder: Path | N
     Raises:
         BackendError: no backend of that name, or its library is not installed.
     """
-    try:
-        make = _BACKENDS[name]
-    except KeyError:
-        raise BackendError(
-            f"no backend {name!r}", expected=f"one of {', '.join(BACKEND_NAMES)}", fix="check the spelling"
-        ) from None
-    return make(threads, cache_folder)
+    return backend_class(name).make(threads, cache_folder)

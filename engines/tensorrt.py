@@ -56,6 +56,10 @@ class TensorRTBackend(Backend):
         self._device: CudaDevice | None = None
         self._loader: EngineLoader | None = None
 
+    @classmethod
+    def make(cls, threads: int | None, cache_folder: Path | None) -> TensorRTBackend:
+        return cls(cache_folder)
+
     def version(self) -> str:
         return str(self._trt.__version__)
 

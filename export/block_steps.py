@@ -53,6 +53,11 @@ class Project(nn.Module):
         c = self.config
         return {"x": (tokens_of(self.size) * self.rows, c.width), "modulation": (self.text_rows, 6, c.width)}
 
+    def output_shapes(self) -> Shapes:
+        c, R = self.config, self.rows
+        shapes: Shapes = dict.fromkeys(self.outputs[:3], (self.kept, R * c.heads, c.head_dim))
+        return shapes | ({"kept": (self.kept * R,)} if self.prunes else {})
+
     def forward(self, x: Tensor, modulation: Tensor, weights: Weights) -> tuple[Tensor, ...]:
         c, w = self.config, weights
         mod = first(modulation, self.rows) + w["ada_gss"].view(6, c.width)
@@ -165,6 +170,10 @@ class Attend(nn.Module):
         if self.guided_past:
             shapes |= dict.fromkeys(("guided_keys", "guided_values"), (self.guided_past, text_heads, c.head_dim))
         return shapes
+
+    def output_shapes(self) -> Shapes:
+        whole, kept = (tokens_of(self.size) * self.rows, self.config.width), (self.kept * self.rows,)
+        return {name: kept if name.startswith("kept") else whole for name in self.outputs}
 
     def forward(
         self,

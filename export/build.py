@@ -24,15 +24,12 @@ from ..plan import GenerationPlan, load_policy, make_plan
 from ..precision import Precision
 from ..schedule import parse_size, schedule_for
 from .assembly import Assembly, assemble
-from .checkpoint import Checkpoint, image_tokenizer_shapes, load_checkpoint
-from .coders import image_tokenizer_role, text_encoder_role
+from .checkpoint import Checkpoint, load_checkpoint
 from .factory import BuiltEngine, EngineFactory
-from .image_tokenizer import Decoder
-from .preview import fit_preview
 from .quantise import quantise_sources
-from .random_weights import text_encoder_shapes
+from .sources import engine_weights, preview_weights
 from .toolchain import Toolchain, make_toolchain
-from .weights import WeightSource, plain_weights, transformer_weights
+from .weights import WeightSource
 
 GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
 Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
@@ -143,7 +140,7 @@ def build_bundle(
     report = progress or (lambda _what, _done, _total: None)
     total = len(assembly.graphs) + 1
     with BundleWriter(out) as writer:
-        sources = _weight_sources(checkpoint, with_encoder, toolchain.precision)
+        sources = engine_weights(checkpoint, with_encoder, toolchain.precision) | preview_weights(checkpoint)
         factory = EngineFactory(toolchain, _open_cache(cache), sources, jobs)
         finished = count()
         built = factory.make(assembly.graphs, lambda name: report(name, next(finished), total))
@@ -195,32 +192,6 @@ def _check_fit(plan: GenerationPlan, config: TransformerConfig, text_length: int
         )
     if text_length is not None and not 2 <= text_length <= config.text_length:
         raise PlanError(f"text length {text_length} is out of range", expected=f"2 to {config.text_length} tokens")
-
-
-def _weight_sources(checkpoint: Checkpoint, with_encoder: bool, precision: Precision) -> dict[str, WeightSource]:
-    shapes = image_tokenizer_shapes(checkpoint.image_tokenizer)
-    wanted = {
-        n: s for n, s in shapes.items() if n.startswith("decoder.") or (with_encoder and n.startswith("encoder."))
-    }
-    sources = transformer_weights(checkpoint.transformer, checkpoint.transformer_weights)
-    sources |= plain_weights("image_tokenizer", wanted, checkpoint.image_tokenizer_weights, image_tokenizer_role)
-    if checkpoint.text_encoder is not None:
-        text_shapes = text_encoder_shapes(checkpoint.text_encoder)
-        role = text_encoder_role(precision)
-        sources |= plain_weights("text_encoder", text_shapes, checkpoint.text_encoder_weights, role)
-    return sources | _preview(checkpoint)
-
-
-def _preview(checkpoint: Checkpoint) -> dict[str, WeightSource]:
-    config = checkpoint.image_tokenizer
-    decoder = Decoder(config).eval()
-    prefix = "decoder."
-    decoder.load_state_dict({n: checkpoint.image_tokenizer_weights[prefix + n].float() for n in decoder.state_dict()})
-    weight, bias = fit_preview(decoder, config.bits, config.patch_size)
-    return {
-        "preview.weight": WeightSource((3, config.bits), lambda: weight),
-        "preview.bias": WeightSource((3,), lambda: bias),
-    }
 
 
 def _write_weights(path: Path, sources: Mapping[str, WeightSource], precision: Precision) -> FileRecord:

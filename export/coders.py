@@ -80,6 +80,9 @@ class TextEncoder(nn.Module):
     def input_shapes(self) -> Shapes:
         return dict.fromkeys(self.inputs, (1, self.text_length))
 
+    def output_shapes(self) -> Shapes:
+        return {"features": (self.text_length, self.model.config.d_model)}
+
     def forward(self, ids: Tensor, attention_mask: Tensor, weights: Weights) -> Tensor:
         embedded = F.embedding(ids, weights["shared.weight"]).float()
         mask = (attention_mask[:, None, None, :].float() - 1.0) * 1e30  # of rank 4: used as it is
@@ -104,6 +107,10 @@ class ImageDecoder(nn.Module):
     def input_shapes(self) -> Shapes:
         return {"summed": (1, self.config.bits, *self.grid)}
 
+    def output_shapes(self) -> Shapes:
+        p = self.config.patch_size
+        return {"image": (1, 3, self.grid[0] * p, self.grid[1] * p)}
+
     def forward(self, summed: Tensor, weights: Weights) -> Tensor:
         image: Tensor = functional_call(self.decoder, weights, (summed,))
         return image.clamp(-1, 1)
@@ -125,6 +132,9 @@ class ImageEncoder(nn.Module):
     def input_shapes(self) -> Shapes:
         p = self.config.patch_size
         return {"image": (1, 3, self.grid[0] * p, self.grid[1] * p)}
+
+    def output_shapes(self) -> Shapes:
+        return {"latent": (1, self.config.bits, *self.grid)}
 
     def forward(self, image: Tensor, weights: Weights) -> Tensor:
         latent: Tensor = functional_call(self.encoder, weights, (image,))

@@ -21,7 +21,7 @@ from ..engines.dtypes import BY_ONNX
 from ..engines.manifest import TensorSpec
 from ..precision import Precision
 from .quantise import SCALE, quantise_graph
-from .rows import COMPUTED, INTEGERS, Shapes
+from .rows import Shapes, border_dtype
 from .weights import Role, WeightSource
 
 OPSET = 23
@@ -39,13 +39,18 @@ WeightShapes = dict[str, WeightShape]
 
 
 class StepModule(Protocol):
-    """What a module must offer to be traced; `attentions`, where it has any, counts what a compiler must fuse."""
+    """What a module must offer to be traced; `attentions`, where it has any, counts what a compiler must fuse.
+
+    `output_shapes` says beforehand what tracing will find: so a plan needs no graph.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     weights: tuple[str, ...]
 
     def input_shapes(self) -> Shapes: ...
+
+    def output_shapes(self) -> Shapes: ...
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,7 @@ def example_weights(weights: WeightShapes, precision: Precision) -> dict[str, Te
 
 
 def _example(name: str, shape: tuple[int, ...], precision: Precision) -> Tensor:
-    dtype = "int64" if name in INTEGERS else precision.compute if name in COMPUTED else "float32"
-    return torch.zeros(shape, dtype=_torch_type(dtype))
+    return torch.zeros(shape, dtype=_torch_type(border_dtype(name, precision)))
 
 
 def _torch_type(name: str) -> torch.dtype:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..precision import Precision
 from ..schedule import Size
 from .infinity import layer_norm
 from .resize import area_ends
@@ -17,14 +18,19 @@ from .resize import area_ends
 LONGEST_TOPK = 3840  # TensorRT's limit
 
 # Activations at the border of a graph that are neither fp32 nor of the compute precision, and those that are.
-INTEGERS = frozenset({"kept", "ids", "attention_mask"})
+INTEGERS = frozenset({"kept", "kept_ca", "kept_ffn", "ids", "attention_mask"})
 COMPUTED = frozenset(
     {"q", "keys", "values", "guided_keys", "guided_values", "text", "text_keys", "text_values"}
-    | {"cached_sa", "cached_ca", "cached_ffn"}
+    | {f"{end}_{sub_layer}" for end in ("cache", "cached") for sub_layer in ("sa", "ca", "ffn")}
 )
 
 Weights = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
+
+
+def border_dtype(name: str, precision: Precision) -> str:
+    """Element type of an activation at the border of a graph."""
+    return "int64" if name in INTEGERS else precision.compute if name in COMPUTED else "float32"
 
 
 def tokens_of(size: Size) -> int:

@@ -52,6 +52,16 @@ class Condition(nn.Module):
         text = (self.text_length, self.config.text_width)
         return {**dict.fromkeys(self.inputs[:-1], text), "mask": (self.rows, self.text_length)}
 
+    def output_shapes(self) -> Shapes:
+        c, R, T = self.config, self.rows, self.text_length
+        return {
+            "x": (R, c.width),
+            "text": (T * R, c.width),
+            "modulation": (R, 6, c.width),
+            "head_modulation": (R, 2, c.width),
+            "text_bias": (R * c.heads, 1, T),
+        }
+
     def forward(self, *tensors: Tensor, weights: Weights) -> tuple[Tensor, ...]:
         c, w = self.config, weights
         *features, mask = tensors
@@ -96,6 +106,10 @@ class TextKV(nn.Module):
 
     def input_shapes(self) -> Shapes:
         return {"text": (self.text_length * self.rows, self.config.width)}
+
+    def output_shapes(self) -> Shapes:
+        c = self.config
+        return dict.fromkeys(self.outputs, (self.text_length, self.rows * c.heads, c.head_dim))
 
     def forward(self, text: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         c = self.config
@@ -155,6 +169,16 @@ class Bridge(nn.Module):
             "summed": (1, c.bits, self.final[0] * p, self.final[1] * p),
         }
         return shapes | ({"guidance": (1,)} if R == 2 else {})
+
+    def output_shapes(self) -> Shapes:
+        c = self.config
+        shapes: Shapes = {
+            "logits": (tokens_of(self.size), 2 * c.code_channels),
+            "summed_out": self.input_shapes()["summed"],
+        }
+        if self.next_size is None:
+            return shapes
+        return shapes | {"x_next": (tokens_of(self.next_size) * self.next_rows, c.width)}
 
     def _resize(self, name: str, source: Size, target: Size) -> None:
         for axis in (0, 1):

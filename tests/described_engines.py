@@ -8,12 +8,11 @@ from typing import Any
 from fastvar.config import ImageTokenizerConfig, TransformerConfig
 from fastvar.engines.manifest import EngineSpec, FileRecord, Manifest, TensorSpec
 from fastvar.export.assembly import assemble
-from fastvar.export.block_steps import Attend, Project
 from fastvar.export.coders import ImageDecoder
 from fastvar.export.graphs import StepGraph
-from fastvar.export.rows import INTEGERS, tokens_of
-from fastvar.export.steps import Bridge, Condition, TextKV
+from fastvar.export.rows import border_dtype
 from fastvar.plan import GenerationPlan
+from fastvar.precision import Precision
 
 TEXT_LENGTH = 3
 
@@ -69,44 +68,12 @@ def step_engine(graph: StepGraph) -> EngineSpec:
 def step_border(factory: type, arguments: tuple[tuple[str, Any], ...]) -> tuple[dict, dict, tuple[str, ...]]:
     """Shapes of a step's inputs and outputs, and the names of its weights."""
     module = factory(**dict(arguments))
-    return module.input_shapes(), output_shapes(module), module.weights
-
-
-def output_shapes(module: Any) -> dict[str, tuple[int, ...]]:
-    """What the modules' docstrings promise."""
-    c, R = module.config, module.rows
-    if isinstance(module, Condition | TextKV):
-        T = module.text_length
-        found = {
-            "x": (R, c.width),
-            "text": (T * R, c.width),
-            "modulation": (R, 6, c.width),
-            "head_modulation": (R, 2, c.width),
-            "text_bias": (R * c.heads, 1, T),
-            **dict.fromkeys(("text_keys", "text_values"), (T, R * c.heads, c.head_dim)),
-        }
-    elif isinstance(module, Project):
-        found = dict.fromkeys(("q", "keys", "values"), (module.kept, R * c.heads, c.head_dim))
-        found["kept"] = (module.kept * R,)
-    elif isinstance(module, Attend):
-        whole = (tokens_of(module.size) * R, c.width)
-        found = dict.fromkeys(("x_out", "cache_sa", "cache_ca", "cache_ffn"), whole)
-        found |= dict.fromkeys(("kept_ca", "kept_ffn"), (module.kept * R,))
-    else:
-        assert isinstance(module, Bridge)
-        found = {
-            "logits": (tokens_of(module.size), 2 * c.code_channels),
-            "summed_out": module.input_shapes()["summed"],
-            "x_next": (tokens_of(module.next_size or (0, 0)) * module.next_rows, c.width),
-        }
-    return {name: found[name] for name in module.outputs}
+    return module.input_shapes(), module.output_shapes(), module.weights
 
 
 def engine_spec(name: str, inputs: dict, outputs: dict, weights: dict[str, str]) -> EngineSpec:
-    integers = INTEGERS | {"kept_ca", "kept_ffn"}
-
     def specs(shapes: dict[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(n, "int64" if n in integers else "float32", s) for n, s in shapes.items())
+        return tuple(TensorSpec(n, border_dtype(n, Precision()), s) for n, s in shapes.items())
 
     weighted = specs({**inputs, **dict.fromkeys(weights, (1,))})
     return EngineSpec(name, f"engines/{name}", "", 0, weighted, specs(outputs), weights, "described", "cpu", "1")

@@ -1,0 +1,93 @@
+"""A bundle described before it is built: the manifest that a build would write, with nothing traced or compiled.
+
+Every tensor of every engine is known from the step modules' own shapes. What only a compiler can say, the size of an
+engine and its scratch memory, is left 0; runtime/layout.py gives a layout for it as for a built one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .. import __version__
+from ..engines.base import Backend
+from ..engines.manifest import EngineSpec, FileRecord, Manifest, TensorSpec
+from ..plan import GenerationPlan
+from ..precision import Precision
+from .assembly import assemble
+from .checkpoint import Checkpoint
+from .graphs import StepGraph, layer_weights, stored_binding
+from .quantise import quantise_sources
+from .rows import Shapes, border_dtype
+from .sources import engine_weights
+from .weights import WeightSource
+
+
+def describe(
+    checkpoint: Checkpoint,
+    plan: GenerationPlan,
+    backend: type[Backend],
+    precision: Precision,
+    *,
+    rows: tuple[int, ...] = (2, 1),
+    text_length: int | None = None,
+    with_encoder: bool = False,
+) -> Manifest:
+    """The manifest of a build with these arguments; digests, sizes and reports are left empty."""
+    text_length = text_length or checkpoint.transformer.text_length
+    images, encoder = checkpoint.image_tokenizer, checkpoint.text_encoder
+    assembly = assemble(plan, checkpoint.transformer, images, encoder, text_length, rows, with_encoder)
+    describer = Describer(engine_weights(checkpoint, with_encoder, precision), backend, precision)
+    return Manifest(
+        family="infinity",
+        model=checkpoint.name,
+        transformer=checkpoint.transformer,
+        image_tokenizer=images,
+        plan=plan,
+        text_length=text_length,
+        engines={name: describer.engine(graph) for name, graph in assembly.graphs.items()},
+        sets=tuple(assembly.sets),
+        text_encoder=assembly.text_encoder,
+        decoder=assembly.decoder,
+        weights=FileRecord("weights.safetensors", "", 0),
+        text_tokenizer=None,
+        checkpoint_digest=checkpoint.digest,
+        fastvar_version=__version__,
+        precision=precision,
+        address_alignment=backend.address_alignment,
+    )
+
+
+class Describer:
+    """Describes engines of one backend and precision; `sources` are the weights before quantisation."""
+
+    def __init__(self, sources: dict[str, WeightSource], backend: type[Backend], precision: Precision) -> None:
+        self._sources, self._backend, self._precision = sources, backend, precision
+        self._stored: Mapping[str, WeightSource] = quantise_sources(sources, precision)
+
+    def engine(self, graph: StepGraph) -> EngineSpec:
+        """What a manifest would say of this graph's engine."""
+        module: Any = graph.factory(**graph.arguments)
+        binding = graph.weight_binding(module)
+        binding = stored_binding(binding, layer_weights(self._sources, binding), self._precision)
+        weights = tuple(self._weight(name, pattern.format(layer=0)) for name, pattern in binding.items())
+        return EngineSpec(
+            name=graph.name,
+            file=f"engines/{graph.name}{self._backend.suffix}",
+            sha256="",
+            size_bytes=0,
+            inputs=(*self._tensors(module.input_shapes()), *weights),
+            outputs=self._tensors(module.output_shapes()),
+            weights=binding,
+            backend=self._backend.name,
+            target="",
+            library_version="",
+            attentions=getattr(module, "attentions", 0),
+        )
+
+    def _weight(self, name: str, stored: str) -> TensorSpec:
+        source = self._stored[stored]
+        return TensorSpec(name, source.role.stored_dtype(self._precision), source.shape)
+
+    def _tensors(self, shapes: Shapes) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(name, border_dtype(name, self._precision), shape) for name, shape in shapes.items())

@@ -1,0 +1,39 @@
+"""The tensors of a bundle's weight file: which a checkpoint gives, under which names, in which roles."""
+
+from __future__ import annotations
+
+from ..precision import Precision
+from .checkpoint import Checkpoint, image_tokenizer_shapes
+from .coders import image_tokenizer_role, text_encoder_role
+from .image_tokenizer import Decoder
+from .preview import fit_preview
+from .random_weights import text_encoder_shapes
+from .weights import WeightSource, plain_weights, transformer_weights
+
+
+def engine_weights(checkpoint: Checkpoint, with_encoder: bool, precision: Precision) -> dict[str, WeightSource]:
+    """What engines are bound to, before quantisation; nothing is read yet."""
+    shapes = image_tokenizer_shapes(checkpoint.image_tokenizer)
+    wanted = {
+        n: s for n, s in shapes.items() if n.startswith("decoder.") or (with_encoder and n.startswith("encoder."))
+    }
+    sources = transformer_weights(checkpoint.transformer, checkpoint.transformer_weights)
+    sources |= plain_weights("image_tokenizer", wanted, checkpoint.image_tokenizer_weights, image_tokenizer_role)
+    if checkpoint.text_encoder is not None:
+        text_shapes = text_encoder_shapes(checkpoint.text_encoder)
+        role = text_encoder_role(precision)
+        sources |= plain_weights("text_encoder", text_shapes, checkpoint.text_encoder_weights, role)
+    return sources
+
+
+def preview_weights(checkpoint: Checkpoint) -> dict[str, WeightSource]:
+    """The linear map from codes to colour that previews are drawn with, fitted to the image decoder."""
+    config = checkpoint.image_tokenizer
+    decoder = Decoder(config).eval()
+    prefix = "decoder."
+    decoder.load_state_dict({n: checkpoint.image_tokenizer_weights[prefix + n].float() for n in decoder.state_dict()})
+    weight, bias = fit_preview(decoder, config.bits, config.patch_size)
+    return {
+        "preview.weight": WeightSource((3, config.bits), lambda: weight),
+        "preview.bias": WeightSource((3,), lambda: bias),
+    }
