@@ -1,0 +1,84 @@
+"""Scratch memory of engines that are not compiled yet, estimated from the shapes at their border.
+
+Measured on the compile reports of TensorRT-RTX 1.7.1 for Infinity-2B in bf16: between 2 % under and 10 % over what was
+reported, for every engine that needs more than 20 MiB. An engine that has been compiled says itself what it needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .dtypes import storage_dtype
+from .manifest import EngineReport, EngineSpec, Manifest
+
+FLOAT = 4  # bytes
+FIXED = 8 << 20  # what the library's matrix products ask for whatever their size
+
+
+def with_estimates(manifest: Manifest) -> Manifest:
+    """The manifest with an estimate in place of every report that is missing."""
+    engines = {name: _estimated(spec, manifest) for name, spec in manifest.engines.items()}
+    return replace(manifest, engines=engines)
+
+
+def _estimated(spec: EngineSpec, manifest: Manifest) -> EngineSpec:
+    if spec.report.kernels or spec.report.scratch_bytes:
+        return spec
+    return replace(spec, report=EngineReport(scratch_bytes=FIXED + working_bytes(spec, manifest)))
+
+
+def working_bytes(spec: EngineSpec, manifest: Manifest) -> int:
+    """Tensors that an engine holds between its kernels, where every attention is one of them."""
+    names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
+    element = storage_dtype(manifest.precision.compute).itemsize
+    if "text_bias" in names and "q" in names:
+        return _attend(spec, element)
+    if "q" in names:
+        return _project(spec, element)
+    if "logits" in names:
+        return element * max(_size(spec, name) for name in ("x", "x_next") if name in names)
+    if "image" in names or "latent" in names:
+        return _image_coder(spec, manifest, element)
+    if "features" in names:
+        return _text_encoder(spec, element)
+    return element * 2 * sum(_size(spec, tensor.name) for tensor in spec.outputs)
+
+
+def _attend(spec: EngineSpec, element: int) -> int:
+    """The hidden layer of the feed-forward, its input, what comes of it in fp32; where pruned, the restored map."""
+    whole, width = spec.tensor("x").shape
+    tokens = _size(spec, "q") // width
+    hidden = tokens * spec.tensor("ffn.fc1.bias").shape[0] * element
+    pruned = tokens < whole
+    fresh = tokens * width * (element * 15 // 4 if not pruned else 2 * FLOAT + element * 3 // 4)
+    return hidden + fresh + (whole * width * FLOAT if pruned else 0)
+
+
+def _project(spec: EngineSpec, element: int) -> int:
+    """Queries, keys and values before their norm, and the normed input; where pruned, the distances to the mean."""
+    whole, width = spec.tensor("x").shape
+    tokens = _size(spec, "q") // width
+    return 5 * tokens * width * element + (whole * width * element if tokens < whole else 0)
+
+
+def _image_coder(spec: EngineSpec, manifest: Manifest, element: int) -> int:
+    """At the image's own resolution: the widest activation, and its norm in fp32."""
+    channels = manifest.image_tokenizer.level_channels
+    pixels = _size(spec, "image") // 3
+    return pixels * max(channels[:2]) * (element + FLOAT)
+
+
+def _text_encoder(spec: EngineSpec, element: int) -> int:
+    """Scores of one layer and their softmax in fp32, and the hidden layer."""
+    length, width = spec.tensor("features").shape
+    tensors = {tensor.name: tensor.shape for tensor in spec.inputs}
+    heads = max((s[1] for n, s in tensors.items() if n.endswith("relative_attention_bias.weight")), default=1)
+    hidden = max((s[0] for n, s in tensors.items() if ".wi" in n and len(s) == 2), default=4 * width)
+    return 2 * heads * length * length * FLOAT + length * hidden * element
+
+
+def _size(spec: EngineSpec, name: str) -> int:
+    elements = 1
+    for extent in spec.tensor(name).shape:
+        elements *= extent
+    return elements

@@ -1,0 +1,138 @@
+"""What a generation holds in memory, moment by moment, known before it runs. Arithmetic over the layout, nothing else.
+
+The sums are those that runtime/memory.py allocates: all of it at once, when the pipeline is loaded. The timeline says
+what of it is in use when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ..engines.manifest import Manifest
+from ..runtime.fit import DeviceNeed, device_need
+from ..runtime.layout import TEXT_ENCODER_WEIGHTS, EngineCall, Layout, View, lay_out
+
+
+class Part(str, Enum):
+    """What memory is held for."""
+
+    WEIGHTS = "weights"
+    TEXT_ENCODER = "text encoder"
+    KEYS = "keys and values"
+    TEXT_KEYS = "text keys"
+    TOKEN_CACHES = "token caches"
+    ACTIVATIONS = "activations"
+    WORKSPACE = "workspace"
+    DECODER = "decoder"
+
+
+# Beginnings of slot names (runtime/layout.py), the longer before the shorter; what is not here is an activation.
+_SLOTS = {
+    TEXT_ENCODER_WEIGHTS: Part.TEXT_ENCODER,
+    "text_keys.": Part.TEXT_KEYS,
+    "text_values.": Part.TEXT_KEYS,
+    "keys.": Part.KEYS,
+    "values.": Part.KEYS,
+    "cache_": Part.TOKEN_CACHES,
+    "scratch.": Part.WORKSPACE,
+    "image": Part.DECODER,
+    "decoder": Part.DECODER,
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A stretch of a generation: bytes in use by part."""
+
+    what: str
+    used: Mapping[Part, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.used.values())
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes allocated, and what is in use when. `rows` are the guidance rows of the timeline."""
+
+    rows: int
+    need: DeviceNeed
+    moments: tuple[Moment, ...]
+    shared: Mapping[Part, int] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> Moment:
+        return max(self.moments, key=lambda moment: moment.total)
+
+
+def memory_plan(manifest: Manifest, *, offload_text_encoder: bool = False) -> MemoryPlan:
+    """The plan of a bundle on a device of its own memory, with the timeline of the guidance mode that needs most."""
+    layouts = [lay_out(manifest, s.rows, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
+    largest = max(layouts, key=lambda layout: layout.arena_bytes)
+    return MemoryPlan(largest.rows, device_need(layouts), tuple(_moments(largest, _resident(layouts))))
+
+
+def _resident(layouts: Sequence[Layout]) -> dict[Part, int]:
+    """Weights that stay, by part."""
+    from ..runtime.placement import aligned
+
+    named = {name: weight for layout in layouts for name, weight in layout.weights().items()}
+    used = {Part.WEIGHTS: 0, Part.TEXT_ENCODER: 0}
+    for name, weight in named.items():
+        part = Part.TEXT_ENCODER if name.startswith("text_encoder.") else Part.WEIGHTS
+        used[part] += aligned(weight.size)
+    return used
+
+
+def _moments(layout: Layout, resident: Mapping[Part, int]) -> Iterator[Moment]:
+    stages = list(_stages(layout))
+    first, last = _lifetimes(stages, layout)
+    extent: dict[str, int] = {}
+    for number, (what, calls) in enumerate(stages):
+        for view in _views(calls):
+            extent[view.slot] = max(extent.get(view.slot, 0), view.start + view.size)
+        used = dict.fromkeys(Part, 0) | resident
+        for slot, size in extent.items():
+            if first[slot] <= number <= last[slot]:
+                used[part_of(slot)] += size
+        yield Moment(what, used)
+
+
+def part_of(slot: str) -> Part:
+    """What a slot of the layout is held for."""
+    return next((part for start, part in _SLOTS.items() if slot.startswith(start)), Part.ACTIVATIONS)
+
+
+def _stages(layout: Layout) -> Iterator[tuple[str, list[EngineCall]]]:
+    """Launches of an image, in order, by the name of the moment."""
+    encoders = [call for call in (layout.text_encoder, layout.uncond_encoder) if call is not None]
+    if encoders:
+        yield "text encoder", encoders
+    assert layout.condition is not None
+    yield "condition, text keys", [layout.condition, *layout.text_kv]
+    for calls in layout.steps:
+        h, w = calls.step.size
+        yield f"scale {calls.step.index}, {w}x{h}", [*calls.layers, calls.bridge]
+    yield "image decoder", [call for call in (layout.decoder,) if call is not None]
+
+
+def _lifetimes(stages: Sequence[tuple[str, list[EngineCall]]], layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
+    """First and last moment that a slot is in use; keys and caches are kept from the first to the last reader."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for number, (_, calls) in enumerate(stages):
+        for view in _views(calls):
+            first.setdefault(view.slot, number)
+            last[view.slot] = number
+    return first, last
+
+
+def _views(calls: Sequence[EngineCall]) -> Iterator[View]:
+    for call in calls:
+        yield from (binding for binding in call.tensors.values() if isinstance(binding, View))
+        if call.scratch is not None:
+            yield call.scratch
+        yield from (view for copy in call.copies for view in (copy.source, copy.target))
