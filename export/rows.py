@@ -20,6 +20,7 @@ LONGEST_TOPK = 3840  # TensorRT's limit
 INTEGERS = frozenset({"kept", "ids", "attention_mask"})
 COMPUTED = frozenset(
     {"q", "keys", "values", "text", "text_keys", "text_values", "cached_sa", "cached_ca", "cached_ffn"}
+    | {"stripe", "inner_stripe", "residual"}
 )
 
 Weights = dict[str, Tensor]
