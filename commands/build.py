@@ -78,6 +78,15 @@ def build(
     with_encoder: Annotated[
         bool, typer.Option("--with-encoder", help="Include the image encoder, which images are edited through.")
     ] = False,
+    decoder_tile: Annotated[
+        int | None,
+        typer.Option(
+            metavar="ROWS",
+            min=1,
+            help="Decode the image in stripes of so many latent rows: less memory, the same image. "
+            "[dim]default: whole[/dim]",
+        ),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", "-j", help="Processes that trace graphs. [dim]default: one per core[/dim]", min=1),
@@ -113,6 +122,7 @@ def build(
             guidance=guidance,
             text_length=text_length,
             with_encoder=with_encoder,
+            decoder_tile=decoder_tile,
             image_tokenizer=image_tokenizer,
             text_encoder=text_encoder,
             cache=False if no_cache else cache or True,

@@ -15,6 +15,8 @@ from ..precision import Precision
 from ..schedule import ScaleSchedule
 
 FORMAT_VERSION = 2
+# Weights [1] that tell a stripe of a tiled decoder whether the image goes on beyond its end.
+EDGE_INSIDE, EDGE_OUTSIDE = "decoder_edge.inside", "decoder_edge.outside"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class EngineSpec:
     """One engine file and how to bind it.
 
     `weights` maps an input to the name of a tensor in weights.safetensors; "{layer}" in it stands for the
-    layer the engine is run for. Inputs not in `weights` are activations. `attentions` counts those that the
+    layer the engine is run for: the number of a transformer's, the key of a decoder's. Inputs not in `weights` are activations. `attentions` counts those that the
     graph holds and that a compiler of GPU engines must fuse.
     """
 
@@ -90,6 +92,24 @@ class EngineSet:
 
 
 @dataclass(frozen=True)
+class DecoderStage:
+    """What a tiled decoder does to every stripe of rows before it goes on: engine names."""
+
+    layer: str  # what "{layer}" stands for in the names of the engine's weights
+    engine: str
+    last: str  # for the last stripe; the same engine where that is no shorter
+
+
+@dataclass(frozen=True)
+class DecoderTiles:
+    """An image decoder that holds stripes of rows instead of whole activations; its image is [H, 3, W]."""
+
+    rows: int  # of the latent, in one stripe
+    stripes: int
+    stages: tuple[DecoderStage, ...]
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """A file of the bundle with its digest."""
 
@@ -120,7 +140,7 @@ class Manifest:
     engines: dict[str, EngineSpec]
     sets: tuple[EngineSet, ...]
     text_encoder: str  # engine names
-    decoder: str
+    decoder: str  # empty where the decoder is tiled
     weights: FileRecord
     text_tokenizer: FileRecord | None
     checkpoint_digest: str
@@ -128,12 +148,13 @@ class Manifest:
     precision: Precision = field(default_factory=Precision)
     address_alignment: int = 1  # bytes that the engines' library wants every address to be a multiple of
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    tiles: DecoderTiles | None = None
     format_version: int = FORMAT_VERSION
 
     @property
     def backend(self) -> str:
         """The backend of all engines."""
-        return self.engines[self.decoder].backend
+        return next(iter(self.engines.values())).backend
 
     def engine_set(self, rows: int) -> EngineSet:
         for found in self.sets:
@@ -206,8 +227,13 @@ def _manifest(data: dict[str, Any]) -> Manifest:
             "text_tokenizer": FileRecord(**data["text_tokenizer"]) if data["text_tokenizer"] else None,
             "precision": Precision(**data["precision"]),
             "sampling": SamplingDefaults(**data["sampling"]),
+            "tiles": _tiles(data["tiles"]) if data.get("tiles") else None,
         }
     )
+
+
+def _tiles(data: dict[str, Any]) -> DecoderTiles:
+    return DecoderTiles(**{**data, "stages": tuple(DecoderStage(**stage) for stage in data["stages"])})
 
 
 def _engine(data: dict[str, Any]) -> EngineSpec:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..config import ImageTokenizerConfig, TransformerConfig
-from ..engines.manifest import EngineSet, StepEngines
+from ..engines.manifest import DecoderStage, DecoderTiles, EngineSet, StepEngines
 from ..plan import GenerationPlan, StepPlan
 from ..schedule import Size
 from .block_steps import Attend, Project
 from .coders import ImageDecoder, ImageEncoder, TextEncoder
+from .decoder_stages import ConvIn, StagePlan, Tiling, decoder_stages
 from .graphs import StepGraph
 from .steps import Bridge, Condition, TextKV
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 LAYER_PREFIX = "transformer.blocks.{layer}."
 SHARED_PREFIX = "transformer."
+DECODER_PREFIX = "image_tokenizer.decoder."
 
 
 @dataclass
@@ -28,13 +30,13 @@ class Assembly:
     graphs: dict[str, StepGraph] = field(default_factory=dict)
     sets: list[EngineSet] = field(default_factory=list)
     text_encoder: str = ""  # graph names; no text encoder for a model built without one
-    decoder: str = ""
+    decoder: str = ""  # or else `tiles`
+    tiles: DecoderTiles | None = None
 
     @property
     def step_graphs(self) -> list[str]:
         """Names of the transformer's graphs: all but the coders."""
-        coders = (ImageDecoder, ImageEncoder, TextEncoder)
-        return [name for name, graph in self.graphs.items() if graph.factory not in coders]
+        return [name for name, graph in self.graphs.items() if graph.prefix.startswith(SHARED_PREFIX)]
 
     def add(self, graph: StepGraph) -> str:
         self.graphs[graph.name] = graph
@@ -49,16 +51,22 @@ def assemble(
     text_length: int,
     rows: tuple[int, ...],
     with_encoder: bool = False,
+    decoder_tile: int | None = None,
 ) -> Assembly:
-    """All graphs of a bundle: one set of transformer steps for each number of guidance rows, and the coders."""
+    """All graphs of a bundle: one set of transformer steps for each number of guidance rows, and the coders.
+
+    `decoder_tile`: latent rows that the image decoder holds at a time; None for all of them.
+    """
     assembly = Assembly()
     for count in rows:
         assembly.sets.append(_engine_set(assembly, plan, transformer, text_length, count))
-    patch = transformer.patch
-    grid = (plan.schedule.final[0] * patch, plan.schedule.final[1] * patch)
+    grid = latent_grid(plan, transformer)
     label = _label(grid)
     coder = {"config": image_tokenizer, "grid": grid}
-    assembly.decoder = assembly.add(StepGraph(f"decoder-{label}", ImageDecoder, coder, "image_tokenizer.decoder."))
+    if decoder_tile is None:
+        assembly.decoder = assembly.add(StepGraph(f"decoder-{label}", ImageDecoder, coder, DECODER_PREFIX))
+    else:
+        assembly.tiles = _tiles(assembly, image_tokenizer, grid, decoder_tile)
     if with_encoder:
         assembly.add(StepGraph(f"encoder-{label}", ImageEncoder, coder, "image_tokenizer.encoder."))
     if text_encoder is not None:
@@ -66,6 +74,34 @@ def assemble(
         graph = StepGraph(f"text-encoder-t{text_length}", TextEncoder, arguments, "text_encoder.")
         assembly.text_encoder = assembly.add(graph)
     return assembly
+
+
+def latent_grid(plan: GenerationPlan, transformer: TransformerConfig) -> Size:
+    """Rows and columns of what the image decoder reads."""
+    height, width = plan.schedule.final
+    return height * transformer.patch, width * transformer.patch
+
+
+def _tiles(assembly: Assembly, config: ImageTokenizerConfig, grid: Size, rows: int) -> DecoderTiles:
+    tiling = Tiling(grid[0], rows)
+    stages = tuple(_stage(assembly, plan, grid[1], tiling) for plan in decoder_stages(config))
+    return DecoderTiles(rows, len(tiling.stripes), stages)
+
+
+def _stage(assembly: Assembly, plan: StagePlan, latent_width: int, tiling: Tiling) -> DecoderStage:
+    prefix = DECODER_PREFIX + "{layer}." if plan.layer else DECODER_PREFIX
+
+    def engine(latent_rows: int) -> str:
+        arguments = plan.arguments(latent_rows, latent_width, tiling)
+        read, written = plan.channels
+        size = _label((latent_rows * plan.scale, latent_width * plan.scale))
+        name = f"decoder-{plan.factory.label}-c{read}-c{written}-{size}"
+        return assembly.add(StepGraph(name, plan.factory, arguments, prefix, plan.layer))
+
+    if plan.factory is ConvIn:
+        whole = engine(tiling.height)
+        return DecoderStage(plan.layer, whole, whole)
+    return DecoderStage(plan.layer, engine(tiling.stripes[0]), engine(tiling.stripes[-1]))
 
 
 def _engine_set(

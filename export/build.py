@@ -17,17 +17,24 @@ from .. import __version__
 from ..config import TransformerConfig
 from ..engines.bundle import BundleWriter
 from ..engines.cache import EngineCache
-from ..engines.manifest import EngineSpec, FileRecord, Manifest, SamplingDefaults, TensorSpec
+from ..engines.manifest import (
+    EngineSpec,
+    FileRecord,
+    Manifest,
+    SamplingDefaults,
+    TensorSpec,
+)
 from ..engines.weights import write_weights
 from ..errors import BuildError, PlanError
 from ..plan import GenerationPlan, load_policy, make_plan
 from ..precision import Precision
 from ..schedule import parse_size, schedule_for
-from .assembly import Assembly, assemble
+from .assembly import Assembly, assemble, latent_grid
 from .checkpoint import Checkpoint, load_checkpoint
+from .decoder_stages import contiguous_bytes
 from .factory import BuiltEngine, EngineFactory
 from .quantise import quantise_sources
-from .sources import engine_weights, preview_weights
+from .sources import edge_weights, engine_weights, preview_weights
 from .toolchain import Toolchain, make_toolchain
 from .weights import WeightSource
 
@@ -65,6 +72,7 @@ def build(
     guidance: str = "both",
     text_length: int | None = None,
     with_encoder: bool = False,
+    decoder_tile: int | None = None,
     sampling: SamplingDefaults | None = None,
     image_tokenizer: Path | None = None,
     text_encoder: Path | None = None,
@@ -87,6 +95,8 @@ def build(
         guidance: engines for classifier-free guidance "on", "off" or "both" ways.
         text_length: static prompt length in tokens; the model's own by default.
         with_encoder: include the image encoder.
+        decoder_tile: latent rows that the image decoder holds at a time, for less memory and the same image; any
+            number from 1 on, all of them by default.
         cache: the engine cache: True for the default folder, False for none.
         jobs: processes that trace graphs; one per usable core by default.
         progress: called with (what was just done, how many so far, of how many).
@@ -109,6 +119,7 @@ def build(
         rows=GUIDANCE_ROWS[guidance],
         text_length=text_length,
         with_encoder=with_encoder,
+        decoder_tile=decoder_tile,
         sampling=sampling,
         cache=cache,
         jobs=jobs,
@@ -125,6 +136,7 @@ def build_bundle(
     rows: tuple[int, ...] = (2, 1),
     text_length: int | None = None,
     with_encoder: bool = False,
+    decoder_tile: int | None = None,
     sampling: SamplingDefaults | None = None,
     cache: EngineCache | Path | bool = True,
     jobs: int | None = None,
@@ -136,11 +148,14 @@ def build_bundle(
     _check_fit(plan, checkpoint.transformer, text_length)
     text_length = text_length or checkpoint.transformer.text_length
     images, encoder = checkpoint.image_tokenizer, checkpoint.text_encoder
-    assembly = assemble(plan, checkpoint.transformer, images, encoder, text_length, rows, with_encoder)
+    if decoder_tile is not None:
+        _check_tile(checkpoint, plan, decoder_tile, toolchain)
+    assembly = assemble(plan, checkpoint.transformer, images, encoder, text_length, rows, with_encoder, decoder_tile)
     report = progress or (lambda _what, _done, _total: None)
     total = len(assembly.graphs) + 1
     with BundleWriter(out) as writer:
         sources = engine_weights(checkpoint, with_encoder, toolchain.precision) | preview_weights(checkpoint)
+        sources |= edge_weights() if assembly.tiles else {}
         factory = EngineFactory(toolchain, _open_cache(cache), sources, jobs)
         finished = count()
         built = factory.make(assembly.graphs, lambda name: report(name, next(finished), total))
@@ -194,6 +209,20 @@ def _check_fit(plan: GenerationPlan, config: TransformerConfig, text_length: int
         raise PlanError(f"text length {text_length} is out of range", expected=f"2 to {config.text_length} tokens")
 
 
+def _check_tile(checkpoint: Checkpoint, plan: GenerationPlan, rows: int, toolchain: Toolchain) -> None:
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
+        raise BuildError(f"decoder tile {rows!r} not understood", expected="a number of latent rows, 1 or more")
+    images, grid = checkpoint.image_tokenizer, latent_grid(plan, checkpoint.transformer)
+    alignment = toolchain.backend.address_alignment
+    for what, size in contiguous_bytes(images, grid, rows, toolchain.precision.compute):
+        if size % alignment:
+            raise BuildError(
+                f"the decoder of this model cannot be tiled for {toolchain.backend.name}: {what} takes {size} bytes",
+                expected=f"a multiple of {alignment}, where the library accepts addresses",
+                fix="build without --decoder-tile, or with --backend onnxruntime",
+            )
+
+
 def _write_weights(path: Path, sources: Mapping[str, WeightSource], precision: Precision) -> FileRecord:
     sources = quantise_sources(sources, precision)
     dtypes = {name: source.role.stored_dtype(precision) for name, source in sources.items()}
@@ -233,6 +262,7 @@ def _manifest(
         sets=tuple(assembly.sets),
         text_encoder=assembly.text_encoder,
         decoder=assembly.decoder,
+        tiles=assembly.tiles,
         weights=weights,
         text_tokenizer=tokenizer,
         checkpoint_digest=checkpoint.digest,

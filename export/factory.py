@@ -111,7 +111,7 @@ class EngineFactory:
         for name, graph in graphs.items():
             module: Any = graph.factory(**graph.arguments)
             binding = graph.weight_binding(module)
-            task = self._task(graph, layer_weights(self.sources, binding))
+            task = self._task(graph, layer_weights(self.sources, binding, graph.layer))
             bindings[name] = stored_binding(binding, task.weights, task.precision)
             attentions[name] = getattr(module, "attentions", 0)
             found = self.cache.get(self._key(task)) if self.cache is not None else None

@@ -57,13 +57,15 @@ class StepModule(Protocol):
 class StepGraph:
     """A graph to trace: a module class with its arguments, and the weights it is bound to.
 
-    `prefix` goes before the module's weight names in weights.safetensors; it may hold "{layer}".
+    `prefix` goes before the module's weight names in weights.safetensors; it may hold "{layer}". The weights of `layer`
+    stand for those of all layers that the graph serves.
     """
 
     name: str
     factory: Callable[..., nn.Module]
     arguments: dict[str, Any]
     prefix: str
+    layer: int | str = 0
 
     def weight_binding(self, module: StepModule) -> dict[str, str]:
         """Names in weights.safetensors, before quantisation."""
@@ -111,9 +113,9 @@ def exporter_digest() -> str:
     return digest.hexdigest()
 
 
-def layer_weights(sources: dict[str, WeightSource], binding: dict[str, str]) -> WeightShapes:
-    """The weights a graph is bound to; those of layer 0 stand for all layers."""
-    found = {name: sources[pattern.format(layer=0)] for name, pattern in binding.items()}
+def layer_weights(sources: dict[str, WeightSource], binding: dict[str, str], layer: int | str = 0) -> WeightShapes:
+    """The weights a graph is bound to; those of one layer stand for all layers."""
+    found = {name: sources[pattern.format(layer=layer)] for name, pattern in binding.items()}
     return {name: WeightShape(source.shape, source.role) for name, source in found.items()}
 
 

@@ -27,15 +27,23 @@ class Conv(nn.Module):
         return out
 
 
+NORM_EPS = 1e-6
+
+
+def norm_groups(channels: int) -> int:
+    """Groups of a norm: 32, or 24 where the channels divide by 24 and not by 32."""
+    return 32 if channels % 32 == 0 else 24
+
+
 class GroupNorm(nn.Module):
-    """32 groups, or 24 where the channels divide by 24 and not by 32; eps 1e-6.
+    """Over `norm_groups` groups of channels.
 
     x keeps its type up to the affine part, which is fp32: so compilers store no fp32 copy of x.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32 if channels % 32 == 0 else 24, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(norm_groups(channels), channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         norm, channels = self.norm, (1, -1, 1, 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+
+from ..engines.manifest import EDGE_INSIDE, EDGE_OUTSIDE
 from ..precision import Precision
 from .checkpoint import Checkpoint, image_tokenizer_shapes
 from .coders import image_tokenizer_role, text_encoder_role
@@ -24,6 +27,14 @@ def engine_weights(checkpoint: Checkpoint, with_encoder: bool, precision: Precis
         role = text_encoder_role(precision)
         sources |= plain_weights("text_encoder", text_shapes, checkpoint.text_encoder_weights, role)
     return sources
+
+
+def edge_weights() -> dict[str, WeightSource]:
+    """What tells a stripe of a tiled decoder whether the image goes on beyond its end."""
+    return {
+        EDGE_INSIDE: WeightSource((1,), lambda: torch.ones(1)),
+        EDGE_OUTSIDE: WeightSource((1,), lambda: torch.zeros(1)),
+    }
 
 
 def preview_weights(checkpoint: Checkpoint) -> dict[str, WeightSource]:

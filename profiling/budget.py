@@ -87,7 +87,7 @@ def _resident(layouts: Sequence[Layout]) -> dict[Part, int]:
     return used
 
 
-def _moments(layout: Layout, resident: Mapping[Part, int]) -> Iterator[Moment]:
+def _moments(layout: Layout, resident: dict[Part, int]) -> Iterator[Moment]:
     stages = list(_stages(layout))
     first, last = _lifetimes(stages, layout)
     extent: dict[str, int] = {}
@@ -116,7 +116,7 @@ def _stages(layout: Layout) -> Iterator[tuple[str, list[EngineCall]]]:
     for calls in layout.steps:
         h, w = calls.step.size
         yield f"scale {calls.step.index}, {w}x{h}", [*calls.layers, calls.bridge]
-    yield "image decoder", [call for call in (layout.decoder,) if call is not None]
+    yield "image decoder", layout.decode
 
 
 def _lifetimes(stages: Sequence[tuple[str, list[EngineCall]]], layout: Layout) -> tuple[dict[str, int], dict[str, int]]:

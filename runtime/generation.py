@@ -89,7 +89,8 @@ class Workspace:
         self._condition_launches = [self._prepare(layout.condition), *(self._prepare(call) for call in layout.text_kv)]
         self._condition = self._record(self._condition_launches)
         self._steps = [self._prepare_step(calls) for calls in layout.steps]
-        self._decode = self._prepare(layout.decoder)
+        self._decode_launches = [self._prepare(call) for call in layout.decode]
+        self._decode = self._record(self._decode_launches)
 
     def _prepare_step(self, calls: StepCalls) -> PreparedStep:
         launches = [self._prepare(call) for call in (*calls.layers, calls.bridge)]
@@ -224,8 +225,7 @@ class Workspace:
         for step in self._steps:
             self._draw_noise(step.calls, noise)
             yield from self._timed(step.calls, (*step.calls.layers, step.calls.bridge), step.launches)
-        assert self.layout.decoder is not None
-        yield from self._timed(None, [self.layout.decoder], [self._decode])
+        yield from self._timed(None, self.layout.decode, self._decode_launches)
 
     def _timed(
         self, step: StepCalls | None, calls: Sequence[EngineCall], launches: Sequence[Launch]
@@ -287,7 +287,8 @@ class Workspace:
         """
         self._decode()
         assert self.layout.image is not None
-        image: NDArray[np.float32] = self.read_view(self.layout.image)[0]
+        found = self.read_view(self.layout.image)
+        image: NDArray[np.float32] = found[0] if self.manifest.tiles is None else found.swapaxes(0, 1)
         if not np.isfinite(image).all():
             raise _not_finite("the image decoder")
         return image

@@ -14,6 +14,7 @@ from ..engines.manifest import EngineSet, Manifest, TensorSpec
 from ..errors import InternalError
 from ..plan import StepPlan
 from .placement import Need, Phase, Slot, aligned, place
+from .stripes import TiledDecoder
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Copy:
 
 @dataclass(frozen=True)
 class EngineCall:
-    """One engine launch with everything it is bound to. `layer` is None for engines that run once.
+    """One engine launch with everything it is bound to.
+
+    `layer` is that of the transformer by its number, or of the image decoder by its key; None for engines that run once.
 
     `scratch` is memory that the engine uses while it runs; all engines of a phase share it. `copies` are made behind
     it: tensors that belong where the engine's library accepts no address.
@@ -65,7 +68,7 @@ class EngineCall:
 
     engine: str
     tensors: Mapping[str, Binding]
-    layer: int | None = None
+    layer: int | str | None = None
     scratch: View | None = None
     copies: tuple[Copy, ...] = ()
 
@@ -98,7 +101,7 @@ class Layout:
     condition: EngineCall | None = None
     text_kv: list[EngineCall] = field(default_factory=list)
     steps: list[StepCalls] = field(default_factory=list)
-    decoder: EngineCall | None = None
+    decode: list[EngineCall] = field(default_factory=list)
     image: View | None = None
     brought: dict[str, View] = field(default_factory=dict)
     arena_bytes: int = 0
@@ -109,8 +112,7 @@ class Layout:
         yield from (call for call in once if call is not None)
         for step in self.steps:
             yield from (*step.layers, step.bridge)
-        if self.decoder is not None:
-            yield self.decoder
+        yield from self.decode
 
     def weights(self) -> dict[str, WeightView]:
         """The weights that stay where they are, by name."""
@@ -153,13 +155,22 @@ class Planner:
         self._need(slot, start + size_bytes(dtype, shape))
         return View(slot, start, dtype, shape)
 
-    def _bind(self, engine: str, slots: Mapping[str, tuple[str, int]], layer: int | None = None) -> EngineCall:
-        """Bind an engine: weights by their pattern, everything else to the slot (and start byte) given for it."""
+    def _bind(
+        self,
+        engine: str,
+        slots: Mapping[str, tuple[str, int]],
+        layer: int | str | None = None,
+        constants: Mapping[str, str] | None = None,
+    ) -> EngineCall:
+        """Bind an engine: weights by their pattern, constants to the weight named for each, everything else to the
+        slot (and start byte) given for it.
+        """
         spec = self.manifest.engines[engine]
+        named = {**spec.weights, **(constants or {})}
         tensors: dict[str, Binding] = {}
         for tensor in (*spec.inputs, *spec.outputs):
-            if tensor.name in spec.weights:
-                tensors[tensor.name] = self._weight(engine, spec.weights[tensor.name].format(layer=layer), tensor)
+            if tensor.name in named:
+                tensors[tensor.name] = self._weight(engine, named[tensor.name].format(layer=layer), tensor)
                 continue
             if tensor.name not in slots:
                 raise InternalError(f"engine {engine}: nothing is planned for its tensor {tensor.name!r}")
@@ -270,12 +281,18 @@ class Planner:
         return self._bind(engine, slots)
 
     def _decoder(self) -> None:
-        layout = self.layout
-        last = layout.steps[-1].summed
-        layout.decoder = self._bind(self.manifest.decoder, {"summed": (last.slot, 0), "image": ("image", 0)})
-        image = layout.decoder.tensors["image"]
-        assert isinstance(image, View)
-        layout.image = image
+        m, layout = self.manifest, self.layout
+        summed = layout.steps[-1].summed.slot
+        if m.tiles is None:
+            layout.decode.append(self._bind(m.decoder, {"summed": (summed, 0), "image": ("image", 0)}))
+            image = layout.decode[-1].tensors["image"]
+            assert isinstance(image, View)
+            layout.image = image
+            return
+        decoder = TiledDecoder(m.tiles, m.engines, summed)
+        for launch in decoder.launches():
+            layout.decode.append(self._bind(launch.engine, launch.slots, launch.layer, launch.constants))
+        layout.image = self._view("image", 0, decoder.image.dtype, decoder.image.shape)
 
 
 def lay_out(manifest: Manifest, rows: int, *, offload_text_encoder: bool = False) -> Layout:

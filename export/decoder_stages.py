@@ -1,0 +1,271 @@
+"""The image decoder, cut into stages at the input of every norm; a stage runs on one stripe of rows at a time. Exact.
+
+A norm needs the statistics of all rows: each stripe leaves its own behind, and the next stage merges them. Activations
+are stored as rows [H, C, W], so that a stripe with the rows next to it is a range of bytes. The first and the last
+stripe read a spare row beyond the image, which may hold anything. Where stripes lie is for the runtime to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ImageTokenizerConfig
+from ..engines.dtypes import size_bytes
+from ..schedule import Size
+from .image_tokenizer import NORM_EPS, norm_groups
+from .rows import Shapes, Weights
+
+HALO = 1  # rows that a convolution sees beyond its stripe, on either side
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Latent rows in stripes of `rows`; the last one is shorter where they do not divide `height`."""
+
+    height: int
+    rows: int
+
+    @property
+    def stripes(self) -> tuple[int, ...]:
+        """Latent rows of every stripe."""
+        whole, rest = divmod(self.height, self.rows)
+        return (self.rows,) * whole + ((rest,) if rest else ())
+
+
+class Stage(nn.Module):
+    """One stage for stripes of `rows` rows, as they are read, of an image `width` wide.
+
+    `channels` are those read and those written. Inputs and outputs: a stripe of the residual stream [rows, C, W], which
+    comes with a row above and below; the same of the activation inside a residual block ("inner"); "above" and "below"
+    [1], which are 1 where the image goes on there and 0 where it ends; statistics [stripes, 2, groups] of the whole
+    activation in, [2, groups] of the stripe out: mean and biased variance, fp32. Weights go by their official names.
+    """
+
+    label: ClassVar[str]  # in the names of engines
+    inputs: tuple[str, ...] = ("stripe", "above", "below", "statistics")
+    outputs: tuple[str, ...] = ("stripe_out", "statistics_out")
+    weights: tuple[str, ...]
+
+    def __init__(self, channels: tuple[int, int], rows: int, width: int, tiling: Tiling) -> None:
+        super().__init__()
+        self.channels, self.rows, self.width, self.tiling = channels, rows, width, tiling
+
+    def input_shapes(self) -> Shapes:
+        read, written = self.channels
+        shapes = {
+            "stripe": (self.rows + 2 * HALO, read, self.width),
+            "inner_stripe": (self.rows + 2 * HALO, read, self.width),
+            "residual": (self.rows, written, self.width),
+            "above": (1,),
+            "below": (1,),
+            "statistics": (len(self.tiling.stripes), 2, norm_groups(read)),
+        }
+        return {name: shapes[name] for name in self.inputs}
+
+    def inside(self, x: Tensor, above: Tensor, below: Tensor) -> Tensor:
+        """x [rows + 2, C, W] with zeros for rows beyond the image: there a convolution is padded."""
+        inside = torch.cat((above, torch.ones(self.rows), below)).view(-1, 1, 1)
+        return torch.where(inside > 0, x, 0.0)
+
+    def normed(self, x: Tensor, statistics: Tensor, weights: Weights, name: str) -> Tensor:
+        """Group norm of x [n, C, W] by statistics of the whole activation, then SiLU, in fp32."""
+        channels = x.shape[1]
+        latent_rows = torch.tensor(self.tiling.stripes, dtype=torch.float32)
+        moments = merged(*statistics.unbind(1), latent_rows / self.tiling.height)
+        mean, variance = (m.view(-1, 1).expand(-1, channels // m.numel()).reshape(-1, 1) for m in moments)
+        scale = torch.rsqrt(variance + NORM_EPS) * weights[f"{name}.norm.weight"].view(-1, 1)
+        return F.silu((x.float() - mean) * scale + weights[f"{name}.norm.bias"].view(-1, 1))
+
+
+class ConvIn(Stage):
+    """Summed codes [1, bits, h, w] -> residual stream [h, C, w], all rows at once: here they are small."""
+
+    label = "conv-in"
+    inputs = ("summed",)
+    weights = ("conv_in.conv.weight", "conv_in.conv.bias")
+
+    def input_shapes(self) -> Shapes:
+        return {"summed": (1, self.channels[0], self.rows, self.width)}
+
+    def forward(self, summed: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+        weight = weights["conv_in.conv.weight"]
+        out = F.conv2d(summed.to(weight.dtype), weight, weights["conv_in.conv.bias"], padding=1)[0].transpose(0, 1)
+        return out, torch.stack([statistics_of(stripe) for stripe in out.split(self.tiling.stripes)])
+
+
+class FirstConv(Stage):
+    """First half of a residual block that keeps its channels: norm1, conv1."""
+
+    label = "conv1"
+    outputs = ("inner_stripe_out", "statistics_out")
+    weights = ("norm1.norm.weight", "norm1.norm.bias", "conv1.conv.weight", "conv1.conv.bias")
+
+    def forward(
+        self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
+    ) -> tuple[Tensor, Tensor]:
+        h = self.inside(self.normed(stripe, statistics, weights, "norm1"), above, below)
+        out = convolved(h, weights, "conv1")
+        return out, statistics_of(out)
+
+
+class SecondConv(Stage):
+    """Second half of a residual block that keeps its channels: norm2, conv2, and the block's input added."""
+
+    label = "conv2"
+    inputs = ("inner_stripe", "residual", "above", "below", "statistics")
+    weights = ("norm2.norm.weight", "norm2.norm.bias", "conv2.conv.weight", "conv2.conv.bias")
+
+    def forward(
+        self, inner_stripe: Tensor, residual: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
+    ) -> tuple[Tensor, Tensor]:
+        h = self.inside(self.normed(inner_stripe, statistics, weights, "norm2"), above, below)
+        out = residual + convolved(h, weights, "conv2")
+        return out, statistics_of(out)
+
+
+class ShortcutFirstConv(FirstConv):
+    """First half of a block that changes its channels: what conv1 gives, and behind its channels the 1x1 shortcut.
+
+    The block's input is not needed afterwards, so what is written may take its place.
+    """
+
+    label = "conv1-shortcut"
+    outputs = ("stripe_out", "statistics_out")
+    weights = (*FirstConv.weights, "nin_shortcut.conv.weight", "nin_shortcut.conv.bias")
+
+    def forward(
+        self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
+    ) -> tuple[Tensor, Tensor]:
+        out, found = super().forward(stripe, above, below, statistics, weights)
+        shortcut = convolved(stripe[HALO:-HALO], weights, "nin_shortcut")
+        return torch.cat((out, shortcut), dim=1), found
+
+
+class ShortcutSecondConv(Stage):
+    """Second half of a block that changes its channels; reads twice as many as it writes."""
+
+    label = "conv2-shortcut"
+    weights = SecondConv.weights
+
+    def input_shapes(self) -> Shapes:
+        written = self.channels[1]
+        whole = (self.rows + 2 * HALO, 2 * written, self.width)
+        groups = (len(self.tiling.stripes), 2, norm_groups(written))
+        return {**super().input_shapes(), "stripe": whole, "statistics": groups}
+
+    def forward(
+        self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
+    ) -> tuple[Tensor, Tensor]:
+        inner, shortcut = stripe.chunk(2, dim=1)
+        h = self.inside(self.normed(inner, statistics, weights, "norm2"), above, below)
+        out = shortcut[HALO:-HALO] + convolved(h, weights, "conv2")
+        return out, statistics_of(out)
+
+
+class UpsampleConv(Stage):
+    """Nearest x2 of a stripe, then a convolution: twice the rows, twice as wide."""
+
+    label = "upsample"
+    inputs = ("stripe", "above", "below")
+    weights = ("conv.conv.weight", "conv.conv.bias")
+
+    def forward(self, stripe: Tensor, above: Tensor, below: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+        x = self.inside(stripe, above, below).transpose(0, 1)[None]
+        larger = F.interpolate(x, scale_factor=2.0, mode="nearest")[0].transpose(0, 1)
+        out = convolved(larger[HALO:-HALO], weights, "conv")  # of the two rows that a row beyond became, it sees one
+        return out, statistics_of(out)
+
+
+class ConvOut(Stage):
+    """norm_out, conv_out -> rows of the image [rows, 3, W] in [-1, 1], fp32."""
+
+    label = "conv-out"
+    outputs = ("image",)
+    weights = ("norm_out.norm.weight", "norm_out.norm.bias", "conv_out.conv.weight", "conv_out.conv.bias")
+
+    def forward(self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights) -> Tensor:
+        h = self.inside(self.normed(stripe, statistics, weights, "norm_out"), above, below)
+        return convolved(h, weights, "conv_out").clamp(-1, 1)
+
+
+def convolved(x: Tensor, weights: Weights, name: str) -> Tensor:
+    """x [n, C, W] -> [n - k + 1, C', W] under a kernel of k rows: the stripe brings its padding of rows along."""
+    weight, bias = weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"]
+    padding = (0, weight.shape[3] // 2)
+    return F.conv2d(x.to(weight.dtype).transpose(0, 1)[None], weight, bias, padding=padding)[0].transpose(0, 1)
+
+
+def statistics_of(x: Tensor) -> Tensor:
+    """Mean and biased variance [2, groups] of a stripe [n, C, W] as it is stored.
+
+    Row by row, then merged: compilers make one kernel of a row's mean and variance, and store no fp32 copy of x.
+    """
+    rows = x.float().reshape(x.shape[0], norm_groups(x.shape[1]), -1)
+    means = rows.mean(-1)
+    variances = (rows - means[..., None]).square().mean(-1)
+    return torch.stack(merged(means, variances, torch.full((x.shape[0],), 1 / x.shape[0])))
+
+
+def merged(means: Tensor, variances: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [groups] of a whole from those of its parts [parts, groups] (Chan et al., 1979).
+
+    `shares` [parts] of the whole add up to 1. Nothing large is subtracted from anything large.
+    """
+    shares = shares[:, None]
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean).square())).sum(0)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage of a decoder: the layer whose weights it takes, and how many rows it has for one of the latent."""
+
+    factory: type[Stage]
+    layer: str
+    channels: tuple[int, int]
+    scale: int = 1
+
+    def arguments(self, latent_rows: int, latent_width: int, tiling: Tiling) -> dict[str, object]:
+        """Of the factory, for a stripe of that many latent rows."""
+        rows, width = latent_rows * self.scale, latent_width * self.scale
+        return {"channels": self.channels, "rows": rows, "width": width, "tiling": tiling}
+
+
+def decoder_stages(config: ImageTokenizerConfig) -> Iterator[StagePlan]:
+    """All stages in order; one after another they are `image_tokenizer.Decoder`."""
+    channels = config.level_channels
+    last, inner = len(channels) - 1, channels[-1]
+    yield StagePlan(ConvIn, "", (config.bits, inner))
+    for name in ("mid.block_1", "mid.block_2"):
+        yield from _block(name, (inner, inner), 1)
+    for level in reversed(range(len(channels))):
+        scale, own = 1 << (last - level), channels[level]
+        for number in range(config.residual_blocks + 1):
+            read = channels[min(level + 1, last)] if number == 0 else own
+            yield from _block(f"up.{level}.block.{number}", (read, own), scale)
+        if level > 0:
+            yield StagePlan(UpsampleConv, f"up.{level}.upsample", (own, own), scale)
+    yield StagePlan(ConvOut, "", (channels[0], 3), 1 << last)
+
+
+def _block(layer: str, channels: tuple[int, int], scale: int) -> Iterator[StagePlan]:
+    read, written = channels
+    keeps = read == written
+    yield StagePlan(FirstConv if keeps else ShortcutFirstConv, layer, channels, scale)
+    yield StagePlan(SecondConv if keeps else ShortcutSecondConv, layer, (written, written), scale)
+
+
+def contiguous_bytes(config: ImageTokenizerConfig, grid: Size, rows: int, dtype: str) -> Iterator[tuple[str, int]]:
+    """What stripes lie apart by, in bytes, and its name: a library must accept addresses at multiples of it."""
+    for channels, scale in {(c, 1 << i) for i, c in enumerate(reversed(config.level_channels))}:
+        width = grid[1] * scale
+        yield f"a row of {channels} channels and {width} columns", size_bytes(dtype, (channels, width))
+        yield f"a stripe's statistics of {channels} channels", size_bytes("float32", (2, norm_groups(channels)))
+    pixels = (rows * config.patch_size, 3, grid[1] * config.patch_size)
+    yield f"a stripe of {rows} latent rows as an image", size_bytes("float32", pixels)
