@@ -16,6 +16,7 @@ from .commands.build import build
 from .commands.doctor import doctor
 from .commands.generate import generate
 from .commands.inspect import inspect
+from .commands.plan import plan
 from .commands.sizes import sizes
 from .errors import FastvarError
 
@@ -61,7 +62,7 @@ def _fastvar(
     pass
 
 
-for command in (build, generate, inspect, sizes, doctor):
+for command in (build, generate, inspect, plan, sizes, doctor):
     app.command()(command)
 
 

@@ -271,6 +271,11 @@ def _check_types(manifest: Manifest) -> None:
             raise TypeError(f"a file is described as {record.file!r}, {record.sha256!r}, {record.size_bytes!r}")
 
 
+def is_bundle(path: Path) -> bool:
+    """Whether a folder holds a manifest, of whatever worth."""
+    return (path / MANIFEST).is_file()
+
+
 @contextmanager
 def _readable(root: Path, record: FileRecord) -> Iterator[Path]:
     """The record's file, of the right size; a manifest must not lead outside its bundle."""

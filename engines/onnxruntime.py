@@ -106,7 +106,8 @@ class OnnxRuntimeBackend(Backend):
         options = self._ort.SessionOptions()
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
-        options.enable_mem_pattern = True  # shapes are static: one block per run, planned beforehand
+        # With a pattern, the second run would hold a block for all tensors beside what the first run left.
+        options.enable_mem_pattern = False
         options.use_per_session_threads = False
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.log_severity_level = _FATAL_ONLY

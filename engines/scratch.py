@@ -12,6 +12,7 @@ from .dtypes import storage_dtype
 from .manifest import EngineReport, EngineSpec, Manifest
 
 FLOAT = 4  # bytes
+LONGEST_TOPK = 3840  # tokens that the library selects at once
 FIXED = 8 << 20  # what the library's matrix products ask for whatever their size
 
 
@@ -45,13 +46,16 @@ def working_bytes(spec: EngineSpec, manifest: Manifest) -> int:
 
 
 def _attend(spec: EngineSpec, element: int) -> int:
-    """The hidden layer of the feed-forward, its input, what comes of it in fp32; where pruned, the restored map."""
+    """The hidden layer of the feed-forward, its input, what comes of it in fp32; where pruned, the restored map, and
+    a second one where tokens are selected in turns.
+    """
     whole, width = spec.tensor("x").shape
     tokens = _size(spec, "q") // width
+    maps = 1 + (spec.tensor("q").shape[0] > LONGEST_TOPK)
     hidden = tokens * spec.tensor("ffn.fc1.bias").shape[0] * element
     pruned = tokens < whole
     fresh = tokens * width * (element * 15 // 4 if not pruned else 2 * FLOAT + element * 3 // 4)
-    return hidden + fresh + (whole * width * FLOAT if pruned else 0)
+    return hidden + fresh + (maps * whole * width * FLOAT if pruned else 0)
 
 
 def _project(spec: EngineSpec, element: int) -> int:

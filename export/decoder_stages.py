@@ -68,6 +68,13 @@ class Stage(nn.Module):
         }
         return {name: shapes[name] for name in self.inputs}
 
+    def output_shapes(self) -> Shapes:
+        return self._written(self.rows, self.channels[1], self.width, (2, norm_groups(self.channels[1])))
+
+    def _written(self, rows: int, channels: int, width: int, statistics: tuple[int, ...]) -> Shapes:
+        rows_out = dict.fromkeys(("stripe_out", "inner_stripe_out", "image"), (rows, channels, width))
+        return {name: rows_out.get(name, statistics) for name in self.outputs}
+
     def inside(self, x: Tensor, above: Tensor, below: Tensor) -> Tensor:
         """x [rows + 2, C, W] with zeros for rows beyond the image: there a convolution is padded."""
         inside = torch.cat((above, torch.ones(self.rows), below)).view(-1, 1, 1)
@@ -92,6 +99,10 @@ class ConvIn(Stage):
 
     def input_shapes(self) -> Shapes:
         return {"summed": (1, self.channels[0], self.rows, self.width)}
+
+    def output_shapes(self) -> Shapes:
+        written = self.channels[1]
+        return self._written(self.rows, written, self.width, (len(self.tiling.stripes), 2, norm_groups(written)))
 
     def forward(self, summed: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         weight = weights["conv_in.conv.weight"]
@@ -139,6 +150,10 @@ class ShortcutFirstConv(FirstConv):
     outputs = ("stripe_out", "statistics_out")
     weights = (*FirstConv.weights, "nin_shortcut.conv.weight", "nin_shortcut.conv.bias")
 
+    def output_shapes(self) -> Shapes:
+        written = self.channels[1]
+        return self._written(self.rows, 2 * written, self.width, (2, norm_groups(written)))
+
     def forward(
         self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
     ) -> tuple[Tensor, Tensor]:
@@ -174,6 +189,10 @@ class UpsampleConv(Stage):
     label = "upsample"
     inputs = ("stripe", "above", "below")
     weights = ("conv.conv.weight", "conv.conv.bias")
+
+    def output_shapes(self) -> Shapes:
+        written = self.channels[1]
+        return self._written(2 * self.rows, written, 2 * self.width, (2, norm_groups(written)))
 
     def forward(self, stripe: Tensor, above: Tensor, below: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         x = self.inside(stripe, above, below).transpose(0, 1)[None]

@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint
 from .graphs import StepGraph, layer_weights, stored_binding
 from .quantise import quantise_sources
 from .rows import Shapes, border_dtype
-from .sources import engine_weights
+from .sources import edge_weights, engine_weights
 from .weights import WeightSource
 
 
@@ -32,12 +32,14 @@ def describe(
     rows: tuple[int, ...] = (2, 1),
     text_length: int | None = None,
     with_encoder: bool = False,
+    decoder_tile: int | None = None,
 ) -> Manifest:
     """The manifest of a build with these arguments; digests, sizes and reports are left empty."""
     text_length = text_length or checkpoint.transformer.text_length
     images, encoder = checkpoint.image_tokenizer, checkpoint.text_encoder
-    assembly = assemble(plan, checkpoint.transformer, images, encoder, text_length, rows, with_encoder)
-    describer = Describer(engine_weights(checkpoint, with_encoder, precision), backend, precision)
+    assembly = assemble(plan, checkpoint.transformer, images, encoder, text_length, rows, with_encoder, decoder_tile)
+    sources = engine_weights(checkpoint, with_encoder, precision) | (edge_weights() if assembly.tiles else {})
+    describer = Describer(sources, backend, precision)
     return Manifest(
         family="infinity",
         model=checkpoint.name,
@@ -49,6 +51,7 @@ def describe(
         sets=tuple(assembly.sets),
         text_encoder=assembly.text_encoder,
         decoder=assembly.decoder,
+        tiles=assembly.tiles,
         weights=FileRecord("weights.safetensors", "", 0),
         text_tokenizer=None,
         checkpoint_digest=checkpoint.digest,
@@ -69,8 +72,8 @@ class Describer:
         """What a manifest would say of this graph's engine."""
         module: Any = graph.factory(**graph.arguments)
         binding = graph.weight_binding(module)
-        binding = stored_binding(binding, layer_weights(self._sources, binding), self._precision)
-        weights = tuple(self._weight(name, pattern.format(layer=0)) for name, pattern in binding.items())
+        binding = stored_binding(binding, layer_weights(self._sources, binding, graph.layer), self._precision)
+        weights = tuple(self._weight(name, pattern.format(layer=graph.layer)) for name, pattern in binding.items())
         return EngineSpec(
             name=graph.name,
             file=f"engines/{graph.name}{self._backend.suffix}",

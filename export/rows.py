@@ -22,7 +22,7 @@ INTEGERS = frozenset({"kept", "kept_ca", "kept_ffn", "ids", "attention_mask"})
 COMPUTED = frozenset(
     {"q", "keys", "values", "guided_keys", "guided_values", "text", "text_keys", "text_values"}
     | {f"{end}_{sub_layer}" for end in ("cache", "cached") for sub_layer in ("sa", "ca", "ffn")}
-    | {"stripe", "inner_stripe", "residual"}
+    | {"stripe", "inner_stripe", "residual", "stripe_out", "inner_stripe_out"}
 )
 
 Weights = dict[str, Tensor]

@@ -110,13 +110,13 @@ def _stages(layout: Layout) -> Iterator[tuple[str, list[EngineCall]]]:
     """Launches of an image, in order, by the name of the moment."""
     encoders = [call for call in (layout.text_encoder, layout.uncond_encoder) if call is not None]
     if encoders:
-        yield "text encoder", encoders
+        yield "text", encoders
     assert layout.condition is not None
-    yield "condition, text keys", [layout.condition, *layout.text_kv]
+    yield "condition", [layout.condition, *layout.text_kv]
     for calls in layout.steps:
         h, w = calls.step.size
         yield f"scale {calls.step.index}, {w}x{h}", [*calls.layers, calls.bridge]
-    yield "image decoder", layout.decode
+    yield "decoder", layout.decode
 
 
 def _lifetimes(stages: Sequence[tuple[str, list[EngineCall]]], layout: Layout) -> tuple[dict[str, int], dict[str, int]]:

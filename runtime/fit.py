@@ -16,14 +16,15 @@ LAYER_WEIGHTS = ".blocks."  # in the name of a layer's own weights
 
 @dataclass(frozen=True)
 class DeviceNeed:
-    """Bytes that a pipeline allocates on a device."""
+    """Bytes that a pipeline takes: weights and arena are its own, the rest is what the engines' library takes."""
 
     weight_bytes: int
     arena_bytes: int
+    library_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.weight_bytes + self.arena_bytes
+        return self.weight_bytes + self.arena_bytes + self.library_bytes
 
 
 def device_need(layouts: Sequence[Layout]) -> DeviceNeed:

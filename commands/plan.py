@@ -1,0 +1,120 @@
+"""`fastvar plan`: what a generation will hold in memory, before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ..errors import DeviceMemoryError, InputError
+from .options import AsJson, print_json
+
+if TYPE_CHECKING:
+    from ..profiling.budget import MemoryPlan
+    from ..profiling.fitting import Fit
+    from .planning import Subject
+
+BUILD_OPTIONS = ("size", "policy", "backend", "precision", "weights", "guidance", "text_length", "decoder_tile")
+
+
+def plan(
+    context: typer.Context,
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="A bundle, or a checkpoint folder as `fastvar build` takes it.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A named size, infinity_2b say, with its text encoder, instead of a folder.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="Image size; see `fastvar sizes`.")] = "1024x1024",
+    policy: Annotated[str, typer.Option(help="Token pruning: fastvar, dense, or a TOML policy file.")] = "fastvar",
+    backend: Annotated[str, typer.Option(help="Backend to plan for; its library need not be installed.")] = (
+        "tensorrt-rtx"
+    ),
+    precision: Annotated[
+        str | None,
+        typer.Option(help="bf16, fp16 or fp32. [dim]default: bf16 on GPUs, fp32 with onnxruntime[/dim]"),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Store the layers' matrices in 8 bits: int8 or fp8.")] = None,
+    guidance: Annotated[str, typer.Option(help="Engines with guidance (on), without (off), or both.")] = "both",
+    text_length: Annotated[
+        int | None, typer.Option(help="Longest prompt in tokens. [dim]default: the model's[/dim]", min=2)
+    ] = None,
+    decoder_tile: Annotated[
+        int | None, typer.Option(metavar="ROWS", min=1, help="Image decoder in stripes of so many latent rows.")
+    ] = None,
+    offload_text_encoder: Annotated[
+        bool, typer.Option("--offload-text-encoder", help="The text encoder's weights are brought for every prompt.")
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="A budget, 15GiB say: choose what fits, or say what would.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a generation will hold in memory, moment by moment, before anything is built.
+
+    With --memory: exit code 0 where it fits, if need be with other choices, tried in this order: the image decoder in
+    stripes, the text encoder off the device, 8-bit weights. Exit code 2 where it does not, and what would.
+    """
+    from ..engines.bundle import is_bundle
+    from ..engines.dtypes import parse_bytes
+    from ..profiling.fitting import Choice, Fit, first_fit
+    from .planning import Asked, build_subject, bundle_subject, find_checkpoint
+
+    budget = parse_bytes(memory) if memory is not None else None
+    choice = Choice(decoder_tile, offload_text_encoder, weights)
+    if source is not None and model is None and is_bundle(source):
+        _check_bundle_options(context)
+        subject = bundle_subject(source, choice)
+    else:
+        asked = Asked(size, policy, backend, precision, guidance, text_length, choice)
+        subject = build_subject(find_checkpoint(source, model), asked)
+    fit = None if budget is None else first_fit(subject.plan_of, subject.asked, subject.limits, budget)
+    shown = fit or Fit(choice, subject.plan_of(choice))
+    _show(subject, shown, budget, as_json)
+    if budget is not None and fit is None:
+        raise _refusal(subject, shown.plan, budget)
+
+
+def _check_bundle_options(context: typer.Context) -> None:
+    """A bundle's own are fixed: to ignore an option would be a lie."""
+    sources = {name: context.get_parameter_source(name) for name in BUILD_OPTIONS}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    if given:
+        option = f"--{given[0].replace('_', '-')}"
+        raise InputError(f"{option} cannot change a bundle that is built", fix="plan its checkpoint, or --model MODEL")
+
+
+def _show(subject: Subject, shown: Fit, budget: int | None, as_json: bool) -> None:
+    from .plan_tables import plan_facts, timeline_table, verdict_lines
+
+    if as_json:
+        print_json(plan_facts(subject, shown, budget))
+        return
+    Console().print(timeline_table(subject.title, shown.plan, budget))
+    for line in verdict_lines(subject, shown, budget):
+        typer.echo(line)
+
+
+def _refusal(subject: Subject, plan: MemoryPlan, budget: int) -> DeviceMemoryError:
+    from ..engines.dtypes import human_bytes
+    from ..profiling.fitting import choices, smallest_change
+    from .plan_tables import largest_part
+
+    *_, most_saving = choices(subject.asked, subject.limits)
+    least = subject.plan_of(most_saving).need.total_bytes
+    found = smallest_change(subject.changes(), subject.asked, budget)
+    if found is None:
+        fix = "choose a smaller model or a larger budget"
+    else:
+        change, fit = found
+        options = [change.what, *fit.choice.build_options(), *fit.choice.load_options()]
+        fix = f"the smallest change that fits: {' '.join(options)}, {human_bytes(fit.plan.need.total_bytes)}"
+    return DeviceMemoryError(
+        f"{subject.title} does not fit into {human_bytes(budget)}: it needs {human_bytes(plan.need.total_bytes)}, "
+        f"and {human_bytes(least)} with every choice that leaves the image as it is; {largest_part(plan)}",
+        expected=f"at most {human_bytes(budget)} at any moment",
+        fix=fix,
+    )

@@ -1,0 +1,92 @@
+"""What `fastvar plan` shows: the timeline, and whether it fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ..engines.dtypes import human_bytes
+from ..profiling.budget import MemoryPlan, Part
+from ..profiling.fitting import Fit
+from .planning import Subject
+
+HEADINGS = {  # short, for a terminal of 80 columns
+    Part.WEIGHTS: "weight",
+    Part.TEXT_ENCODER: "encoder",
+    Part.KEYS: "keys",
+    Part.TEXT_KEYS: "text",
+    Part.TOKEN_CACHES: "cache",
+    Part.ACTIVATIONS: "activ",
+    Part.WORKSPACE: "scratch",
+    Part.DECODER: "decoder",
+}
+
+
+def plan_facts(subject: Subject, shown: Fit, budget: int | None) -> dict[str, Any]:
+    """Everything that the tables tell, ready for json.dumps; bytes throughout."""
+    plan, need = shown.plan, shown.plan.need
+    return {
+        "what": subject.title,
+        "guidance_rows": plan.rows,
+        "choice": vars(shown.choice),
+        "chosen": shown.choice.differences(subject.asked),
+        "workspace_estimated": subject.estimated,
+        "allocated": {**vars(need), "total_bytes": need.total_bytes},
+        "budget_bytes": budget,
+        "fits": None if budget is None else need.total_bytes <= budget,
+        "timeline": [
+            {"what": m.what, "total_bytes": m.total, "parts": {p.value: b for p, b in m.used.items()}}
+            for m in plan.moments
+        ],
+        "peak": plan.peak.what,
+    }
+
+
+def timeline_table(title: str, plan: MemoryPlan, budget: int | None) -> Table:
+    """A row for every moment: what is in use, by part, in MiB; parts that nobody uses are left out."""
+    parts = [part for part in Part if any(moment.used[part] for moment in plan.moments)]
+    table = Table(title=f"{title}: MiB in use", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("scale", no_wrap=True)
+    for part in parts:
+        table.add_column(HEADINGS[part], justify="right", no_wrap=True)
+    table.add_column("in use", justify="right", style="bold", no_wrap=True)
+    for moment in plan.moments:
+        over = budget is not None and moment.total > budget
+        cells = (_mebibytes(moment.used[part]) for part in parts)
+        style = "red" if over else "green" if moment is plan.peak else None
+        table.add_row(moment.what.removeprefix("scale ").replace(",", ""), *cells, _mebibytes(moment.total), style=style)
+    return table
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.0f}" if count else ""
+
+
+def verdict_lines(subject: Subject, shown: Fit, budget: int | None) -> list[str]:
+    """What is allocated, and what was chosen to make it fit."""
+    need, peak = shown.plan.need, shown.plan.peak
+    library = f" + library {human_bytes(need.library_bytes)}" if need.library_bytes else ""
+    lines = [
+        f"allocated when loaded: weights {human_bytes(need.weight_bytes)} + arena {human_bytes(need.arena_bytes)}"
+        f"{library} = {human_bytes(need.total_bytes)}",
+        f"most in use: {human_bytes(peak.total)}, {peak.what}",
+    ]
+    if subject.estimated:
+        lines.append("workspace is estimated: nothing has been compiled yet; all else is exact")
+    if budget is None or need.total_bytes > budget:
+        return lines
+    chosen = shown.choice.differences(subject.asked)
+    how = f"with {', '.join(chosen)}" if chosen else "as it is"
+    lines.append(f"fits {human_bytes(budget)} {how}, {human_bytes(budget - need.total_bytes)} to spare")
+    for command, options in (("build", shown.choice.build_options()), ("generate", shown.choice.load_options())):
+        if options and chosen:
+            lines.append(f"  fastvar {command} {' '.join(options)}")
+    return lines
+
+
+def largest_part(plan: MemoryPlan) -> str:
+    """The part that takes most where most is in use, as a reason."""
+    part, size = max(plan.peak.used.items(), key=lambda item: item[1])
+    return f"{part.value} alone take {human_bytes(size)} at {plan.peak.what}"

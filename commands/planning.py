@@ -1,0 +1,157 @@
+"""What `fastvar plan` plans: a bundle as it is, or a build described before it is made, and what may be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from ..engines.bundle import Bundle
+from ..engines.manifest import Manifest
+from ..engines.registry import backend_class
+from ..engines.scratch import with_estimates
+from ..errors import InputError
+from ..export.build import GUIDANCE_ROWS
+from ..export.checkpoint import Checkpoint, load_checkpoint
+from ..export.describe import describe
+from ..export.random_weights import random_checkpoint
+from ..plan import load_policy, make_plan
+from ..precision import Precision, parse_precision
+from ..profiling.budget import MemoryPlan, memory_plan
+from ..profiling.fitting import Change, Choice, Limits, PlanOf
+from ..schedule import ScaleSchedule, all_schedules, parse_size, schedule_for
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A build, in the command line's words."""
+
+    size: str
+    policy: str
+    backend: str
+    precision: str | None
+    guidance: str
+    text_length: int | None
+    choice: Choice
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to plan: plans by choice, what may be chosen, and larger changes in the order they are thought of."""
+
+    title: str
+    asked: Choice
+    limits: Limits
+    plan_of: PlanOf
+    changes: Callable[[], Iterator[Change]]
+    estimated: bool  # scratch memory, where nothing has been compiled
+
+
+def bundle_subject(path: Path, asked: Choice) -> Subject:
+    """A bundle: all is decided but for where its text encoder stays."""
+    manifest = Bundle.open(path, verify="auto").manifest
+    height, width = manifest.plan.schedule.pixels
+    title = f"{manifest.model}, {width}x{height}, policy {manifest.plan.policy.name}, {manifest.backend}, "
+    return Subject(
+        title + manifest.precision.label,
+        asked,
+        Limits(text_encoder=bool(manifest.text_encoder), quantised_weights=False, latent_rows=0),
+        lambda choice: memory_plan(manifest, offload_text_encoder=choice.offload_text_encoder),
+        lambda: iter(()),
+        estimated=False,
+    )
+
+
+def build_subject(checkpoint: Checkpoint, asked: Asked) -> Subject:
+    """A build of a checkpoint, described.
+
+    Raises:
+        FastvarError: what `fastvar build` would refuse too.
+    """
+    if asked.guidance not in GUIDANCE_ROWS:
+        raise InputError(f"guidance {asked.guidance!r} not understood", expected=f"one of {', '.join(GUIDANCE_ROWS)}")
+    schedule = schedule_for(parse_size(asked.size))
+    height, width = schedule.pixels
+    precision = _precision(asked, asked.choice)
+    title = f"{checkpoint.name}, {width}x{height}, policy {asked.policy}, {asked.backend}, {precision.label}"
+    return Subject(
+        title,
+        asked.choice,
+        _limits(checkpoint, asked, schedule, precision),
+        _plans(checkpoint, asked),
+        lambda: _changes(checkpoint, asked, schedule),
+        estimated=True,
+    )
+
+
+def find_checkpoint(source: Path | None, model: str | None) -> Checkpoint:
+    """A folder's checkpoint, or the shapes of a named model."""
+    if (source is None) == (model is None):
+        raise InputError(
+            "nothing to plan" if source is None else "a folder and --model exclude each other",
+            expected="a bundle, a checkpoint folder, or --model MODEL",
+        )
+    return random_checkpoint(model, text_encoder=True) if model is not None else load_checkpoint(Path(str(source)))
+
+
+def _plans(checkpoint: Checkpoint, asked: Asked) -> PlanOf:
+    @cache
+    def described(tile: int | None, weights: str | None) -> Manifest:
+        return _describe(checkpoint, asked, Choice(decoder_tile=tile, weights=weights))
+
+    def plan_of(choice: Choice) -> MemoryPlan:
+        manifest = described(choice.decoder_tile, choice.weights)
+        return memory_plan(manifest, offload_text_encoder=choice.offload_text_encoder)
+
+    return plan_of
+
+
+def _describe(checkpoint: Checkpoint, asked: Asked, choice: Choice) -> Manifest:
+    schedule, depth = schedule_for(parse_size(asked.size)), checkpoint.transformer.depth
+    manifest = describe(
+        checkpoint,
+        make_plan(schedule, load_policy(asked.policy, schedule, depth), depth),
+        backend_class(asked.backend),
+        _precision(asked, choice),
+        rows=GUIDANCE_ROWS[asked.guidance],
+        text_length=asked.text_length,
+        decoder_tile=choice.decoder_tile,
+    )
+    return with_estimates(manifest)
+
+
+def _precision(asked: Asked, choice: Choice) -> Precision:
+    return parse_precision(asked.precision, choice.weights, default=backend_class(asked.backend).precisions[0])
+
+
+def _limits(checkpoint: Checkpoint, asked: Asked, schedule: ScaleSchedule, precision: Precision) -> Limits:
+    return Limits(
+        text_encoder=checkpoint.text_encoder is not None,
+        quantised_weights=asked.backend != "onnxruntime" and precision.compute != "float32",
+        latent_rows=schedule.final[0] * checkpoint.transformer.patch,
+    )
+
+
+def _changes(checkpoint: Checkpoint, asked: Asked, schedule: ScaleSchedule) -> Iterator[Change]:
+    """Fewer tokens at the same size, then one guidance row, then smaller sizes of the same shape."""
+    if asked.policy != "fastvar":
+        yield _change("--policy fastvar", checkpoint, replace(asked, policy="fastvar"))
+    if asked.guidance != "off":
+        yield _change("--guidance off", checkpoint, replace(asked, guidance="off"))
+    for height, width in _smaller(schedule):
+        size = f"{width}x{height}"
+        yield _change(f"--size {size}", checkpoint, replace(asked, size=size))
+
+
+def _change(what: str, checkpoint: Checkpoint, asked: Asked) -> Change:
+    schedule = schedule_for(parse_size(asked.size))
+    limits = _limits(checkpoint, asked, schedule, _precision(asked, asked.choice))
+    return Change(what, _plans(checkpoint, asked), limits)
+
+
+def _smaller(schedule: ScaleSchedule) -> list[tuple[int, int]]:
+    """Sizes of the same shape with fewer pixels, the largest first."""
+    same = [s.pixels for s in all_schedules().values() if s.position_grid == schedule.position_grid]
+    area = schedule.pixels[0] * schedule.pixels[1]
+    return sorted((p for p in same if p[0] * p[1] < area), key=lambda p: -p[0] * p[1])

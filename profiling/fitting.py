@@ -1,0 +1,114 @@
+"""Which choices make a generation fit into a memory budget. They are tried in a fixed order, the cheapest first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .budget import MemoryPlan
+
+TILES = (32, 16, 8)  # latent rows of a stripe of the image decoder
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What may change without changing which tokens are computed.
+
+    `decoder_tile` costs a few launches, `offload_text_encoder` a copy for every prompt, `weights` ("int8") a little
+    precision.
+    """
+
+    decoder_tile: int | None = None
+    offload_text_encoder: bool = False
+    weights: str | None = None
+
+    def build_options(self) -> list[str]:
+        """Options of `fastvar build` that it takes."""
+        tile = [f"--decoder-tile {self.decoder_tile}"] if self.decoder_tile else []
+        return tile + ([f"--weights {self.weights}"] if self.weights else [])
+
+    def load_options(self) -> list[str]:
+        """Options of `fastvar generate` that it takes."""
+        return ["--offload-text-encoder"] if self.offload_text_encoder else []
+
+    def differences(self, asked: Choice) -> list[str]:
+        """What was chosen beyond what was asked for, in words."""
+        found: list[str] = []
+        if self.decoder_tile != asked.decoder_tile:
+            found.append(f"image decoder in stripes of {self.decoder_tile} latent rows")
+        if self.offload_text_encoder and not asked.offload_text_encoder:
+            found.append("text encoder brought for every prompt")
+        if self.weights != asked.weights:
+            found.append(f"{self.weights} weights")
+        return found
+
+
+PlanOf = Callable[[Choice], MemoryPlan]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which choices there are: a model may have no text encoder, a backend no 8-bit weights."""
+
+    text_encoder: bool
+    quantised_weights: bool
+    latent_rows: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A choice that fits, with its plan."""
+
+    choice: Choice
+    plan: MemoryPlan
+
+
+@dataclass(frozen=True)
+class Change:
+    """A larger change, of what is computed: in words, and its plans."""
+
+    what: str
+    plan_of: PlanOf
+    limits: Limits
+
+
+def choices(asked: Choice, limits: Limits) -> Iterator[Choice]:
+    """In this order: as asked; the image decoder in ever smaller stripes; the text encoder off the device; 8-bit
+    weights. Each again with those before it.
+    """
+    tiles: list[int | None] = [asked.decoder_tile]
+    tiles += [rows for rows in TILES if rows < (asked.decoder_tile or limits.latent_rows)]
+    offloads = [asked.offload_text_encoder] + [True] * (limits.text_encoder and not asked.offload_text_encoder)
+    weights = [asked.weights] + ["int8"] * (limits.quantised_weights and asked.weights is None)
+    for stored in weights:
+        for offload in offloads:
+            for tile in tiles:
+                yield Choice(tile, offload, stored)
+
+
+def first_fit(plan_of: PlanOf, asked: Choice, limits: Limits, budget_bytes: int) -> Fit | None:
+    """The first choice that fits; None where even all of them together do not."""
+    order = list(choices(asked, limits))
+    if _excess(plan_of(order[-1]), budget_bytes) > 0:
+        return None
+    return next(fit for fit in _fits(plan_of, order, budget_bytes))
+
+
+def smallest_change(changes: Iterable[Change], asked: Choice, budget_bytes: int) -> tuple[Change, Fit] | None:
+    """The first of the changes under which something fits."""
+    for change in changes:
+        fit = first_fit(change.plan_of, asked, change.limits, budget_bytes)
+        if fit is not None:
+            return change, fit
+    return None
+
+
+def _fits(plan_of: PlanOf, order: Sequence[Choice], budget_bytes: int) -> Iterator[Fit]:
+    for choice in order:
+        plan = plan_of(choice)
+        if _excess(plan, budget_bytes) <= 0:
+            yield Fit(choice, plan)
+
+
+def _excess(plan: MemoryPlan, budget_bytes: int) -> int:
+    return plan.need.total_bytes - budget_bytes
