@@ -128,6 +128,7 @@ class Manifest:
     precision: Precision = field(default_factory=Precision)
     address_alignment: int = 1  # bytes that the engines' library wants every address to be a multiple of
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    encoder: str = ""  # engine name; empty in a bundle without an image encoder
     format_version: int = FORMAT_VERSION
 
     @property

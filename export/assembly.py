@@ -29,6 +29,7 @@ class Assembly:
     sets: list[EngineSet] = field(default_factory=list)
     text_encoder: str = ""  # graph names; no text encoder for a model built without one
     decoder: str = ""
+    encoder: str = ""  # empty unless asked for
 
     @property
     def step_graphs(self) -> list[str]:
@@ -60,7 +61,7 @@ def assemble(
     coder = {"config": image_tokenizer, "grid": grid}
     assembly.decoder = assembly.add(StepGraph(f"decoder-{label}", ImageDecoder, coder, "image_tokenizer.decoder."))
     if with_encoder:
-        assembly.add(StepGraph(f"encoder-{label}", ImageEncoder, coder, "image_tokenizer.encoder."))
+        assembly.encoder = assembly.add(StepGraph(f"encoder-{label}", ImageEncoder, coder, "image_tokenizer.encoder."))
     if text_encoder is not None:
         arguments: dict[str, object] = {"config": text_encoder, "text_length": text_length}
         graph = StepGraph(f"text-encoder-t{text_length}", TextEncoder, arguments, "text_encoder.")

@@ -262,6 +262,7 @@ def _manifest(
         sets=tuple(assembly.sets),
         text_encoder=assembly.text_encoder,
         decoder=assembly.decoder,
+        encoder=assembly.encoder,
         weights=weights,
         text_tokenizer=tokenizer,
         checkpoint_digest=checkpoint.digest,

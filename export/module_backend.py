@@ -34,7 +34,13 @@ class ModuleBackend(Backend):
     def __init__(self, manifest: Manifest, text_encoder: Any = None) -> None:
         rows = tuple(found.rows for found in manifest.sets)
         self._graphs: dict[str, StepGraph] = assemble(
-            manifest.plan, manifest.transformer, manifest.image_tokenizer, text_encoder, manifest.text_length, rows
+            manifest.plan,
+            manifest.transformer,
+            manifest.image_tokenizer,
+            text_encoder,
+            manifest.text_length,
+            rows,
+            with_encoder=bool(manifest.encoder),
         ).graphs
 
     def version(self) -> str:

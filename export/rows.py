@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..resize import area_ends
 from ..schedule import Size
 from .infinity import layer_norm
-from .resize import area_ends
 
 LONGEST_TOPK = 3840  # TensorRT's limit
 
