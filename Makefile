@@ -10,7 +10,7 @@ RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(comma)t
 GPU_VENV := .venv-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format train-demo bench precisions gpu gpu-pack clean
+.PHONY: help venv demo test lint format train-demo bench bench-upscale precisions gpu gpu-pack clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,6 +45,10 @@ train-demo: $(STAMP) ## train the demo model anew: about two hours on two cores,
 
 bench: $(STAMP) ## time dense against pruned, alternating; writes JSON to profiling/results
 	$(BIN)/python -m demo.bench
+
+bench-upscale: $(STAMP) ## enlarge 50 held-out scenes: PSNR of ours and of bicubic; draws docs/upscale.png, docs/inpaint.png
+	$(BIN)/python -m demo.upscale
+	$(BIN)/python -m demo.inpaint
 
 precisions: $(STAMP) ## score the demo in fp32, fp16, bf16 and with 8-bit weights; writes JSON to profiling/results
 	$(BIN)/python -m demo.precisions

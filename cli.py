@@ -15,9 +15,11 @@ from . import __version__
 from .commands.build import build
 from .commands.doctor import doctor
 from .commands.generate import generate
+from .commands.inpaint import inpaint
 from .commands.inspect import inspect
 from .commands.plan import plan
 from .commands.sizes import sizes
+from .commands.upscale import upscale
 from .errors import FastvarError
 
 USER_ERROR = 2  # exit code of everything a user can cause; click uses the same for a wrong option
@@ -62,7 +64,7 @@ def _fastvar(
     pass
 
 
-for command in (build, generate, inspect, plan, sizes, doctor):
+for command in (build, generate, upscale, inpaint, inspect, plan, sizes, doctor):
     app.command()(command)
 
 

@@ -56,7 +56,9 @@ def timeline_table(title: str, plan: MemoryPlan, budget: int | None) -> Table:
         over = budget is not None and moment.total > budget
         cells = (_mebibytes(moment.used[part]) for part in parts)
         style = "red" if over else "green" if moment is plan.peak else None
-        table.add_row(moment.what.removeprefix("scale ").replace(",", ""), *cells, _mebibytes(moment.total), style=style)
+        table.add_row(
+            moment.what.removeprefix("scale ").replace(",", ""), *cells, _mebibytes(moment.total), style=style
+        )
     return table
 
 

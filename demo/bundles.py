@@ -70,7 +70,14 @@ def build_bundles(checkpoint: Path, out: Path) -> None:
                 progress.update(task, description=f"{policy}: {what}", completed=done, total=total)
 
             built = fastvar.build(
-                checkpoint, size=SIZE, policy=policy, guidance="on", out=path, sampling=SAMPLING, progress=report
+                checkpoint,
+                size=SIZE,
+                policy=policy,
+                guidance="on",
+                with_encoder=True,
+                out=path,
+                sampling=SAMPLING,
+                progress=report,
             )
         counts = f"{built.graphs_traced} graphs exported, {built.graphs_cached} from the cache"
         print(f"built {path} in {built.seconds:.1f} s: {counts}, engines {built.engine_bytes / 2**20:.1f} MiB")

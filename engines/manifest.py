@@ -149,6 +149,7 @@ class Manifest:
     address_alignment: int = 1  # bytes that the engines' library wants every address to be a multiple of
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     tiles: DecoderTiles | None = None
+    encoder: str = ""  # engine name; empty in a bundle without an image encoder
     format_version: int = FORMAT_VERSION
 
     @property

@@ -32,6 +32,7 @@ class Assembly:
     text_encoder: str = ""  # graph names; no text encoder for a model built without one
     decoder: str = ""  # or else `tiles`
     tiles: DecoderTiles | None = None
+    encoder: str = ""  # empty unless asked for
 
     @property
     def step_graphs(self) -> list[str]:
@@ -68,7 +69,7 @@ def assemble(
     else:
         assembly.tiles = _tiles(assembly, image_tokenizer, grid, decoder_tile)
     if with_encoder:
-        assembly.add(StepGraph(f"encoder-{label}", ImageEncoder, coder, "image_tokenizer.encoder."))
+        assembly.encoder = assembly.add(StepGraph(f"encoder-{label}", ImageEncoder, coder, "image_tokenizer.encoder."))
     if text_encoder is not None:
         arguments: dict[str, object] = {"config": text_encoder, "text_length": text_length}
         graph = StepGraph(f"text-encoder-t{text_length}", TextEncoder, arguments, "text_encoder.")

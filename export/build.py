@@ -263,6 +263,7 @@ def _manifest(
         text_encoder=assembly.text_encoder,
         decoder=assembly.decoder,
         tiles=assembly.tiles,
+        encoder=assembly.encoder,
         weights=weights,
         text_tokenizer=tokenizer,
         checkpoint_digest=checkpoint.digest,

@@ -52,6 +52,7 @@ def describe(
         text_encoder=assembly.text_encoder,
         decoder=assembly.decoder,
         tiles=assembly.tiles,
+        encoder=assembly.encoder,
         weights=FileRecord("weights.safetensors", "", 0),
         text_tokenizer=None,
         checkpoint_digest=checkpoint.digest,

@@ -41,6 +41,7 @@ class ModuleBackend(Backend):
             manifest.text_length,
             rows,
             decoder_tile=manifest.tiles.rows if manifest.tiles else None,
+            with_encoder=bool(manifest.encoder),
         ).graphs
 
     def version(self) -> str:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..precision import Precision
+from ..resize import area_ends
 from ..schedule import Size
 from .infinity import layer_norm
-from .resize import area_ends
 
 LONGEST_TOPK = 3840  # TensorRT's limit
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
+from ..resize import bilinear_matrix
 from ..schedule import Size
-from .resize import bilinear_matrix
 from .rows import Shapes, Weights, first, modulate, tokens_of
 
 

@@ -5,8 +5,9 @@ Knows backends only through `Engine.prepare`, devices only through `Device`, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,8 @@ from ..engines.manifest import Manifest
 from ..errors import InputError, InternalError, NumericsError
 from .layout import EngineCall, StepCalls, View
 from .memory import Memory
+from .noise import Noise
 from .prompt import TokenizedPrompt
-
-Noise = Callable[[int, tuple[int, ...]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,27 @@ class Workspace:
         if not isinstance(view, View):
             raise InternalError(f"{call.engine}: {name} is a weight")
         return view
+
+    def encode_image(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """An image [3, H, W] in [-1, 1] -> its latent [bits, h, w], before quantisation. Before the text, if at all:
+        its memory is used again for everything else.
+
+        Raises:
+            NumericsError: the image encoder gave numbers that are not finite.
+        """
+        if self.layout.encoder is None:
+            raise InternalError("the bundle has no image encoder")
+        self._write(self.layout.encoder, "image", image[None])
+        self._encode_image()
+        latent: NDArray[np.float32] = np.array(self.read(self.layout.encoder, "latent")[0])
+        if not np.isfinite(latent).all():
+            raise _not_finite("the image encoder")
+        return latent
+
+    @cached_property
+    def _encode_image(self) -> Launch:
+        """Prepared when first used: who only draws never loads the engine."""
+        return self._prepare(self.layout.encoder)
 
     def encode_text(self, text: TextInput) -> None:
         """Run the text encoder for the prompt, and for the negative prompt or with the learned rows."""

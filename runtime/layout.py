@@ -96,6 +96,7 @@ class Layout:
 
     rows: int
     slots: dict[str, Slot] = field(default_factory=dict)
+    encoder: EngineCall | None = None
     text_encoder: EngineCall | None = None
     uncond_encoder: EngineCall | None = None
     condition: EngineCall | None = None
@@ -108,7 +109,7 @@ class Layout:
 
     def calls(self) -> Iterator[EngineCall]:
         """Every launch, in order."""
-        once = (self.text_encoder, self.uncond_encoder, self.condition, *self.text_kv)
+        once = (self.encoder, self.text_encoder, self.uncond_encoder, self.condition, *self.text_kv)
         yield from (call for call in once if call is not None)
         for step in self.steps:
             yield from (*step.layers, step.bridge)
@@ -129,12 +130,14 @@ class Planner:
         self.manifest, self.set = manifest, manifest.engine_set(rows)
         self.layout = Layout(rows)
         self.needs: dict[str, Need] = {}
-        self.phase = Phase.TEXT
+        self.phase = Phase.ENCODE
         self.offloads = offload_text_encoder
         # The residual stream alternates between two slots: every block and bridge reads one and writes the other.
         self.x, self.other = "x0", "x1"
 
     def plan(self) -> Layout:
+        self._encoder()
+        self.phase = Phase.TEXT
         self._text()
         self.phase = Phase.SCALES
         for name in ("cond", "uncond", "mask"):  # kept, so that a bad number can be looked for from the start
@@ -279,6 +282,11 @@ class Planner:
         slots |= {"x": (self.x, 0), "x_next": (self.other, 0)}
         slots |= {"summed": (summed[0], 0), "summed_out": (summed[1], 0)}
         return self._bind(engine, slots)
+
+    def _encoder(self) -> None:
+        if self.manifest.encoder:
+            slots = {"image": ("given_image", 0), "latent": ("latent", 0)}
+            self.layout.encoder = self._bind(self.manifest.encoder, slots)
 
     def _decoder(self) -> None:
         m, layout = self.manifest, self.layout

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 
 MAX_SEED = 2**63 - 1
+Noise = Callable[[int, tuple[int, ...]], NDArray[np.float32]]  # (scale index, [L, bits a token])
 
 
 def check_seed(seed: int) -> int:

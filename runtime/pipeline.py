@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,14 @@ from ..engines.base import Backend
 from ..engines.bundle import Bundle
 from ..errors import InputError
 from ..schedule import Size
+from .editing import Editing, given_tokens, inpainting, upscaling
 from .events import ImageTimings, Output, ScaleEvent, ScaleTiming
 from .generation import SamplingSettings, TextInput, Workspace, with_overrides
 from .layout import StepCalls
-from .noise import check_seed, uniform_noise
+from .noise import Noise, check_seed, uniform_noise
 from .prompt import PromptTokenizer
 from .session import Session
+from .source_image import read_image, read_mask
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -126,22 +129,114 @@ class Pipeline:
         if not prompts:
             raise InputError("the list of prompts is empty", expected="at least one prompt")
         settings = self._settings(guidance_scale, tau, top_p)
+        return self._draw_all(prompts, seed, num_images, settings, negative_prompt, callback_on_scale_end)
+
+    def upscale(
+        self,
+        image: Image | str | Path,
+        prompt: str,
+        *,
+        keep_scales: int | None = None,
+        fit: str = "exact",
+        consistency: bool = True,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        tau: float | None = None,
+        top_p: float | None = None,
+        num_images: int = 1,
+        negative_prompt: str | None = None,
+        callback_on_scale_end: OnScaleEnd | None = None,
+    ) -> Output:
+        """Enlarge an image to the bundle's size: its coarse scales are kept, the model draws the finer ones.
+
+        Args:
+            image: a PIL image or a file.
+            prompt: what the image shows.
+            keep_scales: how many scales are the image's; by default those whose token grid, at 16 pixels a token,
+                does not exceed the image.
+            fit: "crop" to cut another aspect ratio around the centre; "exact" refuses it.
+            consistency: correct the result until, averaged down, it gives the image again (back-projection).
+
+        The other arguments are those of a call.
+
+        Raises:
+            InputError: no encoder in the bundle, an image that cannot be used, or a setting out of range.
+        """
+        self._require_encoder()
+        plan = self.manifest.plan
+        edit = upscaling(read_image(image), plan, keep_scales=keep_scales, fit=fit, consistency=consistency)
+        settings = self._settings(guidance_scale, tau, top_p)
+        return self._draw_all([prompt], seed, num_images, settings, negative_prompt, callback_on_scale_end, edit)
+
+    def inpaint(
+        self,
+        image: Image | str | Path,
+        mask: Image | str | Path,
+        prompt: str,
+        *,
+        fit: str = "exact",
+        composite: bool = True,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        tau: float | None = None,
+        top_p: float | None = None,
+        num_images: int = 1,
+        negative_prompt: str | None = None,
+        callback_on_scale_end: OnScaleEnd | None = None,
+    ) -> Output:
+        """Redraw the white part of the mask: at every scale, tokens that it does not touch are the image's.
+
+        Args:
+            image: a PIL image or a file; resized to the bundle's size.
+            mask: of the image's aspect ratio; white is redrawn.
+            prompt: what the whole image shall show.
+            fit: "crop" to cut another aspect ratio around the centre, of image and mask; "exact" refuses it.
+            composite: put the image's own pixels back outside the mask, with a soft edge.
+
+        The other arguments are those of a call.
+
+        Raises:
+            InputError: no encoder in the bundle, an image or mask that cannot be used, or a setting out of range.
+        """
+        self._require_encoder()
+        edit = inpainting(read_image(image), read_mask(mask), self.manifest.plan, fit=fit, composite=composite)
+        settings = self._settings(guidance_scale, tau, top_p)
+        return self._draw_all([prompt], seed, num_images, settings, negative_prompt, callback_on_scale_end, edit)
+
+    def _require_encoder(self) -> None:
+        if not self.manifest.encoder:
+            raise InputError(
+                "this bundle has no image encoder, so it cannot read an image",
+                fix="rebuild it with `fastvar build --with-encoder` (with_encoder=True)",
+            )
+
+    def _draw_all(
+        self,
+        prompts: list[str],
+        seed: int,
+        num_images: int,
+        settings: SamplingSettings,
+        negative_prompt: str | None,
+        callback: OnScaleEnd | None,
+        edit: Editing | None = None,
+    ) -> Output:
         seeds = _seeds(seed, num_images)
         texts = [self._text(p, negative_prompt, settings) for p in prompts]
-        images: list[Image] = []
-        timings: list[ImageTimings] = []
-        for text in texts:
-            for image_seed in seeds:
-                drawn, timing = self._draw(text, image_seed, settings, callback_on_scale_end)
-                images.append(drawn)
-                timings.append(timing)
+        noise_of = self._noise_around(edit, settings) if edit else seeded_noise
+        drawn = [self._draw(text, noise_of(s), settings, callback) for text in texts for s in seeds]
         return Output(
-            images=images,
+            images=[edit.finish(image) if edit else image for image, _ in drawn],
             prompts=[p for p in prompts for _ in seeds],
             seeds=seeds * len(prompts),
-            settings=self._record(settings, negative_prompt),
-            timings=timings,
+            settings=self._record(settings, negative_prompt) | dict(edit.record if edit else {}),
+            timings=[timing for _, timing in drawn],
         )
+
+    def _noise_around(self, edit: Editing, settings: SamplingSettings) -> Callable[[int], Noise]:
+        """Seed -> noise that forces the tokens kept of an image. Encodes the image."""
+        with self._workspace(settings.rows) as workspace:
+            latent = workspace.encode_image(edit.pixels)
+        return given_tokens(latent, edit.kept, self.manifest.plan, self.manifest.transformer).noise
 
     def stream(
         self,
@@ -164,10 +259,10 @@ class Pipeline:
     def _stream(self, text: TextInput, seed: int, settings: SamplingSettings) -> Iterator[ScaleEvent]:
         with self._workspace(settings.rows) as workspace:
             workspace.encode_text(text)
-            yield from self._events(workspace, seed, settings)
+            yield from self._events(workspace, seeded_noise(seed), settings)
 
     def _draw(
-        self, text: TextInput, seed: int, settings: SamplingSettings, callback: OnScaleEnd | None
+        self, text: TextInput, noise: Noise, settings: SamplingSettings, callback: OnScaleEnd | None
     ) -> tuple[Image, ImageTimings]:
         with self._workspace(settings.rows) as workspace:
             device = workspace.device
@@ -176,7 +271,7 @@ class Pipeline:
             encoded = device.mark()
             scales: list[ScaleTiming] = []
             # Nobody listens: the device is given all scales at once.
-            for event in self._events(workspace, seed, settings, wait=callback is not None):
+            for event in self._events(workspace, noise, settings, wait=callback is not None):
                 scales.append(ScaleTiming(event.index, event.size, event.tokens, event.kept, event.ms))
                 if callback is not None:
                     callback(event)
@@ -186,11 +281,8 @@ class Pipeline:
             return image, ImageTimings(device.elapsed_ms(start, encoded), tuple(scales), decode_ms)
 
     def _events(
-        self, workspace: Workspace, seed: int, settings: SamplingSettings, wait: bool = True
+        self, workspace: Workspace, noise: Noise, settings: SamplingSettings, wait: bool = True
     ) -> Iterator[ScaleEvent]:
-        def noise(scale: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-            return uniform_noise(seed, scale, shape)
-
         for calls, ms in workspace.run_scales(noise, settings, wait=wait):
             step = calls.step
             yield ScaleEvent(step.index, step.size, step.tokens, step.kept, ms, self._previewer(workspace, calls))
@@ -257,6 +349,11 @@ def to_image(pixels: NDArray[np.float32]) -> Image:
 
     levels = np.rint((pixels + 1) * 127.5).astype(np.uint8)
     return PilImage.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
+
+
+def seeded_noise(seed: int) -> Noise:
+    """Noise of a seed, drawn anew for every scale."""
+    return partial(uniform_noise, seed)
 
 
 def _seeds(seed: int, count: int) -> list[int]:

@@ -12,9 +12,10 @@ from ..engines.device import ALIGNMENT
 class Phase(IntEnum):
     """The parts of a generation, in order."""
 
-    TEXT = 0  # text encoder, condition, text keys and values
-    SCALES = 1
-    DECODE = 2
+    ENCODE = 0  # the image encoder, where an image is given; what it writes goes to the host
+    TEXT = 1  # text encoder, condition, text keys and values
+    SCALES = 2
+    DECODE = 3
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,18 @@ def place(needs: Mapping[str, Need]) -> tuple[dict[str, Slot], int]:
 
     Buffers of one lifetime lie side by side as a block. What is always alive lies at the bottom, what dies before
     the last phase above it, what is born after the first at the very top; what lives in one phase only has the room
-    between its neighbours.
+    between its neighbours. The image encoder has all of it: no buffer of its phase lives on.
     """
-    text, scales, decode = Phase
+    encode, text, scales, decode = Phase
     sizes: dict[tuple[Phase, Phase], int] = {(a, b): 0 for a in Phase for b in Phase if a <= b}
     for need in needs.values():
         sizes[need.first, need.last] += aligned(need.size)
     always, early, late = sizes[text, decode], sizes[text, scales], sizes[scales, decode]
     alone = {phase: sizes[phase, phase] for phase in Phase}
     total = always + max(early + alone[text], early + alone[scales] + late, late + alone[decode])
+    total = max(total, alone[encode])
     ends = {
+        (encode, encode): 0,
         (text, decode): 0,
         (text, scales): always,
         (text, text): always + early,

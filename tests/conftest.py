@@ -123,3 +123,16 @@ def tiny_bundle(
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     fastvar.build(tiny_checkpoint, size="256x256", policy=str(tiny_policy), out=out, cache=engine_cache)
     return out
+
+
+@pytest.fixture(scope="session")
+def editing_bundle(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint, tiny_policy: Path, engine_cache: Path
+) -> Path:
+    """The tiny bundle with an image encoder; read only."""
+    import fastvar
+
+    out = tmp_path_factory.mktemp("bundles") / "editing"
+    options = {"size": "256x256", "policy": str(tiny_policy), "with_encoder": True}
+    fastvar.build(tiny_checkpoint, out=out, cache=engine_cache, **options)
+    return out

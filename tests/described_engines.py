@@ -39,6 +39,8 @@ def manifest_for(plan: GenerationPlan, config: TransformerConfig, text_length: i
     pixels = tuple(n * images.patch_size for n in grid)
     decoder = {"summed": (1, config.bits, *grid)}, {"image": (1, 3, *pixels)}
     engines[assembly.decoder] = engine_spec(assembly.decoder, *decoder, {"conv": "image_tokenizer.decoder.conv"})
+    encoder = {"image": (1, 3, *pixels)}, {"latent": (1, config.bits, *grid)}
+    engines["encoder"] = engine_spec("encoder", *encoder, {"conv_in": "image_tokenizer.encoder.conv_in"})
     ids = dict.fromkeys(("ids", "attention_mask"), (1, text_length))
     engines["text-encoder"] = engine_spec("text-encoder", ids, {"features": (text_length, config.text_width)}, {})
     return Manifest(
@@ -52,6 +54,7 @@ def manifest_for(plan: GenerationPlan, config: TransformerConfig, text_length: i
         sets=tuple(assembly.sets),
         text_encoder="text-encoder",
         decoder=assembly.decoder,
+        encoder="encoder",
         weights=FileRecord("weights.safetensors", "", 0),
         text_tokenizer=None,
         checkpoint_digest="",

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from fastvar.export.pruning import gather, restore, select
 from fastvar.export.reference import Sampling, generate_scales
-from fastvar.export.resize import area_ends, bilinear_matrix
 from fastvar.plan import PruningPolicy, ScaleRule
+from fastvar.resize import area_ends, bilinear_matrix
 from tests.export import tiny_models as tiny
 
 

@@ -166,6 +166,8 @@ class Played:
         """Draw, look at everything a user may look at, and return what happened."""
         self.device.log.clear()
         workspace, prompt = self.workspaces[rows], text(TEXT_LENGTH - 1)
+        if wait:
+            workspace.encode_image(np.zeros(workspace.layout.encoder.tensors["image"].shape[1:], np.float32))
         workspace.encode_text(TextInput(prompt, text(1) if negative and rows == 2 else None))
         drawing = workspace.run_scales(noise, SamplingSettings(1.0 if rows == 1 else 3.0, 1.0, 0.9), wait=wait)
         for calls, _ in drawing:

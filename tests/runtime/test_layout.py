@@ -19,6 +19,7 @@ from fastvar.engines.manifest import EngineSpec, Manifest, TensorSpec
 from fastvar.errors import BundleError, InternalError
 from fastvar.plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
 from fastvar.runtime.layout import EngineCall, Layout, StepCalls, View, WeightView, lay_out
+from fastvar.runtime.placement import Phase, aligned
 from fastvar.schedule import ScaleSchedule, Size
 from tests.described_engines import manifest_for, model
 
@@ -39,6 +40,8 @@ class Play:
     def __post_init__(self) -> None:
         self._owner = np.full(self.layout.arena_bytes, -1)
         layout = self.layout
+        self.call("encoder", layout.encoder, host=("image",))
+        self.read("image tokens", {"latent": views(layout.encoder)["latent"]} if layout.encoder else {})
         self.call("prompt", layout.text_encoder, host=("ids", "attention_mask"))
         self.call("negative", layout.uncond_encoder, host=("ids", "attention_mask"))
         self.call("condition", layout.condition, host=("mask",))
@@ -108,7 +111,14 @@ def extent(layout: Layout, view: View) -> slice:
 
 
 def all_calls(layout: Layout) -> Iterator[EngineCall]:
-    once = (layout.text_encoder, layout.uncond_encoder, layout.condition, *layout.text_kv, layout.decoder)
+    once = (
+        layout.encoder,
+        layout.text_encoder,
+        layout.uncond_encoder,
+        layout.condition,
+        *layout.text_kv,
+        layout.decoder,
+    )
     yield from (call for call in once if call is not None)
     for step in layout.steps:
         yield from (*step.layers, step.bridge)
@@ -166,16 +176,17 @@ def over_generations(test: Any) -> Any:
     return settings(max_examples=20, deadline=None)(given(layouts)(test))
 
 
-def test_described_engines_are_those_of_a_build(tiny_bundle: Path):
+def test_described_engines_are_those_of_a_build(editing_bundle: Path):
     """What all other tests here stand on."""
-    built = Bundle.open(tiny_bundle).manifest
+    built = Bundle.open(editing_bundle).manifest
     described = manifest_for(built.plan, built.transformer, built.text_length)
     assert described.sets == built.sets
-    for name in {n for n in built.engines if n not in (built.text_encoder, built.decoder)}:
+    for name in {n for n in built.engines if n not in (built.text_encoder, built.decoder, built.encoder)}:
         assert border(described.engines[name]) == border(built.engines[name]), name
         assert described.engines[name].weights == built.engines[name].weights, name
     assert border(described.engines["text-encoder"]) == border(built.engines[built.text_encoder])
     assert border(described.engines[described.decoder]) == border(built.engines[built.decoder])
+    assert border(described.engines[described.encoder]) == border(built.engines[built.encoder])
 
 
 def border(spec: EngineSpec) -> tuple[set[TensorSpec], set[TensorSpec]]:
@@ -359,6 +370,17 @@ def test_bundle_without_text_encoder_plans_none():
     assert layout.text_encoder is None
     assert layout.uncond_encoder is None
     assert "cond" in layout.slots
+
+
+@over_generations
+def test_image_encoder_takes_room_only_where_it_wants_more_than_drawing(generation: tuple[Manifest, Layout]):
+    manifest, layout = generation
+    without = lay_out(replace(manifest, encoder=""), layout.rows)
+    assert without.encoder is None
+    own = [slot for slot in layout.slots.values() if slot.last == Phase.ENCODE]
+    assert {slot.name for slot in own} >= {"given_image", "latent"}
+    needed = sum(aligned(slot.size) for slot in own)
+    assert layout.arena_bytes == max(without.arena_bytes, needed)
 
 
 def test_guidance_rows_that_were_not_built():

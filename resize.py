@@ -1,4 +1,4 @@
-"""Resizing as constants: exact matrices and indices in place of an operator that exports badly."""
+"""Resizing as constants: exact matrices and indices, in place of an operator that exports badly and of torch itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ def bilinear_matrix(source: int, target: int) -> NDArray[np.float32]:
 
 
 def area_ends(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last source cell that each target cell averages, when enlarging: at most two along an axis."""
+    """First and last source cell that each target cell averages, by torch's rule: when enlarging, at most two."""
     first = np.array([i * source // target for i in range(target)])
     last = np.array([math.ceil((i + 1) * source / target) - 1 for i in range(target)])
     return first, last
+
+
+def area_matrix(source: int, target: int) -> NDArray[np.float64]:
+    """[target, source] weights of area resizing along one axis: the mean of all cells that a target cell touches."""
+    first, last = area_ends(source, target)
+    cells = np.arange(source)
+    touched = (first[:, None] <= cells) & (cells <= last[:, None])
+    matrix: NDArray[np.float64] = touched / touched.sum(axis=1, keepdims=True)
+    return matrix

@@ -1,0 +1,121 @@
+"""What the commands that draw images share: their options, the progress, and how images are saved."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from .. import __version__
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..runtime.events import Output, ScaleEvent
+    from ..runtime.pipeline import Pipeline
+
+SEED_BITS = 32  # of a seed drawn for the user: short enough to type again
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+Seed = Annotated[
+    int | None, typer.Option(help="Seed of each prompt's first image; the next count up. [dim]default: drawn[/dim]")
+]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-scale",
+        "--cfg",
+        help="Classifier-free guidance; 1 is off and twice as fast. [dim]bundle's[/dim]",
+    ),
+]
+Tau = Annotated[float | None, typer.Option(help="Sampling temperature; lower is tamer. [dim]bundle's[/dim]")]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="Drop a bit's rarer value at a probability of 1 - top_p or less. [dim]bundle's[/dim]"),
+]
+NumImages = Annotated[int, typer.Option("--num-images", "-n", help="Images per prompt.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What to steer away from.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="A .png file, or a folder for files named PROMPT-SEED.png.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [dim]default: the library's choice[/dim]")]
+OffloadTextEncoder = Annotated[
+    bool,
+    typer.Option(
+        "--offload-text-encoder", help="On a GPU: bring the text encoder for every prompt, and free its memory."
+    ),
+]
+NoCudaGraphs = Annotated[
+    bool, typer.Option("--no-cuda-graphs", help="On a GPU: make every launch by itself, to look for trouble.")
+]
+Timings = Annotated[bool, typer.Option("--timings", help="Print milliseconds per scale.")]
+
+# Of the commands that start from an image.
+GivenImage = Annotated[
+    Path, typer.Argument(metavar="IMAGE", help="Any image file that Pillow reads.", show_default=False)
+]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole image shows, in quotes.")]
+Size = Annotated[
+    str | None, typer.Option(help="Refuse a bundle that draws another size, WIDTHxHEIGHT: the bundle decides it.")
+]
+Fit = Annotated[
+    str, typer.Option(help="An image of another aspect ratio: exact refuses it, crop cuts it around its centre.")
+]
+
+
+def seed_or_drawn(seed: int | None) -> int:
+    return secrets.randbits(SEED_BITS) if seed is None else seed
+
+
+def check_size(pipe: Pipeline, size: str | None) -> None:
+    """Raises InputError where a size is asked for that the bundle does not draw."""
+    from ..schedule import parse_size
+
+    wanted = pipe.size if size is None else parse_size(size)
+    if wanted != pipe.size:
+        raise InputError(
+            f"--size {wanted[1]}x{wanted[0]}, but this bundle draws {pipe.size[1]}x{pipe.size[0]}",
+            expected="the size that the bundle was built for: its schedule and memory are static",
+            fix=f"drop --size, or use a bundle built with --size {wanted[1]}x{wanted[0]}",
+        )
+
+
+def is_file(out: Path, images: int) -> bool:
+    """Whether --out names a file rather than a folder."""
+    if out.is_dir() or out.suffix.lower() not in IMAGE_SUFFIXES:
+        return False
+    if out.suffix.lower() != ".png":
+        raise InputError(f"cannot write {out}", expected="a .png file: it carries the metadata", fix="name it .png")
+    if images > 1:
+        raise InputError(f"--out names one file for {images} images", fix="give a folder")
+    return True
+
+
+def on_scale(progress: Progress, count: int) -> Callable[[ScaleEvent], None]:
+    """A callback that shows the scale that was just drawn, of `count` over all images."""
+    task = progress.add_task("drawing", total=count)
+
+    def report(event: ScaleEvent) -> None:
+        kept = f", {event.kept} kept" if event.kept < event.tokens else ""
+        progress.update(task, description=f"scale {event.index}: {event.tokens} tokens{kept}", advance=1)
+
+    return report
+
+
+def save(output: Output, out: Path, to_file: bool, digest: str, timings: bool) -> None:
+    """Write every image with its origin, say where, and print timings where asked to."""
+    from ..runtime.png import free_path, save_png, slug
+
+    for image, prompt, seed, timing in zip(output.images, output.prompts, output.seeds, output.timings, strict=True):
+        path = free_path(out if to_file else out / f"{slug(prompt)}-{seed}.png")
+        settings = json.dumps(output.settings, sort_keys=True)
+        told = {"prompt": prompt, "seed": str(seed), "settings": settings, "bundle": digest, "fastvar": __version__}
+        save_png(image, path, told)
+        typer.echo(f"wrote {path} (seed {seed}, {timing.total_ms / 1e3:.2f} s)")
+    if timings:
+        from .tables import timing_table
+
+        Console().print(timing_table(output.timings))

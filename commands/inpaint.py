@@ -1,0 +1,69 @@
+"""`fastvar inpaint`: a part of an image, drawn anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import drawing
+from .options import BundlePath, progress_bar
+
+
+def inpaint(
+    bundle: BundlePath,
+    image: drawing.GivenImage,
+    prompt: drawing.Prompt,
+    mask: Annotated[
+        Path,
+        typer.Option(help="Image of the same aspect ratio: WHITE is redrawn, black is kept.", show_default=False),
+    ],
+    no_composite: Annotated[
+        bool,
+        typer.Option(
+            "--no-composite", help="Leave the outside as the model decodes it: do not put the image's own pixels back."
+        ),
+    ] = False,
+    size: drawing.Size = None,
+    fit: drawing.Fit = "exact",
+    seed: drawing.Seed = None,
+    guidance_scale: drawing.GuidanceScale = None,
+    tau: drawing.Tau = None,
+    top_p: drawing.TopP = None,
+    num_images: drawing.NumImages = 1,
+    negative_prompt: drawing.NegativePrompt = None,
+    out: drawing.Out = Path(),
+    threads: drawing.Threads = None,
+    offload_text_encoder: drawing.OffloadTextEncoder = False,
+    no_cuda_graphs: drawing.NoCudaGraphs = False,
+    timings: drawing.Timings = False,
+) -> None:
+    """Redraw the white part of a mask. A token of 16x16 pixels is redrawn if the mask touches it; outside, the image's
+    own pixels are put back with a soft edge. Needs a bundle --with-encoder.
+    """
+    from ..runtime.pipeline import Pipeline
+    from ..runtime.png import check_writable
+
+    to_file = drawing.is_file(out, num_images)
+    check_writable(out.parent if to_file else out)
+    pipe = Pipeline.load(
+        bundle, threads=threads, offload_text_encoder=offload_text_encoder, cuda_graphs=not no_cuda_graphs
+    )
+    drawing.check_size(pipe, size)
+    with progress_bar() as progress:
+        output = pipe.inpaint(
+            image,
+            mask,
+            prompt,
+            fit=fit,
+            composite=not no_composite,
+            seed=drawing.seed_or_drawn(seed),
+            guidance_scale=guidance_scale,
+            tau=tau,
+            top_p=top_p,
+            num_images=num_images,
+            negative_prompt=negative_prompt,
+            callback_on_scale_end=drawing.on_scale(progress, num_images * len(pipe.manifest.plan.steps)),
+        )
+    drawing.save(output, out, to_file, pipe.bundle.digest, timings)

@@ -1,0 +1,68 @@
+"""`fastvar upscale`: an image, enlarged to the bundle's size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import drawing
+from .options import BundlePath, progress_bar
+
+
+def upscale(
+    bundle: BundlePath,
+    image: drawing.GivenImage,
+    prompt: drawing.Prompt,
+    keep_scales: Annotated[
+        int | None,
+        typer.Option(
+            help="Keep this many scales of the image, as `fastvar inspect` counts them. "
+            "[dim]default: those whose tokens, of 16x16 pixels, fit into it[/dim]"
+        ),
+    ] = None,
+    no_consistency: Annotated[
+        bool,
+        typer.Option("--no-consistency", help="Do not correct the result to give the image again when averaged down."),
+    ] = False,
+    size: drawing.Size = None,
+    fit: drawing.Fit = "exact",
+    seed: drawing.Seed = None,
+    guidance_scale: drawing.GuidanceScale = None,
+    tau: drawing.Tau = None,
+    top_p: drawing.TopP = None,
+    num_images: drawing.NumImages = 1,
+    negative_prompt: drawing.NegativePrompt = None,
+    out: drawing.Out = Path(),
+    threads: drawing.Threads = None,
+    offload_text_encoder: drawing.OffloadTextEncoder = False,
+    no_cuda_graphs: drawing.NoCudaGraphs = False,
+    timings: drawing.Timings = False,
+) -> None:
+    """Enlarge an image: its coarse scales are kept, the model draws the finer ones. Needs a bundle --with-encoder."""
+    from ..runtime.pipeline import Pipeline
+    from ..runtime.png import check_writable
+
+    to_file = drawing.is_file(out, num_images)
+    check_writable(out.parent if to_file else out)
+    pipe = Pipeline.load(
+        bundle, threads=threads, offload_text_encoder=offload_text_encoder, cuda_graphs=not no_cuda_graphs
+    )
+    drawing.check_size(pipe, size)
+    with progress_bar() as progress:
+        output = pipe.upscale(
+            image,
+            prompt,
+            keep_scales=keep_scales,
+            fit=fit,
+            consistency=not no_consistency,
+            seed=drawing.seed_or_drawn(seed),
+            guidance_scale=guidance_scale,
+            tau=tau,
+            top_p=top_p,
+            num_images=num_images,
+            negative_prompt=negative_prompt,
+            callback_on_scale_end=drawing.on_scale(progress, num_images * len(pipe.manifest.plan.steps)),
+        )
+    drawing.save(output, out, to_file, pipe.bundle.digest, timings)
