@@ -86,3 +86,8 @@ def _size(spec: EngineSpec, name: str) -> int:
     for extent in spec.tensor(name).shape:
         elements *= extent
     return elements
+
+
+def library_bytes(manifest: Manifest) -> int:
+    """What onnxruntime takes beside weights and arena."""
+    return 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..engines.dtypes import human_bytes, storage_dtype
 from ..engines.manifest import Manifest
+from ..engines.scratch import library_bytes
 from ..errors import DeviceMemoryError
 from .layout import Layout, WeightView, lay_out
 from .memory import place_weights
@@ -32,20 +33,38 @@ def device_need(layouts: Sequence[Layout]) -> DeviceNeed:
     return DeviceNeed(place_weights(layouts)[1], max(layout.arena_bytes for layout in layouts))
 
 
-def require_fit(manifest: Manifest, layouts: Sequence[Layout], free_bytes: int | None, *, offloads: bool) -> None:
+def host_need(manifest: Manifest, layouts: Sequence[Layout]) -> DeviceNeed:
+    """The same where engines share the host's memory: weights are the mapped file, and what the engines' library
+    takes for itself is estimated (engines/scratch.py).
+    """
+    return replace(device_need(layouts), library_bytes=library_bytes(manifest))
+
+
+def require_fit(
+    manifest: Manifest,
+    layouts: Sequence[Layout],
+    need: DeviceNeed,
+    *,
+    free_bytes: int | None,
+    budget_bytes: int | None,
+    offloads: bool,
+) -> None:
     """Refuse before anything is allocated.
 
     Raises:
-        DeviceMemoryError: names what is needed, what is free, and the choices that would fit.
+        DeviceMemoryError: names what is needed, what is free or allowed, and the choices that would fit.
     """
-    need = device_need(layouts)
-    if free_bytes is None or need.total_bytes <= free_bytes:
+    limits = [(n, what) for n, what in ((free_bytes, "are free"), (budget_bytes, "are its budget")) if n is not None]
+    limit, what = min(limits, default=(need.total_bytes, ""))
+    if need.total_bytes <= limit:
         return
-    fitting = [f"{how}: {human_bytes(n)}" for how, n in _smaller(manifest, layouts, offloads) if n <= free_bytes]
+    ways = _smaller(manifest, layouts, offloads) if need.library_bytes == 0 else []
+    fitting = [f"{how}: {human_bytes(n)}" for how, n in ways if n <= limit]
+    library = f", {human_bytes(need.library_bytes)} for the library" if need.library_bytes else ""
     raise DeviceMemoryError(
-        f"this bundle needs {human_bytes(need.total_bytes)} of GPU memory ({human_bytes(need.weight_bytes)} weights, "
-        f"{human_bytes(need.arena_bytes)} for drawing), {human_bytes(free_bytes)} are free",
-        expected="all of it free when the bundle is loaded",
+        f"this bundle needs {human_bytes(need.total_bytes)} of memory ({human_bytes(need.weight_bytes)} weights, "
+        f"{human_bytes(need.arena_bytes)} for drawing{library}), {human_bytes(limit)} {what}",
+        expected="room for all of it when the bundle is loaded",
         fix="; ".join(fitting) or "no option of this model fits: choose a smaller --size or a smaller model",
     )
 

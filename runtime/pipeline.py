@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..engines.base import Backend
 from ..engines.bundle import Bundle
+from ..engines.dtypes import parse_bytes
 from ..errors import InputError
 from ..schedule import Size
 from .editing import Editing, given_tokens, inpainting, upscaling
@@ -46,6 +47,7 @@ class Pipeline:
         threads: int | None = None,
         offload_text_encoder: bool = False,
         cuda_graphs: bool = True,
+        memory_budget: str | int | None = None,
         backend: Backend | None = None,
     ) -> None:
         self.bundle = bundle
@@ -55,6 +57,7 @@ class Pipeline:
             threads=threads,
             offload_text_encoder=offload_text_encoder,
             cuda_graphs=cuda_graphs,
+            memory_budget=parse_bytes(memory_budget) if isinstance(memory_budget, str) else memory_budget,
             backend=backend,
         )
         self._tokenizer: PromptTokenizer | None = None
@@ -74,6 +77,7 @@ class Pipeline:
         verify: str = "auto",
         offload_text_encoder: bool = False,
         cuda_graphs: bool = True,
+        memory_budget: str | int | None = None,
     ) -> Pipeline:
         """Open a bundle, check its digests, place its weights and memory on the device.
 
@@ -84,14 +88,22 @@ class Pipeline:
             offload_text_encoder: on a GPU, copy the text encoder's weights there for every prompt, into memory that
                 drawing uses afterwards; no effect on the CPU.
             cuda_graphs: on a GPU, replay the launches of a scale as one; no effect on the CPU.
+            memory_budget: "15GiB", or bytes: refuse a bundle that would take more, rather than fail while drawing.
 
         Raises:
             BundleError: damaged, incomplete, or made for another version.
             BackendError: the backend's library, driver or device is missing or does not fit.
-            DeviceMemoryError: the GPU has too little free memory; says what would fit.
+            DeviceMemoryError: the GPU has too little free memory, or the budget is too small; says what would fit.
+            PlanError: the budget is no amount of memory.
         """
         bundle = Bundle.open(Path(path), verify=verify)
-        return cls(bundle, threads=threads, offload_text_encoder=offload_text_encoder, cuda_graphs=cuda_graphs)
+        return cls(
+            bundle,
+            threads=threads,
+            offload_text_encoder=offload_text_encoder,
+            cuda_graphs=cuda_graphs,
+            memory_budget=memory_budget,
+        )
 
     @property
     def size(self) -> Size:

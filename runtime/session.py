@@ -8,7 +8,7 @@ from ..engines.base import Backend, Engine
 from ..engines.bundle import Bundle
 from ..engines.registry import get_backend
 from ..engines.weights import WeightFile
-from .fit import require_fit
+from .fit import device_need, host_need, require_fit
 from .generation import Workspace
 from .layout import lay_out
 from .memory import Memory
@@ -24,11 +24,12 @@ class Session:
         threads: CPU threads; the library's choice by default.
         offload_text_encoder: on a GPU, bring the text encoder's weights for every prompt instead of keeping them.
         cuda_graphs: on a GPU, record the launches of a scale and replay them as one.
+        memory_budget: bytes that weights and memory may take together; no limit by default.
         backend: in place of the one that the bundle names.
 
     Raises:
         BackendError: the backend's library, driver or device is missing or does not fit.
-        DeviceMemoryError: the device has too little free memory; nothing was allocated.
+        DeviceMemoryError: the device has too little free memory, or the budget is too small; nothing was allocated.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Session:
         threads: int | None = None,
         offload_text_encoder: bool = False,
         cuda_graphs: bool = True,
+        memory_budget: int | None = None,
         backend: Backend | None = None,
     ) -> None:
         self.manifest = bundle.manifest
@@ -48,8 +50,15 @@ class Session:
         self.device = self._backend.device()
         offloads = offload_text_encoder and not self.device.shares_host_memory
         layouts = [lay_out(self.manifest, s.rows, offload_text_encoder=offloads) for s in self.manifest.sets]
-        if not self.device.shares_host_memory:
-            require_fit(self.manifest, layouts, self.device.free_bytes(), offloads=offloads)
+        self.need = host_need(self.manifest, layouts) if self.device.shares_host_memory else device_need(layouts)
+        require_fit(
+            self.manifest,
+            layouts,
+            self.need,
+            free_bytes=self.device.free_bytes(),
+            budget_bytes=memory_budget,
+            offloads=offloads,
+        )
         self.engines = LazyEngines(bundle, self._backend)
         self._memory = Memory(self.device, layouts, self.weights)
         self._workspaces: dict[int, Workspace] = {}
