@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InternalError
+from ..errors import InternalError, PlanError
 
 
 @dataclass(frozen=True)
@@ -87,3 +88,21 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
+
+
+# Decimal and binary units as they are written; a letter alone is binary, as Docker and Java read it.
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", start=1)}
+_UNITS |= {letter + end: 1024**power for power, letter in enumerate("kmgt", start=1) for end in ("", "ib")}
+
+
+def parse_bytes(text: str) -> int:
+    """'15GiB' -> 16106127360. 1 GB is 1000**3 bytes, 1 GiB and 1g are 1024**3; upper or lower case, a space or none.
+
+    Raises:
+        PlanError: not an amount of memory, or less than one byte.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
+    if found is None or found[2] not in _UNITS or (size := int(float(found[1]) * _UNITS[found[2]])) < 1:
+        raise PlanError(f"memory {text!r} not understood", expected="a number with a unit: 15GiB, 15GB, 900MiB, 1.5g")
+    return size

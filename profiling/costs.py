@@ -56,12 +56,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class CallCost:
-    """One launch. `scale` is its index in the full schedule; None before and behind the scales."""
+    """One launch. `scale` is its index in the full schedule, `tokens` what it forwards per guidance row; both are
+    None before and behind the scales.
+    """
 
     engine: str
     kind: Kind
     layer: int | None
     scale: int | None
+    tokens: int | None
     cost: Cost
 
 
@@ -127,8 +130,11 @@ def is_project(call: EngineCall) -> bool:
 
 
 def _cost(kind: Kind, call: EngineCall, step: StepCalls | None, flop: Cost) -> CallCost:
-    index = None if step is None else step.step.index
-    return CallCost(call.engine, kind, call.layer, index, flop + Cost(bytes_moved=bytes_moved(call)))
+    cost = flop + Cost(bytes_moved=bytes_moved(call))
+    if step is None:
+        return CallCost(call.engine, kind, call.layer, None, None, cost)
+    tokens = step.step.tokens if kind is Kind.BRIDGE else _shape(call, "q")[0]
+    return CallCost(call.engine, kind, call.layer, step.step.index, tokens, cost)
 
 
 # Tables of which an engine reads some rows only: input -> how many, given the shapes of all that it is bound to.

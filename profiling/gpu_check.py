@@ -33,6 +33,7 @@ from ..runtime.layout import lay_out
 from ..runtime.noise import uniform_noise
 from ..runtime.session import Session
 from .sampler import sampler_for
+from .subject import random_features
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "profiling" / "results"
@@ -208,13 +209,6 @@ def logits(workspace: Workspace, features: NDArray[np.float32]) -> list[NDArray[
 
     prepare_text(workspace, features)
     return [workspace.read(calls.bridge, "logits").copy() for calls, _ in workspace.run_scales(forced, GUIDED)]
-
-
-def random_features(workspace: Workspace) -> NDArray[np.float32]:
-    """Text features [2, T, Ct]: no text encoder is needed to time or compare the scales."""
-    manifest = workspace.manifest
-    shape = (2, manifest.text_length, manifest.transformer.text_width)
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
 def prepare_text(workspace: Workspace, features: NDArray[np.float32]) -> None:
