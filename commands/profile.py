@@ -15,7 +15,10 @@ from .options import AsJson, BundlePath, print_json, progress_bar
 
 def profile(
     bundle: BundlePath,
-    prompt: Annotated[str | None, typer.Option(help="What to draw. [dim]default: some shapes[/dim]")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What to draw. [dim]default: a red circle above a blue square[/dim]", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the image, the same in every run.")] = 0,
     runs: Annotated[int, typer.Option(min=1, help="Timed images; as many again launch by launch.")] = 10,
     warm_up: Annotated[int, typer.Option("--warm-up", min=1, help="Images drawn before, and not counted.")] = 2,

@@ -102,7 +102,7 @@ def parse_bytes(text: str) -> int:
     Raises:
         PlanError: not an amount of memory, or less than one byte.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
     if found is None or found[2] not in _UNITS or (size := int(float(found[1]) * _UNITS[found[2]])) < 1:
         raise PlanError(f"memory {text!r} not understood", expected="a number with a unit: 15GiB, 15GB, 900MiB, 1.5g")
     return size

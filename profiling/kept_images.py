@@ -12,8 +12,8 @@ from PIL import Image
 from .records import KeptMap
 
 LARGEST = 512  # pixels along the longer side of an image in a report
-DIMMED = 0.4  # of its brightness is what the image keeps under the map
-TINT = 0.75  # opacity of a token that all selections kept; one that none kept has no colour
+DIMMED = 0.35  # of its brightness is what the image has left where no selection kept a token
+TINT = 0.6  # opacity of a token that all selections kept; one that none kept has no colour
 # Dark to bright, even in lightness: the anchors of the "inferno" colour map.
 COLOURS = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 
@@ -32,15 +32,18 @@ def heat_map(image_png: bytes, kept: KeptMap) -> str:
 def enlarged(cells: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """[h, w] -> [H, W]: every pixel takes the value of the cell it lies in."""
     rows, columns = (np.arange(n) * cells.shape[axis] // n for axis, n in enumerate(shape))
-    return cells[rows][:, columns]
+    values: NDArray[np.float64] = cells[np.ix_(rows, columns)]
+    return values
 
 
 def painted(grey: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Grey levels and shares from 0 to 1, both [...] -> colours [..., 3]."""
     anchors = np.linspace(0, 1, len(COLOURS))
     colours = np.stack([np.interp(shares, anchors, [c[i] for c in COLOURS]) for i in range(3)], axis=-1)
+    lit = grey * (DIMMED + (1 - DIMMED) * shares)
     opacity = (TINT * shares)[..., None]
-    return np.rint(DIMMED * grey[..., None] * (1 - opacity) + colours * opacity).astype(np.uint8)
+    blended = lit[..., None] * (1 - opacity) + colours * opacity
+    return np.rint(blended).astype(np.uint8)
 
 
 def gradient() -> str:

@@ -135,7 +135,7 @@ def memory_top(runs: Sequence[MemoryRun]) -> float:
     """The upper end of the axis for several plots: over all peaks, and over the budget unless that is far away."""
     peak = max(run.recording.peak_bytes for run in runs)
     budget = runs[0].recording.budget_bytes or 0
-    return 1.15 * (budget if peak < budget <= 2.5 * peak else peak)
+    return 1.2 * (budget if peak < budget <= 2.5 * peak else peak)
 
 
 def memory(bundle: BundleProfile, top_bytes: float, width: float, kind: str) -> str:
@@ -176,7 +176,7 @@ def _bands(canvas: Canvas, frame: _Frame, run: MemoryRun) -> None:
         canvas.rect(start, frame.top, end - start, frame.height, f"band{number % 2}", f"{name}: {grown}", 0)
         short = name.removeprefix("scale ")
         for label in (name, short):
-            if text_width(label) < end - start:
+            if text_width(label) + 3 < end - start:
                 canvas.text((start + end) / 2, frame.top - 6, label, "muted small", "middle")
                 break
 
@@ -202,15 +202,18 @@ def _nice_step(rough: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
 
 
-def _level(canvas: Canvas, frame: _Frame, size: float, label: str, style: str) -> None:
-    canvas.line(frame.left, frame.y(size), frame.left + frame.width, frame.y(size), f"{style}-line", label)
-    canvas.text(frame.left + 6, frame.y(size) - 5, label, f"{style}-text small")
+def _level(canvas: Canvas, frame: _Frame, size: float, label: str, style: str, *, at_right: bool = False) -> None:
+    right, y = frame.left + frame.width, frame.y(size)
+    canvas.line(frame.left, y, right, y, f"{style}-line", label)
+    x, anchor = (right - 4, "end") if at_right else (frame.left + 6, "start")
+    canvas.text(x, y - 5, label, f"{style}-text small", anchor)
 
 
 def _budget(canvas: Canvas, frame: _Frame, budget: int) -> None:
     label = f"budget {human_bytes(budget)}"
     if budget <= frame.span_bytes:
-        _level(canvas, frame, budget, label, "budget")
+        _level(canvas, frame, budget, label, "budget", at_right=True)
         return
-    canvas.line(frame.left, frame.top, frame.left + frame.width, frame.top, "budget-line", label)
-    canvas.text(frame.left + 6, frame.top + 14, f"↑ {label}, beyond this axis", "budget-text small")
+    right = frame.left + frame.width
+    canvas.line(frame.left, frame.top, right, frame.top, "budget-line", label)
+    canvas.text(right - 4, frame.top + 15, f"↑ {label}, beyond this axis", "budget-text small", "end")

@@ -13,12 +13,13 @@ from ..engines.device import Device
 from ..engines.manifest import Manifest
 from ..errors import InputError
 from ..runtime.events import ImageTimings
+from ..runtime.noise import check_seed
 from .costs import engine_costs
 from .environment import environment
 from .memory_run import memory_run_apart
 from .records import BundleProfile, MemoryRun, Profile, Request
 from .rows import engine_rows, launch_medians, stage_rows, totals
-from .subject import Subject, prompt_of, settings_of
+from .subject import Subject, settings_of, text_of
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 LAUNCH_WARM_UP = 1  # launches one by one take another path than whole images: warmed up by themselves
@@ -66,13 +67,14 @@ def check_request(bundles: Sequence[Bundle], request: Request) -> None:
     """Refuse before anything is loaded.
 
     Raises:
-        InputError: no runs, or two bundles that cannot be compared.
+        InputError: no runs, a prompt or a setting out of range, or two bundles that cannot be compared.
         BundleError: no engines for the guidance that is asked for.
     """
     if request.runs < 1 or request.warm_up < 1:
         raise InputError(f"{request.runs} runs after {request.warm_up} to warm up", expected="at least 1 of each")
+    check_seed(request.seed)
     for bundle in bundles:
-        prompt_of(bundle, request)
+        text_of(bundle, request)
         bundle.manifest.engine_set(settings_of(bundle, request).rows)
     if len(bundles) == 2:
         _check_comparable(*(bundle.manifest for bundle in bundles))
@@ -113,10 +115,11 @@ def measure(subjects: Sequence[Subject], request: Request, tell: Progress) -> li
 
 def labels_of(bundles: Sequence[Bundle]) -> list[str]:
     """Short names: the folders', else the policies', else numbered."""
-    for names in ([b.path.resolve().name for b in bundles], [b.manifest.plan.policy.name for b in bundles]):
+    folders = [bundle.path.resolve().name for bundle in bundles]
+    for names in (folders, [bundle.manifest.plan.policy.name for bundle in bundles]):
         if len(set(names)) == len(names):
             return names
-    return [f"{names[0]} {number}" for number in range(1, len(names) + 1)]
+    return [f"{folder} {number}" for number, folder in enumerate(folders, start=1)]
 
 
 def _bundle_profile(

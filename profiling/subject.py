@@ -40,7 +40,7 @@ class Subject:
         self.settings = settings_of(bundle, request)
         self.prompt = prompt_of(bundle, request)
         self._seed = check_seed(request.seed)
-        self._text = None if self.prompt is None else TextInput(_tokenizer(bundle).encode(self.prompt))
+        self._text = text_of(bundle, request)
         self._session = Session(bundle, threads=request.threads, backend=backend)
         self.workspace = self._session.workspace(self.settings.rows)
         self.device = self._session.device
@@ -123,9 +123,16 @@ def prompt_of(bundle: Bundle, request: Request) -> str | None:
     return None
 
 
-def _tokenizer(bundle: Bundle) -> PromptTokenizer:
-    assert bundle.manifest.text_tokenizer is not None
-    return PromptTokenizer(bundle.path / bundle.manifest.text_tokenizer.file, bundle.manifest.text_length)
+def text_of(bundle: Bundle, request: Request) -> TextInput | None:
+    """The tokenized prompt; None where the bundle cannot read one.
+
+    Raises:
+        InputError: as `prompt_of`, or the prompt is empty or too long for the bundle.
+    """
+    prompt, file = prompt_of(bundle, request), bundle.manifest.text_tokenizer
+    if prompt is None or file is None:
+        return None
+    return TextInput(PromptTokenizer(bundle.path / file.file, bundle.manifest.text_length).encode(prompt))
 
 
 def random_features(workspace: Workspace) -> NDArray[np.float32]:
