@@ -15,6 +15,7 @@ from .figures import flop, milliseconds, percent, times
 from .kept_images import gradient, heat_map, picture
 from .records import BundleProfile, KeptMap, Profile
 from .report_tables import engine_table, gauges, stage_table
+from .sampler import INTERVAL_S
 
 WIDE, HALF, NARROW = 1036.0, 500.0, 330.0  # pixels of a plot: across the page, beside another, on a phone
 NOISY = 1.5  # a 95th percentile this many times the median says that the machine was busy
@@ -245,7 +246,7 @@ def _method(profile: Profile) -> str:
         f"Then {s['runs']} images launch by launch, waiting for each one, after one to warm up: the times of the "
         "engines. Their sum is more than that of whole images where launches overlap or are recorded as one.",
         "Percentiles are over runs, interpolated between neighbours.",
-        "Memory: each bundle alone in a fresh process, sampled every 10 ms and behind every launch. "
+        f"Memory: each bundle alone in a fresh process, sampled every {INTERVAL_S * 1e3:g} ms and behind every launch. "
         + _peak_line(profile),
         f"Seed {s['seed']}, guidance scale {s['guidance_scale']:g} ({s['guidance_rows']} rows), tau {s['tau']:g}, "
         f"top_p {s['top_p']:g}; text features are {text}.",

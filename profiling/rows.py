@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from ..engines.manifest import Manifest
+from ..plan import StepPlan
 from ..runtime.events import ImageTimings
 from .costs import CallCost, EngineCosts, Kind, add
 from .records import LaunchMs, MemoryEvent, Row, Spread, spread
@@ -32,7 +34,14 @@ def stage_rows(
     for position, step in enumerate(manifest.plan.steps):
         ms[_scale_name(step.index)] = [image.scales[position].ms for image in images]
     groups = _grouped([_stage(call) for call in costs.calls])
-    return _rows(manifest, costs, groups, [ms[name] for name in groups], events, of_stages=True)
+    steps = _steps(manifest)
+    rows = _rows(costs, groups.values(), [ms[name] for name in groups], events, steps)
+    return tuple(
+        replace(row, name=name, kind=name)
+        if row.scale is None
+        else replace(row, name=name, kind="scale", kept=steps[row.scale].kept)
+        for name, row in zip(groups, rows, strict=True)
+    )
 
 
 def engine_rows(
@@ -41,7 +50,7 @@ def engine_rows(
     """Every engine at every scale, all its layers together; timed launch by launch. `runs`: one figure a launch."""
     groups = _grouped([(call.scale, call.engine) for call in costs.calls])
     ms = [[sum(run[i] for i in indices) for run in runs] for indices in groups.values()]
-    return _rows(manifest, costs, groups, ms, events, of_stages=False)
+    return _rows(costs, groups.values(), ms, events, _steps(manifest))
 
 
 def launch_medians(costs: EngineCosts, runs: Sequence[Sequence[float]]) -> tuple[LaunchMs, ...]:
@@ -71,26 +80,24 @@ def _grouped(keys: Sequence[Hashable]) -> dict[Any, list[int]]:
 
 
 def _rows(
-    manifest: Manifest,
     costs: EngineCosts,
-    groups: dict[Any, list[int]],
+    groups: Iterable[list[int]],
     ms: Sequence[Sequence[float]],
     events: Sequence[MemoryEvent],
-    *,
-    of_stages: bool,
+    steps: Mapping[int, StepPlan],
 ) -> tuple[Row, ...]:
+    """A row for each group of launches, by the name of its first engine."""
     spreads = [spread(values) for values in ms]
     whole = sum(found.median for found in spreads)
-    steps = {step.index: step for step in manifest.plan.steps}
     rows = []
-    for (key, indices), found in zip(groups.items(), spreads, strict=True):
+    for indices, found in zip(groups, spreads, strict=True):
         calls = [costs.calls[i] for i in indices]
         first = calls[0]
         step = None if first.scale is None else steps[first.scale]
         rows.append(
             Row(
-                name=key if of_stages else first.engine,
-                kind=(key if step is None else "scale") if of_stages else first.kind.value,
+                name=first.engine,
+                kind=first.kind.value,
                 launches=len(calls),
                 ms=found,
                 share=found.median / whole if whole else 0.0,
@@ -98,9 +105,13 @@ def _rows(
                 scale=first.scale,
                 size=None if step is None else step.size,
                 tokens=None if step is None else step.tokens,
-                kept=None if step is None else step.kept if of_stages else first.tokens,
+                kept=first.tokens,
                 memory_before_bytes=events[indices[0]].before_bytes,
                 memory_after_bytes=events[indices[-1]].after_bytes,
             )
         )
     return tuple(rows)
+
+
+def _steps(manifest: Manifest) -> dict[int, StepPlan]:
+    return {step.index: step for step in manifest.plan.steps}

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fake_tensorrt import fake_gpu_bundle
 
-QUICK = ("--runs", 1, "--warm-up", 1, "--threads", 1)
+QUICK = ("--runs", 1, "--warm-up", 1)
 FILES = ["profile.csv", "profile.json", "report.html", "trace.json"]
 NO_GPU = pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="there is a GPU")
 

@@ -18,5 +18,5 @@ PROMPT = '<b>red</b> & "square"'
 def measured(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Profile:
     """Two runs of each."""
     other = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("bundles") / "other")
-    request = Request(PROMPT, seed=3, runs=2, warm_up=1, threads=1, budget_bytes=64 << 30)
+    request = Request(PROMPT, seed=3, runs=2, warm_up=1, budget_bytes=64 << 30)
     return profile(Bundle.open(tiny_bundle), request, against=Bundle.open(other))
