@@ -135,7 +135,7 @@ def memory_top(runs: Sequence[MemoryRun]) -> float:
     """The upper end of the axis for several plots: over all peaks, and over the budget unless that is far away."""
     peak = max(run.recording.peak_bytes for run in runs)
     budget = runs[0].recording.budget_bytes or 0
-    return 1.2 * (budget if peak < budget <= 2.5 * peak else peak)
+    return 1.25 * (budget if peak < budget <= 2.5 * peak else peak)
 
 
 def memory(bundle: BundleProfile, top_bytes: float, width: float, kind: str) -> str:
@@ -215,5 +215,5 @@ def _budget(canvas: Canvas, frame: _Frame, budget: int) -> None:
         _level(canvas, frame, budget, label, "budget", at_right=True)
         return
     right = frame.left + frame.width
-    canvas.line(frame.left, frame.top, right, frame.top, "budget-line", label)
-    canvas.text(right - 4, frame.top + 15, f"↑ {label}, beyond this axis", "budget-text small", "end")
+    canvas.line(frame.left, frame.top, right, frame.top, "budget-line", f"{label}, beyond this axis")
+    canvas.text(right - 4, frame.top + 15, f"↑ {label}", "budget-text small", "end")
