@@ -18,6 +18,7 @@ from .commands.generate import generate
 from .commands.inpaint import inpaint
 from .commands.inspect import inspect
 from .commands.plan import plan
+from .commands.profile import profile
 from .commands.sizes import sizes
 from .commands.upscale import upscale
 from .errors import FastvarError
@@ -64,7 +65,7 @@ def _fastvar(
     pass
 
 
-for command in (build, generate, upscale, inpaint, inspect, plan, sizes, doctor):
+for command in (build, generate, upscale, inpaint, profile, inspect, plan, sizes, doctor):
     app.command()(command)
 
 

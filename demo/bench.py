@@ -16,7 +16,7 @@ from rich.table import Table
 
 from demo.bundles import OUT, ROOT, SIZE, ensure_bundles, exit_on_user_error
 from fastvar import Pipeline
-from fastvar.doctor import examine
+from fastvar.profiling.environment import environment
 from fastvar.runtime.events import ImageTimings
 
 RESULTS = ROOT.parent / "profiling" / "results"
@@ -99,18 +99,6 @@ def _scale_cells(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> tuple[s
     return str(pruned["kept"]), f"{dense['ms']:.1f}", f"{pruned['ms']:.1f}", f"{dense['ms'] / pruned['ms']:.2f}"
 
 
-def environment(pipe: Pipeline) -> dict[str, Any]:
-    """Hardware, versions and precision that a figure needs beside it."""
-    facts, engine = examine(), pipe.manifest.engines[pipe.manifest.decoder]
-    kept = ("fastvar", "python", "platform", "cpu", "cpu_cores", "cpu_features", "memory_bytes")
-    return {
-        **{name: facts[name] for name in kept},
-        "backend": f"{engine.backend} {engine.library_version}",
-        "target": engine.target,
-        "precision": pipe.manifest.precision.label,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=15, help="timed runs of each policy, after one warm-up")
@@ -125,7 +113,7 @@ def main() -> None:
     record = {
         "what": f"one {SIZE} image of the demo model, batch 1, text encoder and decoder included in total_ms",
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "environment": environment(next(iter(pipes.values()))),
+        "environment": environment(next(iter(pipes.values())).manifest),
         "threads": arguments.threads,
         "sampling": sampling,
         **summary,

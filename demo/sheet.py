@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from demo.bench import environment, measure, scale_table, summarize
+from demo.bench import measure, scale_table, summarize
 from demo.bundles import CHECKPOINT, OUT, ensure_bundles, exit_on_user_error
 from demo.scenes import caption, held_out_scenes
 from fastvar import Pipeline
+from fastvar.profiling.environment import environment
 
 COLUMNS, PROMPTS = 3, 9
 SCENE_SEED, IMAGE_SEED = 3, 7
@@ -83,7 +84,7 @@ def main() -> None:
     compose({"dense": images["dense"], "pruned": images["fastvar"]}, captions).save(sheet, optimize=True)
     summary = summarize(measure(pipes, captions, arguments.runs))
     Console().print(scale_table(summary))
-    facts = environment(pipes["fastvar"])
+    facts = environment(pipes["fastvar"].manifest)
     print(f"{facts['cpu']}, {facts['cpu_cores']} cores, {facts['backend']}, {facts['precision']}, batch 1")
     print(
         f"pruned is {summary['speedup_scales']:.2f} times as fast over the scales, "

@@ -88,13 +88,7 @@ class CudaDriver:
         return version // 1000, version % 1000 // 10
 
     def _checked(self, function: str, *arguments: Any) -> Any:
-        code, *values = getattr(self.module, function)(*arguments)
-        result = self.module.CUresult
-        if code == result.CUDA_ERROR_OUT_OF_MEMORY:
-            raise DeviceMemoryError(f"{function}: the GPU is out of memory", fix="close what else runs on it")
-        if code != result.CUDA_SUCCESS:
-            raise CudaError(f"{function} failed: {_reason(self.module, code)}")
-        return values[0] if len(values) == 1 else values
+        return checked(self.module, function, *arguments)
 
     def _require(self, needs_cuda: tuple[int, int]) -> None:
         found = self.newest_cuda()
@@ -104,6 +98,33 @@ class CudaDriver:
                 expected=f"a driver for CUDA {needs_cuda[0]}.{needs_cuda[1]} or newer",
                 fix="update the NVIDIA driver",
             )
+
+
+def checked(module: Any, function: str, *arguments: Any) -> Any:
+    """What a driver function returns beside its code.
+
+    Raises:
+        CudaError: the code is not success.
+    """
+    code, *values = getattr(module, function)(*arguments)
+    result = module.CUresult
+    if code == result.CUDA_ERROR_OUT_OF_MEMORY:
+        raise DeviceMemoryError(f"{function}: the GPU is out of memory", fix="close what else runs on it")
+    if code != result.CUDA_SUCCESS:
+        raise CudaError(f"{function} failed: {_reason(module, code)}")
+    return values[0] if len(values) == 1 else values
+
+
+def first_gpu_bus_id(module: Any = None) -> str:
+    """PCI bus id of the GPU that `CudaDevice` uses, known without taking any of its memory.
+
+    Raises:
+        BackendError: as `CudaDevice`.
+    """
+    driver = module or import_extra("cuda.bindings.driver", "tensorrt-rtx")
+    _start(driver)
+    device = checked(driver, "cuDeviceGet", 0)
+    return bytes(checked(driver, "cuDeviceGetPCIBusId", 32, device)).split(b"\0")[0].decode()
 
 
 class CudaDevice(Device):

@@ -32,7 +32,8 @@ from ..runtime.generation import SamplingSettings, Workspace
 from ..runtime.layout import lay_out
 from ..runtime.noise import uniform_noise
 from ..runtime.session import Session
-from .nvml import MemorySampler
+from .sampler import sampler_for
+from .subject import random_features
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "profiling" / "results"
@@ -157,8 +158,9 @@ def timing(builder: Builder, model: str, size: str, policy: str) -> Record:
     name = f"{model}-{size}-{policy}"
     bundle = builder.gpu(name, "--random-weights", model, "--size", size, "--policy", policy)
     planned = device_need([lay_out(bundle.manifest, 2)])
-    with MemorySampler() as sampler:
+    with sampler_for("cuda") as sampler:
         runs = timed_runs(bundle, cuda_graphs=True)
+    memory = sampler.recording
     one_by_one = timed_runs(bundle, cuda_graphs=False)
     steps = bundle.manifest.plan.steps
     return {
@@ -172,7 +174,8 @@ def timing(builder: Builder, model: str, size: str, policy: str) -> Record:
         "scales_ms_without_cuda_graphs": median(sum(run[0]) for run in one_by_one),
         "decode_ms": median(run[1] for run in runs),
         "planned_bytes": vars(planned),
-        "nvml_bytes": {"before": sampler.before_bytes, "peak": sampler.peak_bytes},
+        "nvml_bytes": {"before": memory.device_before_bytes, "peak": memory.device_peak_bytes},
+        "peak": vars(memory.peak),
     }
 
 
@@ -206,13 +209,6 @@ def logits(workspace: Workspace, features: NDArray[np.float32]) -> list[NDArray[
 
     prepare_text(workspace, features)
     return [workspace.read(calls.bridge, "logits").copy() for calls, _ in workspace.run_scales(forced, GUIDED)]
-
-
-def random_features(workspace: Workspace) -> NDArray[np.float32]:
-    """Text features [2, T, Ct]: no text encoder is needed to time or compare the scales."""
-    manifest = workspace.manifest
-    shape = (2, manifest.text_length, manifest.transformer.text_width)
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
 def prepare_text(workspace: Workspace, features: NDArray[np.float32]) -> None:

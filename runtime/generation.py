@@ -154,6 +154,10 @@ class Workspace:
 
     def encode_text(self, text: TextInput) -> None:
         """Run the text encoder for the prompt, and for the negative prompt or with the learned rows."""
+        self._finish_text(self._encode_texts(text))
+
+    def _encode_texts(self, text: TextInput) -> list[int]:
+        """Features of every guidance row; gives how many of them count."""
         self._memory.bring_text_encoder(self.layout)
         self._encode(text.prompt, self.layout.text_encoder, self._text_encoder)
         lengths = [text.prompt.length]
@@ -164,7 +168,7 @@ class Workspace:
         elif text.negative is not None:
             self._encode(text.negative, self.layout.uncond_encoder, self._uncond_encoder)
             lengths.append(text.negative.length)
-        self._finish_text(lengths)
+        return lengths
 
     def _encode(self, prompt: TokenizedPrompt, call: EngineCall | None, launch: Launch) -> None:
         if call is None:
@@ -194,10 +198,13 @@ class Workspace:
             start = view.start + length * width * np.dtype(np.float32).itemsize
             self._memory.write(self.layout, replace(view, start=start, shape=(rows - length, width)), np.zeros(1))
 
-    def _finish_text(self, lengths: list[int] | tuple[int, ...]) -> None:
+    def _finish_text(self, lengths: Sequence[int]) -> None:
+        self._write_mask(lengths)
+        self._condition()
+
+    def _write_mask(self, lengths: Sequence[int]) -> None:
         positions = np.arange(self.manifest.text_length)
         self._write(self._condition_call, "mask", positions < np.array(lengths)[:, None])
-        self._condition()
 
     @property
     def _condition_call(self) -> EngineCall:
@@ -236,17 +243,30 @@ class Workspace:
         return step.calls, self.device.elapsed_ms(start, end)
 
     def timed_launches(
-        self, noise: Noise, settings: SamplingSettings
+        self, noise: Noise, settings: SamplingSettings, text: TextInput | None = None
     ) -> Iterator[tuple[StepCalls | None, EngineCall, float]]:
-        """Draw the image of the text last given launch by launch, to see where time goes: the step (None before and
-        behind the scales), the call, and its milliseconds on the device. Recorded launches are not used.
+        """Draw an image launch by launch, to see where time goes: the step (None before and behind the scales), the
+        call, and its milliseconds on the device. Recorded launches are not used.
+
+        `text`: encoded first, as one launch whatever it takes; else the image is of the text last given.
         """
+        if text is not None:
+            yield from self._timed_encoder(text)
         yield from self._timed(None, (self._condition_call, *self.layout.text_kv), self._condition_launches)
         self._reset(settings)
         for step in self._steps:
             self._draw_noise(step.calls, noise)
             yield from self._timed(step.calls, (*step.calls.layers, step.calls.bridge), step.launches)
         yield from self._timed(None, self.layout.decode, self._decode_launches)
+
+    def _timed_encoder(self, text: TextInput) -> Iterator[tuple[None, EngineCall, float]]:
+        start = self.device.mark()
+        lengths = self._encode_texts(text)
+        end = self.device.mark()
+        self._write_mask(lengths)
+        self.device.wait()
+        assert self.layout.text_encoder is not None
+        yield None, self.layout.text_encoder, self.device.elapsed_ms(start, end)
 
     def _timed(
         self, step: StepCalls | None, calls: Sequence[EngineCall], launches: Sequence[Launch]

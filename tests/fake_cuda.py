@@ -38,6 +38,7 @@ GARBAGE = 0xFF  # in fresh memory; NaN in every float type
 
 NEEDS_NO_CONTEXT = {
     "cuInit", "cuDriverGetVersion", "cuGetErrorString", "cuDeviceGet", "cuDeviceGetAttribute", "cuDeviceGetName",
+    "cuDeviceGetPCIBusId",
     "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent",
 }  # fmt: skip
 # What the driver calls potentially unsafe: refused to a thread that captures, unless it captures relaxed.
@@ -238,6 +239,10 @@ class FakeDriver:
     @driver_function
     def cuDeviceGetName(self, length: int, device: Handle) -> bytes:
         return self.name.encode().ljust(length, b"\0")
+
+    @driver_function
+    def cuDeviceGetPCIBusId(self, length: int, device: Handle) -> bytes:
+        return b"0000:65:00.0" + b"\0" * (length - 12)
 
     @driver_function
     def cuDevicePrimaryCtxRetain(self, device: Handle) -> Handle:

@@ -20,7 +20,9 @@ def test_version(run):
     assert run("--version") == (0, f"fastvar {__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["build", "generate", "upscale", "inpaint", "inspect", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["build", "generate", "upscale", "inpaint", "profile", "inspect", "plan", "sizes", "doctor"]
+)
 def test_every_option_has_help(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0

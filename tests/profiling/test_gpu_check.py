@@ -5,16 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fastvar.engines.cuda import GpuFacts
-from fastvar.errors import BackendError
 from fastvar.profiling import gpu_check
 from fastvar.profiling.gpu_check import Builder, attempt, built_target, parity, relative_error
-from fastvar.profiling.nvml import MemorySampler
 
 ROOT = Path(__file__).parents[2]
 NO_GPU = not Path("/proc/driver/nvidia/version").exists()
@@ -67,36 +64,3 @@ def test_gpus_that_the_library_does_not_list_get_the_default_mask(capability: st
 
 def test_relative_error():
     assert relative_error(np.array([1.0, 1.1]), np.array([1.0, 1.0])) == pytest.approx(0.1 / np.sqrt(2))
-
-
-class _Nvml:
-    """Memory that rises and falls."""
-
-    NVMLError = OSError
-
-    def __init__(self, used: list[int]) -> None:
-        self._used = used
-
-    def nvmlInit(self) -> None:  # noqa: N802 the library's name
-        pass
-
-    def nvmlDeviceGetHandleByIndex(self, _index: int) -> int:  # noqa: N802
-        return 0
-
-    def nvmlDeviceGetMemoryInfo(self, _handle: int) -> SimpleNamespace:  # noqa: N802
-        return SimpleNamespace(used=self._used.pop(0) if len(self._used) > 1 else self._used[0])
-
-
-def test_sampler_keeps_the_peak():
-    nvml = _Nvml([100, 300, 200])
-    with MemorySampler(nvml=nvml) as sampler:
-        while len(nvml._used) > 1:
-            pass
-    assert (sampler.before_bytes, sampler.peak_bytes) == (100, 300)
-
-
-@pytest.mark.skipif(not NO_GPU, reason="there is a GPU")
-def test_sampler_without_a_driver_is_a_user_error():
-    pytest.importorskip("pynvml")
-    with pytest.raises(BackendError, match="NVML does not answer"):
-        MemorySampler()

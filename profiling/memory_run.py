@@ -1,0 +1,89 @@
+"""Memory over time: a bundle is loaded and draws its first image launch by launch, sampled in step with them.
+
+In a process of its own: what is seen is what a program that embeds the runtime takes, and no other bundle's leavings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from ..engines.base import Backend
+from ..engines.bundle import Bundle
+from ..errors import DeviceMemoryError
+from .records import MemoryEvent, MemoryRun, Request
+from .sampler import Probe, Sample, Sampler, memory_of, probe_for
+from .subject import Subject
+
+LOADING = "loading"
+
+
+@dataclass(frozen=True)
+class _Interval:
+    """Between two samples."""
+
+    name: str
+    scale: int | None
+    before: Sample
+    after: Sample
+
+
+def memory_run_apart(path: Path, request: Request) -> MemoryRun:
+    """`memory_run` in a fresh process.
+
+    Raises:
+        FastvarError: whatever stopped it there, told in one piece.
+        DeviceMemoryError: the operating system stopped it.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        try:
+            return process.submit(_open_and_run, path, request).result()
+        except BrokenProcessPool as error:
+            raise DeviceMemoryError(
+                f"the process that loaded {path} was stopped from outside",
+                expected="enough memory to load it and to draw one image",
+                fix="close what else runs on this machine, or choose a smaller model",
+            ) from error
+
+
+def _open_and_run(path: Path, request: Request) -> MemoryRun:
+    return memory_run(Bundle.open(path), request)
+
+
+def memory_run(
+    bundle: Bundle, request: Request, *, backend: Backend | None = None, probe: Probe | None = None
+) -> MemoryRun:
+    """Load a bundle and draw one image.
+
+    Raises:
+        BackendError: a GPU bundle, and NVML or the driver is missing.
+    """
+    with Sampler(probe or probe_for(device_kind(bundle)), budget_bytes=request.budget_bytes) as sampler:
+        intervals = list(_intervals(bundle, request, backend, sampler))
+    recording = sampler.recording
+    memory = dict(zip((s.time_s for s in recording.samples), memory_of(recording.samples), strict=True))
+    loading, *launches = (
+        MemoryEvent(i.name, i.scale, i.before.time_s, i.after.time_s, memory[i.before.time_s], memory[i.after.time_s])
+        for i in intervals
+    )
+    return MemoryRun(recording, loading, tuple(launches))
+
+
+def _intervals(bundle: Bundle, request: Request, backend: Backend | None, sampler: Sampler) -> Iterator[_Interval]:
+    before = sampler.sample()
+    subject = Subject(bundle, request, backend)
+    after = sampler.sample()
+    yield _Interval(LOADING, None, before, after)
+    for step, call, _ in subject.launches():
+        before, after = after, sampler.sample()
+        yield _Interval(call.engine, None if step is None else step.step.index, before, after)
+
+
+def device_kind(bundle: Bundle) -> str:
+    """Where a bundle's engines run: "cpu" or "cuda". Needs no driver: memory is watched from before it starts."""
+    manifest = bundle.manifest
+    return "cpu" if manifest.engines[manifest.decoder].target == "cpu" else "cuda"

@@ -1,0 +1,162 @@
+"""What `fastvar profile` finds, as frozen nouns: they know neither how it was measured nor how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..schedule import Size
+from .costs import Cost
+from .sampler import Recording
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw and how often. `prompt` None: the default one, or random text where no prompt can be read."""
+
+    prompt: str | None = None
+    seed: int = 0
+    runs: int = 10
+    warm_up: int = 2
+    guidance_scale: float | None = None
+    threads: int | None = None
+    budget_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Milliseconds over all runs; the 95th percentile is interpolated between the nearest two."""
+
+    median: float
+    p95: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of one figure a run."""
+    return Spread(float(np.median(values)), float(np.percentile(values, 95)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage of the image, or an engine at one scale with all layers that it runs for.
+
+    Tokens are per guidance row, None where there are no image tokens. `share` is of all rows of its table. Memory is
+    that of the memory run, before the first launch and behind the last.
+    """
+
+    name: str
+    kind: str
+    launches: int
+    ms: Spread
+    share: float
+    cost: Cost
+    scale: int | None = None
+    size: Size | None = None
+    tokens: int | None = None
+    kept: int | None = None
+    memory_before_bytes: int | None = None
+    memory_after_bytes: int | None = None
+
+    @property
+    def flop_per_s(self) -> float:
+        """Achieved at the median."""
+        return self.cost.flop / self.ms.median * 1e3 if self.ms.median else 0.0
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Achieved at the median."""
+        return self.cost.bytes_moved / self.ms.median * 1e3 if self.ms.median else 0.0
+
+
+@dataclass(frozen=True)
+class LaunchMs:
+    """One launch: the median of its milliseconds."""
+
+    engine: str
+    kind: str
+    scale: int | None
+    layer: int | None
+    ms: float
+
+
+@dataclass(frozen=True)
+class MemoryEvent:
+    """A launch (or the loading) in the memory run, in seconds since its start."""
+
+    name: str
+    scale: int | None
+    start_s: float
+    end_s: float
+    before_bytes: int
+    after_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryRun:
+    """Memory over time from before the bundle is loaded until its first image is drawn, launch by launch."""
+
+    recording: Recording
+    loading: MemoryEvent
+    launches: tuple[MemoryEvent, ...]  # in order
+
+
+@dataclass(frozen=True)
+class KeptMap:
+    """How many of the selections of a scale (pruned layers x sub-layers) kept each token of the conditional row."""
+
+    scale: int
+    size: Size
+    kept: int
+    selections: int
+    counts: tuple[tuple[int, ...], ...]  # [h][w]
+
+
+@dataclass(frozen=True)
+class BundleProfile:
+    """Everything about one bundle. Of `totals` each is over the same runs, by what it covers."""
+
+    label: str
+    facts: dict[str, Any]  # path, digest, model, size, policy, ...: ready for json.dumps
+    totals: dict[str, Spread]  # text, scales, decoder, image
+    stages: tuple[Row, ...]
+    engines: tuple[Row, ...]
+    launches: tuple[LaunchMs, ...]
+    memory: MemoryRun
+    kv_cache_bytes: int
+    kept: tuple[KeptMap, ...]
+    image_png: bytes
+
+    @property
+    def cost(self) -> Cost:
+        """Of the whole image."""
+        return sum((row.cost for row in self.stages), Cost())
+
+    def stage(self, scale: int) -> Row | None:
+        """A scale's row; None where the policy leaves it out."""
+        return next((row for row in self.stages if row.scale == scale), None)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One bundle, and where asked for another that took turns with it in the same process."""
+
+    when: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    budget_bytes: int | None
+    subject: BundleProfile
+    against: BundleProfile | None = None
+
+    @property
+    def bundles(self) -> tuple[BundleProfile, ...]:
+        """The other one first: it is what the subject is compared with."""
+        return (self.subject,) if self.against is None else (self.against, self.subject)
+
+    def speedup(self, part: str) -> float | None:
+        """How many times faster than the other bundle: "scales", "image" and so on."""
+        if self.against is None:
+            return None
+        return self.against.totals[part].median / self.subject.totals[part].median

@@ -1,0 +1,142 @@
+"""A bundle on its device, ready to draw the profiled image again and again, whole or launch by launch."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.base import Backend
+from ..engines.bundle import Bundle
+from ..errors import InputError
+from ..runtime.events import ImageTimings, ScaleTiming
+from ..runtime.generation import SamplingSettings, TextInput, Workspace, with_overrides
+from ..runtime.layout import EngineCall, StepCalls
+from ..runtime.noise import check_seed, uniform_noise
+from ..runtime.pipeline import to_image
+from ..runtime.prompt import PromptTokenizer
+from ..runtime.session import Session
+from .records import KeptMap, Request
+
+DEFAULT_PROMPT = "a red circle above a blue square"
+Launched = Iterator[tuple[StepCalls | None, EngineCall, float]]
+
+
+class Subject:
+    """Draws one image: always the same prompt, seed and settings.
+
+    A bundle without a text encoder draws from random text features: its scales cost what they would otherwise.
+
+    Raises:
+        InputError: a prompt for a bundle without a text encoder, or a setting out of range.
+        BundleError: no engines for the guidance that is asked for.
+    """
+
+    def __init__(self, bundle: Bundle, request: Request, backend: Backend | None = None) -> None:
+        self.manifest = bundle.manifest
+        self.settings = settings_of(bundle, request)
+        self.prompt = prompt_of(bundle, request)
+        self._seed = check_seed(request.seed)
+        self._text = text_of(bundle, request)
+        self._session = Session(bundle, threads=request.threads, backend=backend)
+        self.workspace = self._session.workspace(self.settings.rows)
+        self.device = self._session.device
+        self._features = random_features(self.workspace)
+
+    def timed_image(self) -> ImageTimings:
+        """Draw the image as a pipeline does; milliseconds on the device."""
+        start = self.device.mark()
+        self._give_text()
+        told = self.device.mark()
+        steps = [
+            ScaleTiming(calls.step.index, calls.step.size, calls.step.tokens, calls.step.kept, ms)
+            for calls, ms in self.workspace.run_scales(self._noise, self.settings, wait=False)
+        ]
+        begun = time.perf_counter()
+        self.workspace.decode()  # waits
+        decode_ms = (time.perf_counter() - begun) * 1e3
+        self._session.settle()
+        return ImageTimings(self.device.elapsed_ms(start, told), tuple(steps), decode_ms)
+
+    def launches(self) -> Launched:
+        """Draw the image launch by launch."""
+        if self._text is None:
+            self._give_text()
+        yield from self.workspace.timed_launches(self._noise, self.settings, self._text)
+
+    def kept_maps(self) -> Iterator[KeptMap]:
+        """Draw the image and see, at every pruned scale, which tokens were kept."""
+        self._give_text()
+        for calls, _ in self.workspace.run_scales(self._noise, self.settings):
+            if calls.kept:
+                yield self._kept_map(calls)
+
+    def image_png(self) -> bytes:
+        """The image drawn last."""
+        file = io.BytesIO()
+        to_image(self.workspace.decode()).save(file, "PNG")
+        return file.getvalue()
+
+    def _kept_map(self, calls: StepCalls) -> KeptMap:
+        rows, step = self.settings.rows, calls.step
+        views = [view for sub_layers in calls.kept.values() for view in sub_layers.values()]
+        counts = np.zeros(step.tokens, np.int64)
+        for view in views:
+            kept = self.workspace.read_view(view)  # indices into [L * R], guidance rows innermost
+            counts[kept[kept % rows == 0] // rows] += 1
+        grid = tuple(tuple(int(n) for n in line) for line in counts.reshape(step.size))
+        return KeptMap(step.index, step.size, step.kept, len(views), grid)
+
+    def _give_text(self) -> None:
+        if self._text is not None:
+            self.workspace.encode_text(self._text)
+        else:
+            length = self._features.shape[1]
+            self.workspace.set_features(self._features[0], self._features[1], (length,) * self.settings.rows)
+
+    def _noise(self, scale: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        return uniform_noise(self._seed, scale, shape)
+
+
+def settings_of(bundle: Bundle, request: Request) -> SamplingSettings:
+    """The bundle's own settings, with the guidance that was asked for."""
+    d = bundle.manifest.sampling
+    return with_overrides(SamplingSettings(d.guidance_scale, d.tau, d.top_p), guidance_scale=request.guidance_scale)
+
+
+def prompt_of(bundle: Bundle, request: Request) -> str | None:
+    """The prompt to draw; None where the bundle cannot read one.
+
+    Raises:
+        InputError: one was given, and the bundle has no text encoder.
+    """
+    if bundle.manifest.text_tokenizer is not None and bundle.manifest.text_encoder:
+        return DEFAULT_PROMPT if request.prompt is None else request.prompt
+    if request.prompt is not None:
+        raise InputError(
+            f"{bundle.path} has no text encoder, so it cannot read a prompt",
+            fix="leave --prompt away: random text features are drawn from instead",
+        )
+    return None
+
+
+def text_of(bundle: Bundle, request: Request) -> TextInput | None:
+    """The tokenized prompt; None where the bundle cannot read one.
+
+    Raises:
+        InputError: as `prompt_of`, or the prompt is empty or too long for the bundle.
+    """
+    prompt, file = prompt_of(bundle, request), bundle.manifest.text_tokenizer
+    if prompt is None or file is None:
+        return None
+    return TextInput(PromptTokenizer(bundle.path / file.file, bundle.manifest.text_length).encode(prompt))
+
+
+def random_features(workspace: Workspace) -> NDArray[np.float32]:
+    """Text features [2, T, Ct]: no text encoder is needed to time or compare the scales."""
+    manifest = workspace.manifest
+    shape = (2, manifest.text_length, manifest.transformer.text_width)
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
