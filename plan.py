@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,14 @@ def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
     return PruningPolicy("fastvar", rules, min(first, depth), min(stop, depth), 4 if small else 8)
 
 
+def _dense(_schedule: ScaleSchedule, _depth: int) -> PruningPolicy:
+    return DENSE
+
+
+# Policies by name; each is made for a schedule and a model depth.
+PRESETS: dict[str, Callable[[ScaleSchedule, int], PruningPolicy]] = {"dense": _dense, "fastvar": fastvar_policy}
+
+
 def load_policy(name_or_file: str, schedule: ScaleSchedule, depth: int) -> PruningPolicy:
     """A preset by name, or a TOML file.
 
@@ -87,15 +95,13 @@ def load_policy(name_or_file: str, schedule: ScaleSchedule, depth: int) -> Pruni
     Raises:
         PlanError: neither a preset nor a readable policy file.
     """
-    if name_or_file == "dense":
-        return DENSE
-    if name_or_file == "fastvar":
-        return fastvar_policy(schedule, depth)
+    if name_or_file in PRESETS:
+        return PRESETS[name_or_file](schedule, depth)
     path = Path(name_or_file)
     if not path.is_file():
         raise PlanError(
             f"no policy {name_or_file!r}",
-            expected="dense, fastvar, or the path of a TOML policy file",
+            expected=f"{', '.join(PRESETS)}, or the path of a TOML policy file",
             fix="check the spelling or the path",
         )
     try:
@@ -141,6 +147,20 @@ def policy_to_json(policy: PruningPolicy) -> dict[str, Any]:
 def policy_from_json(data: dict[str, Any]) -> PruningPolicy:
     """Read back what `policy_to_json` wrote."""
     return _policy_from_toml(data["name"], {k: v for k, v in data.items() if k != "name"})
+
+
+def policy_to_toml(policy: PruningPolicy) -> str:
+    """A policy file as `load_policy` reads it. The file's name stands for that of the policy, which is not in it."""
+    data = policy_to_json(policy)
+    cached = [] if policy.cached_scale is None else [f"cached_scale = {policy.cached_scale}"]
+    lines = [*cached, f"layers = {data['layers']}"]
+    for index, rule in data["scale"].items():
+        lines += ["", f"[scale.{index}]", *(f"{name} = {_toml(value)}" for name, value in rule.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: bool | float) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from fastvar.errors import PlanError
 from fastvar.plan import (
     DENSE,
+    PRESETS,
     PruningPolicy,
     ScaleRule,
     fastvar_policy,
@@ -14,6 +15,7 @@ from fastvar.plan import (
     make_plan,
     policy_from_json,
     policy_to_json,
+    policy_to_toml,
 )
 from fastvar.schedule import official_schedules, schedule_for
 
@@ -142,10 +144,25 @@ def test_policy_files_that_are_not_understood(tmp_path, text):
 def test_presets_by_name():
     assert load_policy("dense", SQUARE_1M, 32) is DENSE
     assert load_policy("fastvar", SQUARE_1M, 32) == fastvar_policy(SQUARE_1M, 32)
-    with pytest.raises(PlanError, match="no policy 'fastvr'"):
+    with pytest.raises(PlanError, match=r"no policy 'fastvr'\nexpected: " + ", ".join(PRESETS)):
         load_policy("fastvr", SQUARE_1M, 32)
 
 
 @pytest.mark.parametrize("policy", [DENSE, fastvar_policy(SQUARE_1M, 32), fastvar_policy(schedule_for((256, 256)), 6)])
 def test_a_policy_survives_the_manifest(policy):
     assert policy_from_json(policy_to_json(policy)) == policy
+
+
+@st.composite
+def _policies(draw: st.DrawFn) -> PruningPolicy:
+    rule = st.one_of(st.just(ScaleRule(skip=True)), st.floats(0.01, 1).map(ScaleRule))
+    first, stop = sorted(draw(st.tuples(st.integers(0, 32), st.integers(0, 32))))
+    rules = draw(st.dictionaries(st.integers(0, 14), rule))
+    return PruningPolicy("mine", rules, first, stop, draw(st.none() | st.integers(0, 14)))
+
+
+@given(policy=_policies())
+def test_a_policy_survives_its_file(policy, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "mine.toml"
+    file.write_text(policy_to_toml(policy))
+    assert load_policy(str(file), SQUARE_1M, 32) == policy
