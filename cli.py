@@ -16,6 +16,7 @@ from .commands.build import build
 from .commands.doctor import doctor
 from .commands.generate import generate
 from .commands.inspect import inspect
+from .commands.tune import tune
 from .errors import FastvarError
 
 USER_ERROR = 2  # exit code of everything a user can cause; click uses the same for a wrong option
@@ -60,7 +61,7 @@ def _fastvar(
     pass
 
 
-for command in (build, generate, inspect, doctor):
+for command in (build, generate, inspect, tune, doctor):
     app.command()(command)
 
 

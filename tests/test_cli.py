@@ -20,7 +20,7 @@ def test_version(run):
     assert run("--version") == (0, f"fastvar {__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["build", "generate", "inspect", "doctor"])
+@pytest.mark.parametrize("command", ["build", "generate", "inspect", "tune", "doctor"])
 def test_every_option_has_help(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
