@@ -10,7 +10,7 @@ RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(comma)t
 GPU_VENV := .venv-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format train-demo bench precisions gpu gpu-pack clean
+.PHONY: help venv demo test lint format train-demo bench bench-scaling tune-demo precisions gpu gpu-pack clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,6 +45,12 @@ train-demo: $(STAMP) ## train the demo model anew: about two hours on two cores,
 
 bench: $(STAMP) ## time dense against pruned, alternating; writes JSON to profiling/results
 	$(BIN)/python -m demo.bench
+
+bench-scaling: $(STAMP) ## time a 125 M model from 256 to 1024 pixels, dense and pruned: half an hour, 8 GiB; writes docs/scaling.svg
+	$(BIN)/python -m fastvar.profiling.scaling
+
+tune-demo: $(STAMP) ## search pruning policies for the demo, by likeness, accuracy and speed; writes docs/tune.svg
+	$(BIN)/python -m demo.tune
 
 precisions: $(STAMP) ## score the demo in fp32, fp16, bf16 and with 8-bit weights; writes JSON to profiling/results
 	$(BIN)/python -m demo.precisions

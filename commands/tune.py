@@ -50,7 +50,13 @@ def tune(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for best.toml, front/*.toml, tune.svg and tune.json.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for best.toml, front/*.toml, tune.svg and tune.json. Bundles that are tried lie there "
+            "meanwhile: on the file system of BUNDLE they share its weights.",
+        ),
     ] = Path("tuning"),
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. [dim]default: the library's choice[/dim]")
@@ -68,15 +74,7 @@ def tune(
     from ..export.rebuilder import Rebuilder
     from ..profiling.tune import Constraints
     from ..profiling.tune_images import Subject, tune_bundle
-    from ..profiling.tune_report import (
-        best_line,
-        front_plot,
-        front_table,
-        record,
-        write_policies,
-        write_record,
-        write_text,
-    )
+    from ..profiling.tune_report import best_line, front_table, make_folder, write_all
 
     constraints = Constraints(min_psnr, max_psnr_drop, min_ssim, min_accuracy)
     if min_accuracy is not None and scorer is None:
@@ -85,8 +83,9 @@ def tune(
     subject = Subject(texts, images or len(texts), seed, runs)
     found = None if scorer is None else load_scorer(scorer)
     opened = Bundle.open(bundle)
+    make_folder(out)
     with (
-        tempfile.TemporaryDirectory(prefix="fastvar-tune-") as folder,
+        tempfile.TemporaryDirectory(dir=out, prefix=".bundles-") as folder,
         Rebuilder(bundle, Path(folder), cache=cache or True, jobs=jobs) as rebuilder,
         Console(stderr=True).status("starting") as status,
     ):
@@ -100,13 +99,11 @@ def tune(
             threads=threads,
             told=status.update,
         )
-    write_record(out / "tune.json", {"bundle": opened.digest, "subject": vars(subject), **record(tuning)})
-    height, width = opened.manifest.plan.schedule.pixels
-    write_text(out / "tune.svg", front_plot(tuning, f"{opened.manifest.model}, {width}x{height}: pruning policies"))
-    written = write_policies(tuning, out)
+    written = write_all(tuning, opened, subject, out)
     Console().print(front_table(tuning))
     typer.echo(best_line(tuning))
-    typer.echo(f"wrote {written[-1]}, {len(written) - 1} policies of the front, tune.svg and tune.json in {out}")
+    for path in written:
+        typer.echo(f"wrote {path}")
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

@@ -56,15 +56,14 @@ class Axis:
 
 
 def scatter(title: str, x_title: str, y_title: str, points: Sequence[Point], legend: tuple[str, str]) -> str:
-    """Points, and a line through those on the front, from left to right.
+    """Points, and a line from left to right through those on the front that rise above all before them.
 
     Args:
         legend: what a point on the front is, and what another one is.
     """
     x, y = _linear_axis(x_title, [p.x for p in points]), _linear_axis(y_title, [p.y for p in points])
     to = _placer(x, y)
-    best = sorted((p for p in points if p.on_front), key=lambda p: p.x)
-    drawn = [_polyline([to(p.x, p.y) for p in best], COLOURS[0])]
+    drawn = [_polyline([to(p.x, p.y) for p in _rising([p for p in points if p.on_front])], COLOURS[0])]
     for point in sorted(points, key=lambda p: p.on_front):  # the front on top
         drawn.append(_mark(to(point.x, point.y), COLOURS[0] if point.on_front else FAINT, point.label))
     drawn += _names([(to(p.x, p.y), p.label) for p in points if p.named])
@@ -92,6 +91,15 @@ def log_lines(
         ]
         entries.append((line.label, colour, line.dashed))
     return _svg(title, [*_frame(x, y, x_names), *drawn, *_legend(entries)])
+
+
+def _rising(points: Sequence[Point]) -> list[Point]:
+    """Every front has more values than two: some of its points lie under its line in the plane that is shown."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x, -p.y)):
+        if not kept or point.y > kept[-1].y:
+            kept.append(point)
+    return kept
 
 
 def _linear_axis(title: str, values: Sequence[float]) -> Axis:

@@ -4,28 +4,60 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from ..doctor import examine
+from ..engines.bundle import Bundle
 from ..errors import InputError
 from ..plan import policy_to_json, policy_to_toml
 from .charts import Point, scatter
 from .tune import Trial, Tuning
+from .tune_images import Subject
 
 BEST = "best.toml"
 FRONT_FOLDER = "front"
 
 
-def record(tuning: Tuning) -> dict[str, Any]:
-    """Every trial, ready for json.dumps; an infinite PSNR, that of equal images, is None."""
-    on_front = tuning.front
+def write_all(
+    tuning: Tuning, bundle: Bundle, subject: Subject, out: Path, *, data: Path | None = None, plot: Path | None = None
+) -> list[Path]:
+    """Write the JSON record, the plot, a TOML file for each member of the front, and one for the best.
+
+    Args:
+        out: folder of it all; `data` and `plot` may lie elsewhere.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    height, width = bundle.manifest.plan.schedule.pixels
+    title = f"{bundle.manifest.model}, {width}x{height}: pruning policies"
+    written = [write_json(data or out / "tune.json", record(tuning, bundle, subject))]
+    written.append(write_text(plot or out / "tune.svg", front_plot(tuning, title)))
+    return [*written, *write_policies(tuning, out)]
+
+
+def record(tuning: Tuning, bundle: Bundle, subject: Subject) -> dict[str, Any]:
+    """Every trial and what it was made on, ready for json.dumps; an infinite PSNR, that of equal images, is None."""
+    facts, engine = examine(), bundle.manifest.engines[bundle.manifest.decoder]
+    kept = ("fastvar", "python", "platform", "cpu", "cpu_cores", "cpu_features", "memory_bytes")
     return {
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model": bundle.manifest.model,
+        "checkpoint_digest": bundle.manifest.checkpoint_digest,
+        "machine": {name: facts[name] for name in kept},
+        "backend": f"{engine.backend} {engine.library_version}, {engine.target}, {bundle.manifest.precision.label}",
+        "sampling": vars(bundle.manifest.sampling),
+        "subject": vars(subject),
         "reference": tuning.reference.name,
         "constraints": vars(tuning.constraints),
         "best": tuning.best.policy.name,
-        "front": [trial.policy.name for trial in on_front],
+        "front": [trial.policy.name for trial in tuning.front],
         "trials": [_trial(trial) for trial in tuning.trials],
     }
 
@@ -97,8 +129,8 @@ def front_plot(tuning: Tuning, title: str) -> str:
         for trial in shown
     ]
     if not points:
-        raise InputError("every policy drew the dense images", fix="draw more images, or prune more")
-    legend = ("on the front", "beaten by another policy")
+        raise InputError("every policy drew the dense images", fix="draw more images")
+    legend = ("beaten by no other policy", "beaten by another one")
     return scatter(title, "time of all scales, dense = 1", "PSNR against dense, dB (median)", points, legend)
 
 
@@ -118,7 +150,7 @@ def _toml(tuning: Tuning, trial: Trial) -> str:
     return f"# {told}\n{policy_to_toml(trial.policy)}"
 
 
-def write_record(path: Path, data: dict[str, Any]) -> Path:
+def write_json(path: Path, data: dict[str, Any]) -> Path:
     return write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
@@ -128,9 +160,25 @@ def write_text(path: Path, text: str) -> Path:
     Raises:
         InputError: it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with _writing(path):
         path.write_text(text, encoding="utf-8")
+    return path
+
+
+def make_folder(path: Path) -> None:
+    """The folder and those it lies in, where they are not there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}", fix="check the path and its permissions") from error
-    return path
