@@ -87,9 +87,10 @@ class PolicySpace:
         return [policy for key, policy in by_key.items() if key != dense]
 
     def neighbours(self, policy: PruningPolicy, step: float) -> list[PruningPolicy]:
-        """Policies one move away; keep ratios move by `step`."""
+        """Policies one move away, itself not among them; keep ratios move by `step`."""
         made = (moved for move in MOVES for moved in move(self, Parts.of(self, policy), step))
-        return self.distinct(self.policy(p.keeps, p.skipped, p.cached_scale, p.layers) for p in made)
+        found = self.distinct(self.policy(p.keeps, p.skipped, p.cached_scale, p.layers) for p in made)
+        return [other for other in found if self.key(other) != self.key(policy)]
 
 
 @dataclass(frozen=True)
