@@ -15,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 68, 18, 44, 52  # margins around the axes
 INK, GRID, PAPER, FAINT = "#222222", "#e4e4e4", "#ffffff", "#9aa5b1"
 COLOURS = ("#1f6fb4", "#d1600a", "#2a8a3e", "#8a3ea8", "#b02a37")  # told apart by lightness as well
 MARK = 4.5  # radius
+HALO = f'stroke="{PAPER}" stroke-width="3" paint-order="stroke"'  # keeps a label readable on a line
 
 XY = tuple[float, float]
 
@@ -32,10 +33,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points joined in order; `dashed` for what was not measured."""
+    """Points joined in order, in the colour of its number; `dashed` for what was not measured."""
 
     label: str
     points: Sequence[XY]
+    colour: int = 0
     dashed: bool = False
 
 
@@ -81,8 +83,8 @@ def log_lines(
     to = _placer(x, y)
     drawn: list[str] = []
     entries = []
-    for number, line in enumerate(lines):
-        colour = COLOURS[number % len(COLOURS)]
+    for line in lines:
+        colour = COLOURS[line.colour % len(COLOURS)]
         places = [to(*point) for point in line.points]
         drawn.append(_polyline(places, colour, line.dashed))
         drawn += [
@@ -175,11 +177,11 @@ def _names(named: Iterable[tuple[XY, str]]) -> list[str]:
     parts = []
     for (x, y), label in sorted(named):
         leftward = x > WIDTH * 0.62
-        at = (x - 8 if leftward else x + 8, y + 15)
+        at = (x - 8, y - 8) if leftward else (x + 8, y + 15)  # clear of a front that rises
         while any(abs(at[0] - other[0]) < 7 * len(label) and abs(at[1] - other[1]) < 13 for other in taken):
-            at = (at[0], at[1] + 13)
+            at = (at[0], at[1] + (-13 if leftward else 13))
         taken.append(at)
-        parts.append(_text(at, label, "end" if leftward else "start"))
+        parts.append(_text(at, label, "end" if leftward else "start", HALO))
     return parts
 
 

@@ -304,13 +304,15 @@ def _cells(row: Measured, dense: Measured) -> tuple[str, ...]:
 
 def scaling_plot(model: str, rows: Sequence[Measured]) -> str:
     """SVG: seconds and operations over pixels, dense and pruned."""
-    lines = []
-    for policy in POLICIES:
-        own = [row for row in rows if row.policy == policy]
-        lines.append(Line(f"{policy}, seconds", [(x, ms / 1e3) for x, ms in _points(own, "ms")]))
-    for policy in POLICIES:
-        own = [row for row in rows if row.policy == policy]
-        lines.append(Line(f"{policy}, TFLOP", [(x, flop / 1e12) for x, flop in _points(own, "flop")], dashed=True))
+    own = {policy: [row for row in rows if row.policy == policy] for policy in POLICIES}
+    lines = [
+        Line(f"{policy}, seconds", [(x, ms / 1e3) for x, ms in _points(own[policy], "ms")], colour)
+        for colour, policy in enumerate(POLICIES)
+    ]
+    lines += [
+        Line(f"{policy}, TFLOP", [(x, flop / 1e12) for x, flop in _points(own[policy], "flop")], colour, dashed=True)
+        for colour, policy in enumerate(POLICIES)
+    ]
     title = f"{model}: cost of all scales over image size"
     return log_lines(title, "image size, pixels", "seconds on this CPU; TFLOP", lines, lambda x: f"{round(x**0.5)}²")
 

@@ -123,7 +123,8 @@ class Tuning:
     @property
     def best(self) -> Trial:
         """The fastest that meets the constraints. Dense does where no other one is faster."""
-        reference = next(trial for trial in self.trials if trial.policy == self.reference)
+        # A shallow model may have nothing that the published policy prunes: it is dense then.
+        reference = next((trial for trial in self.trials if trial.policy == self.reference), self.dense)
         fits = [t for t in self.timed if self.constraints.met_by(t.quality, self.dense.quality, reference.quality)]
         return min([*fits, self.dense], key=lambda trial: trial.ratio)
 

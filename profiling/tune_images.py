@@ -146,7 +146,15 @@ def tune_bundle(
     """Search policies for a bundle's model and size.
 
     PSNR may drop from that of the bundle's own policy; the published one stands in where the bundle is dense.
+
+    Raises:
+        InputError: the bundle cannot read prompts.
     """
+    if manifest.text_tokenizer is None:
+        raise InputError(
+            "this bundle has no text encoder, so it cannot draw prompts",
+            fix="build it from a checkpoint with a text encoder",
+        )
     schedule, depth = manifest.plan.schedule, manifest.plan.depth
     budget, space = Budget(minutes), PolicySpace(schedule, depth)
     own = manifest.plan.policy

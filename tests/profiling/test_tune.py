@@ -100,6 +100,15 @@ def test_dense_is_the_best_where_nothing_else_will_do():
     assert slow.best is slow.dense
 
 
+def test_a_model_too_shallow_for_the_published_policy():
+    shallow = PolicySpace(SPACE.schedule, 2)
+    published = fastvar_policy(SPACE.schedule, 2)  # prunes nothing here
+    judge, clock = lambda p: Quality(inf if p == DENSE else 30.0, 1.0), lambda p: Timing(shallow.share(p), 1.0, 3)
+    found = search(shallow, judge, clock, published, Constraints(), lambda: 0.0)
+    assert {t.policy.name for t in found.trials} == {"dense", "6x", "5x-6x"}
+    assert found.best.policy.name == "5x-6x"
+
+
 DENSE_QUALITY, REFERENCE = Quality(inf, 1.0, 0.8), Quality(28.0, 0.95, 0.7)
 
 

@@ -1,16 +1,19 @@
 """Drawing and timing for a search, on bundles that are there: no policy is built here but one from the cache."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastvar import Pipeline
+from fastvar.engines.bundle import Bundle
 from fastvar.errors import InputError
 from fastvar.export.rebuild import rebuild
 from fastvar.plan import DENSE, PruningPolicy
 from fastvar.profiling.likeness import psnr, ssim
-from fastvar.profiling.tune_images import Budget, Gallery, Subject
+from fastvar.profiling.tune import Constraints
+from fastvar.profiling.tune_images import Budget, Gallery, Subject, tune_bundle
 from tests.conftest import TINY_POLICY
 
 OTHER = PruningPolicy("other")
@@ -97,3 +100,12 @@ def test_a_budget_goes():
     budget = Budget(1e-9)
     assert budget.spent() > 1
     assert Budget(1000).spent() < 0.01
+
+
+def test_a_bundle_without_a_text_encoder_is_refused_before_anything_is_built(tiny_bundle: Path):
+    def build(policy: PruningPolicy) -> Path:
+        raise AssertionError("built a bundle that cannot be drawn from")
+
+    manifest = replace(Bundle.open(tiny_bundle).manifest, text_tokenizer=None)
+    with pytest.raises(InputError, match="no text encoder"):
+        tune_bundle(manifest, build, SUBJECT, Constraints())
