@@ -13,7 +13,7 @@ GPU_VENV := .venv-gpu
 .PHONY: help venv demo test lint format train-demo bench bench-scaling tune-demo precisions gpu gpu-pack clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 venv: $(STAMP) ## make .venv with everything that building, running and testing need
 
@@ -46,10 +46,10 @@ train-demo: $(STAMP) ## train the demo model anew: about two hours on two cores,
 bench: $(STAMP) ## time dense against pruned, alternating; writes JSON to profiling/results
 	$(BIN)/python -m demo.bench
 
-bench-scaling: $(STAMP) ## time a 125 M model from 256 to 1024 pixels, dense and pruned: half an hour, 8 GiB; writes docs/scaling.svg
+bench-scaling: $(STAMP) ## time a 125 M model from 256x256 to 1024x1024, dense and pruned; writes docs/scaling.svg and JSON
 	$(BIN)/python -m fastvar.profiling.scaling
 
-tune-demo: $(STAMP) ## search pruning policies for the demo, by likeness, accuracy and speed; writes docs/tune.svg
+tune-demo: $(STAMP) ## search pruning policies for the demo, half an hour; writes docs/tune.svg and JSON to profiling/results
 	$(BIN)/python -m demo.tune
 
 precisions: $(STAMP) ## score the demo in fp32, fp16, bf16 and with 8-bit weights; writes JSON to profiling/results

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=CAPTIONS, help="number of held-out captions")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes, and of the first image")
     parser.add_argument("--runs", type=int, default=15, help="timed images of each policy, after one warm-up")
-    parser.add_argument("--minutes", type=float, default=20, help="wall clock to spend")
+    parser.add_argument("--minutes", type=float, default=30, help="wall clock to spend")
     parser.add_argument("--min-accuracy", type=float, default=MIN_ACCURACY, help="share of the dense accuracy")
     parser.add_argument("--out", type=Path, default=OUT / "tune", help="folder of the policy files")
     parser.add_argument("--threads", type=int, help="CPU threads; give 1 on a machine that is busy otherwise")
