@@ -130,7 +130,8 @@ def front_plot(tuning: Tuning, title: str) -> str:
     ]
     if not points:
         raise InputError("every policy drew the dense images", fix="draw more images")
-    legend = ("beaten by no other policy", "beaten by another one")
+    judged = "time, PSNR, SSIM" if tuning.dense.quality.accuracy is None else "time, PSNR, SSIM, accuracy"
+    legend = (f"beaten by none in {judged}", "beaten by another")
     return scatter(title, "time of all scales, dense = 1", "PSNR against dense, dB (median)", points, legend)
 
 
