@@ -10,10 +10,10 @@ RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(comma)t
 GPU_VENV := .venv-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format train-demo bench bench-upscale precisions gpu gpu-pack clean
+.PHONY: help venv demo test lint format train-demo bench bench-scaling bench-upscale tune-demo precisions gpu gpu-pack clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 venv: $(STAMP) ## make .venv with everything that building, running and testing need
 
@@ -49,6 +49,12 @@ bench: $(STAMP) ## time dense against pruned, alternating; writes JSON to profil
 bench-upscale: $(STAMP) ## enlarge 50 held-out scenes: PSNR of ours and of bicubic; draws docs/upscale.png, docs/inpaint.png
 	$(BIN)/python -m demo.upscale
 	$(BIN)/python -m demo.inpaint
+
+bench-scaling: $(STAMP) ## time a 125 M model from 256x256 to 1024x1024, dense and pruned; writes docs/scaling.svg and JSON
+	$(BIN)/python -m fastvar.profiling.scaling
+
+tune-demo: $(STAMP) ## search pruning policies for the demo, half an hour; writes docs/tune.svg and JSON to profiling/results
+	$(BIN)/python -m demo.tune
 
 precisions: $(STAMP) ## score the demo in fp32, fp16, bf16 and with 8-bit weights; writes JSON to profiling/results
 	$(BIN)/python -m demo.precisions

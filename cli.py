@@ -20,6 +20,7 @@ from .commands.inspect import inspect
 from .commands.plan import plan
 from .commands.profile import profile
 from .commands.sizes import sizes
+from .commands.tune import tune
 from .commands.upscale import upscale
 from .errors import FastvarError
 
@@ -65,7 +66,7 @@ def _fastvar(
     pass
 
 
-for command in (build, generate, upscale, inpaint, profile, inspect, plan, sizes, doctor):
+for command in (build, generate, upscale, inpaint, profile, tune, inspect, plan, sizes, doctor):
     app.command()(command)
 
 

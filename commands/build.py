@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,13 +10,19 @@ import typer
 from rich.progress import Progress
 
 from ..errors import InputError
+from ..plan import PRESETS
 from .options import progress_bar
 
 if TYPE_CHECKING:
+    from ..export.bundling import BuildReport
     from ..export.checkpoint import Checkpoint
+
+# Parameters that --from-bundle goes with.
+WITH_BUNDLE = ("from_bundle", "out", "policy", "size", "jobs", "no_cache", "cache")
 
 
 def build(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder; an older bundle there is replaced.")],
     checkpoint: Annotated[
         Path | None,
@@ -28,7 +34,9 @@ def build(
     size: Annotated[
         str, typer.Option(help="Image size WIDTHxHEIGHT in pixels, or a shape as 16:9; see `fastvar sizes`.")
     ] = "1024x1024",
-    policy: Annotated[str, typer.Option(help="Token pruning: fastvar, dense, or a TOML policy file.")] = "fastvar",
+    policy: Annotated[
+        str, typer.Option(help=f"Token pruning: {', '.join(PRESETS)}, or a TOML policy file.")
+    ] = "fastvar",
     backend: Annotated[str, typer.Option(help="Backend that compiles the engines; see `fastvar doctor`.")] = (
         "onnxruntime"
     ),
@@ -87,6 +95,14 @@ def build(
             "[dim]default: whole[/dim]",
         ),
     ] = None,
+    from_bundle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Another policy or size for this bundle, instead of CHECKPOINT: takes over its weights, and makes "
+            "only engines. Everything but --policy and --size is as in BUNDLE.",
+        ),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", "-j", help="Processes that trace graphs. [dim]default: one per core[/dim]", min=1),
@@ -101,6 +117,11 @@ def build(
     from ..precision import parse_precision
     from ..schedule import parse_size, schedule_for
 
+    found = False if no_cache else cache or True
+    if from_bundle is not None:
+        given = _typed(context)
+        _rebuild(from_bundle, out, policy, size if "size" in given else None, found, jobs, given)
+        return
     # What is wrong with the options is told before torch takes its seconds to import.
     schedule_for(parse_size(size))
     compiler = get_backend(backend)
@@ -125,10 +146,54 @@ def build(
             decoder_tile=decoder_tile,
             image_tokenizer=image_tokenizer,
             text_encoder=text_encoder,
-            cache=False if no_cache else cache or True,
+            cache=found,
             jobs=jobs,
-            progress=_on_graph(progress),
+            progress=_on_graph(progress, "reading the checkpoint"),
         )
+    _tell(report)
+
+
+def _rebuild(
+    bundle: Path, out: Path, policy: str, size: str | None, cache: Path | bool, jobs: int | None, given: Sequence[str]
+) -> None:
+    """Another policy or size for a bundle."""
+    refused = [_as_typed(name) for name in given if name not in WITH_BUNDLE]
+    if refused:
+        raise InputError(
+            f"--from-bundle does not go with {', '.join(refused)}",
+            expected="--policy, --size, --out and how to build alone: all else is as in the bundle",
+            fix="leave it away, or build from the checkpoint",
+        )
+    from ..engines.bundle import Bundle
+    from ..plan import load_policy, make_plan
+    from ..schedule import parse_size, schedule_for
+
+    # What is wrong with the options is told before torch takes its seconds to import.
+    source = Bundle.open(bundle, verify="all")
+    plan = source.manifest.plan
+    schedule = plan.schedule if size is None else schedule_for(parse_size(size))
+    make_plan(schedule, load_policy(policy, schedule, plan.depth), plan.depth)
+    from ..export.rebuild import rebuild
+
+    with progress_bar() as progress:
+        report = rebuild(
+            source, out, policy=policy, size=size, cache=cache, jobs=jobs, progress=_on_graph(progress, "starting")
+        )
+    _tell(report)
+
+
+def _typed(context: typer.Context) -> list[str]:
+    """Names of the parameters that the user gave, rather than leave to their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    # By name: newer versions of typer bring a click of their own, older ones import it.
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def _as_typed(parameter: str) -> str:
+    return "CHECKPOINT" if parameter == "checkpoint" else f"--{parameter.replace('_', '-')}"
+
+
+def _tell(report: BuildReport) -> None:
     from .tables import build_lines
 
     for line in build_lines(report):
@@ -139,7 +204,7 @@ def _source(checkpoint: Path | None, random_weights: str | None, with_text_encod
     if (checkpoint is None) == (random_weights is None):
         raise InputError(
             "nothing to build from" if checkpoint is None else "CHECKPOINT and --random-weights exclude each other",
-            expected="either a CHECKPOINT or --random-weights MODEL",
+            expected="a CHECKPOINT, --random-weights MODEL, or --from-bundle BUNDLE",
         )
     if random_weights is not None:
         from ..export.random_weights import random_checkpoint
@@ -155,8 +220,8 @@ def _source(checkpoint: Path | None, random_weights: str | None, with_text_encod
     return checkpoint
 
 
-def _on_graph(progress: Progress) -> Callable[[str, int, int], None]:
-    task = progress.add_task("reading the checkpoint", total=None)
+def _on_graph(progress: Progress, first: str) -> Callable[[str, int, int], None]:
+    task = progress.add_task(first, total=None)
 
     def report(what: str, done: int, total: int) -> None:
         progress.update(task, description=what, completed=done, total=total)

@@ -15,7 +15,7 @@ from ..runtime.layout import lay_out
 
 if TYPE_CHECKING:
     from ..engines.bundle import Bundle
-    from ..export.build import BuildReport
+    from ..export.bundling import BuildReport
     from ..runtime.events import ImageTimings
 
 Facts = dict[str, Any]
@@ -226,12 +226,15 @@ def timing_table(timings: Sequence[ImageTimings]) -> Table:
 
 def build_lines(report: BuildReport) -> list[str]:
     """What a build did, in plain lines."""
+    origin = ", the file of the other bundle" if report.weights_linked else ""
+    taken = f"{report.graphs_cached} engines from the cache"
+    taken += f", {report.engines_copied} copied" if report.engines_copied else ""
     return [
         f"built {report.out} in {report.seconds:.1f} s",
         f"graphs   {report.graphs_traced} exported in {report.trace_seconds:.1f} s, added up over all workers",
-        f"         {report.graphs_cached} engines from the cache, others compiled in {report.compile_seconds:.1f} s",
+        f"         {taken}, others compiled in {report.compile_seconds:.1f} s",
         f"engines  {human_bytes(report.engine_bytes)}, of it transformer steps {human_bytes(report.step_engine_bytes)}",
-        f"weights  {human_bytes(report.weight_bytes)}",
+        f"weights  {human_bytes(report.weight_bytes)}{origin}",
     ]
 
 

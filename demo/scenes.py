@@ -56,7 +56,7 @@ LAYOUTS = {
     ("above", 3): tuple(COLUMN),
 }
 
-_CELL_PHRASES = {
+CELL_PHRASES = {
     "centre": "in the centre",
     "left": "on the left",
     "right": "on the right",
@@ -65,11 +65,11 @@ _CELL_PHRASES = {
     **{cell: f"in the {cell} corner" for cell in CELLS if " " in cell},
 }
 # relation -> (phrases for reading order, phrases for the reverse order)
-_RELATION_PHRASES = {
+RELATION_PHRASES = {
     "left of": ((" left of ", " to the left of "), (" right of ", " to the right of ")),
     "above": ((" above ",), (" below ",)),
 }
-_SERIES_PHRASES = {"left of": "in a row from left to right", "above": "in a column from top to bottom"}
+SERIES_PHRASES = {"left of": "in a row from left to right", "above": "in a column from top to bottom"}
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,12 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     """One of the natural phrasings of the scene, in lower case without a full stop."""
     names = [_name(shape, with_size=len(scene.shapes) < 3) for shape in scene.shapes]
     if scene.relation == "alone":
-        content = f"{names[0]} {_CELL_PHRASES[scene.shapes[0].cell]}"
+        content = f"{names[0]} {CELL_PHRASES[scene.shapes[0].cell]}"
     elif len(names) == 3 and rng.random() < 0.3:
-        content = f"{names[0]}, {names[1]} and {names[2]} {_SERIES_PHRASES[scene.relation]}"
+        content = f"{names[0]}, {names[1]} and {names[2]} {SERIES_PHRASES[scene.relation]}"
     else:
         reverse = int(rng.integers(2))
-        phrase = _pick(_RELATION_PHRASES[scene.relation][reverse], rng)
+        phrase = _pick(RELATION_PHRASES[scene.relation][reverse], rng)
         content = phrase.join(names[::-1] if reverse else names)
     if rng.random() < 0.25:
         return f"on a {scene.background} background, {content}"

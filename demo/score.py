@@ -16,13 +16,12 @@ from rich.progress import track
 from rich.table import Table
 
 from demo.bundles import OUT, POLICIES, ensure_bundles, exit_on_user_error
+from demo.read_caption import read_caption
 from demo.read_scene import ATTRIBUTES, read_scene, score
 from demo.scenes import Scene, caption, held_out_scenes
 from fastvar import Pipeline
-
-Pixels = NDArray[np.uint8]  # [H, W, 3]
-SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # the 11x11 Gaussian window of Wang et al. 2004
-LUMA = np.array([0.299, 0.587, 0.114])
+from fastvar.errors import InputError
+from fastvar.profiling.likeness import Pixels, psnr, ssim
 
 
 def accuracy(images: Iterable[Pixels], scenes: Iterable[Scene]) -> dict[str, float]:
@@ -35,36 +34,22 @@ def accuracy(images: Iterable[Pixels], scenes: Iterable[Scene]) -> dict[str, flo
     return {**shares, "overall": _share(np.sum(list(sums.values()), axis=0))}
 
 
+def caption_accuracy(images: Sequence[Pixels], captions: Sequence[str]) -> float:
+    """Overall accuracy of images drawn for captions in the words of `demo.scenes`: a scorer for `fastvar tune`.
+
+    Raises:
+        InputError: a prompt is not such a caption.
+    """
+    try:
+        scenes = [read_caption(text) for text in captions]
+    except ValueError as error:
+        raise InputError(str(error), expected="captions as `demo.scenes` writes them") from error
+    return accuracy(images, scenes)["overall"]
+
+
 def _share(counts: NDArray[np.int_]) -> float:
     correct, total = counts
     return float(correct / total) if total else float("nan")
-
-
-def psnr(image: Pixels, reference: Pixels) -> float:
-    """Peak signal to noise ratio in decibels; infinite for equal images."""
-    error = np.mean((image.astype(np.float64) - reference) ** 2)
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
-
-
-def ssim(image: Pixels, reference: Pixels) -> float:
-    """Structural similarity of the luma (Wang et al. 2004), mean over all windows that lie inside the image."""
-    x, y = (np.asarray(pixels, np.float64) @ LUMA for pixels in (image, reference))  # [H, W]
-    mean_x, mean_y = _windowed(x), _windowed(y)
-    var_x, var_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
-    covariance = _windowed(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return float(np.mean(similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))))
-
-
-def _windowed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Gaussian mean of every whole window: [H, W] -> [H - 10, W - 10]."""
-    offsets = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1)
-    kernel = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    for axis in (0, 1):
-        windows = np.lib.stride_tricks.sliding_window_view(values, len(kernel), axis)
-        values = windows @ (kernel / kernel.sum())
-    return values
 
 
 def likeness(images: Sequence[Pixels], references: Sequence[Pixels]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -99,6 +99,7 @@ class BundleWriter:
         self._building = self.out.with_name(f"{self._prefix('building')}{os.getpid()}")
         self._replaced = self.out.with_name(f"{self._prefix('replaced')}{os.getpid()}")
         self._by_digest: dict[str, str] = {}
+        self._linked: set[Path] = set()  # brought to the disk with the bundle that they come from
 
     def _prefix(self, state: str) -> str:
         return f".{self.out.name}.{state}-"
@@ -147,6 +148,28 @@ class BundleWriter:
             shutil.copyfile(source, self.path(file))
             return FileRecord(file, _digest(self.path(file)), self.path(file).stat().st_size)
 
+    def link_file(self, source: Path, record: FileRecord) -> bool:
+        """Take over a file of another bundle as it is: the same file on the disk where the file system can, else a
+        copy.
+
+        Returns:
+            Whether it is the same file.
+
+        Raises:
+            BundleError: the copy is not what the record says, or the disk is full.
+        """
+        target = self.path(record.file)
+        try:
+            # Resolved: a link to a symbolic link would lead nowhere.
+            os.link(source.resolve(), target)
+        except OSError:  # another file system, or one without links
+            with _disk(target):
+                shutil.copyfile(source, target)
+            _check_file(self._building, record, hashed=True)
+            return False
+        self._linked.add(target)
+        return True
+
     def commit(self, manifest: Manifest) -> None:
         """Write the manifest, bring everything to the disk, and put the bundle in its place.
 
@@ -161,7 +184,7 @@ class BundleWriter:
         with _disk(self.out):
             text = json.dumps(manifest_to_json(manifest), indent=1, sort_keys=True, allow_nan=False)
             self.path(MANIFEST).write_text(text + "\n", encoding="utf-8")
-            _sync_tree(self._building)
+            _sync_tree(self._building, self._linked)
             _check_replaceable(self.out)
             self._swap()
 
@@ -214,10 +237,10 @@ def _check_replaceable(out: Path) -> None:
         )
 
 
-def _sync_tree(root: Path) -> None:
+def _sync_tree(root: Path, synced: Collection[Path] = ()) -> None:
     for folder, _, files in os.walk(root):
-        for file in files:
-            with (Path(folder) / file).open("rb+") as handle:
+        for file in {Path(folder) / name for name in files}.difference(synced):
+            with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
         _sync_folder(Path(folder))
 

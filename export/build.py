@@ -1,11 +1,9 @@
-"""Ahead-of-time build: checkpoint -> plan -> step graphs -> engines -> bundle. The only writer of bundles."""
+"""Ahead-of-time build: checkpoint -> plan -> step graphs -> engines -> bundle."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from itertools import count
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +28,16 @@ from ..plan import GenerationPlan, load_policy, make_plan
 from ..precision import Precision
 from ..schedule import parse_size, schedule_for
 from .assembly import Assembly, assemble, latent_grid
+from .bundling import WEIGHTS, BuildReport, Construction, Progress, check_fit, open_cache
 from .checkpoint import Checkpoint, load_checkpoint
 from .decoder_stages import contiguous_bytes
-from .factory import BuiltEngine, EngineFactory
+from .factory import EngineFactory
 from .quantise import quantise_sources
 from .sources import edge_weights, engine_weights, preview_weights
 from .toolchain import Toolchain, make_toolchain
 from .weights import WeightSource
 
 GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
-Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What a build did."""
-
-    out: Path
-    seconds: float
-    graphs_traced: int
-    graphs_cached: int  # engines taken from the cache whole
-    trace_seconds: float  # added up over the workers
-    compile_seconds: float
-    step_engine_bytes: int  # without decoder and text encoder
-    engine_bytes: int
-    weight_bytes: int
 
 
 def build(
@@ -143,70 +126,32 @@ def build_bundle(
     progress: Progress | None = None,
 ) -> BuildReport:
     """Build the bundle of a plan; the arguments are those of `build`, resolved."""
-    start = time.perf_counter()
     toolchain = toolchain or make_toolchain()
-    _check_fit(plan, checkpoint.transformer, text_length)
-    text_length = text_length or checkpoint.transformer.text_length
+    check_fit(plan, checkpoint.transformer)
+    text_length = _text_length(checkpoint.transformer, text_length)
     images, encoder = checkpoint.image_tokenizer, checkpoint.text_encoder
     if decoder_tile is not None:
         _check_tile(checkpoint, plan, decoder_tile, toolchain)
     assembly = assemble(plan, checkpoint.transformer, images, encoder, text_length, rows, with_encoder, decoder_tile)
-    report = progress or (lambda _what, _done, _total: None)
-    total = len(assembly.graphs) + 1
+    sources = engine_weights(checkpoint, with_encoder, toolchain.precision) | preview_weights(checkpoint)
+    sources |= edge_weights() if assembly.tiles else {}
+    factory = EngineFactory(toolchain, open_cache(cache), sources, jobs)
     with BundleWriter(out) as writer:
-        sources = engine_weights(checkpoint, with_encoder, toolchain.precision) | preview_weights(checkpoint)
-        sources |= edge_weights() if assembly.tiles else {}
-        factory = EngineFactory(toolchain, _open_cache(cache), sources, jobs)
-        finished = count()
-        built = factory.make(assembly.graphs, lambda name: report(name, next(finished), total))
-        engines = {name: _add_to(writer, name, engine, toolchain) for name, engine in built.items()}
-        report("weights", total - 1, total)
-        weights = _write_weights(writer.path("weights.safetensors"), sources, toolchain.precision)
+        site = Construction(writer, toolchain, factory, progress, total=len(assembly.graphs) + 1)
+        engines = site.make_engines(assembly.graphs)
+        site.tell("weights")
+        weights = _write_weights(writer.path(WEIGHTS), sources, toolchain.precision)
         manifest = _manifest(checkpoint, plan, assembly, engines, weights, text_length, writer, sampling)
         alignment = toolchain.backend.address_alignment
         writer.commit(replace(manifest, precision=toolchain.precision, address_alignment=alignment))
-        report("done", total, total)
-    return BuildReport(
-        out=out,
-        seconds=time.perf_counter() - start,
-        graphs_traced=factory.traced,
-        graphs_cached=factory.cached,
-        trace_seconds=factory.trace_seconds,
-        compile_seconds=factory.compile_seconds,
-        step_engine_bytes=sum(engines[name].size_bytes for name in assembly.step_graphs),
-        engine_bytes=sum(e.size_bytes for e in engines.values()),
-        weight_bytes=weights.size_bytes,
-    )
+        site.tell("done")
+    return site.report(out, assembly, engines, weights)
 
 
-def _add_to(writer: BundleWriter, name: str, built: BuiltEngine, toolchain: Toolchain) -> EngineSpec:
-    backend = toolchain.backend
-    file, sha256, size = writer.add_engine(name, built.engine.engine, backend.suffix)
-    return EngineSpec(
-        name=name,
-        file=file,
-        sha256=sha256,
-        size_bytes=size,
-        inputs=built.engine.inputs,
-        outputs=built.engine.outputs,
-        weights=built.weights,
-        backend=backend.name,
-        target=toolchain.target,
-        library_version=backend.version(),
-        attentions=built.attentions,
-        report=built.engine.report,
-    )
-
-
-def _check_fit(plan: GenerationPlan, config: TransformerConfig, text_length: int | None) -> None:
-    if len(plan.schedule) > config.levels:
-        raise PlanError(
-            f"the schedule has {len(plan.schedule)} scales",
-            expected=f"at most {config.levels}, the level embeddings of this model",
-            fix="choose a smaller size",
-        )
-    if text_length is not None and not 2 <= text_length <= config.text_length:
-        raise PlanError(f"text length {text_length} is out of range", expected=f"2 to {config.text_length} tokens")
+def _text_length(config: TransformerConfig, wanted: int | None) -> int:
+    if wanted is not None and not 2 <= wanted <= config.text_length:
+        raise PlanError(f"text length {wanted} is out of range", expected=f"2 to {config.text_length} tokens")
+    return wanted or config.text_length
 
 
 def _check_tile(checkpoint: Checkpoint, plan: GenerationPlan, rows: int, toolchain: Toolchain) -> None:
@@ -270,9 +215,3 @@ def _manifest(
         fastvar_version=__version__,
         sampling=sampling or SamplingDefaults(),
     )
-
-
-def _open_cache(cache: EngineCache | Path | bool) -> EngineCache | None:
-    if isinstance(cache, bool):
-        return EngineCache() if cache else None
-    return EngineCache(cache) if isinstance(cache, Path) else cache

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
+import torch
+from torch import Tensor
+
+from ..config import ImageTokenizerConfig, TransformerConfig
 from ..engines.manifest import EDGE_INSIDE, EDGE_OUTSIDE
 from ..precision import Precision
 from .checkpoint import Checkpoint, image_tokenizer_shapes
@@ -16,17 +20,34 @@ from .weights import WeightSource, plain_weights, transformer_weights
 
 def engine_weights(checkpoint: Checkpoint, with_encoder: bool, precision: Precision) -> dict[str, WeightSource]:
     """What engines are bound to, before quantisation; nothing is read yet."""
-    shapes = image_tokenizer_shapes(checkpoint.image_tokenizer)
-    wanted = {
-        n: s for n, s in shapes.items() if n.startswith("decoder.") or (with_encoder and n.startswith("encoder."))
-    }
-    sources = transformer_weights(checkpoint.transformer, checkpoint.transformer_weights)
-    sources |= plain_weights("image_tokenizer", wanted, checkpoint.image_tokenizer_weights, image_tokenizer_role)
+    sources = model_sources(
+        checkpoint.transformer,
+        checkpoint.transformer_weights,
+        checkpoint.image_tokenizer,
+        checkpoint.image_tokenizer_weights,
+        with_encoder,
+    )
     if checkpoint.text_encoder is not None:
         text_shapes = text_encoder_shapes(checkpoint.text_encoder)
         role = text_encoder_role(precision)
         sources |= plain_weights("text_encoder", text_shapes, checkpoint.text_encoder_weights, role)
     return sources
+
+
+def model_sources(
+    transformer: TransformerConfig,
+    transformer_state: Mapping[str, Tensor],
+    images: ImageTokenizerConfig,
+    images_state: Mapping[str, Tensor],
+    with_encoder: bool,
+) -> dict[str, WeightSource]:
+    """The weights of transformer and image coders. Shapes and roles come from the configurations; a state may be
+    empty where nothing is fetched.
+    """
+    parts = ("decoder.", "encoder.") if with_encoder else ("decoder.",)
+    wanted = {name: shape for name, shape in image_tokenizer_shapes(images).items() if name.startswith(parts)}
+    sources = transformer_weights(transformer, transformer_state)
+    return sources | plain_weights("image_tokenizer", wanted, images_state, image_tokenizer_role)
 
 
 def edge_weights() -> dict[str, WeightSource]:

@@ -26,7 +26,7 @@ from ..doctor import examine
 from ..engines.bundle import Bundle
 from ..engines.cuda import CudaDevice, GpuFacts
 from ..engines.tensorrt import ANY, TensorRTRTXBackend
-from ..errors import FastvarError
+from ..errors import BuildError, FastvarError
 from ..runtime.fit import device_need
 from ..runtime.generation import SamplingSettings, Workspace
 from ..runtime.layout import lay_out
@@ -119,12 +119,19 @@ class Builder:
         """The same in fp32 on onnxruntime."""
         return self._build(name, "--backend", "onnxruntime", *arguments)
 
+    def like(self, bundle: Bundle, name: str, *arguments: str) -> Bundle:
+        """Another policy or size of a bundle, which takes over its weights."""
+        return self._run(name, "--from-bundle", str(bundle.path), *arguments)
+
     def _build(self, name: str, *arguments: str) -> Bundle:
+        return self._run(name, "--guidance", "on", *arguments)
+
+    def _run(self, name: str, *arguments: str) -> Bundle:
         out = self._folder / name
-        command = [sys.executable, "-m", "fastvar.cli", "build", "--guidance", "on", "--out", str(out), *arguments]
+        command = [sys.executable, "-m", "fastvar.cli", "build", "--out", str(out), *arguments]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
+            raise BuildError(f"`fastvar build` of {name} failed: {done.stderr[-2000:].strip()}")
         return Bundle.open(out)
 
 

@@ -21,7 +21,7 @@ def test_version(run):
 
 
 @pytest.mark.parametrize(
-    "command", ["build", "generate", "upscale", "inpaint", "profile", "inspect", "plan", "sizes", "doctor"]
+    "command", ["build", "generate", "upscale", "inpaint", "profile", "tune", "inspect", "plan", "sizes", "doctor"]
 )
 def test_every_option_has_help(run, command):
     code, out, _ = run(command, "--help")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from fastvar.errors import PlanError
 from fastvar.plan import (
     DENSE,
+    PRESETS,
     PruningPolicy,
     ScaleRule,
     fastvar_policy,
@@ -14,6 +15,7 @@ from fastvar.plan import (
     make_plan,
     policy_from_json,
     policy_to_json,
+    policy_to_toml,
 )
 from fastvar.schedule import extended_schedules, official_schedules, schedule_for
 
@@ -188,10 +190,35 @@ def test_guidance_in_a_policy_file(tmp_path):
 def test_presets_by_name():
     assert load_policy("dense", SQUARE_1M, 32) is DENSE
     assert load_policy("fastvar", SQUARE_1M, 32) == fastvar_policy(SQUARE_1M, 32)
-    with pytest.raises(PlanError, match="no policy 'fastvr'"):
+    with pytest.raises(PlanError, match=r"no policy 'fastvr'\nexpected: " + ", ".join(PRESETS)):
         load_policy("fastvr", SQUARE_1M, 32)
 
 
 @pytest.mark.parametrize("policy", [DENSE, fastvar_policy(SQUARE_1M, 32), fastvar_policy(schedule_for((256, 256)), 6)])
 def test_a_policy_survives_the_manifest(policy):
     assert policy_from_json(policy_to_json(policy)) == policy
+
+
+def test_the_strong_preset_keeps_less_and_is_for_small_schedules_alone():
+    small = schedule_for((256, 256))
+    plans = [make_plan(small, load_policy(name, small, 8), 8) for name in ("fastvar-strong", "fastvar", "dense")]
+    assert [step.kept for step in plans[0].steps] == [1, 4, 16, 36, 64, 72, 64]
+    shares = [plan.forwarded_tokens / plans[-1].forwarded_tokens for plan in plans]
+    assert [round(share, 2) for share in shares] == [0.68, 0.77, 1.0]
+    with pytest.raises(PlanError, match="fastvar tune"):
+        load_policy("fastvar-strong", SQUARE_SMALL, 8)
+
+
+@st.composite
+def _policies(draw: st.DrawFn) -> PruningPolicy:
+    rule = st.one_of(st.just(ScaleRule(skip=True)), st.floats(0.01, 1).map(ScaleRule))
+    first, stop = sorted(draw(st.tuples(st.integers(0, 32), st.integers(0, 32))))
+    rules = draw(st.dictionaries(st.integers(0, 14), rule))
+    return PruningPolicy("mine", rules, first, stop, draw(st.none() | st.integers(0, 14)))
+
+
+@given(policy=_policies())
+def test_a_policy_survives_its_file(policy, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "mine.toml"
+    file.write_text(policy_to_toml(policy))
+    assert load_policy(str(file), SQUARE_1M, 32) == policy

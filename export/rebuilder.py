@@ -1,0 +1,99 @@
+"""Rebuilds a bundle under one policy after another in a process of its own.
+
+Who times engines wants neither torch nor the threads of a build beside them. Requests and answers are JSON, one a
+line; this module imports nothing heavy where it is only asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import BuildError, FastvarError
+from ..plan import PruningPolicy, policy_from_json, policy_to_json
+
+
+class Rebuilder:
+    """Bundles of one model under many policies, made when asked for. A context manager: it ends its process.
+
+    Args:
+        bundle: the bundle that is rebuilt.
+        folder: where the bundles go, each under its policy's name.
+        cache, jobs: as for `rebuild`.
+    """
+
+    def __init__(self, bundle: Path, folder: Path, *, cache: Path | bool = True, jobs: int | None = None) -> None:
+        self._bundle, self._folder = bundle.resolve(), folder.resolve()
+        self._options = {"cache": str(cache) if isinstance(cache, Path) else cache, "jobs": jobs}
+        self._process: subprocess.Popen[str] | None = None
+        self._built: dict[str, Path] = {}
+
+    def __enter__(self) -> Rebuilder:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def build(self, policy: PruningPolicy) -> Path:
+        """The policy's bundle.
+
+        Raises:
+            BuildError: whatever `rebuild` refuses, or the process died.
+        """
+        key = json.dumps(policy_to_json(policy))
+        if key not in self._built:
+            out = self._folder / f"{len(self._built)}-{policy.name}"
+            self._ask({"policy": policy_to_json(policy), "out": str(out)})
+            self._built[key] = out
+        return self._built[key]
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        if self._process is None:
+            command = [sys.executable, "-m", __name__, str(self._bundle), json.dumps(self._options)]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            answer = json.loads(self._process.stdout.readline())
+        except (OSError, ValueError) as error:
+            code = self._process.wait()
+            raise BuildError(
+                f"the process that builds {request['policy']['name']!r} died with code {code}",
+                fix="it may have run out of memory: build with --jobs 1",
+            ) from error
+        if "problem" in answer:
+            raise BuildError(answer["problem"], expected=answer["expected"], fix=answer["fix"])
+
+
+def serve(bundle: Path, options: dict[str, Any], requests: IO[str], answers: IO[str]) -> None:
+    """Answer requests until there are none; a bug ends the process with its traceback."""
+    from ..engines.bundle import Bundle
+    from .rebuild import rebuild
+
+    source: Bundle | None = None
+    cache = Path(options["cache"]) if isinstance(options["cache"], str) else options["cache"]
+    for line in requests:
+        request = json.loads(line)
+        answer: dict[str, str] = {}
+        try:
+            source = source or Bundle.open(bundle, verify="all")
+            policy = policy_from_json(request["policy"])
+            rebuild(source, request["out"], policy=policy, cache=cache, jobs=options["jobs"])
+        except FastvarError as error:
+            answer = {"problem": error.problem, "expected": error.expected, "fix": error.fix}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the one who asks answers it
+    with os.fdopen(os.dup(1), "w") as stdout:
+        os.dup2(2, 1)  # whatever libraries print
+        serve(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.stdin, stdout)

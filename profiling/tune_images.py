@@ -1,0 +1,163 @@
+"""Draws the images that a search compares, and times policies against dense, pair by pair in one process.
+
+Bundles come from a function, so that building them is somebody else's business, in another process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from ..engines.manifest import Manifest
+from ..errors import InputError
+from ..plan import DENSE, PruningPolicy, fastvar_policy
+from ..runtime.pipeline import Pipeline
+from .likeness import Pixels, psnr, ssim
+from .policy_space import PolicySpace
+from .tune import Constraints, Quality, Timing, Tuning, search
+
+Build = Callable[[PruningPolicy], Path]  # a policy's bundle
+Scorer = Callable[[Sequence[Pixels], Sequence[str]], float]  # images and their prompts -> accuracy, 0 to 1
+FEWEST_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is drawn: image i of `images` shows prompt i, counted round, with seed + i."""
+
+    prompts: tuple[str, ...]
+    images: int
+    seed: int = 0
+    runs: int = 9  # timed images of each policy, after one warm-up
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise InputError("there is no prompt to draw", expected="one a line")
+        if self.images < 1 or self.runs < FEWEST_RUNS:
+            raise InputError(
+                f"{self.images} images and {self.runs} runs", expected=f"at least 1 image and {FEWEST_RUNS} runs"
+            )
+
+    def prompt(self, image: int) -> str:
+        return self.prompts[image % len(self.prompts)]
+
+
+class Gallery:
+    """Images of policies beside the dense ones.
+
+    Args:
+        build: makes a policy's bundle.
+        scorer: says how right images are; None for no accuracy.
+        spent: share of the budget that is gone: timing makes do with fewer runs when all of it is.
+        told: hears what is being done.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        subject: Subject,
+        scorer: Scorer | None = None,
+        *,
+        threads: int | None = None,
+        spent: Callable[[], float] = lambda: 0.0,
+        told: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._build, self.subject, self._scorer = build, subject, scorer
+        self._threads, self._spent, self._told = threads, spent, told
+        self._dense = self._load(DENSE)
+        self._references: list[Pixels] = []
+
+    def _load(self, policy: PruningPolicy) -> Pipeline:
+        return Pipeline.load(self._build(policy), threads=self._threads)
+
+    def judge(self, policy: PruningPolicy) -> Quality:
+        """Draw all images of a policy."""
+        self._told(f"drawing {policy.name}")
+        if not self._references:
+            self._references = self._draw(self._dense)
+        images = self._references if policy == DENSE else self._draw(self._load(policy))
+        pairs = list(zip(images, self._references, strict=True))
+        return Quality(
+            psnr_db=float(np.median([psnr(*pair) for pair in pairs])),
+            ssim=float(np.mean([ssim(*pair) for pair in pairs])),
+            accuracy=self._accuracy(images),
+        )
+
+    def _draw(self, pipe: Pipeline) -> list[Pixels]:
+        numbers = range(self.subject.images)
+        drawn = (pipe(self.subject.prompt(i), seed=self.subject.seed + i).images[0] for i in numbers)
+        return [np.asarray(image) for image in drawn]
+
+    def _accuracy(self, images: Sequence[Pixels]) -> float | None:
+        if self._scorer is None:
+            return None
+        found = self._scorer(images, [self.subject.prompt(i) for i in range(len(images))])
+        if not isinstance(found, int | float) or not 0 <= found <= 1:
+            raise InputError(f"the scorer gave {found!r}", expected="a number from 0 to 1")
+        return float(found)
+
+    def time(self, policy: PruningPolicy) -> Timing:
+        """Draw a policy and dense in turn. Run -1 warms up and is excluded by construction."""
+        self._told(f"timing {policy.name}")
+        pipes = (self._dense, self._dense if policy == DENSE else self._load(policy))
+        spent: list[tuple[float, float]] = []
+        for run in range(-1, self.subject.runs):
+            pair = tuple(self._scales_ms(pipe, run) for pipe in pipes)
+            if run >= 0:
+                spent.append((pair[0], pair[1]))
+            if len(spent) >= FEWEST_RUNS and self._spent() >= 1:
+                break
+        dense, own = (median(column) for column in zip(*spent, strict=True))
+        return Timing(dense if policy == DENSE else own, dense, len(spent))
+
+    def _scales_ms(self, pipe: Pipeline, run: int) -> float:
+        image = run % self.subject.images
+        return pipe(self.subject.prompt(image), seed=self.subject.seed + image).timings[0].scales_ms
+
+
+class Budget:
+    """Wall clock from now on, as the share of some minutes that is gone."""
+
+    def __init__(self, minutes: float) -> None:
+        if not 0 < minutes < 1e5:
+            raise InputError(f"a budget of {minutes} minutes", expected="a number above 0")
+        self._seconds, self._start = minutes * 60, time.monotonic()
+
+    def spent(self) -> float:
+        return (time.monotonic() - self._start) / self._seconds
+
+
+def tune_bundle(
+    manifest: Manifest,
+    build: Build,
+    subject: Subject,
+    constraints: Constraints,
+    *,
+    scorer: Scorer | None = None,
+    minutes: float = 30.0,
+    threads: int | None = None,
+    told: Callable[[str], None] = lambda _: None,
+) -> Tuning:
+    """Search policies for a bundle's model and size.
+
+    PSNR may drop from that of the bundle's own policy; the published one stands in where the bundle is dense.
+
+    Raises:
+        InputError: the bundle cannot read prompts.
+    """
+    if manifest.text_tokenizer is None:
+        raise InputError(
+            "this bundle has no text encoder, so it cannot draw prompts",
+            fix="build it from a checkpoint with a text encoder",
+        )
+    schedule, depth = manifest.plan.schedule, manifest.plan.depth
+    budget, space = Budget(minutes), PolicySpace(schedule, depth)
+    own = manifest.plan.policy
+    reference = own if space.key(own) != space.key(DENSE) else fastvar_policy(schedule, depth)
+    gallery = Gallery(build, subject, scorer, threads=threads, spent=budget.spent, told=told)
+    return search(space, gallery.judge, gallery.time, reference, constraints, budget.spent)

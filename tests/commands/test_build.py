@@ -1,0 +1,41 @@
+"""`fastvar build --from-bundle`: another policy for a bundle that is there."""
+
+import json
+
+import pytest
+
+
+def test_another_policy(run, tiny_bundle, engine_cache, tmp_path):
+    (tmp_path / "half.toml").write_text("[scale.6]\nskip = true\n[scale.5]\nskip = true\n[scale.4]\nskip = true\n")
+    options = ("--from-bundle", tiny_bundle, "--policy", "half.toml", "--cache", engine_cache)
+    code, out, err = run("build", *options, "--out", "other")
+    assert (code, err) == (0, "")
+    assert "2 copied" in out
+    assert "the file of the other bundle" in out
+    facts = json.loads(run("inspect", "other", "--json")[1])
+    assert (facts["policy"]["name"], facts["skipped_scales"], facts["size"]) == ("half", [4, 5, 6], "256x256")
+
+
+BAD_REBUILDS = {
+    "does not go with --backend": ("--backend", "onnxruntime"),  # though it be the bundle's own
+    "does not go with CHECKPOINT": ("checkpoint",),
+    "does not go with --random-weights": ("--random-weights", "infinity_2b"),
+    "does not go with --text-length, --guidance": ("--text-length", 8, "--guidance", "both"),
+    "no policy 'sparse'": ("--policy", "sparse"),
+    "no scale schedule for 1000x1000": ("--size", "1000x1000"),
+    "Invalid value for '--jobs'": ("--jobs", 0),
+}
+
+
+@pytest.mark.parametrize("message", BAD_REBUILDS)
+def test_bad_rebuild_is_told_plainly_and_leaves_nothing(run, tiny_bundle, tmp_path, message):
+    code, out, err = run("build", "--from-bundle", tiny_bundle, *BAD_REBUILDS[message], "--out", "other")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_bundle_is_not_rebuilt(run, tmp_path):
+    code, _, err = run("build", "--from-bundle", "missing", "--out", "other")
+    assert code == 2
+    assert "is not a bundle" in err

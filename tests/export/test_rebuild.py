@@ -1,0 +1,135 @@
+"""A rebuilt bundle is, byte for byte, the one that the checkpoint would have given."""
+
+import errno
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastvar
+from fastvar import Pipeline
+from fastvar.engines.bundle import Bundle
+from fastvar.engines.manifest import SamplingDefaults
+from fastvar.errors import BackendError, BundleError, PlanError
+from fastvar.export.rebuild import rebuild
+from fastvar.plan import load_policy
+from fastvar.schedule import schedule_for
+from tests.conftest import TINY_POLICY
+
+OTHER_POLICY = TINY_POLICY.replace("keep = 0.5", "keep = 0.25")
+# Everything that a rebuild must take over, away from its default.
+OWN = {"guidance": "on", "text_length": 8, "sampling": SamplingDefaults(2.0, 0.7, 0.9)}
+
+
+@pytest.fixture(scope="module")
+def other_policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("policy") / "other.toml"
+    path.write_text(OTHER_POLICY)
+    return str(path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [("256x256", {**OWN, "weights": "int8", "with_encoder": True}), ("240x320", {"guidance": "off"})],
+    ids=["policy", "size"],
+)
+def test_it_is_the_bundle_that_the_checkpoint_gives(
+    tiny_checkpoint, tiny_policy, other_policy, engine_cache, tmp_path: Path, size: str, options: dict
+):
+    source, direct, out = tmp_path / "source", tmp_path / "direct", tmp_path / "rebuilt"
+    fastvar.build(tiny_checkpoint, size="256x256", policy=str(tiny_policy), out=source, cache=engine_cache, **options)
+    fastvar.build(tiny_checkpoint, size=size, policy=other_policy, out=direct, cache=engine_cache, **options)
+    report = rebuild(source, out, policy=other_policy, size=size, cache=engine_cache)
+    assert contents(out) == contents(direct)
+    assert report.weights_linked
+    assert (out / "weights.safetensors").samefile(source / "weights.safetensors")
+    copied = 3 if size == "256x256" else 1  # text encoder, decoder, encoder; of another size the first alone
+    assert (report.engines_copied, report.graphs_traced) == (copied, 0)
+
+
+def test_it_draws_the_same_image(tiny_checkpoint, tiny_bundle, other_policy, engine_cache, tmp_path: Path):
+    schedule = schedule_for((256, 256))
+    rebuild(tiny_bundle, tmp_path / "a", policy=load_policy(other_policy, schedule, 2), cache=engine_cache)
+    fastvar.build(tiny_checkpoint, size="256x256", policy=other_policy, out=tmp_path / "b", cache=engine_cache)
+    a, b, old = (Pipeline.load(path)("red", seed=3).images[0] for path in (tmp_path / "a", tmp_path / "b", tiny_bundle))
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, old)
+
+
+def test_a_bundle_can_be_rebuilt_in_its_place(tiny_bundle, other_policy, engine_cache, tmp_path: Path):
+    place = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, place)
+    weights = (place / "weights.safetensors").stat().st_ino
+    rebuild(place, place, policy=other_policy, cache=engine_cache)
+    assert Bundle.open(place, verify="all").manifest.plan.policy.name == "other"
+    assert (place / "weights.safetensors").stat().st_ino == weights
+
+
+def test_without_links_it_copies(tiny_bundle, other_policy, engine_cache, tmp_path: Path, monkeypatch):
+    def across_file_systems(*_paths: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", across_file_systems)
+    report = rebuild(tiny_bundle, tmp_path / "b", policy=other_policy, cache=engine_cache)
+    assert not report.weights_linked
+    assert not (tmp_path / "b" / "weights.safetensors").samefile(tiny_bundle / "weights.safetensors")
+    assert Bundle.open(tmp_path / "b", verify="all").manifest.weights == Bundle.open(tiny_bundle).manifest.weights
+
+
+def test_weights_behind_a_symbolic_link_are_linked_themselves(tiny_bundle, other_policy, engine_cache, tmp_path: Path):
+    source = tmp_path / "source"
+    shutil.copytree(tiny_bundle, source)
+    shutil.move(source / "weights.safetensors", tmp_path / "elsewhere")
+    (source / "weights.safetensors").symlink_to(tmp_path / "elsewhere")
+    rebuild(source, tmp_path / "b", policy=other_policy, cache=engine_cache)
+    assert not (tmp_path / "b" / "weights.safetensors").is_symlink()
+    assert (tmp_path / "b" / "weights.safetensors").samefile(tmp_path / "elsewhere")
+
+
+def refused(bundle: Bundle, out: Path, policy: str, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        rebuild(bundle, out, policy=policy)
+    assert not out.exists()
+
+
+def test_weights_of_another_shape_are_refused(tiny_bundle, other_policy, tmp_path: Path):
+    bundle = Bundle.open(tiny_bundle)
+    wider = replace(bundle.manifest, transformer=replace(bundle.manifest.transformer, mlp_width=256))
+    refused(replace(bundle, manifest=wider), tmp_path / "b", other_policy, BundleError, r"fc1\.weight' is float32\[128")
+
+
+def test_weights_that_are_missing_are_refused(tiny_bundle, other_policy, tmp_path: Path):
+    bundle = Bundle.open(tiny_bundle)
+    deeper = replace(bundle.manifest, transformer=replace(bundle.manifest.transformer, depth=3))
+    refused(replace(bundle, manifest=deeper), tmp_path / "b", other_policy, BundleError, r"blocks\.2\..*is missing")
+
+
+def test_engines_of_a_library_that_is_not_here_are_refused(tiny_bundle, other_policy, tmp_path: Path):
+    bundle = Bundle.open(tiny_bundle)
+    engines = {name: replace(spec, library_version="999.0.0") for name, spec in bundle.manifest.engines.items()}
+    aged = replace(bundle, manifest=replace(bundle.manifest, engines=engines))
+    refused(aged, tmp_path / "b", other_policy, BackendError, r"built with onnxruntime 999\.0\.0")
+
+
+def test_a_schedule_longer_than_the_level_embedding_is_refused(tiny_bundle, tmp_path: Path):
+    bundle = Bundle.open(tiny_bundle)
+    short = replace(bundle.manifest, transformer=replace(bundle.manifest.transformer, levels=7))
+    with pytest.raises(PlanError, match="10 scales"):
+        rebuild(replace(bundle, manifest=short), tmp_path / "b", policy="dense", size="512x512")
+
+
+def test_a_damaged_weight_file_is_refused(tiny_bundle, other_policy, tmp_path: Path):
+    source = tmp_path / "source"
+    shutil.copytree(tiny_bundle, source)
+    with (source / "weights.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    with pytest.raises(BundleError, match="damaged"):
+        rebuild(source, tmp_path / "b", policy=other_policy)
