@@ -46,8 +46,8 @@ class EngineSpec:
     """One engine file and how to bind it.
 
     `weights` maps an input to the name of a tensor in weights.safetensors; "{layer}" in it stands for the
-    layer the engine is run for: the number of a transformer's, the key of a decoder's. Inputs not in `weights` are activations. `attentions` counts those that the
-    graph holds and that a compiler of GPU engines must fuse.
+    layer the engine is run for: the number of a transformer's, the key of an image decoder's. Inputs not in `weights`
+    are activations. `attentions` counts those that the graph holds and that a compiler of GPU engines must fuse.
     """
 
     name: str

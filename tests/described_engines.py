@@ -10,7 +10,9 @@ from fastvar.engines.manifest import EngineSpec, FileRecord, Manifest, TensorSpe
 from fastvar.export.assembly import assemble
 from fastvar.export.block_steps import Attend, Project
 from fastvar.export.coders import ImageDecoder
+from fastvar.export.decoder_stages import ConvOut, ShortcutFirstConv, Stage, UpsampleConv
 from fastvar.export.graphs import StepGraph
+from fastvar.export.image_tokenizer import norm_groups
 from fastvar.export.rows import INTEGERS, tokens_of
 from fastvar.export.steps import Bridge, Condition, TextKV
 from fastvar.plan import GenerationPlan
@@ -31,15 +33,22 @@ def model(depth: int, patchify: bool = False) -> TransformerConfig:
     )
 
 
-def manifest_for(plan: GenerationPlan, config: TransformerConfig, text_length: int = TEXT_LENGTH) -> Manifest:
+def manifest_for(
+    plan: GenerationPlan,
+    config: TransformerConfig,
+    text_length: int = TEXT_LENGTH,
+    images: ImageTokenizerConfig | None = None,
+    decoder_tile: int | None = None,
+) -> Manifest:
     """A manifest as a build would write it, but for the files."""
-    images = ImageTokenizerConfig(bits=config.bits, base_channels=24)
-    assembly = assemble(plan, config, images, None, text_length, (2, 1))
+    images = images or ImageTokenizerConfig(bits=config.bits, base_channels=24)
+    assembly = assemble(plan, config, images, None, text_length, (2, 1), decoder_tile=decoder_tile)
     engines = {name: step_engine(graph) for name, graph in assembly.graphs.items() if graph.factory != ImageDecoder}
-    grid = tuple(n * config.patch for n in plan.schedule.final)
-    pixels = tuple(n * images.patch_size for n in grid)
-    decoder = {"summed": (1, config.bits, *grid)}, {"image": (1, 3, *pixels)}
-    engines[assembly.decoder] = engine_spec(assembly.decoder, *decoder, {"conv": "image_tokenizer.decoder.conv"})
+    if assembly.tiles is None:
+        grid = tuple(n * config.patch for n in plan.schedule.final)
+        pixels = tuple(n * images.patch_size for n in grid)
+        decoder = {"summed": (1, config.bits, *grid)}, {"image": (1, 3, *pixels)}
+        engines[assembly.decoder] = engine_spec(assembly.decoder, *decoder, {"conv": "image_tokenizer.decoder.conv"})
     ids = dict.fromkeys(("ids", "attention_mask"), (1, text_length))
     engines["text-encoder"] = engine_spec("text-encoder", ids, {"features": (text_length, config.text_width)}, {})
     return Manifest(
@@ -53,6 +62,7 @@ def manifest_for(plan: GenerationPlan, config: TransformerConfig, text_length: i
         sets=tuple(assembly.sets),
         text_encoder="text-encoder",
         decoder=assembly.decoder,
+        tiles=assembly.tiles,
         weights=FileRecord("weights.safetensors", "", 0),
         text_tokenizer=None,
         checkpoint_digest="",
@@ -74,6 +84,8 @@ def step_border(factory: type, arguments: tuple[tuple[str, Any], ...]) -> tuple[
 
 def output_shapes(module: Any) -> dict[str, tuple[int, ...]]:
     """What the modules' docstrings promise."""
+    if isinstance(module, Stage):
+        return stage_shapes(module)
     c, R = module.config, module.rows
     if isinstance(module, Condition | TextKV):
         T = module.text_length
@@ -100,6 +112,18 @@ def output_shapes(module: Any) -> dict[str, tuple[int, ...]]:
             "x_next": (tokens_of(module.next_size or (0, 0)) * R, c.width),
         }
     return {name: found[name] for name in module.outputs}
+
+
+def stage_shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
+    channels, rows, width = stage.channels[1], stage.rows, stage.width
+    statistics = (2, norm_groups(channels)) if not isinstance(stage, ConvOut) else ()
+    if "summed" in stage.inputs:
+        statistics = (len(stage.tiling.stripes), *statistics)
+    if isinstance(stage, UpsampleConv):
+        rows, width = 2 * rows, 2 * width
+    if isinstance(stage, ShortcutFirstConv):
+        channels *= 2
+    return {name: statistics if name == "statistics_out" else (rows, channels, width) for name in stage.outputs}
 
 
 def engine_spec(name: str, inputs: dict, outputs: dict, weights: dict[str, str]) -> EngineSpec:
