@@ -11,8 +11,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastvar.config import ImageTokenizerConfig
-from fastvar.export.decoder_stages import FirstConv, SecondConv, Tiling, decoder_stages, merged, statistics_of
+from fastvar.engines.registry import get_backend
+from fastvar.export.coders import image_tokenizer_role
+from fastvar.export.decoder_stages import (
+    FirstConv,
+    SecondConv,
+    ShortcutFirstConv,
+    Stage,
+    Tiling,
+    decoder_stages,
+    merged,
+    statistics_of,
+)
+from fastvar.export.graphs import WeightShape, trace
 from fastvar.export.image_tokenizer import Decoder
+from fastvar.export.weights import Role
+from fastvar.precision import Precision
 from tests.stage_chain import tiled
 
 CONFIGS = {
@@ -115,3 +129,49 @@ def test_every_weight_of_the_decoder_is_used_once():
             for name in plan.factory.weights
         ]
         assert sorted(used) == sorted(Decoder(config).state_dict())
+
+
+# 16 bits, and the compiler
+
+
+def in_16_bits(model: Decoder) -> Decoder:
+    """Weights in the types that a bundle stores them in."""
+    for name, parameter in model.named_parameters():
+        role = image_tokenizer_role(f"decoder.{name}")
+        parameter.data = parameter.data.to(getattr(torch, role.dtype(Precision("bfloat16"))))
+    return model
+
+
+@pytest.mark.parametrize("tile", [2, 5])
+def test_in_16_bits_stripes_stay_as_close_to_fp32_as_the_whole_decoder_does(tile: int):
+    config = CONFIGS["32 groups, shortcuts"]
+    summed = codes(config, (5, 3))
+    expected, half = decoder(config)(summed).clamp(-1, 1), in_16_bits(decoder(config))
+    whole, stripes = half(summed).clamp(-1, 1), tiled(half, config, summed, tile)
+    assert stripes.dtype == torch.float32
+    assert 0 < distance(stripes, expected) < 1.3 * distance(whole, expected) < 0.05
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("factory", [FirstConv, ShortcutFirstConv])
+def test_no_fp32_copy_of_a_stripe_is_stored_between_kernels(factory: type[Stage]):
+    """Scratch memory holds the normalised input, and each convolution's output before it is laid out as rows."""
+    pytest.importorskip("tensorrt_rtx")
+    channels, rows, width, own = (64, 32), 128, 1024, 10 << 20  # own: what the compiler takes at any size
+    stage = factory(channels if factory is ShortcutFirstConv else (64, 64), rows, width, Tiling(8, 2))
+    read, written = stage.channels
+    shapes = {"conv1.conv.weight": (written, read, 3, 3), "nin_shortcut.conv.weight": (written, read, 1, 1)}
+    weights = {
+        name: WeightShape(
+            shapes.get(name, (read if "norm" in name else written,)), Role.EXACT if "norm" in name else Role.OPERAND
+        )
+        for name in stage.weights
+    }
+    graph = trace(stage, weights, Precision("bfloat16"))
+    report = get_backend("tensorrt-rtx").build(graph.onnx, "sm86").report
+    assert report.kernels <= 13
+    outputs = 2 if factory is ShortcutFirstConv else 1
+    assert report.scratch_bytes < 2 * width * (rows + 2) * (read + outputs * written) + own

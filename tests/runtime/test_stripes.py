@@ -189,6 +189,12 @@ def test_a_tiled_bundle_draws_the_same_image(bundles: tuple[Bundle, Bundle]):
     assert to_image(tiled).size == (128, 96)
 
 
+def test_inspect_tells_of_the_stripes(run, bundles: tuple[Bundle, Bundle]):
+    whole, tiled = (run("inspect", bundle.path)[1] for bundle in bundles)
+    assert "the whole image at once" in whole
+    assert f"stripes of {TILE} latent rows" in tiled
+
+
 def test_described_stages_are_those_of_a_build(bundles: tuple[Bundle, Bundle]):
     """What the tests of the layout stand on."""
     built = bundles[1].manifest
