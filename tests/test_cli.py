@@ -141,8 +141,18 @@ BAD_BUILDS = {
     "no model size 'infinity_9b'": ("--random-weights", "infinity_9b"),
     "no policy 'sparse'": ("--random-weights", "infinity_layer12", "--policy", "sparse"),
     "guidance 'maybe' not understood": ("--random-weights", "infinity_layer12", "--guidance", "maybe"),
-    "0 is not in the range": ("--random-weights", "infinity_layer12", "--decoder-tile", "0"),
-    "'few' is not a valid int": ("--random-weights", "infinity_layer12", "--decoder-tile", "few"),
+    "Invalid value for '--decoder-tile'": (
+        "--random-weights",
+        "infinity_layer12",
+        "--decoder-tile",
+        "0",
+    ),
+    "'--decoder-tile'": (
+        "--random-weights",
+        "infinity_layer12",
+        "--decoder-tile",
+        "few",
+    ),
 }
 
 
