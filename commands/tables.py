@@ -26,7 +26,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
     manifest = bundle.manifest
     plan, policy = manifest.plan, manifest.plan.policy
     height, width = plan.schedule.pixels
-    engine = manifest.engines[manifest.decoder]
+    engine = manifest.any_engine
     return {
         "path": str(bundle.path),
         "digest": bundle.digest,
@@ -45,6 +45,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "target": engine.target,
         "precision": manifest.precision.label,
         "text_length": manifest.text_length,
+        "decoder_tile": manifest.tiles.rows if manifest.tiles else None,
         "guidance_rows": [s.rows for s in manifest.sets],
         "sampling": vars(manifest.sampling),
         "checkpoint_digest": manifest.checkpoint_digest,
@@ -132,6 +133,7 @@ def header_table(facts: Facts) -> Table:
         "size": f"{facts['size']}, schedule {facts['budget']}",
         "policy": f"{policy['name']}: {pruned}{restored}",
         "backend": f"{facts['backend']} {facts['library_version']}, target {facts['target']}, {facts['precision']}",
+        "decoder": _decoder(facts["decoder_tile"]),
         "prompt": f"at most {facts['text_length']} tokens",
         "sampling": ", ".join(f"{name} {value:g}" for name, value in sampling.items()),
         "weights": human_bytes(facts["weight_bytes"]),
@@ -142,6 +144,10 @@ def header_table(facts: Facts) -> Table:
     for name, value in rows.items():
         table.add_row(name, Text(value))
     return table
+
+
+def _decoder(tile: int | None) -> str:
+    return "the whole image at once" if tile is None else f"stripes of {tile} latent rows"
 
 
 def plan_table(facts: Facts) -> Table:

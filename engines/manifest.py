@@ -46,8 +46,8 @@ class EngineSpec:
     """One engine file and how to bind it.
 
     `weights` maps an input to the name of a tensor in weights.safetensors; "{layer}" in it stands for the
-    layer the engine is run for: the number of a transformer's, the key of a decoder's. Inputs not in `weights` are activations. `attentions` counts those that the
-    graph holds and that a compiler of GPU engines must fuse.
+    layer the engine is run for: the number of a transformer's, the key of an image decoder's. Inputs not in `weights`
+    are activations. `attentions` counts those that the graph holds and that a compiler of GPU engines must fuse.
     """
 
     name: str
@@ -153,9 +153,14 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     @property
+    def any_engine(self) -> EngineSpec:
+        """One of them: backend, target and library version are those of all."""
+        return next(iter(self.engines.values()))
+
+    @property
     def backend(self) -> str:
         """The backend of all engines."""
-        return next(iter(self.engines.values())).backend
+        return self.any_engine.backend
 
     def engine_set(self, rows: int) -> EngineSet:
         for found in self.sets:

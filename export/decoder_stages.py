@@ -50,7 +50,7 @@ class Stage(nn.Module):
     label: ClassVar[str]  # in the names of engines
     inputs: tuple[str, ...] = ("stripe", "above", "below", "statistics")
     outputs: tuple[str, ...] = ("stripe_out", "statistics_out")
-    weights: tuple[str, ...]
+    weights: tuple[str, ...] = ()
 
     def __init__(self, channels: tuple[int, int], rows: int, width: int, tiling: Tiling) -> None:
         super().__init__()
@@ -83,8 +83,8 @@ class Stage(nn.Module):
     def normed(self, x: Tensor, statistics: Tensor, weights: Weights, name: str) -> Tensor:
         """Group norm of x [n, C, W] by statistics of the whole activation, then SiLU, in fp32."""
         channels = x.shape[1]
-        latent_rows = torch.tensor(self.tiling.stripes, dtype=torch.float32)
-        moments = merged(*statistics.unbind(1), latent_rows / self.tiling.height)
+        means, variances = statistics.unbind(1)
+        moments = merged(means, variances, torch.tensor(self.tiling.stripes) / self.tiling.height)
         mean, variance = (m.view(-1, 1).expand(-1, channels // m.numel()).reshape(-1, 1) for m in moments)
         scale = torch.rsqrt(variance + NORM_EPS) * weights[f"{name}.norm.weight"].view(-1, 1)
         return F.silu((x.float() - mean) * scale + weights[f"{name}.norm.bias"].view(-1, 1))
@@ -107,15 +107,16 @@ class ConvIn(Stage):
     def forward(self, summed: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         weight = weights["conv_in.conv.weight"]
         out = F.conv2d(summed.to(weight.dtype), weight, weights["conv_in.conv.bias"], padding=1)[0].transpose(0, 1)
-        return out, torch.stack([statistics_of(stripe) for stripe in out.split(self.tiling.stripes)])
+        shares = torch.block_diag(*(torch.full((1, rows), 1 / rows) for rows in self.tiling.stripes))
+        return out, statistics_of(out, shares)
 
 
 class FirstConv(Stage):
     """First half of a residual block that keeps its channels: norm1, conv1."""
 
     label = "conv1"
-    outputs = ("inner_stripe_out", "statistics_out")
-    weights = ("norm1.norm.weight", "norm1.norm.bias", "conv1.conv.weight", "conv1.conv.bias")
+    outputs: tuple[str, ...] = ("inner_stripe_out", "statistics_out")
+    weights: tuple[str, ...] = ("norm1.norm.weight", "norm1.norm.bias", "conv1.conv.weight", "conv1.conv.bias")
 
     def forward(
         self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
@@ -147,7 +148,7 @@ class ShortcutFirstConv(FirstConv):
     """
 
     label = "conv1-shortcut"
-    outputs = ("stripe_out", "statistics_out")
+    outputs = Stage.outputs
     weights = (*FirstConv.weights, "nin_shortcut.conv.weight", "nin_shortcut.conv.bias")
 
     def output_shapes(self) -> Shapes:
@@ -158,8 +159,9 @@ class ShortcutFirstConv(FirstConv):
         self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
     ) -> tuple[Tensor, Tensor]:
         out, found = super().forward(stripe, above, below, statistics, weights)
-        shortcut = convolved(stripe[HALO:-HALO], weights, "nin_shortcut")
-        return torch.cat((out, shortcut), dim=1), found
+        weight, bias = weights["nin_shortcut.conv.weight"][:, :, 0, 0], weights["nin_shortcut.conv.bias"]
+        shortcut = weight @ stripe.to(weight.dtype) + bias.view(-1, 1)  # as rows lie, so that nothing is transposed
+        return torch.cat((out, shortcut[HALO:-HALO]), dim=1), found
 
 
 class ShortcutSecondConv(Stage):
@@ -214,31 +216,31 @@ class ConvOut(Stage):
 
 
 def convolved(x: Tensor, weights: Weights, name: str) -> Tensor:
-    """x [n, C, W] -> [n - k + 1, C', W] under a kernel of k rows: the stripe brings its padding of rows along."""
+    """x [n + 2, C, W] -> [n, C', W] under a 3x3 kernel: a stripe brings its padding of rows along."""
     weight, bias = weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"]
-    padding = (0, weight.shape[3] // 2)
-    return F.conv2d(x.to(weight.dtype).transpose(0, 1)[None], weight, bias, padding=padding)[0].transpose(0, 1)
+    return F.conv2d(x.to(weight.dtype).transpose(0, 1)[None], weight, bias, padding=(0, 1))[0].transpose(0, 1)
 
 
-def statistics_of(x: Tensor) -> Tensor:
-    """Mean and biased variance [2, groups] of a stripe [n, C, W] as it is stored.
+def statistics_of(x: Tensor, shares: Tensor | None = None) -> Tensor:
+    """Mean and biased variance [2, groups] of a stripe [n, C, W] as it is stored, or of several by the rows' shares.
 
     Row by row, then merged: compilers make one kernel of a row's mean and variance, and store no fp32 copy of x.
     """
     rows = x.float().reshape(x.shape[0], norm_groups(x.shape[1]), -1)
     means = rows.mean(-1)
     variances = (rows - means[..., None]).square().mean(-1)
-    return torch.stack(merged(means, variances, torch.full((x.shape[0],), 1 / x.shape[0])))
+    shares = torch.full((x.shape[0],), 1 / x.shape[0]) if shares is None else shares
+    return torch.stack(merged(means, variances, shares), dim=-2)
 
 
 def merged(means: Tensor, variances: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance [groups] of a whole from those of its parts [parts, groups] (Chan et al., 1979).
 
-    `shares` [parts] of the whole add up to 1. Nothing large is subtracted from anything large.
+    `shares` [parts] of the whole add up to 1; several wholes [wholes, parts] give [wholes, groups].
     """
-    shares = shares[:, None]
-    mean = (shares * means).sum(0)
-    return mean, (shares * (variances + (means - mean).square())).sum(0)
+    shares = shares[..., None]
+    mean = (shares * means).sum(-2)
+    return mean, (shares * (variances + (means - mean[..., None, :]).square())).sum(-2)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class CallCost:
 
     engine: str
     kind: Kind
-    layer: int | None
+    layer: int | str | None
     scale: int | None
     tokens: int | None
     cost: Cost
@@ -120,8 +120,9 @@ def _calls(manifest: Manifest, layout: Layout) -> Iterator[CallCost]:
             kind, count = (Kind.PROJECT, _project) if is_project(call) else (Kind.ATTEND, _attend)
             yield _cost(kind, call, step, count(model, call))
         yield _cost(Kind.BRIDGE, step.bridge, step, _bridge(manifest, layout.rows, step))
-    assert layout.decoder is not None
-    yield _cost(Kind.DECODER, layout.decoder, None, _decoder(manifest.image_tokenizer, layout.decoder))
+    for call in layout.decode:
+        count_stage = _decoder_stage if manifest.tiles else _decoder
+        yield _cost(Kind.DECODER, call, None, count_stage(manifest, call))
 
 
 def is_project(call: EngineCall) -> bool:
@@ -237,9 +238,18 @@ def _weights(manifest: Manifest, call: EngineCall) -> dict[str, tuple[int, ...]]
     return {name: _shape(call, name) for name in manifest.engines[call.engine].weights}
 
 
-def _decoder(config: ImageTokenizerConfig, call: EngineCall) -> Cost:
+def _decoder(manifest: Manifest, call: EngineCall) -> Cost:
     height, width = _shape(call, "summed")[2:]
-    return Cost(convolution_flop=decoder_flop(config, (height, width)))
+    return Cost(convolution_flop=decoder_flop(manifest.image_tokenizer, (height, width)))
+
+
+def _decoder_stage(manifest: Manifest, call: EngineCall) -> Cost:
+    """One stage on one stripe: its convolutions, at the rows that it writes."""
+    rows, _, width = next(
+        _shape(call, name) for name in ("stripe_out", "inner_stripe_out", "image") if name in call.tensors
+    )
+    kernels = [shape for shape in _weights(manifest, call).values() if len(shape) == 4]
+    return Cost(convolution_flop=sum(convolution(i, o, kernel, rows * width) for o, i, kernel, _ in kernels))
 
 
 def decoder_flop(config: ImageTokenizerConfig, grid: Size) -> int:

@@ -12,7 +12,7 @@ FACTS = ("fastvar", "python", "platform", "cpu", "cpu_cores", "cpu_features", "m
 
 def environment(manifest: Manifest) -> dict[str, Any]:
     """Ready for json.dumps: the machine, the backend with its version, target and precision."""
-    facts, engine = examine(), manifest.engines[manifest.decoder]
+    facts, engine = examine(), manifest.any_engine
     return {
         **{name: facts[name] for name in FACTS},
         "backend": f"{engine.backend} {engine.library_version}",

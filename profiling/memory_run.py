@@ -86,4 +86,4 @@ def _intervals(bundle: Bundle, request: Request, backend: Backend | None, sample
 def device_kind(bundle: Bundle) -> str:
     """Where a bundle's engines run: "cpu" or "cuda". Needs no driver: memory is watched from before it starts."""
     manifest = bundle.manifest
-    return "cpu" if manifest.engines[manifest.decoder].target == "cpu" else "cuda"
+    return "cpu" if manifest.any_engine.target == "cpu" else "cuda"

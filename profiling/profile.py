@@ -144,7 +144,7 @@ def _bundle_profile(
 
 def _facts(bundle: Bundle, subject: Subject) -> dict[str, Any]:
     manifest = bundle.manifest
-    engine, policy = manifest.engines[manifest.decoder], manifest.plan.policy
+    engine, policy = manifest.any_engine, manifest.plan.policy
     return {
         "path": str(bundle.path),
         "digest": bundle.digest,

@@ -78,7 +78,7 @@ class LaunchMs:
     engine: str
     kind: str
     scale: int | None
-    layer: int | None
+    layer: int | str | None
     ms: float
 
 

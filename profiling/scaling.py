@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..config import TRANSFORMERS
 from ..doctor import examine
 from ..engines.bundle import Bundle
-from ..engines.dtypes import human_bytes, storage_dtype
+from ..engines.dtypes import human_bytes
 from ..engines.manifest import Manifest
 from ..errors import FastvarError, InputError
 from ..runtime.fit import device_need
@@ -31,8 +31,9 @@ from ..runtime.noise import uniform_noise
 from ..runtime.session import Session
 from ..schedule import extended_schedules, official_schedules, parse_size, schedule_for
 from .charts import Line, log_lines
-from .flop import cache_bytes, manifest_flop
-from .gpu_check import GUIDED, RESULTS, ROOT, Builder, prepare_text, random_features
+from .costs import add, engine_costs
+from .gpu_check import GUIDED, RESULTS, ROOT, Builder, prepare_text
+from .subject import random_features
 from .tune_report import write_json, write_text
 
 POLICIES = ("dense", "fastvar")
@@ -40,8 +41,6 @@ SIZES, PLANNED_SIZES = "256,512,768,1024", "1536,2048"  # drawn; and told from t
 ROWS = 2  # guidance on
 BETWEEN = (512, 1024)  # pixels a side: the steeper part of the curve
 DECODER_RUNS = 2
-
-Flop = Callable[[Manifest, int], float]  # manifest, guidance rows -> operations of all scales
 
 
 @dataclass(frozen=True)
@@ -142,11 +141,9 @@ class Bundles:
         return self._first
 
 
-def measure(
-    bundles: Mapping[str, Bundle], side: int, runs: int, threads: int | None = None, flop: Flop = manifest_flop
-) -> list[Measured]:
+def measure(bundles: Mapping[str, Bundle], side: int, runs: int, threads: int | None = None) -> list[Measured]:
     """Figures of one size, policy by policy; drawn where there are runs."""
-    planned = {policy: _planned(bundle.manifest, side, policy, flop) for policy, bundle in bundles.items()}
+    planned = {policy: _planned(bundle.manifest, side, policy) for policy, bundle in bundles.items()}
     if not runs:
         return list(planned.values())
     workspaces = {policy: Session(bundle, threads=threads).workspace(ROWS) for policy, bundle in bundles.items()}
@@ -160,16 +157,15 @@ def measure(
     ]
 
 
-def _planned(manifest: Manifest, side: int, policy: str, flop: Flop) -> Measured:
-    plan, config = manifest.plan, manifest.transformer
-    item = storage_dtype(manifest.precision.compute).itemsize
+def _planned(manifest: Manifest, side: int, policy: str) -> Measured:
+    plan, costs = manifest.plan, engine_costs(manifest, ROWS)
     return Measured(
         pixels=side,
         policy=policy,
         tokens=sum(step.tokens for step in plan.steps),
         forwarded_tokens=plan.forwarded_tokens,
-        flop=flop(manifest, ROWS),
-        cache_bytes=cache_bytes(config, plan, ROWS, item),
+        flop=add(iter(costs.by_scale().values())).flop,
+        cache_bytes=costs.kv_cache_bytes,
         plan_bytes=device_need([lay_out(manifest, ROWS)]).arena_bytes,
     )
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.table import Table
 
-from ..doctor import examine
 from ..engines.bundle import Bundle
 from ..errors import InputError
 from ..plan import policy_to_json, policy_to_toml
 from .charts import Point, scatter
+from .environment import environment
 from .tune import Trial, Tuning
 from .tune_images import Subject
 
@@ -44,14 +44,11 @@ def write_all(
 
 def record(tuning: Tuning, bundle: Bundle, subject: Subject) -> dict[str, Any]:
     """Every trial and what it was made on, ready for json.dumps; an infinite PSNR, that of equal images, is None."""
-    facts, engine = examine(), bundle.manifest.engines[bundle.manifest.decoder]
-    kept = ("fastvar", "python", "platform", "cpu", "cpu_cores", "cpu_features", "memory_bytes")
     return {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model": bundle.manifest.model,
         "checkpoint_digest": bundle.manifest.checkpoint_digest,
-        "machine": {name: facts[name] for name in kept},
-        "backend": f"{engine.backend} {engine.library_version}, {engine.target}, {bundle.manifest.precision.label}",
+        "environment": environment(bundle.manifest),
         "sampling": vars(bundle.manifest.sampling),
         "subject": vars(subject),
         "reference": tuning.reference.name,

@@ -60,10 +60,9 @@ class Copy:
 class EngineCall:
     """One engine launch with everything it is bound to.
 
-    `layer` is that of the transformer by its number, or of the image decoder by its key; None for engines that run once.
-
-    `scratch` is memory that the engine uses while it runs; all engines of a phase share it. `copies` are made behind
-    it: tensors that belong where the engine's library accepts no address.
+    `layer` is a transformer's by number or an image decoder's by key, None for engines that run once. `scratch` is
+    memory that the engine uses while it runs; all engines of a phase share it. `copies` are made behind it: tensors
+    that belong where the engine's library accepts no address.
     """
 
     engine: str

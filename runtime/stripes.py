@@ -39,6 +39,14 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """Rows that take the place of others: stripe by stripe from the first, or `upwards` from the last."""
+
+    rows: Rows
+    upwards: bool
+
+
+@dataclass(frozen=True)
 class StripeLaunch:
     """One stage on one stripe: slot and start byte by tensor, and the weights that stand for its constants."""
 
@@ -85,7 +93,8 @@ class TiledDecoder:
     def __init__(self, tiles: DecoderTiles, engines: Mapping[str, EngineSpec], summed: str) -> None:
         self._stages = [_stage(stage, tiles, engines) for stage in tiles.stages]
         self._summed = summed
-        self._stream = self._inner = self._following = Rows(0, 0, 0)
+        self._stream = self._inner = Rows(0, 0, 0)
+        self._following = Placed(self._stream, upwards=False)
         self._statistics = ("statistics0", "statistics1")  # those that a stage reads, and those that it writes
 
     @property
@@ -121,26 +130,28 @@ class TiledDecoder:
         """The stream stays until the block ends, and what follows it must not lie where the inner activation does."""
         x, inner, spans = self._stream, stage.rows("inner_stripe_out"), stage.spans("stripe")
         self._following = over(x, spans, replace(x, start=0), spans, halo=0)
-        if inner.end > min(x.start, self._following.start):
-            inner = replace(inner, start=max(x.end, self._following.end))
+        following = self._following.rows
+        if inner.end > min(x.start, following.start):
+            inner = replace(inner, start=max(x.end, following.end))
         self._inner = inner
         yield from self._stripes(stage, {"stripe": x}, {"inner_stripe_out": inner})
 
     def _out_of_block(self, stage: Stage) -> Iterator[StripeLaunch]:
         given = {"inner_stripe": self._inner, "residual": self._stream}
-        yield from self._stripes(stage, given, {"stripe_out": self._following})
-        self._stream = self._following
+        yield from self._stripes(stage, given, {"stripe_out": self._following.rows}, self._following.upwards)
+        self._stream = self._following.rows
 
     def _in_place(self, stage: Stage) -> Iterator[StripeLaunch]:
         made, written = stage.rows("stripe_out"), stage.spans("stripe_out")
         target = over(self._stream, stage.spans("stripe"), made, written, HALO)
-        yield from self._stripes(stage, {"stripe": self._stream}, {"stripe_out": target})
-        self._stream = target
+        yield from self._stripes(stage, {"stripe": self._stream}, {"stripe_out": target.rows}, target.upwards)
+        self._stream = target.rows
 
-    def _stripes(self, stage: Stage, given: Mapping[str, Rows], made: Mapping[str, Rows]) -> Iterator[StripeLaunch]:
-        """The launches of a stage; one that writes above what it replaces begins with the last stripe."""
+    def _stripes(
+        self, stage: Stage, given: Mapping[str, Rows], made: Mapping[str, Rows], upwards: bool = False
+    ) -> Iterator[StripeLaunch]:
+        """The launches of a stage."""
         last = stage.stripes - 1
-        upwards = any(rows.start >= self._stream.start for rows in made.values())
         for number in range(last, -1, -1) if upwards else range(stage.stripes):
             slots = {name: self._place(stage, name, number, rows) for name, rows in (*given.items(), *made.items())}
             slots |= self._results(stage, number)
@@ -165,21 +176,18 @@ class TiledDecoder:
         return slots
 
 
-def over(source: Rows, read: Spans, target: Rows, written: Spans, halo: int) -> Rows:
-    """The target where it overwrites a source that no later stage reads: below its beginning if there is room, else above.
+def over(source: Rows, read: Spans, target: Rows, written: Spans, halo: int) -> Placed:
+    """A place for the target over a source that is not read again: below its beginning if there is room, else above.
 
-    Every stripe reads its rows and `halo` more on either side before any of them is overwritten.
+    Every stripe reads its rows, and `halo` more on either side, before any of them is overwritten.
     """
-    unplaced = replace(source, start=0), replace(target, start=0)
-    below = max(
-        unplaced[1].at(stop) - unplaced[0].at(first - halo) for (first, _), (_, stop) in zip(read, written, strict=True)
-    )
+    old, new = replace(source, start=0), replace(target, start=0)
+    stripes = list(zip(read, written, strict=True))
+    below = max(new.at(stop) - old.at(first - halo) for (first, _), (_, stop) in stripes)
     if below <= source.start:
-        return replace(target, start=source.start - below)
-    above = max(
-        unplaced[0].at(stop + halo) - unplaced[1].at(first) for (_, stop), (first, _) in zip(read, written, strict=True)
-    )
-    return replace(target, start=max(source.start + above, 0))
+        return Placed(replace(target, start=source.start - below), upwards=False)
+    above = max(old.at(stop + halo) - new.at(first) for (_, stop), (first, _) in stripes)
+    return Placed(replace(target, start=max(source.start + above, 0)), upwards=True)
 
 
 def _stage(stage: DecoderStage, tiles: DecoderTiles, engines: Mapping[str, EngineSpec]) -> Stage:

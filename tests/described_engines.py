@@ -30,15 +30,22 @@ def model(depth: int, patchify: bool = False) -> TransformerConfig:
     )
 
 
-def manifest_for(plan: GenerationPlan, config: TransformerConfig, text_length: int = TEXT_LENGTH) -> Manifest:
+def manifest_for(
+    plan: GenerationPlan,
+    config: TransformerConfig,
+    text_length: int = TEXT_LENGTH,
+    images: ImageTokenizerConfig | None = None,
+    decoder_tile: int | None = None,
+) -> Manifest:
     """A manifest as a build would write it, but for the files."""
-    images = ImageTokenizerConfig(bits=config.bits, base_channels=24)
-    assembly = assemble(plan, config, images, None, text_length, (2, 1))
+    images = images or ImageTokenizerConfig(bits=config.bits, base_channels=24)
+    assembly = assemble(plan, config, images, None, text_length, (2, 1), decoder_tile=decoder_tile)
     engines = {name: step_engine(graph) for name, graph in assembly.graphs.items() if graph.factory != ImageDecoder}
     grid = tuple(n * config.patch for n in plan.schedule.final)
     pixels = tuple(n * images.patch_size for n in grid)
-    decoder = {"summed": (1, config.bits, *grid)}, {"image": (1, 3, *pixels)}
-    engines[assembly.decoder] = engine_spec(assembly.decoder, *decoder, {"conv": "image_tokenizer.decoder.conv"})
+    if assembly.tiles is None:
+        decoder = {"summed": (1, config.bits, *grid)}, {"image": (1, 3, *pixels)}
+        engines[assembly.decoder] = engine_spec(assembly.decoder, *decoder, {"conv": "image_tokenizer.decoder.conv"})
     encoder = {"image": (1, 3, *pixels)}, {"latent": (1, config.bits, *grid)}
     engines["encoder"] = engine_spec("encoder", *encoder, {"conv_in": "image_tokenizer.encoder.conv_in"})
     ids = dict.fromkeys(("ids", "attention_mask"), (1, text_length))
@@ -55,6 +62,7 @@ def manifest_for(plan: GenerationPlan, config: TransformerConfig, text_length: i
         text_encoder="text-encoder",
         decoder=assembly.decoder,
         encoder="encoder",
+        tiles=assembly.tiles,
         weights=FileRecord("weights.safetensors", "", 0),
         text_tokenizer=None,
         checkpoint_digest="",

@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,12 @@ from fastvar.runtime.generation import SamplingSettings, Workspace
 from fastvar.runtime.layout import StepCalls
 from fastvar.runtime.session import Session
 from fastvar.schedule import ScaleSchedule, official_schedules
+from tests.stage_chain import tiled
 
 DEFAULT_TOLERANCE = {"block_in": 1e-4, "block_out": 3e-4, "logits": 2e-4, "summed_codes": 1e-5, "cond": 1e-4}
 VAE_TOLERANCE = {"h": 5e-5, "z": 1e-5, "recon": 1e-4}
 SUB_LAYERS = ("sa", "ca", "ffn")
+STRIPE = 5
 STORED = 32  # a longer token dimension holds the first and the last 32 tokens
 
 Tensors = dict[str, Tensor]
@@ -272,6 +275,18 @@ def compare_image_tokenizer(folder: Path) -> Comparison:
     return result
 
 
+def compare_decoder_stages(folder: Path) -> Comparison:
+    """The decoder in stripes of rows against the recording."""
+    meta = json.loads((folder / "vae.json").read_text())
+    config = image_tokenizer_config(meta)
+    model = ImageTokenizer(config).eval()
+    model.load_state_dict({k: v.float() for k, v in load_file(folder / "weights_vae.safetensors").items()})
+    result = Comparison(f"image tokenizer: decoder in stripes of {STRIPE} latent rows", VAE_TOLERANCE)
+    decode = partial(tiled, model.decoder, config, tile=STRIPE)
+    compare_decoded(decode, load_file(folder / "vae.safetensors"), result)
+    return result
+
+
 def compare_decoded(decode: Any, recorded: Tensors, result: Comparison) -> None:
     for latent, name in (("z", "recon"), ("z2", "recon2")):
         image = decode(recorded[latent])
@@ -358,6 +373,7 @@ def compare_folder(folder: Path, backend: str = "onnxruntime") -> Iterator[Compa
             yield compare_engines(run, checkpoint_of(run), backend, Path(cache))
         if (folder / "vae.json").exists():
             yield compare_image_tokenizer(folder)
+            yield compare_decoder_stages(folder)
             yield compare_coder_engines(folder, backend)
 
 

@@ -74,6 +74,7 @@ def test_inspect_shows_the_plan(run, tiny_bundle):
     code, out, _ = run("inspect", tiny_bundle, "--engines")
     assert code == 0
     assert "layers 1 to 1 of 2, restored from scale 2" in out
+    assert "the whole image at once" in out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     assert rows[0][:5] == ["0", "1x1", "1", "1", "0"]
     assert rows[1][:2] == ["1", "skipped"]
@@ -142,6 +143,18 @@ BAD_BUILDS = {
     "no model size 'infinity_9b'": ("--random-weights", "infinity_9b"),
     "no policy 'sparse'": ("--random-weights", "infinity_layer12", "--policy", "sparse"),
     "guidance 'maybe' not understood": ("--random-weights", "infinity_layer12", "--guidance", "maybe"),
+    "Invalid value for '--decoder-tile'": (
+        "--random-weights",
+        "infinity_layer12",
+        "--decoder-tile",
+        "0",
+    ),
+    "'--decoder-tile'": (
+        "--random-weights",
+        "infinity_layer12",
+        "--decoder-tile",
+        "few",
+    ),
 }
 
 

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from fastvar.engines.manifest import (
     FORMAT_VERSION,
+    DecoderStage,
+    DecoderTiles,
     EngineSpec,
     FileRecord,
     SamplingDefaults,
@@ -25,6 +27,10 @@ ENGINE = st.builds(
 )
 
 
+STAGES = st.lists(st.builds(DecoderStage, TEXT, TEXT, TEXT), max_size=3).map(tuple)
+TILES = st.builds(DecoderTiles, st.integers(1), st.integers(1), STAGES)
+
+
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
     return make_bundle(tmp_path_factory.mktemp("manifest") / "bundle")
@@ -36,10 +42,11 @@ def manifest(tmp_path_factory):
     tokenizer=st.none() | st.builds(FileRecord, TEXT, TEXT, st.integers(0)),
     sampling=st.builds(SamplingDefaults, *[st.floats(allow_nan=False, allow_infinity=False)] * 3),
     text=TEXT,
+    tiles=st.none() | TILES,
 )
-def test_json_round_trip(manifest, engines, tokenizer, sampling, text):
+def test_json_round_trip(manifest, engines, tokenizer, sampling, text, tiles):
     changed = dataclasses.replace(
-        manifest, engines=engines, text_tokenizer=tokenizer, sampling=sampling, model=text, decoder=text
+        manifest, engines=engines, text_tokenizer=tokenizer, sampling=sampling, model=text, decoder=text, tiles=tiles
     )
     assert manifest_from_json(json.loads(json.dumps(manifest_to_json(changed)))) == changed
 

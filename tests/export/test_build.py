@@ -10,13 +10,15 @@ import torch
 
 from fastvar.config import ImageTokenizerConfig
 from fastvar.engines.bundle import Bundle
+from fastvar.engines.onnxruntime import OnnxRuntimeBackend
 from fastvar.engines.weights import WeightFile
-from fastvar.errors import FastvarError, NumericsError, PlanError
+from fastvar.errors import BuildError, FastvarError, NumericsError, PlanError
 from fastvar.export.build import build, build_bundle
 from fastvar.export.checkpoint import Checkpoint
 from fastvar.export.random_weights import random_checkpoint_for
 from fastvar.export.reference import Sampling, generate_scales
-from fastvar.export.toolchain import make_toolchain
+from fastvar.export.toolchain import Toolchain, make_toolchain
+from fastvar.precision import Precision
 from fastvar.runtime.generation import SamplingSettings
 from fastvar.runtime.session import Session
 from tests.export import tiny_models as tiny
@@ -124,6 +126,32 @@ def test_unknown_guidance_and_size_are_user_errors(tiny_checkpoint: Checkpoint, 
         build(tiny_checkpoint, size="256x256", out=tmp_path / "b", guidance="maybe")
     with pytest.raises(PlanError, match="256x256"):
         build(tiny_checkpoint, size="250x250", out=tmp_path / "b")
+
+
+@pytest.mark.parametrize("tile", [0, -1, 2.0, "3", True])
+def test_a_tile_that_is_no_number_of_rows_is_refused(checkpoint: Checkpoint, tmp_path: Path, tile: object):
+    with pytest.raises(BuildError, match=f"decoder tile {tile!r} not understood") as error:
+        build_bundle(checkpoint, tiny.plan(), tmp_path / "b", decoder_tile=tile)
+    assert "1 or more" in error.value.expected
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("channels", "alignment", "what"),
+    [(24, 256, "a stripe's statistics of 24 channels takes 192 bytes"), (32, 2048, "a row of 32 channels and 8 col")],
+)
+def test_a_tile_whose_rows_a_library_does_not_address_is_refused(
+    tmp_path: Path, channels: int, alignment: int, what: str
+):
+    class Choosy(OnnxRuntimeBackend):
+        address_alignment = alignment
+
+    made = random_checkpoint_for(tiny.CONFIG, replace(IMAGES, base_channels=channels), name="tiny")
+    toolchain = Toolchain(Choosy(), "cpu", Precision())
+    with pytest.raises(BuildError, match=what) as error:
+        build_bundle(made, tiny.plan(), tmp_path / "b", toolchain=toolchain, decoder_tile=2)
+    assert "--decoder-tile" in error.value.fix
+    assert list(tmp_path.iterdir()) == []
 
 
 KILLED = """

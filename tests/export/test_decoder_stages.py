@@ -11,20 +11,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastvar.config import ImageTokenizerConfig
-from fastvar.export import decoder_stages as stages_module
+from fastvar.engines.registry import get_backend
+from fastvar.export.coders import image_tokenizer_role
 from fastvar.export.decoder_stages import (
-    HALO,
     FirstConv,
     SecondConv,
-    StagePlan,
+    ShortcutFirstConv,
+    Stage,
     Tiling,
     decoder_stages,
     merged,
     statistics_of,
 )
+from fastvar.export.graphs import WeightShape, trace
 from fastvar.export.image_tokenizer import Decoder
+from fastvar.export.weights import Role
+from fastvar.precision import Precision
+from tests.stage_chain import tiled
 
-NAN = float("nan")
 CONFIGS = {
     "24 groups": ImageTokenizerConfig(bits=6, base_channels=24, channel_multipliers=(1, 1), residual_blocks=1),
     "32 groups, shortcuts": ImageTokenizerConfig(5, 32, (1, 2, 2), 1),
@@ -58,56 +62,6 @@ def codes(config: ImageTokenizerConfig, grid: tuple[int, int]) -> Tensor:
     """Brighter towards the bottom: the statistics of one stripe are not those of another."""
     slope = torch.linspace(0.2, 3, grid[0]).view(-1, 1)
     return torch.randn(1, config.bits, *grid, generator=torch.Generator().manual_seed(1)) * slope
-
-
-def tiled(model: Decoder, config: ImageTokenizerConfig, summed: Tensor, tile: int) -> Tensor:
-    """Every stage over every stripe, on padded activations whose spare rows are not numbers."""
-    tiling = Tiling(summed.shape[2], tile)
-    stream = inner = torch.empty(0)
-    statistics = torch.empty(0)
-    for plan in decoder_stages(config):
-        rows, found, name = run_stage(model, plan, tiling, summed, stream, inner, statistics)
-        statistics = torch.stack(found) if found[0].ndim == 2 else found[0]
-        if name == "inner_stripe_out":
-            inner = padded(rows)
-        else:
-            stream = padded(rows)
-    return stream[HALO:-HALO].transpose(0, 1)[None]
-
-
-def run_stage(
-    model: Decoder, plan: StagePlan, tiling: Tiling, summed: Tensor, stream: Tensor, inner: Tensor, statistics: Tensor
-) -> tuple[Tensor, list[Tensor], str]:
-    prefix = f"{plan.layer}." if plan.layer else ""
-    written, found, first = [], [], 0
-    latent = (tiling.height,) if plan.factory is stages_module.ConvIn else tiling.stripes
-    for number, rows in enumerate(latent):
-        stage = plan.factory(**plan.arguments(rows, summed.shape[3], tiling))
-        last = first + stage.rows
-        given = {
-            "summed": summed,
-            "stripe": stream[first : last + 2 * HALO],
-            "inner_stripe": inner[first : last + 2 * HALO],
-            "residual": stream[first + HALO : last + HALO],
-            "above": torch.tensor([float(number > 0)]),
-            "below": torch.tensor([float(number < len(latent) - 1)]),
-            "statistics": statistics,
-        }
-        state = model.state_dict()
-        weights = {name: state[prefix + name] for name in stage.weights}
-        inputs = {name: given[name] for name in stage.inputs}
-        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
-        assert shapes == stage.input_shapes()
-        results = stage(*inputs.values(), weights=weights)
-        written.append(results[0] if isinstance(results, tuple) else results)
-        found.append(results[1] if isinstance(results, tuple) else torch.empty(0))
-        first = last
-    return torch.cat(written), found, stage.outputs[0]
-
-
-def padded(rows: Tensor) -> Tensor:
-    spare = torch.full_like(rows[:HALO], NAN)
-    return torch.cat((spare, rows, spare))
 
 
 @pytest.mark.parametrize("tile", [1, 2, 3, 5, 9])
@@ -175,3 +129,49 @@ def test_every_weight_of_the_decoder_is_used_once():
             for name in plan.factory.weights
         ]
         assert sorted(used) == sorted(Decoder(config).state_dict())
+
+
+# 16 bits, and the compiler
+
+
+def in_16_bits(model: Decoder) -> Decoder:
+    """Weights in the types that a bundle stores them in."""
+    for name, parameter in model.named_parameters():
+        role = image_tokenizer_role(f"decoder.{name}")
+        parameter.data = parameter.data.to(getattr(torch, role.dtype(Precision("bfloat16"))))
+    return model
+
+
+@pytest.mark.parametrize("tile", [2, 5])
+def test_in_16_bits_stripes_stay_as_close_to_fp32_as_the_whole_decoder_does(tile: int):
+    config = CONFIGS["32 groups, shortcuts"]
+    summed = codes(config, (5, 3))
+    expected, half = decoder(config)(summed).clamp(-1, 1), in_16_bits(decoder(config))
+    whole, stripes = half(summed).clamp(-1, 1), tiled(half, config, summed, tile)
+    assert stripes.dtype == torch.float32
+    assert 0 < distance(stripes, expected) < 1.3 * distance(whole, expected) < 0.05
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("factory", [FirstConv, ShortcutFirstConv])
+def test_no_fp32_copy_of_a_stripe_is_stored_between_kernels(factory: type[Stage]):
+    """Scratch memory holds the normalised input, and each convolution's output before it is laid out as rows."""
+    pytest.importorskip("tensorrt_rtx")
+    channels, rows, width, own = (64, 32), 128, 1024, 10 << 20  # own: what the compiler takes at any size
+    stage = factory(channels if factory is ShortcutFirstConv else (64, 64), rows, width, Tiling(8, 2))
+    read, written = stage.channels
+    shapes = {"conv1.conv.weight": (written, read, 3, 3), "nin_shortcut.conv.weight": (written, read, 1, 1)}
+    weights = {
+        name: WeightShape(
+            shapes.get(name, (read if "norm" in name else written,)), Role.EXACT if "norm" in name else Role.OPERAND
+        )
+        for name in stage.weights
+    }
+    graph = trace(stage, weights, Precision("bfloat16"))
+    report = get_backend("tensorrt-rtx").build(graph.onnx, "sm86").report
+    assert report.kernels <= 13
+    outputs = 2 if factory is ShortcutFirstConv else 1
+    assert report.scratch_bytes < 2 * width * (rows + 2) * (read + outputs * written) + own

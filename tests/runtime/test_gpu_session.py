@@ -188,17 +188,18 @@ def warm(gpu_bundle: Path, load: Load) -> tuple[Pipeline, FakeDriver]:
 def test_every_scale_is_one_launch(warm: tuple[Pipeline, FakeDriver]):
     gpu, driver = warm
     gpu(PROMPT, negative_prompt="a white square")
-    assert driver.count[GRAPH] == 1 + SCALES, "the condition, and every scale"
-    assert driver.count["enqueue"] == 3, "the text encoder twice, the image decoder"
+    assert driver.count[GRAPH] == 1 + SCALES + 1, "the condition, every scale, the image decoder"
+    assert driver.count["enqueue"] == 2, "the text encoder twice"
     assert driver.count["cuMemAlloc"] == driver.count["cuMemHostAlloc"] == driver.count["cuGraphInstantiate"] == 0
 
 
 def test_nothing_waits_between_scales_when_nobody_listens(warm: tuple[Pipeline, FakeDriver]):
     gpu, driver = warm
     gpu(PROMPT)
-    last_launch = max(i for i, name in enumerate(driver.calls) if name == GRAPH)
-    assert WAIT not in driver.calls[:last_launch]
-    assert driver.calls[last_launch:].count(WAIT) == SCALES + 1, "the logits of every scale, and the image"
+    last_scale, decoder = [i for i, name in enumerate(driver.calls) if name == GRAPH][-2:]
+    assert WAIT not in driver.calls[:last_scale]
+    assert driver.calls[last_scale:decoder].count(WAIT) == SCALES, "the logits of every scale"
+    assert driver.calls[decoder:].count(WAIT) == 1, "the image"
 
 
 def test_with_a_listener_every_event_is_one_wait(warm: tuple[Pipeline, FakeDriver]):
@@ -240,7 +241,7 @@ def test_all_is_freed_with_the_pipeline(gpu_bundle: Path, load: Load):
     alive = driver.alive()
     gpu(PROMPT)
     assert driver.alive() == alive, "an image leaves nothing"
-    assert alive["executables"] == 2 * (1 + SCALES)
+    assert alive["executables"] == 2 * (1 + SCALES + 1), "the condition, every scale, the image decoder"
     assert "graphs" not in alive
     del gpu
     gc.collect()

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from fastvar.engines.bundle import Bundle
 from fastvar.engines.device import ALIGNMENT
-from fastvar.engines.manifest import EngineSpec, Manifest, TensorSpec
+from fastvar.engines.manifest import EDGE_OUTSIDE, EngineSpec, Manifest, TensorSpec
 from fastvar.errors import BundleError, InternalError
 from fastvar.plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
 from fastvar.runtime.layout import EngineCall, Layout, StepCalls, View, WeightView, lay_out
 from fastvar.runtime.placement import Phase, aligned
+from fastvar.runtime.stripes import WITH_HALO
 from fastvar.schedule import ScaleSchedule, Size
 from tests.described_engines import manifest_for, model
 
@@ -51,7 +52,8 @@ class Play:
         self.write("settings", {n: v for n, v in views(layout.steps[0].bridge).items() if n in settings})
         for position, step in enumerate(layout.steps):
             self.step(position, step)
-        self.call("decoder", layout.decoder)
+        for number, call in enumerate(layout.decode):
+            self.call(("decode", number) if self.manifest.tiles else "decoder", call)
         assert layout.image is not None
         self.read("user", {"image": layout.image})
 
@@ -74,7 +76,7 @@ class Play:
             self.write("brought", dict(self.layout.brought))
         if call.scratch is not None:
             self._owner[extent(self.layout, call.scratch)] = SCRATCH
-        self.read(label, {t.name: bound[t.name] for t in spec.inputs if t.name in bound})
+        self.read(label, {t.name: within(call, t.name, bound[t.name]) for t in spec.inputs if t.name in bound})
         self.write(label, {t.name: bound[t.name] for t in spec.outputs})
         for copy in call.copies:  # what is read at the target was written by who wrote the source
             self._owner[extent(self.layout, copy.target)] = self._owner[extent(self.layout, copy.source)]
@@ -105,23 +107,26 @@ def views(call: EngineCall) -> dict[str, View]:
     return {name: view for name, view in call.tensors.items() if isinstance(view, View)}
 
 
+def within(call: EngineCall, name: str, view: View) -> View:
+    """Without the rows beyond the image that a stripe at its end is bound to."""
+    outside = [call.tensors.get(end) for end in ("above", "below")] if name in WITH_HALO else []
+    above, below = (isinstance(end, WeightView) and end.name == EDGE_OUTSIDE for end in outside or (None, None))
+    rows, *rest = view.shape
+    row_bytes = view.size // rows
+    return replace(view, start=view.start + above * row_bytes, shape=(rows - above - below, *rest))
+
+
 def extent(layout: Layout, view: View) -> slice:
     start = layout.slots[view.slot].offset + view.start
     return slice(start, start + view.size)
 
 
 def all_calls(layout: Layout) -> Iterator[EngineCall]:
-    once = (
-        layout.encoder,
-        layout.text_encoder,
-        layout.uncond_encoder,
-        layout.condition,
-        *layout.text_kv,
-        layout.decoder,
-    )
+    once = (layout.encoder, layout.text_encoder, layout.uncond_encoder, layout.condition, *layout.text_kv)
     yield from (call for call in once if call is not None)
     for step in layout.steps:
         yield from (*step.layers, step.bridge)
+    yield from layout.decode
 
 
 @st.composite
