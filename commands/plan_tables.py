@@ -21,6 +21,7 @@ HEADINGS = {  # short, for a terminal of 80 columns
     Part.ACTIVATIONS: "activ",
     Part.WORKSPACE: "scratch",
     Part.DECODER: "decoder",
+    Part.LIBRARY: "library",
 }
 
 

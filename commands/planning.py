@@ -92,7 +92,12 @@ def find_checkpoint(source: Path | None, model: str | None) -> Checkpoint:
             "nothing to plan" if source is None else "a folder and --model exclude each other",
             expected="a bundle, a checkpoint folder, or --model MODEL",
         )
-    return random_checkpoint(model, text_encoder=True) if model is not None else load_checkpoint(Path(str(source)))
+    if model is not None:
+        return random_checkpoint(model, text_encoder=True)
+    assert source is not None
+    if not source.exists():
+        raise InputError(f"no checkpoint {source}", expected="a bundle or a checkpoint folder", fix="check the path")
+    return load_checkpoint(source)
 
 
 def _plans(checkpoint: Checkpoint, asked: Asked) -> PlanOf:

@@ -71,6 +71,7 @@ class Backend(ABC):
     suffix: ClassVar[str]  # of engine files
     precisions: ClassVar[tuple[str, ...]]  # element types it computes in, the default first
     address_alignment: ClassVar[int] = 1  # bytes that the address of every tensor must be a multiple of
+    runs_on_host: ClassVar[bool] = False  # engines work on the host's memory, and take theirs there by themselves
 
     @classmethod
     def make(cls, threads: int | None, cache_folder: Path | None) -> Backend:

@@ -14,7 +14,7 @@ from ..plan import GenerationPlan, make_plan, policy_from_json, policy_to_json
 from ..precision import Precision
 from ..schedule import ScaleSchedule
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Weights [1] that tell a stripe of a tiled decoder whether the image goes on beyond its end.
 EDGE_INSIDE, EDGE_OUTSIDE = "decoder_edge.inside", "decoder_edge.outside"
 

@@ -45,6 +45,7 @@ class OnnxRuntimeBackend(Backend):
     suffix: ClassVar[str] = ".onnx"
     # fp16 runs by conversion, slower than fp32: to check 16-bit graphs with. Its CPU kernels know no bfloat16.
     precisions: ClassVar[tuple[str, ...]] = ("float32", "float16")
+    runs_on_host: ClassVar[bool] = True
 
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and threads < 1:

@@ -11,15 +11,19 @@ from dataclasses import replace
 
 from .dtypes import storage_dtype
 from .manifest import EngineReport, EngineSpec, Manifest
+from .registry import backend_class
 
 FLOAT = 4  # bytes
+STRIPES = {"stripe", "inner_stripe"}  # what the stages of a tiled decoder read
 HOST_FIXED, HOST_SESSION = 32 << 20, 1 << 19  # onnxruntime: its code as it is paged in, and each of its sessions
 LONGEST_TOPK = 3840  # tokens that the library selects at once
 FIXED = 8 << 20  # what the library's matrix products ask for whatever their size
 
 
 def with_estimates(manifest: Manifest) -> Manifest:
-    """The manifest with an estimate in place of every report that is missing."""
+    """The manifest with an estimate for every report that is missing; unchanged where engines run on the host."""
+    if backend_class(manifest.backend).runs_on_host:
+        return manifest
     engines = {name: _estimated(spec, manifest) for name, spec in manifest.engines.items()}
     return replace(manifest, engines=engines)
 
@@ -40,6 +44,8 @@ def working_bytes(spec: EngineSpec, manifest: Manifest) -> int:
         return _project(spec, element)
     if "logits" in names:
         return element * max(_size(spec, name) for name in ("x", "x_next") if name in names)
+    if names & STRIPES:
+        return 2 * element * max(_size(spec, name) for name in names & (STRIPES | {"stripe_out", "inner_stripe_out"}))
     if "image" in names or "latent" in names:
         return _image_coder(spec, manifest, element)
     if "features" in names:
@@ -62,8 +68,8 @@ def _host_working(spec: EngineSpec, manifest: Manifest) -> int:
     if "x_out" in names:
         queries, heads, _ = spec.tensor("q").shape
         return 2 * FLOAT * heads * queries * spec.tensor("keys").shape[0]
-    if names & {"stripe", "inner_stripe"}:
-        return 8 * FLOAT * max(_size(spec, name) for name in names & {"stripe", "inner_stripe"})
+    if names & STRIPES:
+        return 8 * FLOAT * max(_size(spec, name) for name in names & STRIPES)
     if names & {"image", "latent"}:
         own, wider = (*manifest.image_tokenizer.level_channels, 0)[:2]
         return _size(spec, "image") // 3 * FLOAT * (6 * own + 2 * wider)

@@ -1,18 +1,20 @@
 """What a generation holds in memory, moment by moment, known before it runs. Arithmetic over the layout, nothing else.
 
 The sums are those that runtime/memory.py allocates: all of it at once, when the pipeline is loaded. The timeline says
-what of it is in use when.
+what of it is in use when. On the host the engines' library allocates besides; that is estimated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from ..engines.manifest import Manifest
-from ..runtime.fit import DeviceNeed, device_need
+from ..engines.registry import backend_class
+from ..runtime.fit import DeviceNeed, device_need, host_need
 from ..runtime.layout import TEXT_ENCODER_WEIGHTS, EngineCall, Layout, View, lay_out
+from ..runtime.placement import aligned
 
 
 class Part(str, Enum):
@@ -26,6 +28,7 @@ class Part(str, Enum):
     ACTIVATIONS = "activations"
     WORKSPACE = "workspace"
     DECODER = "decoder"
+    LIBRARY = "library"
 
 
 # Beginnings of slot names (runtime/layout.py), the longer before the shorter; what is not here is an activation.
@@ -61,7 +64,6 @@ class MemoryPlan:
     rows: int
     need: DeviceNeed
     moments: tuple[Moment, ...]
-    shared: Mapping[Part, int] = field(default_factory=dict)
 
     @property
     def peak(self) -> Moment:
@@ -69,16 +71,18 @@ class MemoryPlan:
 
 
 def memory_plan(manifest: Manifest, *, offload_text_encoder: bool = False) -> MemoryPlan:
-    """The plan of a bundle on a device of its own memory, with the timeline of the guidance mode that needs most."""
+    """The plan of a bundle where its engines run, with the timeline of the guidance mode that needs most."""
+    on_host = backend_class(manifest.backend).runs_on_host
+    offload_text_encoder = offload_text_encoder and not on_host
     layouts = [lay_out(manifest, s.rows, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
     largest = max(layouts, key=lambda layout: layout.arena_bytes)
-    return MemoryPlan(largest.rows, device_need(layouts), tuple(_moments(largest, _resident(layouts))))
+    need = host_need(manifest, layouts) if on_host else device_need(layouts)
+    resident = {**_resident(layouts), Part.LIBRARY: need.library_bytes}
+    return MemoryPlan(largest.rows, need, tuple(_moments(largest, resident)))
 
 
 def _resident(layouts: Sequence[Layout]) -> dict[Part, int]:
     """Weights that stay, by part."""
-    from ..runtime.placement import aligned
-
     named = {name: weight for layout in layouts for name, weight in layout.weights().items()}
     used = {Part.WEIGHTS: 0, Part.TEXT_ENCODER: 0}
     for name, weight in named.items():

@@ -19,7 +19,7 @@ from fastvar import Pipeline
 from fastvar.engines.bundle import Bundle
 from fastvar.engines.dtypes import human_bytes
 from fastvar.engines.manifest import Manifest
-from fastvar.errors import BackendError, BundleError, DeviceMemoryError, NumericsError
+from fastvar.errors import BackendError, BundleError, DeviceMemoryError, NumericsError, PlanError
 from fastvar.runtime import session as session_module
 from fastvar.runtime.fit import device_need
 from fastvar.runtime.layout import lay_out
@@ -299,6 +299,34 @@ def test_too_little_memory_for_any_way(gpu_bundle: Path, load: Load):
     for offload in (False, True):
         error = refused(load, gpu_bundle, 1000, offload_text_encoder=offload)
         assert re.match("no option of this model fits: ", error.fix)
+
+
+def test_a_budget_is_held_to_the_byte(cpu: Pipeline, gpu_bundle: Path, load: Load):
+    """With memory to spare on the GPU; in bytes or in words."""
+    announced = needed(Bundle.open(gpu_bundle).manifest)
+    gpu, _ = load(gpu_bundle, memory_budget=announced)
+    assert pixels(gpu(PROMPT).images) == pixels(cpu(PROMPT).images)
+    driver = FakeDriver()
+    with pytest.raises(DeviceMemoryError, match="are its budget"):
+        load(gpu_bundle, driver, memory_budget=announced - 1)
+    assert driver.count["cuMemAlloc"] == 0
+    with pytest.raises(DeviceMemoryError):
+        load(gpu_bundle, memory_budget="1KiB")
+    with pytest.raises(PlanError, match="not understood"):
+        load(gpu_bundle, memory_budget="lots")
+
+
+def test_the_tighter_of_budget_and_free_memory_counts(gpu_bundle: Path, load: Load):
+    announced = needed(Bundle.open(gpu_bundle).manifest)
+    assert "are free" in refused(load, gpu_bundle, announced - 2, memory_budget=announced - 1).problem
+
+
+def test_a_budget_counts_on_the_cpu_too(tiny_bundle: Path):
+    with pytest.raises(
+        DeviceMemoryError, match=r"weights, .* for drawing, .* for the library\), 16.0 MiB are its budget"
+    ):
+        Pipeline.load(tiny_bundle, memory_budget="16MiB")
+    assert Pipeline.load(tiny_bundle, memory_budget="2GiB")(PROMPT).images
 
 
 def test_way_that_is_taken_already_is_not_named(roomy_scale: Path, load: Load):

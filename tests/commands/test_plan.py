@@ -1,0 +1,81 @@
+"""`fastvar plan` on the published sizes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+TWO_B = ("plan", "--model", "infinity_2b")
+
+
+def test_2k_under_15_gib_fits_with_its_timeline(run):
+    code, out, _ = run(*TWO_B, "--size", "2048x2048", "--policy", "fastvar", "--memory", "15GiB")
+    assert code == 0
+    assert "fits 15.00 GiB as it is" in out
+    for row in ("text", "condition", "0 1x1", "8 24x24", "13 128x128", "decoder"):
+        assert f"\n {row} " in out
+
+
+def test_1024_under_9_gib_fits(run):
+    code, out, _ = run(*TWO_B, "--memory", "9GiB", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["fits"]
+    assert facts["allocated"]["total_bytes"] <= 9 * 2**30
+    assert facts["timeline"][-1]["what"] == "decoder"
+    assert facts["workspace_estimated"]
+
+
+def test_dense_2k_is_refused_with_the_reason_and_what_would_fit(run):
+    code, out, err = run(*TWO_B, "--size", "2048x2048", "--policy", "dense", "--memory", "15GiB")
+    assert code == 2
+    assert "13 128x128" in out, "the timeline is shown all the same"
+    assert "keys and values alone take 13.14 GiB at scale 13, 128x128" in err
+    assert "--policy fastvar" in err
+    assert "Traceback" not in err
+
+
+def test_choices_are_made_in_order_to_fit(run):
+    code, out, _ = run(*TWO_B, "--memory", "8GiB", "--guidance", "on")
+    assert code == 0
+    assert "with text encoder brought for every prompt" in out
+    assert "fastvar generate --offload-text-encoder" in out
+
+
+def test_a_bundle_is_planned_as_it_is(run, tiny_bundle: Path):
+    code, out, _ = run("plan", tiny_bundle, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert not facts["workspace_estimated"]
+    assert facts["budget_bytes"] is None
+    assert facts["allocated"]["library_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--model", "infinity_9b"), "no model size"),
+        ((), "nothing to plan"),
+        (("--model", "infinity_2b", "--size", "1000x1000"), "no scale schedule for 1000x1000"),
+        (("--model", "infinity_2b", "--memory", "much"), "not understood"),
+        (("--model", "infinity_2b", "--memory", "0GiB"), "not understood"),
+        (("--model", "infinity_2b", "--size", "256", "--memory", "1MiB"), "choose a smaller model or a larger budget"),
+        (("--model", "infinity_2b", "--backend", "cuda"), "no backend 'cuda'"),
+        (("--model", "infinity_2b", "--policy", "none.toml"), "no policy"),
+        (("--model", "infinity_2b", "--guidance", "maybe"), "not understood"),
+        (("missing",), "no checkpoint missing"),
+    ],
+)
+def test_bad_input(run, arguments: tuple[str, ...], told: str):
+    code, _, err = run("plan", *arguments)
+    assert code == 2
+    assert told in err
+    assert "Traceback" not in err
+
+
+def test_a_built_bundle_takes_no_build_options(run, tiny_bundle: Path):
+    code, _, err = run("plan", tiny_bundle, "--policy", "dense")
+    assert code == 2
+    assert "--policy cannot change a bundle that is built" in err
