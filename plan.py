@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PlanError
-from .schedule import ScaleSchedule, Size
+from .schedule import BUDGETS, ScaleSchedule, Size
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -82,6 +82,7 @@ def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
     small = len(schedule) <= SMALL_SCHEDULE
     rules = {i: r for i, r in (_SMALL_RULES if small else _PUBLISHED_RULES).items() if i < len(schedule)}
     if schedule.zero_shot:
+        rules |= dict.fromkeys(range(BUDGETS["1M"], len(schedule) - 1), ScaleRule(skip=True))
         rules[len(schedule) - 1] = ScaleRule(_ZERO_SHOT_KEEP)
     first, stop = PUBLISHED_LAYERS
     return PruningPolicy("fastvar", rules, min(first, depth), min(stop, depth), 4 if small else 8)
@@ -268,8 +269,12 @@ class GenerationPlan:
     @property
     def forwarded_tokens(self) -> int:
         """Tokens through all layers, per guidance row."""
+        return self.forwarded(1)
+
+    def forwarded(self, rows: int) -> int:
+        """Tokens through all layers and guidance rows, of which there are `rows` while guidance is on."""
         pruned = sum(self.policy.prunes(layer) for layer in range(self.depth))
-        return sum(step.kept * pruned + step.tokens * (self.depth - pruned) for step in self.steps)
+        return sum((step.kept * pruned + step.tokens * (self.depth - pruned)) * step.rows(rows) for step in self.steps)
 
 
 def make_plan(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) -> GenerationPlan:

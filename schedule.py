@@ -33,12 +33,12 @@ for _ratio, _text in {
     _SCALES_1M[_ratio] = _grids(_text)
 
 BUDGETS: dict[str, int] = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # name -> number of scales
-# Zero-shot: one more scale behind a 1M schedule, beyond what any checkpoint was trained on. The first three, and their
+# Zero-shot: further scales behind a 1M schedule, beyond what any checkpoint was trained on. The first three, and their
 # transposes, are FastVAR's; the last two are ours.
-_BEYOND: dict[str, tuple[tuple[str, Size], ...]] = {
-    "1.333": (("1.3M", (84, 63)),),
-    "2.000": (("1.8M", (120, 60)),),
-    "1.000": (("1.7M", (84, 84)), ("2.25M", (96, 96)), ("4M", (128, 128))),
+_BEYOND: dict[str, tuple[tuple[str, tuple[Size, ...]], ...]] = {
+    "1.333": (("1.3M", ((84, 63),)),),
+    "2.000": (("1.8M", ((120, 60),)),),
+    "1.000": (("1.7M", ((84, 84),)), ("2.25M", ((96, 96),)), ("4M", ((84, 84), (128, 128)))),
 }
 PIXELS_PER_TOKEN = 16
 
@@ -101,9 +101,9 @@ def extended_schedules() -> dict[Size, ScaleSchedule]:
     found: dict[Size, ScaleSchedule] = {}
     for ratio, further in _BEYOND.items():
         official = _SCALES_1M[ratio]
-        for budget, last in further:
-            for sizes in ((*official, last), _transposed((*official, last))):
-                schedule = ScaleSchedule(sizes, sizes[-2], budget)
+        for budget, scales in further:
+            for sizes in ((*official, *scales), _transposed((*official, *scales))):
+                schedule = ScaleSchedule(sizes, sizes[len(official) - 1], budget)
                 found.setdefault(schedule.pixels, schedule)
     return found
 

@@ -50,7 +50,7 @@ def working_bytes(spec: EngineSpec, manifest: Manifest) -> int:
         return _image_coder(spec, manifest, element)
     if "features" in names:
         return _text_encoder(spec, element)
-    return element * 2 * sum(_size(spec, tensor.name) for tensor in spec.outputs)
+    return element * 3 * max(_size(spec, tensor.name) for tensor in spec.outputs)
 
 
 def library_bytes(manifest: Manifest) -> int:

@@ -16,6 +16,7 @@ LATE_SHARE = 0.08  # of all tokens: scales with fewer are not worth pruning
 GRID = (1.0, 0.5, 0.25)  # keep ratios of the grid
 SMALLEST_KEEP = 0.0625
 MOST_SKIPPED = 2  # scales at the end, as in the published policy
+MOST_UNGUIDED = 3  # executed scales at the end that may run without guidance
 CACHED_REACH = 3  # executed scales before the first pruned one that may be restored from
 
 
@@ -36,8 +37,8 @@ class PolicySpace:
         return make_plan(self.schedule, policy, self.depth)
 
     def share(self, policy: PruningPolicy) -> float:
-        """Tokens forwarded through all layers, relative to dense: what a policy costs, free of noise."""
-        return self.plan(policy).forwarded_tokens / self.plan(DENSE).forwarded_tokens
+        """Tokens forwarded through all layers and guidance rows, relative to dense: a policy's cost, free of noise."""
+        return self.plan(policy).forwarded(2) / self.plan(DENSE).forwarded(2)
 
     def key(self, policy: PruningPolicy) -> Hashable:
         """Equal for policies that run the same."""
@@ -51,11 +52,13 @@ class PolicySpace:
         skipped: int = 0,
         cached_scale: int | None = None,
         layers: tuple[int, int] | None = None,
+        unguided: int = 0,
     ) -> PruningPolicy:
         """A policy by what sets it apart, named by that.
 
-        `keeps` maps scales to keep ratios; the last `skipped` scales are left out. Restored from the scale before the
-        first pruned one where no earlier one is given; in the published layers unless said otherwise.
+        `keeps` maps scales to keep ratios; the last `skipped` scales are left out; of the others the last `unguided`
+        run without guidance. Restored from the scale before the first pruned one where no earlier one is given; in the
+        published layers unless said otherwise.
         """
         end = len(self.schedule) - skipped
         rules = {i: ScaleRule(keep) for i, keep in sorted(keeps.items()) if i < end and keep < 1}
@@ -64,6 +67,7 @@ class PolicySpace:
             cached = min(min(rules) - 1, len(self.schedule) if cached_scale is None else cached_scale)
         else:
             rules, first, stop, cached = {}, 0, 0, None
+        rules |= {i: replace(rules.get(i, ScaleRule()), guidance=False) for i in range(max(1, end - unguided), end)}
         rules |= {i: ScaleRule(skip=True) for i in range(end, len(self.schedule))}
         policy = PruningPolicy("", rules, first, stop, cached)
         return replace(policy, name=name_of(policy))
@@ -89,7 +93,7 @@ class PolicySpace:
     def neighbours(self, policy: PruningPolicy, step: float) -> list[PruningPolicy]:
         """Policies one move away, itself not among them; keep ratios move by `step`."""
         made = (moved for move in MOVES for moved in move(self, Parts.of(self, policy), step))
-        found = self.distinct(self.policy(p.keeps, p.skipped, p.cached_scale, p.layers) for p in made)
+        found = self.distinct(self.policy(p.keeps, p.skipped, p.cached_scale, p.layers, p.unguided) for p in made)
         return [other for other in found if self.key(other) != self.key(policy)]
 
 
@@ -101,6 +105,7 @@ class Parts:
     skipped: int
     cached_scale: int | None
     layers: tuple[int, int] | None
+    unguided: int = 0
 
     @classmethod
     def of(cls, space: PolicySpace, policy: PruningPolicy) -> Parts:
@@ -111,7 +116,9 @@ class Parts:
         for i in space.late:  # what is left out would come back pruned like the scale before it
             keeps[i] = next(reversed(keeps.values()), 1.0) if policy.rule(i).skip else policy.rule(i).keep
         prunes = policy.first_layer < policy.stop_layer
-        return cls(keeps, skipped, policy.cached_scale, (policy.first_layer, policy.stop_layer) if prunes else None)
+        layers = (policy.first_layer, policy.stop_layer) if prunes else None
+        unguided = sum(not step.guided for step in space.plan(policy).steps)
+        return cls(keeps, skipped, policy.cached_scale, layers, unguided)
 
 
 def _keep_ratios(_space: PolicySpace, parts: Parts, step: float) -> Iterator[Parts]:
@@ -139,18 +146,31 @@ def _first_layer(_space: PolicySpace, parts: Parts, _step: float) -> Iterator[Pa
         yield from (replace(parts, layers=(moved, stop)) for moved in (first - 1, first + 1) if 0 <= moved < stop)
 
 
-# What a neighbour differs in. A further rule of a policy is one more of these, and one more field of `Parts`.
+def _guidance(_space: PolicySpace, parts: Parts, _step: float) -> Iterator[Parts]:
+    for unguided in (parts.unguided - 1, parts.unguided + 1):
+        if 0 <= unguided <= MOST_UNGUIDED:
+            yield replace(parts, unguided=unguided)
+
+
+# What a neighbour differs in.
 Move = Callable[[PolicySpace, Parts, float], Iterator[Parts]]
-MOVES: tuple[Move, ...] = (_keep_ratios, _skipped_scales, _cached_scale, _first_layer)
+MOVES: tuple[Move, ...] = (_keep_ratios, _skipped_scales, _cached_scale, _first_layer, _guidance)
 
 
 def name_of(policy: PruningPolicy) -> str:
     """What the policy does, short enough for a file: "5k50-6k25-c4-l3" keeps 50 % of scale 5, 25 % of scale 6,
-    restores from scale 4 and prunes from layer 3 on; "x" is a scale left out.
+    restores from scale 4 and prunes from layer 3 on; "x" is a scale left out, "6g" one without guidance.
     """
-    rules = [f"{i}x" if rule.skip else f"{i}k{100 * rule.keep:g}" for i, rule in sorted(policy.rules.items())]
+    rules = [_rule_name(i, rule) for i, rule in sorted(policy.rules.items())]
     layers = [] if policy.cached_scale is None else [f"c{policy.cached_scale}", f"l{policy.first_layer}"]
     return "-".join([*rules, *layers]) or "dense"
+
+
+def _rule_name(scale: int, rule: ScaleRule) -> str:
+    if rule.skip:
+        return f"{scale}x"
+    kept = f"k{100 * rule.keep:g}" if rule.keep < 1 else ""
+    return f"{scale}{kept}" + ("" if rule.guidance else "g")
 
 
 def spread(policies: Sequence[PruningPolicy], cost: Callable[[PruningPolicy], float]) -> list[PruningPolicy]:

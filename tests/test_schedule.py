@@ -44,11 +44,12 @@ def test_sizes_beyond_the_trained_resolution():
 
 
 @pytest.mark.parametrize("size", BEYOND)
-def test_a_longer_schedule_is_an_official_one_and_one_more_scale(size):
+def test_a_longer_schedule_is_an_official_one_and_further_scales(size):
     found = schedule_for(parse_size(size))
     official = [s.sizes for s in official_schedules().values() if s.budget == "1M"]
-    assert found.sizes[:-1] in official
-    assert found.position_grid == found.sizes[-2]
+    assert found.sizes[:13] in official
+    assert found.position_grid == found.sizes[12]
+    assert len(found) == (15 if size == "2048x2048" else 14)
     assert found.zero_shot
     assert found.final[0] * 16 == found.pixels[0]
 

@@ -197,7 +197,7 @@ def test_restoring_from_a_16_bit_cache_averages_in_fp32():
     """Multiples of 1/64 below 2: bfloat16 holds each, fp32 their sum, bfloat16 most sums not."""
     whole = torch.randint(-127, 128, (24, 3), generator=torch.manual_seed(0))
     cached = (whole / 64).bfloat16()
-    corners = rows.area_corners((3, 4), (4, 5), 2)  # [4, 40]
+    corners = rows.area_corners((3, 4), (4, 5), 2, 2)  # [4, 40]
     kept = torch.tensor([4, 5])
     fresh = torch.full((2, 3), 7.25)
     found = rows.restore(fresh, kept, cached, corners)

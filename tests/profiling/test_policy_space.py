@@ -53,7 +53,16 @@ def test_neighbours_differ_by_one_move():
         "5k50-6k25-c3-l3",
         "5k50-6k25-c4-l2",  # another first layer
         "5k50-6k25-c4-l4",
+        "5k50-6k25g-c4-l3",  # guidance off at the end
     }
+
+
+def test_a_scale_without_guidance_costs_half():
+    dense, late = SMALL.policy({}), SMALL.policy({}, unguided=1)
+    assert late.name == "6g"
+    assert SMALL.share(dense) - SMALL.share(late) == pytest.approx(256 / 521 / 2)
+    assert "5g-6g" in neighbours(late)
+    assert "6g" in neighbours(SMALL.policy({}, unguided=2))
 
 
 def test_a_scale_that_comes_back_is_pruned_like_the_one_before_it():

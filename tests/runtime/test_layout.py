@@ -380,7 +380,8 @@ def test_bundle_without_text_encoder_plans_none():
 @over_generations
 def test_image_encoder_takes_room_only_where_it_wants_more_than_drawing(generation: tuple[Manifest, Layout]):
     manifest, layout = generation
-    without = lay_out(replace(manifest, encoder=""), layout.rows)
+    offloaded = bool(layout.brought)
+    without = lay_out(replace(manifest, encoder=""), layout.rows, offload_text_encoder=offloaded)
     assert without.encoder is None
     own = [slot for slot in layout.slots.values() if slot.last == Phase.ENCODE]
     assert {slot.name for slot in own} >= {"given_image", "latent"}
