@@ -51,6 +51,10 @@ OffloadTextEncoder = Annotated[
 NoCudaGraphs = Annotated[
     bool, typer.Option("--no-cuda-graphs", help="On a GPU: make every launch by itself, to look for trouble.")
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="BYTES", help="A budget, 15GiB say: refuse a bundle that would take more."),
+]
 Timings = Annotated[bool, typer.Option("--timings", help="Print milliseconds per scale.")]
 
 # Of the commands that start from an image.
@@ -68,6 +72,20 @@ Fit = Annotated[
 
 def seed_or_drawn(seed: int | None) -> int:
     return secrets.randbits(SEED_BITS) if seed is None else seed
+
+
+def load(
+    bundle: Path, threads: int | None, offload_text_encoder: bool, no_cuda_graphs: bool, memory: str | None
+) -> Pipeline:
+    from ..runtime.pipeline import Pipeline
+
+    return Pipeline.load(
+        bundle,
+        threads=threads,
+        offload_text_encoder=offload_text_encoder,
+        cuda_graphs=not no_cuda_graphs,
+        memory_budget=memory,
+    )
 
 
 def check_size(pipe: Pipeline, size: str | None) -> None:

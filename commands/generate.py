@@ -27,17 +27,15 @@ def generate(
     threads: drawing.Threads = None,
     offload_text_encoder: drawing.OffloadTextEncoder = False,
     no_cuda_graphs: drawing.NoCudaGraphs = False,
+    memory: drawing.Memory = None,
     timings: drawing.Timings = False,
 ) -> None:
     """Draw images. PNG files carry prompt, seed, settings and bundle digest as metadata."""
-    from ..runtime.pipeline import Pipeline
     from ..runtime.png import check_writable
 
     to_file = drawing.is_file(out, len(prompts) * num_images)
     check_writable(out.parent if to_file else out)
-    pipe = Pipeline.load(
-        bundle, threads=threads, offload_text_encoder=offload_text_encoder, cuda_graphs=not no_cuda_graphs
-    )
+    pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory)
     count = len(prompts) * num_images * len(pipe.manifest.plan.steps)
     with progress_bar() as progress:
         output = pipe(

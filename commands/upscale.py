@@ -38,17 +38,15 @@ def upscale(
     threads: drawing.Threads = None,
     offload_text_encoder: drawing.OffloadTextEncoder = False,
     no_cuda_graphs: drawing.NoCudaGraphs = False,
+    memory: drawing.Memory = None,
     timings: drawing.Timings = False,
 ) -> None:
     """Enlarge an image: its coarse scales are kept, the model draws the finer ones. Needs a bundle --with-encoder."""
-    from ..runtime.pipeline import Pipeline
     from ..runtime.png import check_writable
 
     to_file = drawing.is_file(out, num_images)
     check_writable(out.parent if to_file else out)
-    pipe = Pipeline.load(
-        bundle, threads=threads, offload_text_encoder=offload_text_encoder, cuda_graphs=not no_cuda_graphs
-    )
+    pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory)
     drawing.check_size(pipe, size)
     with progress_bar() as progress:
         output = pipe.upscale(

@@ -218,6 +218,14 @@ def test_what_is_no_bundle(run, tmp_path, command):
         assert "is not a bundle" in err
 
 
+def test_a_budget_that_is_too_small_is_told_before_anything_is_drawn(run, tiny_bundle):
+    code, out, err = run("generate", tiny_bundle, PROMPT, "--memory", "1MiB")
+    assert (code, out) == (2, "")
+    assert "1.0 MiB are its budget" in err
+    assert run("generate", tiny_bundle, PROMPT, "--memory", "lots")[0] == 2
+    assert run("generate", tiny_bundle, PROMPT, "--memory", "1GiB")[0] == 0
+
+
 def test_a_flipped_byte_is_found(run, tiny_bundle, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(tiny_bundle, damaged)
