@@ -19,12 +19,16 @@ from fastvar.export.module_backend import ModuleBackend
 from fastvar.export.random_weights import random_checkpoint_for
 from fastvar.export.reference import Sampling, generate_scales
 from fastvar.export.toolchain import make_toolchain
+from fastvar.plan import ScaleRule
 from fastvar.runtime.generation import SamplingSettings
 from fastvar.runtime.session import Session
 from tests.export import tiny_models as tiny
 
 # A token's keys take 256 bytes: TensorRT wants every scale's at a multiple of that.
 CONFIG = replace(tiny.CONFIG, width=64, heads=2)
+# A dense scale, the cached one, one that is dense behind it, and a pruned one.
+SKIPPED = dict.fromkeys((1, 3, 4), ScaleRule(skip=True))
+PLAN = tiny.plan(replace(tiny.POLICY, rules={**SKIPPED, 6: ScaleRule(0.25)}))
 IMAGES = ImageTokenizerConfig(bits=6, base_channels=24, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=0)
 
 
@@ -39,16 +43,14 @@ def bundle(request, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
     pytest.importorskip("tensorrt_rtx")
     toolchain = make_toolchain("tensorrt-rtx", "sm89", weights=request.param)
     out = tmp_path_factory.mktemp("rtx") / "bundle"
-    build_bundle(checkpoint, tiny.plan(), out, toolchain=toolchain, rows=(2,), cache=engine_cache)
+    build_bundle(checkpoint, PLAN, out, toolchain=toolchain, rows=(2,), cache=engine_cache)
     return Bundle.open(out)
 
 
 def test_16_bit_bundles_draw_close_to_the_fp32_reference(bundle: Bundle):
     """With the reference's bits forced, so that no rounding sends the two different ways."""
     model, (features, mask) = tiny.model(CONFIG), tiny.text(CONFIG, lengths=(5, 8))
-    expected = list(
-        generate_scales(model, features, mask, tiny.plan(), tiny.noise, Sampling(guidance_scale=3.0, tau=0.7))
-    )
+    expected = list(generate_scales(model, features, mask, PLAN, tiny.noise, Sampling(guidance_scale=3.0, tau=0.7)))
     workspace = Session(bundle, backend=ModuleBackend(bundle.manifest)).workspace(2)
     workspace.set_features(features[0].numpy(), features[1].numpy(), (5, 8))
     bits = {trace.step.index: trace.bits for trace in expected}

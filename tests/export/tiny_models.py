@@ -23,6 +23,11 @@ def plan(policy: PruningPolicy = POLICY, depth: int = CONFIG.depth) -> Generatio
     return make_plan(SCHEDULE, policy, depth)
 
 
+def first_and_last() -> GenerationPlan:
+    """The fewest engines that make an image."""
+    return plan(PruningPolicy("ends", dict.fromkeys(range(1, len(SCHEDULE) - 1), ScaleRule(skip=True))))
+
+
 def without_guidance(policy: PruningPolicy, start: int) -> PruningPolicy:
     """The policy with guidance switched off from a scale on."""
     off = {i: replace(policy.rule(i), guidance=False) for i in range(start, len(SCHEDULE))}
