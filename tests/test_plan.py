@@ -202,9 +202,10 @@ def test_a_policy_survives_the_manifest(policy):
 def test_the_strong_preset_keeps_less_and_is_for_small_schedules_alone():
     small = schedule_for((256, 256))
     plans = [make_plan(small, load_policy(name, small, 8), 8) for name in ("fastvar-strong", "fastvar", "dense")]
-    assert [step.kept for step in plans[0].steps] == [1, 4, 16, 36, 64, 72, 64]
-    shares = [plan.forwarded_tokens / plans[-1].forwarded_tokens for plan in plans]
-    assert [round(share, 2) for share in shares] == [0.68, 0.77, 1.0]
+    assert [step.kept for step in plans[0].steps] == [1, 4, 16, 36, 64, 144, 64]
+    assert [step.guided for step in plans[0].steps] == [True] * 6 + [False]
+    shares = [plan.forwarded(2) / plans[-1].forwarded(2) for plan in plans]
+    assert [round(share, 2) for share in shares] == [0.64, 0.77, 1.0]
     with pytest.raises(PlanError, match="fastvar tune"):
         load_policy("fastvar-strong", SQUARE_SMALL, 8)
 
