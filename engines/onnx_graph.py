@@ -21,6 +21,7 @@ def clean_graph(graph: bytes) -> bytes:
     onnx, decode_error = import_onnx()
     try:
         model = onnx.load_model_from_string(graph)
+        _check_names(model.graph)
         _name_nodes(model.graph.node)
         onnx.checker.check_model(model, full_check=True)
     except (decode_error, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
@@ -41,6 +42,19 @@ def clean_graph(graph: bytes) -> bytes:
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _check_names(graph: Any) -> None:
+    """Names that are no text come as bytes; the compilers' bindings die of them.
+
+    Raises:
+        ValueError: a tensor has such a name.
+    """
+    values = (value.name for value in (*graph.input, *graph.output, *graph.initializer))
+    used = (name for node in graph.node for name in (*node.input, *node.output))
+    for name in (*values, *used):
+        if not isinstance(name, str):
+            raise ValueError(f"the name {name!r} of a tensor is not UTF-8")
 
 
 def check_static(name: str, shape: Sequence[Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
@@ -162,6 +162,7 @@ def test_a_shape_that_is_not_static_is_refused(backend):
 
 
 @settings(max_examples=200, deadline=None)
+@example({34: 128, 7: 1, 8: 128})  # a name that is no text
 @given(st.dictionaries(st.integers(0, len(linear()) - 1), st.integers(0, 255), min_size=1, max_size=4))
 def test_a_damaged_graph_builds_or_is_a_build_error(changes):
     """Anything else would end the process: the library is C++."""
