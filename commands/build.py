@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from ..errors import InputError
 from ..plan import PRESETS
-from .options import progress_bar
+from .options import as_typed, given_parameters, progress_bar
 
 if TYPE_CHECKING:
     from ..export.bundling import BuildReport
@@ -119,7 +119,7 @@ def build(
 
     found = False if no_cache else cache or True
     if from_bundle is not None:
-        given = _typed(context)
+        given = given_parameters(context)
         _rebuild(from_bundle, out, policy, size if "size" in given else None, found, jobs, given)
         return
     # What is wrong with the options is told before torch takes its seconds to import.
@@ -157,7 +157,7 @@ def _rebuild(
     bundle: Path, out: Path, policy: str, size: str | None, cache: Path | bool, jobs: int | None, given: Sequence[str]
 ) -> None:
     """Another policy or size for a bundle."""
-    refused = [_as_typed(name) for name in given if name not in WITH_BUNDLE]
+    refused = [as_typed(name) for name in given if name not in WITH_BUNDLE]
     if refused:
         raise InputError(
             f"--from-bundle does not go with {', '.join(refused)}",
@@ -180,17 +180,6 @@ def _rebuild(
             source, out, policy=policy, size=size, cache=cache, jobs=jobs, progress=_on_graph(progress, "starting")
         )
     _tell(report)
-
-
-def _typed(context: typer.Context) -> list[str]:
-    """Names of the parameters that the user gave, rather than leave to their defaults."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    # By name: newer versions of typer bring a click of their own, older ones import it.
-    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-
-
-def _as_typed(parameter: str) -> str:
-    return "CHECKPOINT" if parameter == "checkpoint" else f"--{parameter.replace('_', '-')}"
 
 
 def _tell(report: BuildReport) -> None:

@@ -14,6 +14,18 @@ BundlePath = Annotated[Path, typer.Argument(help="Folder made by `fastvar build`
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
+def given_parameters(context: typer.Context) -> list[str]:
+    """Names of the parameters that the user gave, rather than leave to their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    # By name: newer versions of typer bring a click of their own, older ones import it.
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def as_typed(parameter: str) -> str:
+    """A parameter as the user wrote it."""
+    return "CHECKPOINT" if parameter == "checkpoint" else f"--{parameter.replace('_', '-')}"
+
+
 def print_json(data: dict[str, Any]) -> None:
     typer.echo(json.dumps(data, indent=2))
 

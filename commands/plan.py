@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from ..errors import DeviceMemoryError, InputError
-from .options import AsJson, print_json
+from .options import AsJson, as_typed, given_parameters, print_json
 
 if TYPE_CHECKING:
     from ..profiling.budget import MemoryPlan
@@ -80,11 +80,11 @@ def plan(
 
 def _check_bundle_options(context: typer.Context) -> None:
     """A bundle's own are fixed: to ignore an option would be a lie."""
-    sources = {name: context.get_parameter_source(name) for name in BUILD_OPTIONS}
-    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
-    if given:
-        option = f"--{given[0].replace('_', '-')}"
-        raise InputError(f"{option} cannot change a bundle that is built", fix="plan its checkpoint, or --model MODEL")
+    refused = [as_typed(name) for name in given_parameters(context) if name in BUILD_OPTIONS]
+    if refused:
+        raise InputError(
+            f"{refused[0]} cannot change a bundle that is built", fix="plan its checkpoint, or --model MODEL"
+        )
 
 
 def _show(subject: Subject, shown: Fit, budget: int | None, as_json: bool) -> None:

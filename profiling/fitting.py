@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from .budget import MemoryPlan
@@ -89,9 +89,10 @@ def choices(asked: Choice, limits: Limits) -> Iterator[Choice]:
 def first_fit(plan_of: PlanOf, asked: Choice, limits: Limits, budget_bytes: int) -> Fit | None:
     """The first choice that fits; None where even all of them together do not."""
     order = list(choices(asked, limits))
-    if _excess(plan_of(order[-1]), budget_bytes) > 0:
+    if plan_of(order[-1]).need.total_bytes > budget_bytes:
         return None
-    return next(fit for fit in _fits(plan_of, order, budget_bytes))
+    fits = (Fit(choice, plan_of(choice)) for choice in order)
+    return next(fit for fit in fits if fit.plan.need.total_bytes <= budget_bytes)
 
 
 def smallest_change(changes: Iterable[Change], asked: Choice, budget_bytes: int) -> tuple[Change, Fit] | None:
@@ -101,14 +102,3 @@ def smallest_change(changes: Iterable[Change], asked: Choice, budget_bytes: int)
         if fit is not None:
             return change, fit
     return None
-
-
-def _fits(plan_of: PlanOf, order: Sequence[Choice], budget_bytes: int) -> Iterator[Fit]:
-    for choice in order:
-        plan = plan_of(choice)
-        if _excess(plan, budget_bytes) <= 0:
-            yield Fit(choice, plan)
-
-
-def _excess(plan: MemoryPlan, budget_bytes: int) -> int:
-    return plan.need.total_bytes - budget_bytes

@@ -32,6 +32,7 @@ from ..runtime.session import Session
 from ..schedule import extended_schedules, official_schedules, parse_size, schedule_for
 from .charts import Line, log_lines
 from .costs import add, engine_costs
+from .environment import FACTS
 from .gpu_check import GUIDED, RESULTS, ROOT, Builder, prepare_text
 from .subject import random_features
 from .tune_report import write_json, write_text
@@ -250,12 +251,11 @@ def slope_lines(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -
 def record(model: str, rows: Sequence[Measured], runs: int, threads: int | None) -> dict[str, Any]:
     """Everything, with hardware and versions."""
     facts = examine()
-    kept = ("fastvar", "python", "platform", "cpu", "cpu_cores", "cpu_features", "memory_bytes", "packages")
     return {
         "what": f"{model} with random weights, batch 1, guidance on, fp32 on onnxruntime; ms is the loop over scales, "
         "without text and decoder; flop its matrix products and attention",
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": {name: facts[name] for name in kept},
+        "machine": {name: facts[name] for name in (*FACTS, "packages")},
         "threads": threads,
         "runs": runs,
         "sizes": [asdict(row) for row in rows],

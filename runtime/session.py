@@ -50,11 +50,11 @@ class Session:
         self.device = self._backend.device()
         offloads = offload_text_encoder and not self.device.shares_host_memory
         layouts = [lay_out(self.manifest, s.rows, offload_text_encoder=offloads) for s in self.manifest.sets]
-        self.need = host_need(self.manifest, layouts) if self.device.shares_host_memory else device_need(layouts)
+        need = host_need(self.manifest, layouts) if self.device.shares_host_memory else device_need(layouts)
         require_fit(
             self.manifest,
             layouts,
-            self.need,
+            need,
             free_bytes=self.device.free_bytes(),
             budget_bytes=memory_budget,
             offloads=offloads,
