@@ -61,8 +61,12 @@ def build(
         bool, typer.Option("--allow-unfused", help="Accept GPU engines whose attention is not one kernel.")
     ] = False,
     via: Annotated[
-        str, typer.Option(help="From graph to TensorRT engine: onnx, or torch-tensorrt on a GPU machine that has it.")
-    ] = "onnx",
+        str | None,
+        typer.Option(
+            help="torch-tensorrt: to TensorRT engines without ONNX, on a GPU machine that has it. "
+            "[dim]default: what the backend reads[/dim]"
+        ),
+    ] = None,
     guidance: Annotated[
         str, typer.Option(help="Engines with classifier-free guidance (on), without (off), or both.")
     ] = "both",

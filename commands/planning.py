@@ -133,7 +133,7 @@ def _precision(asked: Asked, choice: Choice) -> Precision:
 def _limits(checkpoint: Checkpoint, asked: Asked, schedule: ScaleSchedule, precision: Precision) -> Limits:
     return Limits(
         text_encoder=checkpoint.text_encoder is not None,
-        quantised_weights=not backend_class(asked.backend).runs_on_host and precision.compute != "float32",
+        quantised_weights=not backend_class(asked.backend).runs_on_host("") and precision.compute != "float32",
         latent_rows=schedule.final[0] * checkpoint.transformer.patch,
     )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .device import Device
 
 Launch = Callable[[], None]
+ONNX, PROGRAM = "onnx", "program"  # forms of a step graph: ONNX bytes, or an exported torch program's
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,17 @@ class Engine(ABC):
 
 
 class Backend(ABC):
-    """Turns step graphs (ONNX) into engines, and loads them."""
+    """Turns step graphs into engines, and loads them."""
 
     name: str
     suffix: ClassVar[str]  # of engine files
     precisions: ClassVar[tuple[str, ...]]  # element types it computes in, the default first
+    graph_form: ClassVar[str] = ONNX  # of the graphs that it builds engines from
     address_alignment: ClassVar[int] = 1  # bytes that the address of every tensor must be a multiple of
-    runs_on_host: ClassVar[bool] = False  # engines work on the host's memory, and take theirs there by themselves
 
     @classmethod
-    def make(cls, threads: int | None, cache_folder: Path | None) -> Backend:
-        """The backend with what concerns it of these two, by default neither (see registry.get_backend).
+    def make(cls, threads: int | None, cache_folder: Path | None, target: str | None) -> Backend:
+        """The backend with what concerns it of these, by default nothing (see registry.get_backend).
 
         Raises:
             BackendError: its library is not installed.
@@ -97,6 +98,16 @@ class Backend(ABC):
         Raises:
             BuildError: no such device, or one that lacks what the precision needs.
         """
+
+    @classmethod
+    def runs_on_host(cls, target: str) -> bool:
+        """Whether engines for a target work on the host's memory, and take what they need there by themselves."""
+        return False
+
+    @property
+    def default_precision(self) -> str:
+        """Element type to compute in where nobody asks for one."""
+        return self.precisions[0]
 
     def accepts(self, library_version: str) -> bool:
         """Whether engines built with that library version run here: by default only with the very same one."""
@@ -133,7 +144,7 @@ class Backend(ABC):
 
     @abstractmethod
     def build(self, graph: bytes, target: str) -> CompiledEngine:
-        """ONNX bytes -> engine for a target that `resolve_target` gave; deterministic.
+        """A graph in the backend's form -> engine for a target that `resolve_target` gave; deterministic.
 
         Raises:
             BuildError: the library rejects the graph; names the node.

@@ -162,6 +162,11 @@ class Manifest:
         """The backend of all engines."""
         return self.any_engine.backend
 
+    @property
+    def target(self) -> str:
+        """The devices that all engines are for."""
+        return self.any_engine.target
+
     def engine_set(self, rows: int) -> EngineSet:
         for found in self.sets:
             if found.rows == rows:

@@ -45,7 +45,6 @@ class OnnxRuntimeBackend(Backend):
     suffix: ClassVar[str] = ".onnx"
     # fp16 runs by conversion, slower than fp32: to check 16-bit graphs with. Its CPU kernels know no bfloat16.
     precisions: ClassVar[tuple[str, ...]] = ("float32", "float16")
-    runs_on_host: ClassVar[bool] = True
 
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
@@ -54,8 +53,12 @@ class OnnxRuntimeBackend(Backend):
         self._threads = threads
 
     @classmethod
-    def make(cls, threads: int | None, cache_folder: Path | None) -> OnnxRuntimeBackend:
+    def make(cls, threads: int | None, cache_folder: Path | None, target: str | None) -> OnnxRuntimeBackend:
         return cls(threads)
+
+    @classmethod
+    def runs_on_host(cls, target: str) -> bool:
+        return True
 
     def version(self) -> str:
         return str(self._ort.__version__)

@@ -27,10 +27,17 @@ def _tensorrt() -> type[Backend]:
     return TensorRTDatacentreBackend
 
 
+def _aotinductor() -> type[Backend]:
+    from .aotinductor import AotInductorBackend
+
+    return AotInductorBackend
+
+
 _BACKENDS: dict[str, Callable[[], type[Backend]]] = {
     "onnxruntime": _onnxruntime,
     "tensorrt-rtx": _tensorrt_rtx,
     "tensorrt": _tensorrt,
+    "aotinductor": _aotinductor,
 }
 BACKEND_NAMES = tuple(_BACKENDS)
 
@@ -48,14 +55,17 @@ def backend_class(name: str) -> type[Backend]:
     return _BACKENDS[name]()
 
 
-def get_backend(name: str, *, threads: int | None = None, cache_folder: Path | None = None) -> Backend:
+def get_backend(
+    name: str, *, threads: int | None = None, cache_folder: Path | None = None, target: str | None = None
+) -> Backend:
     """The backend of that name.
 
     Args:
         threads: for those that run on the CPU; their own choice by default.
         cache_folder: for those that compile on the GPU: where they keep it from run to run.
+        target: for those that run on the CPU and on GPUs alike: which of them.
 
     Raises:
         BackendError: no backend of that name, or its library is not installed.
     """
-    return backend_class(name).make(threads, cache_folder)
+    return backend_class(name).make(threads, cache_folder, target)

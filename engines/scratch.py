@@ -22,7 +22,7 @@ FIXED = 8 << 20  # what the library's matrix products ask for whatever their siz
 
 def with_estimates(manifest: Manifest) -> Manifest:
     """The manifest with an estimate for every report that is missing; unchanged where engines run on the host."""
-    if backend_class(manifest.backend).runs_on_host:
+    if backend_class(manifest.backend).runs_on_host(manifest.target):
         return manifest
     engines = {name: _estimated(spec, manifest) for name, spec in manifest.engines.items()}
     return replace(manifest, engines=engines)

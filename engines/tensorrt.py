@@ -57,7 +57,7 @@ class TensorRTBackend(Backend):
         self._loader: EngineLoader | None = None
 
     @classmethod
-    def make(cls, threads: int | None, cache_folder: Path | None) -> TensorRTBackend:
+    def make(cls, threads: int | None, cache_folder: Path | None, target: str | None) -> TensorRTBackend:
         return cls(cache_folder)
 
     def version(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,9 +23,20 @@ from .rows import (
     rows_of,
     scale_rows,
     select,
+    stand_in,
     tokens_of,
     unit,
 )
+
+SMALLER, SIZE, LARGER = (3, 5), (6, 7), (11, 13)  # grids that stand for all others
+KEPT = 23
+
+
+def _kept(arguments: dict[str, Any], size: Size) -> int:
+    """Kept tokens that stand for those of these arguments."""
+    if arguments["kept"] == tokens_of(arguments["size"]):
+        return tokens_of(size)
+    return min(arguments["kept"], KEPT, tokens_of(size) - 1)
 
 
 class Project(nn.Module):
@@ -37,6 +50,10 @@ class Project(nn.Module):
     outputs: tuple[str, ...]
     inputs = ("x", "modulation")
     weights = ("ada_gss", "sa.qkv.weight", "sa.qkv.bias", "sa.q_scale")
+    open_dims: ClassVar[dict[str, tuple[int, ...]]] = {
+        "rotary": (1,),
+        **dict.fromkeys(("x", "q", "keys", "values", "kept"), (0,)),
+    }
 
     def __init__(
         self, config: TransformerConfig, rows: int, size: Size, kept: int, position_grid: Size, text_rows: int = 0
@@ -48,6 +65,14 @@ class Project(nn.Module):
         self.outputs = ("q", "keys", "values", "kept") if self.prunes else ("q", "keys", "values")
         table = torch.from_numpy(rotary_table(size, position_grid, config.head_dim))
         self.register_buffer("rotary", table, persistent=False)  # [2, L, hd / 2]
+
+    @classmethod
+    def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        size = stand_in(arguments["size"], SIZE)
+        return {**arguments, "size": size, "kept": _kept(arguments, size), "position_grid": LARGER}
+
+    def take_sizes(self, memory: dict[str, Tensor]) -> None:
+        self.kept = memory["q"].shape[0]
 
     def input_shapes(self) -> Shapes:
         c = self.config
@@ -64,8 +89,8 @@ class Project(nn.Module):
         cos, sin = self.rotary[0], self.rotary[1]  # [L, hd / 2]
         kept: tuple[Tensor, ...] = ()
         if self.prunes:
-            token = select(x, self.rows, self.kept).flatten()  # [k * R]
-            chosen = rows_of(token, self.rows)
+            found = select(x, self.rows, self.kept)  # [k, R]
+            chosen, token = rows_of(found, self.rows), found.flatten()
             x, kept = x.index_select(0, chosen), (chosen,)
             cos, sin = cos.index_select(0, token), sin.index_select(0, token)  # [k * R, hd / 2]
         h = modulate(x, mod[:, 2], mod[:, 4], self.rows).to(w["sa.qkv.weight"].dtype)
@@ -92,7 +117,14 @@ class Attend(nn.Module):
 
     corners: Tensor
 
+    open_dims: ClassVar[dict[str, tuple[int, ...]]] = {
+        "corners": (1,),
+        **dict.fromkeys(("x", "q", "keys", "values", "kept", "kept_ca", "kept_ffn", "x_out"), (0,)),
+        **dict.fromkeys(("cached_sa", "cached_ca", "cached_ffn", "cache_sa", "cache_ca", "cache_ffn"), (0,)),
+        **dict.fromkeys(("guided_keys", "guided_values"), (0,)),
+    }
     attentions = 2  # over the cache, and to the text
+    attention = staticmethod(attention)  # programs.py puts another form in its place
     weights = (
         "ada_gss",
         "sa.proj.weight",
@@ -151,6 +183,17 @@ class Attend(nn.Module):
         if self.guided_past:
             self.inputs += ("guided_keys", "guided_values")
 
+    @classmethod
+    def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        size, cached = stand_in(arguments["size"], SIZE), arguments["cached_size"]
+        kept, guided = _kept(arguments, size), min(arguments.get("guided_past", 0), 13)
+        alone = kept == 1 and arguments["past"] == arguments.get("guided_past", 0)  # one key, the scale's own
+        sizes = {"size": size, "kept": kept, "past": guided + (0 if alone else 61), "guided_past": guided}
+        return {**arguments, **sizes, "cached_size": cached and stand_in(cached, SMALLER)}
+
+    def take_sizes(self, memory: dict[str, Tensor]) -> None:
+        """All are in the shapes of the inputs."""
+
     def input_shapes(self) -> Shapes:
         c, R, L, text_heads = self.config, self.rows, tokens_of(self.size), self.text_rows * self.config.heads
         kv = (self.past - self.guided_past + self.kept, R * c.heads, c.head_dim)
@@ -199,14 +242,14 @@ class Attend(nn.Module):
             values = torch.cat((first(guided_values, own, 1), values))
 
         def self_attention(_: Tensor) -> Tensor:
-            out = F.linear(attention(q, keys, values, None, C), w["sa.proj.weight"], w["sa.proj.bias"])
+            out = F.linear(self.attention(q, keys, values, None, C), w["sa.proj.weight"], w["sa.proj.bias"])
             return scale_rows(out, mod[:, 0], R)
 
         def cross_attention(tokens: Tensor) -> Tensor:
             h = F.layer_norm(tokens, tokens.shape[-1:], w["ca_norm.weight"], w["ca_norm.bias"], 1e-6)
             query = F.linear(h.to(w["ca.mat_q.weight"].dtype), w["ca.mat_q.weight"], w["ca.mat_q.bias"])
             query = (query * self.config.head_dim**-0.5).view(-1, R * self.config.heads, self.config.head_dim)
-            out = attention(query, text_keys, text_values, text_bias, C)
+            out = self.attention(query, text_keys, text_values, text_bias, C)
             return F.linear(out, w["ca.proj.weight"], w["ca.proj.bias"]).float()
 
         def feed_forward(tokens: Tensor) -> Tensor:
@@ -218,7 +261,7 @@ class Attend(nn.Module):
         for i, sub_layer in enumerate((self_attention, cross_attention, feed_forward)):
             if self.prunes:
                 # The self-attention's own selection was made in the first half, where its queries come from.
-                kept = pruned[0] if i == 0 else rows_of(select(x, R, self.kept).flatten(), R)
+                kept = pruned[0] if i == 0 else rows_of(select(x, R, q.shape[0]), R)
                 out = restore(sub_layer(x.index_select(0, kept)), kept, pruned[1 + i], self.corners)
                 chosen.append(kept)
             else:

@@ -51,7 +51,7 @@ def build(
     precision: str | None = None,
     weights: str | None = None,
     allow_unfused: bool = False,
-    via: str = "onnx",
+    via: str | None = None,
     guidance: str = "both",
     text_length: int | None = None,
     with_encoder: bool = False,
@@ -74,7 +74,7 @@ def build(
         precision: "fp32", "bf16" or "fp16"; the backend's default for None.
         weights: "int8" or "fp8" to store the layers' matrices in 8 bits.
         allow_unfused: accept GPU engines whose attention is more than one kernel.
-        via: "onnx", or "torch-tensorrt" on a GPU machine that has it.
+        via: "torch-tensorrt" for TensorRT engines without ONNX, on a GPU machine that has it.
         guidance: engines for classifier-free guidance "on", "off" or "both" ways.
         text_length: static prompt length in tokens; the model's own by default.
         with_encoder: include the image encoder.

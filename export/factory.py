@@ -20,19 +20,22 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from ..engines.base import Backend
+from ..engines.base import ONNX, PROGRAM, Backend
 from ..engines.cache import CachedEngine, EngineCache
+from ..engines.program_file import ProgramFile
 from ..engines.registry import get_backend
 from ..errors import BuildError, FastvarError
 from ..machine import usable_cores
 from ..precision import Precision
 from .graphs import StepGraph, TracedGraph, WeightShapes, layer_weights, stored_binding, trace
-from .toolchain import ONNX, Toolchain
+from .programs import border, constant_arrays, trace_program
+from .toolchain import Toolchain
 from .via_torch_tensorrt import VIA, compile_exported
 from .weights import WeightSource
 
-# A worker spends seconds on importing torch; below this many graphs one process is faster.
-GRAPHS_WORTH_A_WORKER = 8
+# A worker spends seconds on importing torch: what it must save, in graphs traced to ONNX.
+WORTH_A_WORKER = 8
+PROGRAM_WORK = 8  # a program takes as long to compile
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,21 @@ class BuildTask:
     via: str = ONNX
     traced: TracedGraph | None = None
 
+    @property
+    def work(self) -> int:
+        """What it takes about, in graphs traced to ONNX."""
+        return PROGRAM_WORK if self.via == PROGRAM else int(self.traced is None)
+
     def run(self) -> BuildResult:
         """Trace and compile."""
         start = time.perf_counter()
         if self.via == VIA:
             engine = compile_exported(self.graph.factory(**self.graph.arguments), self.weights, self.precision)
             return BuildResult(None, engine, 0.0, time.perf_counter() - start)
-        traced = self.traced or trace(self.graph.factory(**self.graph.arguments), self.weights, self.precision)
+        trace_form = trace_program if self.via == PROGRAM else trace
+        traced = self.traced or trace_form(self.graph.factory(**self.graph.arguments), self.weights, self.precision)
         between = time.perf_counter()
-        compiled = _backend(self.backend).build(traced.onnx, self.target)
+        compiled = _backend(self.backend, self.target).build(traced.graph, self.target)
         engine = CachedEngine(compiled.engine, traced.inputs, traced.outputs, compiled.report)
         return BuildResult(traced, engine, between - start, time.perf_counter() - between)
 
@@ -79,6 +88,27 @@ class BuiltEngine:
     attentions: int
 
 
+@dataclass(frozen=True)
+class Order:
+    """An engine to make: its step module, the task that compiles it, and the binding pattern of its weights."""
+
+    module: Any
+    task: BuildTask
+    binding: dict[str, str]
+
+    @property
+    def attentions(self) -> int:
+        return getattr(self.module, "attentions", 0)
+
+    def fitted(self, engine: CachedEngine) -> CachedEngine:
+        """The compiled engine for this very step: a program that serves others too is given the step's constants."""
+        if self.task.via != PROGRAM:
+            return engine
+        taken, given = border(self.module, self.task.weights, self.task.precision)
+        file = replace(ProgramFile.from_bytes(engine.engine), constants=constant_arrays(self.module))
+        return CachedEngine(file.to_bytes(), taken, given, engine.report)
+
+
 class EngineFactory:
     """Makes engines with one toolchain, and counts what was traced, compiled, and taken from the cache.
 
@@ -99,37 +129,46 @@ class EngineFactory:
         self.trace_seconds = self.compile_seconds = 0.0
 
     def make(self, graphs: dict[str, StepGraph], done: Callable[[str], None]) -> dict[str, BuiltEngine]:
-        """All engines by name, in the order given; `done` hears each name as it is ready.
+        """All engines by name, in the order given; `done` hears each name as it is ready. What is equal is made once.
 
         Raises:
             BuildError: a graph is rejected, or an attention was not fused and the toolchain insists.
         """
+        wanted = {name: self._wanted(graph) for name, graph in graphs.items()}
+        sharing: dict[str, list[str]] = {}
+        for name, order in wanted.items():
+            sharing.setdefault(self._key(order.task), []).append(name)
         engines: dict[str, CachedEngine] = {}
-        bindings: dict[str, dict[str, str]] = {}
-        attentions: dict[str, int] = {}
+
+        def arrived(key: str, engine: CachedEngine) -> None:
+            for name in sharing[key]:
+                order = wanted[name]
+                self.toolchain.check_fused(name, order.attentions, engine.report)
+                engines[name] = order.fitted(engine)
+                done(name)
+
         missing: dict[str, BuildTask] = {}
-        for name, graph in graphs.items():
-            module: Any = graph.factory(**graph.arguments)
-            binding = graph.weight_binding(module)
-            task = self._task(graph, layer_weights(self.sources, binding, graph.layer))
-            bindings[name] = stored_binding(binding, task.weights, task.precision)
-            attentions[name] = getattr(module, "attentions", 0)
-            found = self.cache.get(self._key(task)) if self.cache is not None else None
+        for key, names in sharing.items():
+            found = self.cache.get(key) if self.cache is not None else None
             if found is None:
-                missing[name] = task
+                missing[key] = wanted[names[0]].task
                 continue
-            engines[name] = found
-            self.cached += 1
-            self.toolchain.check_fused(name, attentions[name], found.report)
-            done(name)
-        for name, engine in self._build(missing):
-            self.toolchain.check_fused(name, attentions[name], engine.report)
-            engines[name] = engine
-            done(name)
-        return {name: BuiltEngine(engines[name], bindings[name], attentions[name]) for name in graphs}
+            self.cached += len(names)
+            arrived(key, found)
+        for key, engine in self._build(missing):
+            arrived(key, engine)
+        return {name: BuiltEngine(engines[name], order.binding, order.attentions) for name, order in wanted.items()}
+
+    def _wanted(self, graph: StepGraph) -> Order:
+        module: Any = graph.factory(**graph.arguments)
+        binding = graph.weight_binding(module)
+        task = self._task(graph, layer_weights(self.sources, binding, graph.layer))
+        return Order(module, task, stored_binding(binding, task.weights, task.precision))
 
     def _task(self, graph: StepGraph, weights: WeightShapes) -> BuildTask:
         tools = self.toolchain
+        if tools.via == PROGRAM:  # one program serves all scales
+            graph = graph.stand_in()
         return BuildTask(graph, weights, tools.precision, tools.backend.name, tools.target, tools.via)
 
     def _key(self, task: BuildTask) -> str:
@@ -138,7 +177,7 @@ class EngineFactory:
 
     def _build(self, missing: dict[str, BuildTask]) -> Iterator[tuple[str, CachedEngine]]:
         tasks = {name: self._with_graph(task) for name, task in missing.items()}
-        workers = min(self.jobs, sum(task.traced is None for task in tasks.values()) // GRAPHS_WORTH_A_WORKER)
+        workers = min(self.jobs, sum(task.work for task in tasks.values()) // WORTH_A_WORKER)
         with ThreadPoolExecutor(max(1, workers)) as pool, _runners(workers) as run:
             futures = {pool.submit(run, task): name for name, task in tasks.items()}
             try:
@@ -151,7 +190,7 @@ class EngineFactory:
                     future.cancel()
 
     def _with_graph(self, task: BuildTask) -> BuildTask:
-        found = self.cache.get(_graph_key(task)) if self.cache is not None and task.via == ONNX else None
+        found = self.cache.get(_graph_key(task)) if self.cache is not None and task.via != VIA else None
         if found is None:
             return task
         return replace(task, traced=TracedGraph(found.engine, found.inputs, found.outputs))
@@ -167,16 +206,16 @@ class EngineFactory:
         self.trace_seconds += result.trace_seconds
         if self.cache is not None:
             graph = result.traced
-            self.cache.put(_graph_key(task), CachedEngine(graph.onnx, graph.inputs, graph.outputs))
+            self.cache.put(_graph_key(task), CachedEngine(graph.graph, graph.inputs, graph.outputs))
 
 
 def _graph_key(task: BuildTask) -> str:
-    return EngineCache.key(task.graph.key(task.weights, task.precision), "graph", "", "")
+    return EngineCache.key(task.graph.key(task.weights, task.precision), "graph", task.via, "")
 
 
 @cache
-def _backend(name: str) -> Backend:
-    return get_backend(name)
+def _backend(name: str, target: str) -> Backend:
+    return get_backend(name, target=target)
 
 
 class Worker:

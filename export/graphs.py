@@ -6,11 +6,10 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import onnx
 import onnxscript.optimizer
@@ -41,7 +40,8 @@ WeightShapes = dict[str, WeightShape]
 class StepModule(Protocol):
     """What a module must offer to be traced; `attentions`, where it has any, counts what a compiler must fuse.
 
-    `output_shapes` says beforehand what tracing will find: so a plan needs no graph.
+    `output_shapes` says beforehand what tracing will find: so a plan needs no graph. A module that is an `OpenModule`
+    besides can be traced once for all scales.
     """
 
     inputs: tuple[str, ...]
@@ -53,6 +53,24 @@ class StepModule(Protocol):
     def output_shapes(self) -> Shapes: ...
 
 
+@runtime_checkable
+class OpenModule(Protocol):
+    """A step module whose sizes may be left open: it finds them in the shapes of its tensors, not in its arguments.
+
+    `open_dims` names the dimensions that change from scale to scale, of tensors at the border and of buffers, which
+    then come from outside like inputs. `stand_in` gives arguments of the same kind in sizes that stand for all others:
+    small, all different, and one where they were one, for compilers treat a size of one apart.
+    """
+
+    open_dims: ClassVar[dict[str, tuple[int, ...]]]
+
+    @classmethod
+    def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]: ...
+
+    def take_sizes(self, memory: dict[str, Tensor]) -> None:
+        """Before a forward: sizes that only the memory of the results knows."""
+
+
 @dataclass(frozen=True)
 class StepGraph:
     """A graph to trace: a module class with its arguments, and the weights it is bound to.
@@ -62,7 +80,7 @@ class StepGraph:
     """
 
     name: str
-    factory: Callable[..., nn.Module]
+    factory: type[nn.Module]
     arguments: dict[str, Any]
     prefix: str
     layer: int | str = 0
@@ -70,6 +88,13 @@ class StepGraph:
     def weight_binding(self, module: StepModule) -> dict[str, str]:
         """Names in weights.safetensors, before quantisation."""
         return {name: self.prefix + name for name in module.weights}
+
+    def stand_in(self) -> StepGraph:
+        """The graph that stands for this one and for all others of its kind; itself where its sizes are fixed."""
+        if not hasattr(self.factory, "open_dims"):
+            return self
+        factory = cast("type[OpenModule]", self.factory)
+        return replace(self, name=self.factory.__name__.lower(), arguments=factory.stand_in(self.arguments))
 
     def key(self, weights: WeightShapes, precision: Precision) -> str:
         """Digest of all that the graph depends on: arguments, weights, precision, exporter source and versions."""
@@ -86,9 +111,9 @@ class StepGraph:
 
 @dataclass(frozen=True)
 class TracedGraph:
-    """ONNX bytes and the tensors at its border."""
+    """A graph in the form that its backend reads (engines/base.py), and the tensors at its border."""
 
-    onnx: bytes
+    graph: bytes
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -129,7 +154,7 @@ def stored_binding(binding: dict[str, str], weights: WeightShapes, precision: Pr
 
 
 def trace(module: nn.Module, weights: WeightShapes, precision: Precision | None = None) -> TracedGraph:
-    """Export a step module through torch.export; no shape is dynamic, no weight is inside."""
+    """Export a step module to ONNX through torch.export; no shape is dynamic, no weight is inside."""
     precision, step = precision or Precision(), cast(StepModule, module)
     inputs, examples = example_inputs(step, precision), example_weights(weights, precision)
     model = _export(module, tuple(inputs.values()), examples, [*inputs, *examples], list(step.outputs))
@@ -150,14 +175,15 @@ def example_inputs(step: StepModule, precision: Precision) -> dict[str, Tensor]:
 
 def example_weights(weights: WeightShapes, precision: Precision) -> dict[str, Tensor]:
     """Zeros for the weights, in the types that a module computes with."""
-    return {n: torch.zeros(w.shape, dtype=_torch_type(w.role.dtype(precision))) for n, w in weights.items()}
+    return {n: torch.zeros(w.shape, dtype=torch_type(w.role.dtype(precision))) for n, w in weights.items()}
 
 
 def _example(name: str, shape: tuple[int, ...], precision: Precision) -> Tensor:
-    return torch.zeros(shape, dtype=_torch_type(border_dtype(name, precision)))
+    return torch.zeros(shape, dtype=torch_type(border_dtype(name, precision)))
 
 
-def _torch_type(name: str) -> torch.dtype:
+def torch_type(name: str) -> torch.dtype:
+    """The type of that name in engines/dtypes.py."""
     return cast(torch.dtype, getattr(torch, name))
 
 

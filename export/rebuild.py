@@ -93,7 +93,7 @@ def _plan(old: Manifest, policy: str | PruningPolicy, size: str | None) -> Gener
 
 def _toolchain(old: Manifest) -> Toolchain:
     """What the bundle was compiled with; engines that were not fused are accepted where it holds some already."""
-    backend, target = get_backend(old.backend), old.any_engine.target
+    backend, target = get_backend(old.backend, target=old.target), old.target
     unfused = any(e.report.kernels > 0 and e.report.fused_attentions < e.attentions for e in old.engines.values())
     return Toolchain(backend, backend.resolve_target(target, old.precision), old.precision, allow_unfused=unfused)
 

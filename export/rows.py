@@ -38,6 +38,11 @@ def tokens_of(size: Size) -> int:
     return size[0] * size[1]
 
 
+def stand_in(size: Size, other: Size) -> Size:
+    """Another grid in place of one, with one row or column where it has one (see graphs.OpenModule)."""
+    return (other[0] if size[0] > 1 else 1, other[1] if size[1] > 1 else 1)
+
+
 def select(x: Tensor, rows: int, count: int) -> Tensor:
     """Token indices [count, R] of each guidance row's pivotal tokens in x [L * R, C] (see pruning.select)."""
     grid = x.view(-1, rows, x.shape[-1])
@@ -47,7 +52,7 @@ def select(x: Tensor, rows: int, count: int) -> Tensor:
 
 def largest(score: Tensor, count: int) -> Tensor:
     """Indices [count, R] of the largest of score [L, R], none negative; in turns where the compilers' limit asks."""
-    if count <= LONGEST_TOPK:
+    if not isinstance(count, int) or count <= LONGEST_TOPK:  # a size left open is none of those compilers'
         return torch.topk(score, count, dim=0).indices
     first = torch.topk(score, LONGEST_TOPK, dim=0).indices
     rest = score.scatter(0, first, -1.0)  # out of the running: a squared distance is never negative
@@ -55,8 +60,8 @@ def largest(score: Tensor, count: int) -> Tensor:
 
 
 def rows_of(token: Tensor, rows: int) -> Tensor:
-    """Token indices [k * R], guidance rows innermost -> indices into activations [L * R, C]."""
-    return token * rows + torch.arange(rows).repeat(token.shape[0] // rows)
+    """Token indices [k, R] -> indices [k * R] into activations [L * R, C]."""
+    return (token * rows + torch.arange(rows)).flatten()
 
 
 def restore(fresh: Tensor, kept: Tensor, cached: Tensor, corners: Tensor) -> Tensor:

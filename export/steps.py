@@ -5,6 +5,8 @@ Each is a torch module with weights as inputs and every shape static; the layout
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from ..config import TransformerConfig
 from ..resize import bilinear_matrix
 from ..schedule import Size
-from .rows import Shapes, Weights, first, modulate, tokens_of
+from .rows import Shapes, Weights, first, modulate, stand_in, tokens_of
 
 
 class Condition(nn.Module):
@@ -126,9 +128,15 @@ class Bridge(nn.Module):
     Rn, the rows of the next scale, is one where guidance is switched off there; head_modulation [Rt, 2, C] keeps two.
     """
 
+    open_dims: ClassVar[dict[str, tuple[int, ...]]] = {
+        **dict.fromkeys(("x", "noise", "logits", "x_next"), (0,)),
+        **dict.fromkeys(("enlarge_0", "enlarge_1", "shrink_0", "shrink_1"), (0, 1)),
+        **dict.fromkeys(("summed", "summed_out"), (2, 3)),
+    }
     enlarge_0: Tensor  # bilinear matrices [final, own] and [next, final], per axis
     enlarge_1: Tensor
     shrink_0: Tensor
+    level: Tensor  # of the next scale [1]
     shrink_1: Tensor
     weights_last = ("head.weight", "head.bias")
     weights_next = (*weights_last, "word_embed.weight", "word_embed.bias", "lvl_embed.weight")
@@ -156,7 +164,20 @@ class Bridge(nn.Module):
         p = config.patch
         self._resize("enlarge", (size[0] * p, size[1] * p), (final[0] * p, final[1] * p))
         if next_size is not None:
+            self.register_buffer("level", torch.tensor([next_index]), persistent=False)
             self._resize("shrink", (final[0] * p, final[1] * p), (next_size[0] * p, next_size[1] * p))
+
+    @classmethod
+    def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        size, final, following = (arguments[name] for name in ("size", "final", "next_size"))
+        own = stand_in(size, (6, 7))
+        sizes: dict[str, Any] = {"size": own, "final": own if size == final else stand_in(final, (11, 13))}
+        if following is not None:
+            sizes |= {"next_size": stand_in(following, (8, 9)), "next_index": 1}
+        return {**arguments, **sizes}
+
+    def take_sizes(self, memory: dict[str, Tensor]) -> None:
+        """All are in the shapes of the inputs and of the resizing matrices."""
 
     def input_shapes(self) -> Shapes:
         c, R, L, p = self.config, self.rows, tokens_of(self.size), self.config.patch
@@ -205,10 +226,11 @@ class Bridge(nn.Module):
         logits = logits / tau
         logits = guidance[0] * logits[:, 0] + (1 - guidance[0]) * logits[:, 1] if guidance else logits[:, 0]
         codes = self._sample(logits, noise, cut)  # [L, channels]
-        grid = codes.transpose(0, 1).reshape(1, -1, *self.size)
+        rows, columns = self.enlarge_0.shape[1] // p, self.enlarge_1.shape[1] // p
+        grid = codes.transpose(0, 1).reshape(1, -1, rows, columns)
         if p > 1:
             grid = F.pixel_shuffle(grid, p)
-        if self.enlarge_0.shape[0] != self.enlarge_0.shape[1] or self.enlarge_1.shape[0] != self.enlarge_1.shape[1]:
+        if self.size != self.final:
             grid = self.enlarge_0 @ grid @ self.enlarge_1.t()
         summed = summed + grid
         if self.next_size is None:
@@ -218,7 +240,7 @@ class Bridge(nn.Module):
             following = F.pixel_unshuffle(following, p)
         tokens = following.flatten(2).squeeze(0).transpose(0, 1).to(w["word_embed.weight"].dtype)  # [L', channels]
         embedded = F.linear(tokens, w["word_embed.weight"], w["word_embed.bias"]).float()
-        embedded = embedded + w["lvl_embed.weight"][self.next_index]
+        embedded = embedded + w["lvl_embed.weight"].index_select(0, self.level)
         x_next = embedded.unsqueeze(1).expand(-1, self.next_rows, -1).reshape(-1, self.config.width)
         return logits, summed, x_next
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..engines.base import Backend
+from ..engines.base import ONNX, Backend
 from ..engines.manifest import EngineReport
 from ..engines.registry import get_backend
 from ..errors import BuildError
 from ..precision import Precision, parse_precision
 from .via_torch_tensorrt import VIA
-
-ONNX = "onnx"
 
 
 @dataclass(frozen=True)
@@ -47,25 +45,29 @@ def make_toolchain(
     precision: str | None = None,
     weights: str | None = None,
     allow_unfused: bool = False,
-    via: str = ONNX,
+    via: str | None = None,
 ) -> Toolchain:
     """A toolchain from the command line's words; the backend's own defaults for None.
 
     Raises:
         FastvarError: a backend that is not installed, or a target or precision that it does not build for.
     """
-    found = get_backend(backend)
-    numbers = parse_precision(precision, weights, default=found.precisions[0])
-    _check_via(via, backend, numbers)
+    found = get_backend(backend, target=target)
+    numbers = parse_precision(precision, weights, default=found.default_precision)
+    if via is None:
+        via = found.graph_form
+    _check_via(via, found, numbers)
     return Toolchain(found, found.resolve_target(target, numbers), numbers, allow_unfused, via)
 
 
-def _check_via(via: str, backend: str, precision: Precision) -> None:
-    if via == ONNX:
+def _check_via(via: str, backend: Backend, precision: Precision) -> None:
+    if via == backend.graph_form:
         return
     if via != VIA:
-        raise BuildError(f"no way {via!r} to an engine", expected=f"{ONNX} or {VIA}")
-    if backend != "tensorrt":
-        raise BuildError(f"{VIA} makes engines for the backend tensorrt, not {backend}", fix="add --backend tensorrt")
+        raise BuildError(f"no way {via!r} to an engine", expected=f"{backend.graph_form} or {VIA}")
+    if backend.name != "tensorrt":
+        raise BuildError(
+            f"{VIA} makes engines for the backend tensorrt, not {backend.name}", fix="add --backend tensorrt"
+        )
     if precision.weights:
         raise BuildError(f"{VIA} does not store weights in 8 bits", fix="leave --via or --weights away")

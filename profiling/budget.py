@@ -72,7 +72,7 @@ class MemoryPlan:
 
 def memory_plan(manifest: Manifest, *, offload_text_encoder: bool = False) -> MemoryPlan:
     """The plan of a bundle where its engines run, with the timeline of the guidance mode that needs most."""
-    on_host = backend_class(manifest.backend).runs_on_host
+    on_host = backend_class(manifest.backend).runs_on_host(manifest.target)
     offload_text_encoder = offload_text_encoder and not on_host
     layouts = [lay_out(manifest, s.rows, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
     largest = max(layouts, key=lambda layout: layout.arena_bytes)

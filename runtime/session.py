@@ -46,7 +46,9 @@ class Session:
         self._cuda_graphs = cuda_graphs
         self.weights = WeightFile(bundle.path / self.manifest.weights.file)
         folder = bundle.path / KERNEL_FOLDER
-        self._backend = backend or get_backend(self.manifest.backend, threads=threads, cache_folder=folder)
+        self._backend = backend or get_backend(
+            self.manifest.backend, threads=threads, cache_folder=folder, target=self.manifest.target
+        )
         self.device = self._backend.device()
         offloads = offload_text_encoder and not self.device.shares_host_memory
         layouts = [lay_out(self.manifest, s.rows, offload_text_encoder=offloads) for s in self.manifest.sets]

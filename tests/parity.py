@@ -326,7 +326,7 @@ class CoderEngine:
         weights = {name: state[prefix + name].contiguous() for name in module.weights}
         traced = trace(module, {name: WeightShape(tuple(w.shape), Role.EXACT) for name, w in weights.items()})
         compiler = get_backend(backend)
-        engine = compiler.build(traced.onnx, "cpu").engine
+        engine = compiler.build(traced.graph, "cpu").engine
         version = compiler.version()
         spec = EngineSpec("coder", "", "", len(engine), traced.inputs, traced.outputs, {}, backend, "cpu", version)
         self._input = torch.empty(next(iter(module.input_shapes().values())))

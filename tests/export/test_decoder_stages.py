@@ -171,7 +171,7 @@ def test_no_fp32_copy_of_a_stripe_is_stored_between_kernels(factory: type[Stage]
         for name in stage.weights
     }
     graph = trace(stage, weights, Precision("bfloat16"))
-    report = get_backend("tensorrt-rtx").build(graph.onnx, "sm86").report
+    report = get_backend("tensorrt-rtx").build(graph.graph, "sm86").report
     assert report.kernels <= 13
     outputs = 2 if factory is ShortcutFirstConv else 1
     assert report.scratch_bytes < 2 * width * (rows + 2) * (read + outputs * written) + own

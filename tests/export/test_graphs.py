@@ -39,8 +39,8 @@ def traced(graph: StepGraph, precision: Precision | None = None):
 @pytest.mark.parametrize("graph", [project(), attend(), bridge()], ids=lambda g: g.name)
 def test_no_weight_is_inside_a_step_graph(graph: StepGraph):
     result = traced(graph)
-    assert len(result.onnx) < 100_000
-    model = onnx.load_from_string(result.onnx)
+    assert len(result.graph) < 100_000
+    model = onnx.load_from_string(result.graph)
     module = graph.factory(**graph.arguments)
     names = [value.name for value in model.graph.input]
     assert names == [*module.input_shapes(), *module.weights]
@@ -56,7 +56,7 @@ def test_every_shape_is_static():
 def test_tracing_is_deterministic_and_names_no_path_of_this_machine():
     first, second = traced(bridge()), traced(bridge())
     assert first == second
-    assert b".py" not in first.onnx
+    assert b".py" not in first.graph
 
 
 def test_keys_tell_graphs_apart():

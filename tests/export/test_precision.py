@@ -141,7 +141,7 @@ def test_a_step_in_16_bits_builds_for_a_gpu(name: str):
     pytest.importorskip("tensorrt_rtx")
     backend = get_backend("tensorrt-rtx")
     for compute in HALF:
-        report = backend.build(traced(name, compute).onnx, "sm86").report
+        report = backend.build(traced(name, compute).graph, "sm86").report
         assert report.kernels > 0
         assert report.fused_attentions == getattr(GRAPHS[name].factory, "attentions", 0)
 
@@ -275,7 +275,7 @@ def test_the_image_decoder_ends_in_fp32_and_builds(compute: str):
     assert (found["summed"], found["image"]) == ("float32", "float32")
     assert (found["conv_in.conv.weight"], found["conv_out.conv.weight"]) == (compute, "float32")
     assert {dtype for name, dtype in found.items() if ".norm" in name} == {"float32"}
-    assert get_backend("tensorrt-rtx").build(graph.onnx, "sm86").report.kernels > 0
+    assert get_backend("tensorrt-rtx").build(graph.graph, "sm86").report.kernels > 0
 
 
 @pytest.mark.parametrize("compute", HALF)
@@ -289,7 +289,7 @@ def test_the_text_encoder_gives_fp32_features_and_builds(compute: str):
     feed_forward = "encoder.block.0.layer.1.DenseReluDense."
     assert found[feed_forward + "wi_0.weight"] == compute
     assert found[feed_forward + "wo.weight"] == ("float32" if compute == "float16" else compute)
-    assert get_backend("tensorrt-rtx").build(graph.onnx, "sm86").report.kernels > 0
+    assert get_backend("tensorrt-rtx").build(graph.graph, "sm86").report.kernels > 0
 
 
 @pytest.mark.parametrize(("compute", "tolerance"), [("bfloat16", 0.02), ("float16", 0.003)])
@@ -314,7 +314,7 @@ def test_softmax_norms_and_selection_in_a_graph_take_fp32(compute: str):
         (traced("condition", compute), 1),
         (text_encoder(compute), 1),
     ):
-        model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(graph.onnx), strict_mode=True)
+        model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(graph.graph), strict_mode=True)
         types_of = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.value_info)}
         taken = [(n.op_type, types_of[n.input[0]]) for n in model.graph.node if n.op_type in SENSITIVE]
         assert sum(op == "Softmax" for op, _ in taken) == softmaxes

@@ -164,9 +164,9 @@ def test_a_quantised_graph_computes_with_the_matrices_that_its_weights_stand_for
     for name in matrices_of(step):
         stored[name], stored[name + SCALE] = quantise(weights[name], INT8)
         meant[name] = dequantise(stored[name], stored[name + SCALE])
-    found = run(traced(step, INT8).onnx, {**inputs, **{name: w.numpy() for name, w in stored.items()}})
-    expected = run(traced(step, Precision()).onnx, {**inputs, **{name: w.numpy() for name, w in meant.items()}})
-    exact = run(traced(step, Precision()).onnx, {**inputs, **{name: w.numpy() for name, w in weights.items()}})
+    found = run(traced(step, INT8).graph, {**inputs, **{name: w.numpy() for name, w in stored.items()}})
+    expected = run(traced(step, Precision()).graph, {**inputs, **{name: w.numpy() for name, w in meant.items()}})
+    exact = run(traced(step, Precision()).graph, {**inputs, **{name: w.numpy() for name, w in weights.items()}})
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
     assert np.abs(found[0] - exact[0]).max() > 1e-3
@@ -186,7 +186,7 @@ def test_scales_go_in_behind_their_matrix_and_nothing_else_changes(step: str, pr
         expected.append((spec.name + SCALE, precision.compute, (outputs,)))
     assert [(spec.name, spec.dtype, spec.shape) for spec in quantised.inputs] == expected
     assert quantised.outputs == plain.outputs
-    onnx.checker.check_model(onnx.load_model_from_string(quantised.onnx), full_check=True)
+    onnx.checker.check_model(onnx.load_model_from_string(quantised.graph), full_check=True)
 
 
 def product(op: str, factors: list[str], **attributes: int) -> onnx.ModelProto:
@@ -226,7 +226,7 @@ def test_a_quantised_block_builds_with_its_attentions_fused(weights: str, target
     pytest.importorskip("tensorrt_rtx")
     backend = get_backend("tensorrt-rtx")
     precision = Precision("bfloat16", weights)
-    report = backend.build(traced("attend", precision).onnx, backend.resolve_target(target, precision)).report
+    report = backend.build(traced("attend", precision).graph, backend.resolve_target(target, precision)).report
     assert report.fused_attentions == 2
 
 

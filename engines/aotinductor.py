@@ -1,0 +1,221 @@
+"""AOTInductor: step programs compiled ahead of time by torch, for CPUs and for NVIDIA GPUs.
+
+The one backend that needs torch where it runs. An engine is a shared library (program_file.py). It holds no weights:
+they come as arguments, and so does the memory of its results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import tempfile
+import threading
+import warnings
+import zipfile
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import BackendError, BuildError
+from ..packages import import_extra
+from ..precision import Precision
+from .base import PROGRAM, Backend, CompiledEngine, Engine, Launch, Scratch, TensorRef, check_bindings
+from .cpu_target import CPU, best_cpu, check_cpu, compiler_options, cpu_names, has_fast_bfloat16
+from .device import Device, HostDevice, host_array
+from .manifest import EngineSpec
+from .program_file import ProgramFile
+from .torch_cuda import TorchCudaDevice
+
+CUDA = "cuda"
+CAPABILITY = re.compile(r"cuda-sm\d+")
+
+
+class AotInductorBackend(Backend):
+    """Programs through AOTInductor.
+
+    Args:
+        threads: CPU threads of torch, for the whole process; torch's own choice by default.
+        target: "cuda" or "cuda-sm90" for a GPU; the CPU by default.
+
+    Raises:
+        BackendError: torch is not installed.
+    """
+
+    name = "aotinductor"
+    suffix: ClassVar[str] = ".program"
+    precisions: ClassVar[tuple[str, ...]] = ("bfloat16", "float32", "float16")
+    graph_form: ClassVar[str] = PROGRAM
+
+    def __init__(self, threads: int | None = None, target: str | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise BackendError(f"{threads} threads", expected="at least 1")
+        self._torch = import_extra("torch", "aotinductor")
+        self._on_host = self.runs_on_host(target or CPU)
+        self._device: Device | None = None
+        self._libraries: dict[str, Library] = {}
+        if threads is not None:
+            self._torch.set_num_threads(threads)
+
+    @classmethod
+    def make(cls, threads: int | None, cache_folder: Path | None, target: str | None) -> AotInductorBackend:
+        return cls(threads, target)
+
+    @classmethod
+    def runs_on_host(cls, target: str) -> bool:
+        return not target.startswith(CUDA)
+
+    @property
+    def default_precision(self) -> str:
+        """bfloat16 on GPUs and on CPUs that multiply it faster than fp32, else fp32."""
+        return "bfloat16" if not self._on_host or has_fast_bfloat16(self._torch) else "float32"
+
+    def version(self) -> str:
+        return str(self._torch.__version__)
+
+    def resolve_target(self, target: str | None, precision: Precision) -> str:
+        self.check_precision(precision)
+        if self._on_host:
+            if precision.weights not in ("", "int8"):
+                raise BuildError("fp8 weights are for GPUs", expected="--weights int8 on a CPU")
+            return best_cpu(self._torch) if target in (None, CPU) else check_cpu(self._torch, str(target))
+        found = f"{CUDA}-{self._capability()}"
+        if target not in (CUDA, found):
+            raise BuildError(
+                f"{self.name} compiles on the GPU that the engine is for: this one is {found}, not {target}",
+                expected=f"{CUDA}, or {found}; for CPUs one of {', '.join(cpu_names())}",
+            )
+        return found
+
+    def _capability(self) -> str:
+        if not self._torch.cuda.is_available():
+            raise BackendError(
+                "torch finds no GPU",
+                expected="an NVIDIA GPU and a CUDA build of torch",
+                fix="build and run there, or for the CPU: leave --target away",
+            )
+        major, minor = self._torch.cuda.get_device_capability()
+        return f"sm{major}{minor}"
+
+    def check(self, spec: EngineSpec) -> None:
+        super().check(spec)
+        if self._on_host:
+            check_cpu(self._torch, spec.target, f"engine {spec.name!r} was built")
+        elif spec.target != f"{CUDA}-{self._capability()}":
+            raise BackendError(
+                f"engine {spec.name!r} was built for {spec.target}, this GPU is {CUDA}-{self._capability()}",
+                fix="rebuild the bundle on this machine",
+            )
+
+    def build(self, graph: bytes, target: str) -> CompiledEngine:
+        """A program as torch.export saves it -> engine.
+
+        Raises:
+            BuildError: not such a program, no C++ compiler, or the compiler rejects what was made of it.
+        """
+        torch = self._torch
+        try:
+            program = torch.export.load(io.BytesIO(graph))
+        except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise BuildError(f"not a program that torch {self.version()} reads: {error}") from error
+        inductor = import_extra("torch._inductor", "aotinductor")
+        options = compiler_options(target) if self.runs_on_host(target) else {"aot_inductor.embed_kernel_binary": True}
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch warns of its own deprecations
+            path = Path(folder) / "engine.pt2"
+            try:
+                inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+            except Exception as error:  # a compiler's errors share no other base
+                raise BuildError(
+                    f"{self.name} (torch {self.version()}) cannot compile the program: {_first_lines(error)}",
+                    fix="fastvar doctor says whether there is a C++ compiler",
+                ) from error
+            return CompiledEngine(ProgramFile(_library(path)).to_bytes())
+
+    def device(self) -> Device:
+        if self._device is None:
+            self._device = HostDevice() if self._on_host else TorchCudaDevice(self._torch)
+        return self._device
+
+    def load(self, engine: bytes, spec: EngineSpec) -> AotEngine:
+        self.check(spec)
+        file = ProgramFile.from_bytes(engine)
+        device, constants = self.device(), []
+        for constant in file.constants.values():
+            constants.append(self._torch.from_numpy(constant).to(device.name))
+        return AotEngine(self._torch, self._library(file.library, spec.name), constants, spec, device)
+
+    def _library(self, library: bytes, name: str) -> Library:
+        """Loaded once for all the engines that share it."""
+        digest = hashlib.sha256(library).hexdigest()
+        if digest not in self._libraries:
+            with tempfile.TemporaryDirectory() as folder:  # the loader has it open before the folder goes
+                path = Path(folder) / "engine.so"
+                path.write_bytes(library)
+                try:
+                    self._libraries[digest] = Library(self._runner(str(path)))
+                except RuntimeError as error:
+                    raise BackendError(
+                        f"torch {self.version()} cannot load engine {name!r}: {_first_lines(error)}",
+                        fix="rebuild the bundle",
+                    ) from error
+        return self._libraries[digest]
+
+    def _runner(self, path: str) -> Any:
+        runners = self._torch._C._aoti
+        if self._on_host:
+            return runners.AOTIModelContainerRunnerCpu(path, 1)
+        return runners.AOTIModelContainerRunnerCuda(path, 1, CUDA, "")
+
+
+@dataclass(frozen=True)
+class Library:
+    """One loaded library; launches of several threads wait for each other."""
+
+    runner: Any
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+
+class AotEngine(Engine):
+    """A library with the constants of one step."""
+
+    def __init__(self, torch: Any, library: Library, constants: list[Any], spec: EngineSpec, device: Device) -> None:
+        self._torch, self._library, self._constants = torch, library, constants
+        self._spec, self._device = spec, device
+
+    def prepare(self, tensors: Mapping[str, TensorRef], scratch: Scratch | None = None) -> Launch:
+        spec = self._spec
+        check_bindings(spec.name, tensors, spec.inputs, spec.outputs)
+        given = [self._tensor(tensors[tensor.name]) for tensor in (*spec.inputs, *spec.outputs)]
+        bound = [*self._constants, *given]
+        runner, turn = self._library.runner, self._library.turn
+        stream = self._device.stream if isinstance(self._device, TorchCudaDevice) else nullcontext
+
+        def launch() -> None:
+            try:
+                with turn, stream():
+                    runner.run(bound)
+            except RuntimeError as error:
+                raise BackendError(f"AOTInductor failed while running engine {spec.name!r}: {error}") from error
+
+        return launch
+
+    def _tensor(self, ref: TensorRef) -> Any:
+        """A torch tensor on memory that is there; whoever prepared the launch keeps it alive."""
+        if isinstance(self._device, TorchCudaDevice):
+            return self._device.tensor(ref)
+        flat = self._torch.from_numpy(host_array(ref).reshape(-1).view("uint8"))
+        return flat.view(getattr(self._torch, ref.dtype)).view(ref.shape)
+
+
+def _library(package: Path) -> bytes:
+    """The shared library out of a package: its sources, which lie beside it, are not needed."""
+    with zipfile.ZipFile(package) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".so"))
+        return archive.read(name)
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).strip().splitlines()[:3])
