@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import tempfile
 import threading
 import warnings
@@ -22,15 +21,20 @@ from typing import Any, ClassVar
 from ..errors import BackendError, BuildError
 from ..packages import import_extra
 from ..precision import Precision
+from . import attention_kernel, linear_operator
 from .base import PROGRAM, Backend, CompiledEngine, Engine, Launch, Scratch, TensorRef, check_bindings
-from .cpu_target import CPU, best_cpu, check_cpu, compiler_options, cpu_names, has_fast_bfloat16
+from .cpu_target import CPU, WITH_KERNEL, best_cpu, check_cpu, compiler_options, cpu_names, has_fast_bfloat16
 from .device import Device, HostDevice, host_array
 from .manifest import EngineSpec
+from .native import inductor_options, source_digest
 from .program_file import ProgramFile
+from .program_passes import use_attention_kernel, use_onednn_linear
 from .torch_cuda import TorchCudaDevice
 
 CUDA = "cuda"
-CAPABILITY = re.compile(r"cuda-sm\d+")
+ON_GPU = {"aot_inductor.embed_kernel_binary": True}  # options of the compiler
+# Sources that decide what becomes of a program.
+COMPILING = ("aotinductor.py", "attention_kernel.py", "cpu_target.py", "linear_operator.py", "program_passes.py")
 
 
 class AotInductorBackend(Backend):
@@ -74,6 +78,13 @@ class AotInductorBackend(Backend):
 
     def version(self) -> str:
         return str(self._torch.__version__)
+
+    def stamp(self) -> str:
+        """torch, our kernel, and what is done to programs on their way to it."""
+        digest = hashlib.sha256(source_digest().encode())
+        for name in COMPILING:
+            digest.update((Path(__file__).parent / name).read_bytes())
+        return f"{self.version()} {digest.hexdigest()}"
 
     def resolve_target(self, target: str | None, precision: Precision) -> str:
         self.check_precision(precision)
@@ -121,7 +132,7 @@ class AotInductorBackend(Backend):
         except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise BuildError(f"not a program that torch {self.version()} reads: {error}") from error
         inductor = import_extra("torch._inductor", "aotinductor")
-        options = compiler_options(target) if self.runs_on_host(target) else {"aot_inductor.embed_kernel_binary": True}
+        options = _prepared(torch, program, target) if self.runs_on_host(target) else ON_GPU
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch warns of its own deprecations
             path = Path(folder) / "engine.pt2"
@@ -208,6 +219,16 @@ class AotEngine(Engine):
             return self._device.tensor(ref)
         flat = self._torch.from_numpy(host_array(ref).reshape(-1).view("uint8"))
         return flat.view(getattr(self._torch, ref.dtype)).view(ref.shape)
+
+
+def _prepared(torch: Any, program: Any, target: str) -> dict[str, Any]:
+    """A program made ready for a CPU; what the compiler is to be told of it."""
+    operators = {}
+    if use_onednn_linear(torch, program):
+        operators[linear_operator.register()] = linear_operator.DECLARATION
+    if target == WITH_KERNEL and use_attention_kernel(torch, program):
+        operators[attention_kernel.register()] = attention_kernel.DECLARATION
+    return compiler_options(target) | (inductor_options(operators) if operators else {})
 
 
 def _library(package: Path) -> bytes:

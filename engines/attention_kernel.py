@@ -8,34 +8,21 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import shlex
-import subprocess
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, BuildError
+from ..errors import BackendError
 from ..packages import import_extra
-from .cache import default_folder, write_whole
+from .native import INSTRUCTIONS, build
 
-SOURCE = Path(__file__).parent / "kernels" / "attention.cpp"
 OPERATOR = "fastvar::attention"
 SCHEMA = "(Tensor q, Tensor keys, Tensor values, Tensor? bias) -> Tensor"
 DECLARATION = (
     "int32_t aoti_torch_cpu_attention(AtenTensorHandle q, AtenTensorHandle keys, AtenTensorHandle values, "
     "AtenTensorHandle* bias, AtenTensorHandle* out)"
 )
-# As /proc/cpuinfo names them, each a flag of the compiler too.
-INSTRUCTIONS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
 LARGEST_HEAD, HEAD_STEP = 256, 16
-FLAGS = (
-    *(f"-m{name.replace('_', '')}" for name in INSTRUCTIONS),
-    *("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-w"),  # gcc 12 warns of its own intrinsics
-)
-INSTALL = "install a C++ compiler, such as g++"
 STATUS = {1: "unsupported head size", 2: "no keys", 3: "no memory for its scratch"}
 
 
@@ -52,52 +39,6 @@ def cpu_lacks(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
         return INSTRUCTIONS
     offered = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
     return tuple(name for name in INSTRUCTIONS if name not in offered)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """The compiled kernel: a static archive for engines to link, and a shared library for eager torch."""
-
-    archive: Path
-    library: Path
-
-
-def build(folder: Path | None = None) -> Kernel:
-    """Compile the kernel (2 s), or find it where that was done before; by default beside the kept engines.
-
-    Raises:
-        BuildError: no C++ compiler, or it rejects the source.
-    """
-    compiler, torch_root = _compiler(), Path(import_extra("torch", "aotinductor").__file__).parent
-    arguments = [*compiler, *FLAGS, f"-I{torch_root / 'include'}"]
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), _run([*compiler, "--version"]), *arguments]).encode())
-    folder = (folder or default_folder()) / f"attention-{key.hexdigest()[:16]}"
-    kernel = Kernel(folder / "libfastvar_attention.a", folder / "fastvar_attention.so")
-    if kernel.archive.is_file() and kernel.library.is_file():
-        return kernel
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        compiled, archive, library = (Path(name) / file for file in ("attention.o", "attention.a", "attention.so"))
-        torch_cpu = [f"-L{torch_root / 'lib'}", "-ltorch_cpu"]
-        _run([*arguments, "-c", str(SOURCE), "-o", str(compiled)])
-        _run(["ar", "rcsD", str(archive), str(compiled)])
-        _run([*compiler, "-shared", "-fopenmp", str(compiled), *torch_cpu, "-o", str(library)])
-        write_whole(kernel.library, library.read_bytes())
-        write_whole(kernel.archive, archive.read_bytes())
-    return kernel
-
-
-def inductor_options(folder: Path | None = None) -> dict[str, Any]:
-    """What AOTInductor has to be told to call the kernel and to link it into the engine.
-
-    For `inductor_configs` of `aoti_compile_and_package`, or `torch._inductor.config.patch`.
-    """
-    where = build(folder).archive.parent
-    # The comment lets programs that differ only in the kernel differ in their text, by which torch names its files.
-    return {
-        "aot_inductor.custom_ops_to_c_shims": {register(): [f"{DECLARATION} /* {where.name} */"]},
-        "aot_inductor.custom_op_libs": [f"fastvar_attention -L{shlex.quote(str(where))}"],
-    }
 
 
 @functools.cache
@@ -156,22 +97,3 @@ def _function() -> Callable[..., int]:
     function.argtypes = [*[pointer] * 7, integer, pointer, *[integer] * 4, ctypes.c_int32]
     function.restype = ctypes.c_int32
     return function
-
-
-def _compiler() -> list[str]:
-    """The compiler that torch links engines with: one OpenMP runtime for both."""
-    builder = import_extra("torch._inductor.cpp_builder", "aotinductor")
-    try:
-        return shlex.split(str(builder.get_cpp_compiler()))
-    except RuntimeError as error:
-        raise BuildError(f"torch finds no C++ compiler: {error}", fix=INSTALL) from error
-
-
-def _run(command: list[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except FileNotFoundError as error:
-        raise BuildError(f"{command[0]} is not installed", fix=INSTALL) from error
-    except subprocess.CalledProcessError as error:
-        raise BuildError(f"{' '.join(command)} failed: {error.stderr.strip()[:1000]}") from error
-    return done.stdout

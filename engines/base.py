@@ -91,6 +91,10 @@ class Backend(ABC):
             BackendError: the library is not installed.
         """
 
+    def stamp(self) -> str:
+        """What engines depend on beside graph and target: another stamp, another engine."""
+        return self.version()
+
     @abstractmethod
     def resolve_target(self, target: str | None, precision: Precision) -> str:
         """The device to build for, in one spelling; the backend's default for None.

@@ -13,6 +13,7 @@ _LEVELS = {
     "cpu-avx512": ("cascadelake", 512),  # with the integer dot products that torch takes for granted beside it
     "cpu-avx512-bf16": ("cooperlake", 512),
 }
+WITH_KERNEL = "cpu-avx512-bf16"  # attention is our kernel's (attention_kernel.py)
 
 
 def cpu_names() -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from ..config import TransformerConfig
 from ..rotary import rotary_table
 from ..schedule import Size
 from .rows import (
+    OpenDims,
     Shapes,
     Weights,
     area_corners,
@@ -50,10 +51,6 @@ class Project(nn.Module):
     outputs: tuple[str, ...]
     inputs = ("x", "modulation")
     weights = ("ada_gss", "sa.qkv.weight", "sa.qkv.bias", "sa.q_scale")
-    open_dims: ClassVar[dict[str, tuple[int, ...]]] = {
-        "rotary": (1,),
-        **dict.fromkeys(("x", "q", "keys", "values", "kept"), (0,)),
-    }
 
     def __init__(
         self, config: TransformerConfig, rows: int, size: Size, kept: int, position_grid: Size, text_rows: int = 0
@@ -65,6 +62,11 @@ class Project(nn.Module):
         self.outputs = ("q", "keys", "values", "kept") if self.prunes else ("q", "keys", "values")
         table = torch.from_numpy(rotary_table(size, position_grid, config.head_dim))
         self.register_buffer("rotary", table, persistent=False)  # [2, L, hd / 2]
+
+    def open_dims(self) -> OpenDims:
+        kept = "kept" if self.prunes else "tokens"
+        own: OpenDims = {"x": {0: ("tokens", self.rows)}, "rotary": {1: ("tokens", 1)}}
+        return {**own, **{key: {0: (kept, 1)} for key in ("q", "keys", "values")}, "kept": {0: (kept, self.rows)}}
 
     @classmethod
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -117,12 +119,6 @@ class Attend(nn.Module):
 
     corners: Tensor
 
-    open_dims: ClassVar[dict[str, tuple[int, ...]]] = {
-        "corners": (1,),
-        **dict.fromkeys(("x", "q", "keys", "values", "kept", "kept_ca", "kept_ffn", "x_out"), (0,)),
-        **dict.fromkeys(("cached_sa", "cached_ca", "cached_ffn", "cache_sa", "cache_ca", "cache_ffn"), (0,)),
-        **dict.fromkeys(("guided_keys", "guided_values"), (0,)),
-    }
     attentions = 2  # over the cache, and to the text
     attention = staticmethod(attention)  # programs.py puts another form in its place
     weights = (
@@ -182,6 +178,18 @@ class Attend(nn.Module):
             self.register_buffer("corners", corners, persistent=False)
         if self.guided_past:
             self.inputs += ("guided_keys", "guided_values")
+
+    def open_dims(self) -> OpenDims:
+        kept, R = "kept" if self.prunes else "tokens", self.rows
+        return {
+            "corners": {1: ("tokens", R)},
+            "q": {0: (kept, 1)},
+            **{key: {0: ("tokens", R)} for key in ("x", "x_out", "cache_sa", "cache_ca", "cache_ffn")},
+            **{key: {0: (kept, R)} for key in ("kept", "kept_ca", "kept_ffn")},
+            **{key: {0: ("keys", 1)} for key in ("keys", "values")},
+            **{key: {0: ("guided", 1)} for key in ("guided_keys", "guided_values")},
+            **{key: {0: ("cached", self.cached_rows)} for key in ("cached_sa", "cached_ca", "cached_ffn")},
+        }
 
     @classmethod
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class EngineFactory:
 
     def _key(self, task: BuildTask) -> str:
         graph = task.graph.key(task.weights, task.precision)
-        return EngineCache.key(f"{graph} via {task.via}", task.backend, task.target, self.toolchain.backend.version())
+        return EngineCache.key(f"{graph} via {task.via}", task.backend, task.target, self.toolchain.backend.stamp())
 
     def _build(self, missing: dict[str, BuildTask]) -> Iterator[tuple[str, CachedEngine]]:
         tasks = {name: self._with_graph(task) for name, task in missing.items()}

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import onnx
 import onnxscript.optimizer
@@ -20,7 +20,7 @@ from ..engines.dtypes import BY_ONNX
 from ..engines.manifest import TensorSpec
 from ..precision import Precision
 from .quantise import SCALE, quantise_graph
-from .rows import Shapes, border_dtype
+from .rows import OpenDims, Shapes, border_dtype
 from .weights import Role, WeightSource
 
 OPSET = 23
@@ -57,12 +57,13 @@ class StepModule(Protocol):
 class OpenModule(Protocol):
     """A step module whose sizes may be left open: it finds them in the shapes of its tensors, not in its arguments.
 
-    `open_dims` names the dimensions that change from scale to scale, of tensors at the border and of buffers, which
-    then come from outside like inputs. `stand_in` gives arguments of the same kind in sizes that stand for all others:
-    small, all different, and one where they were one, for compilers treat a size of one apart.
+    `open_dims` says which dimensions change from scale to scale, of tensors at the border and of buffers, which then
+    come from outside like inputs: each as a named size times a number, or as ANY size. `stand_in` gives arguments of
+    the same kind in sizes that stand for all others: small, all different, and one where they were one, for compilers
+    treat a size of one apart.
     """
 
-    open_dims: ClassVar[dict[str, tuple[int, ...]]]
+    def open_dims(self) -> OpenDims: ...
 
     @classmethod
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]: ...
@@ -91,7 +92,7 @@ class StepGraph:
 
     def stand_in(self) -> StepGraph:
         """The graph that stands for this one and for all others of its kind; itself where its sizes are fixed."""
-        if not hasattr(self.factory, "open_dims"):
+        if not hasattr(self.factory, "stand_in"):
             return self
         factory = cast("type[OpenModule]", self.factory)
         return replace(self, name=self.factory.__name__.lower(), arguments=factory.stand_in(self.arguments))

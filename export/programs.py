@@ -21,7 +21,7 @@ from ..engines.manifest import TensorSpec
 from ..precision import Precision
 from .graphs import OpenModule, StepModule, TracedGraph, WeightShapes, torch_type
 from .quantise import SCALE, dequantise
-from .rows import border_dtype
+from .rows import OpenDims, border_dtype
 
 
 class Bound(nn.Module):
@@ -67,8 +67,7 @@ def trace_program(module: nn.Module, weights: WeightShapes, precision: Precision
     tensors = dict(own) | {
         spec.name: torch.zeros(spec.shape, dtype=torch_type(spec.dtype)) for spec in (*taken, *given)
     }
-    opened: dict[str, tuple[int, ...]] = getattr(module, "open_dims", {})
-    dims = [{dim: Dim.AUTO for dim in opened.get(name, ()) if t.shape[dim] > 1} for name, t in tensors.items()]
+    dims = _dims(module.open_dims(), tensors) if isinstance(module, OpenModule) else [None for _ in tensors]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
         program = torch.export.export(
@@ -79,6 +78,22 @@ def trace_program(module: nn.Module, weights: WeightShapes, precision: Precision
         archive = io.BytesIO()
         torch.export.save(program, archive)
     return TracedGraph(archive.getvalue(), taken, given)
+
+
+def _dims(opened: OpenDims, tensors: dict[str, Tensor]) -> list[dict[int, Any]]:
+    """What torch.export is told of every tensor's dimensions. One that is 1 stays so: it is compiled apart."""
+    sizes: dict[str, Any] = {}
+
+    def size(name: str, times: int) -> Any:
+        if not name:
+            return Dim.AUTO
+        found = sizes.setdefault(name, Dim(name, min=2))
+        return found if times == 1 else times * found
+
+    return [
+        {dim: size(*what) for dim, what in opened.get(name, {}).items() if tensor.shape[dim] > what[1]}
+        for name, tensor in tensors.items()
+    ]
 
 
 def border(

@@ -27,6 +27,8 @@ COMPUTED = frozenset(
 
 Weights = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
+ANY = ("", 1)  # a size that nothing is said of
+OpenDims = dict[str, dict[int, tuple[str, int]]]  # tensor -> dimension -> (name of a size, how many times that size)
 
 
 def border_dtype(name: str, precision: Precision) -> str:

@@ -5,7 +5,7 @@ Each is a torch module with weights as inputs and every shape static; the layout
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config import TransformerConfig
 from ..resize import bilinear_matrix
 from ..schedule import Size
-from .rows import Shapes, Weights, first, modulate, stand_in, tokens_of
+from .rows import ANY, OpenDims, Shapes, Weights, first, modulate, stand_in, tokens_of
 
 
 class Condition(nn.Module):
@@ -128,11 +128,6 @@ class Bridge(nn.Module):
     Rn, the rows of the next scale, is one where guidance is switched off there; head_modulation [Rt, 2, C] keeps two.
     """
 
-    open_dims: ClassVar[dict[str, tuple[int, ...]]] = {
-        **dict.fromkeys(("x", "noise", "logits", "x_next"), (0,)),
-        **dict.fromkeys(("enlarge_0", "enlarge_1", "shrink_0", "shrink_1"), (0, 1)),
-        **dict.fromkeys(("summed", "summed_out"), (2, 3)),
-    }
     enlarge_0: Tensor  # bilinear matrices [final, own] and [next, final], per axis
     enlarge_1: Tensor
     shrink_0: Tensor
@@ -166,6 +161,11 @@ class Bridge(nn.Module):
         if next_size is not None:
             self.register_buffer("level", torch.tensor([next_index]), persistent=False)
             self._resize("shrink", (final[0] * p, final[1] * p), (next_size[0] * p, next_size[1] * p))
+
+    def open_dims(self) -> OpenDims:
+        matrices, codes = ("enlarge_0", "enlarge_1", "shrink_0", "shrink_1"), ("summed", "summed_out")
+        tokens: OpenDims = {key: {0: ANY} for key in ("x", "noise", "logits", "x_next")}
+        return {**tokens, **{key: {0: ANY, 1: ANY} for key in matrices}, **{key: {2: ANY, 3: ANY} for key in codes}}
 
     @classmethod
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:

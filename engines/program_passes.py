@@ -1,0 +1,106 @@
+"""Passes over exported programs for CPUs: operators for which a better one than torch's default is at hand.
+
+* attention in bfloat16: our kernel (attention_kernel.py), where the CPU and the head size allow it;
+* linear layers: oneDNN's (linear_operator.py).
+
+A pass returns how many it replaced. Programs are those of export/programs.py: not yet decomposed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import attention_kernel, linear_operator
+
+
+def use_attention_kernel(torch: Any, program: Any) -> int:
+    """Requires every scaled_dot_product_attention to have scale 1, no dropout, and not to be causal."""
+    operator, aten, graph = attention_kernel.register(), torch.ops.aten, program.graph_module.graph
+    attention = aten.scaled_dot_product_attention.default
+    found = [node for node in graph.find_nodes(op="call_function", target=attention) if _suits(node)]
+    for node in found:
+        add = _Insert(torch, graph, node)
+        operands = [_tokens_first(torch, tensor, add) for tensor in node.args[:3]]
+        bias = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+        if bias is not None:
+            bias = add(aten.to.dtype, add(aten.squeeze.dim, bias, 0), torch.float32)
+        out = add(operator, *operands, bias)
+        _replace_heads_first(torch, node, out, add)
+    program.graph_module.recompile()
+    return len(found)
+
+
+def use_onednn_linear(torch: Any, program: Any) -> int:
+    """Linear layers of two-dimensional input with a bias; a tanh GELU that alone reads one goes with it."""
+    operator, aten, graph = linear_operator.register(), torch.ops.aten, program.graph_module.graph
+    found = [
+        node
+        for node in graph.find_nodes(op="call_function", target=aten.linear.default)
+        if len(node.args) == 3 and _value(node.args[0]).dim() == 2
+    ]
+    for node in found:
+        gelu = _only_user(node, aten.gelu.default)
+        fused = gelu is not None and gelu.kwargs.get("approximate") == "tanh"
+        last = gelu if fused else node
+        last.replace_all_uses_with(_Insert(torch, graph, last)(operator, *node.args, fused))
+        graph.erase_node(last)
+        if fused:
+            graph.erase_node(node)
+    program.graph_module.recompile()
+    return len(found)
+
+
+class _Insert:
+    """Adds calls to a graph before a node, each with what it stands for while graphs are traced."""
+
+    def __init__(self, torch: Any, graph: Any, before: Any) -> None:
+        self._torch, self._graph, self._before = torch, graph, before
+
+    def __call__(self, function: Any, *arguments: Any) -> Any:
+        with self._graph.inserting_before(self._before):
+            node = self._graph.call_function(function, arguments)
+        with self._torch.no_grad():
+            node.meta["val"] = function(*(_value(argument) for argument in arguments))
+        return node
+
+
+def _suits(node: Any) -> bool:
+    q = _value(node.args[0])
+    plain = len(node.args) <= 4 and node.kwargs.get("scale") == 1.0
+    return (
+        plain and q.shape[0] == 1 and attention_kernel.supports(int(q.shape[-1]), str(q.dtype).removeprefix("torch."))
+    )
+
+
+def _tokens_first(torch: Any, node: Any, add: _Insert) -> Any:
+    """[1, heads, L, hd] as [L, heads, hd]: what it was before it was turned, where that can be seen."""
+    aten = torch.ops.aten
+    if node.target is aten.unsqueeze.default and node.args[1] == 0:
+        turned = node.args[0]
+        if turned.target is aten.transpose.int and set(turned.args[1:]) == {0, 1}:
+            return turned.args[0]
+    return add(aten.transpose.int, add(aten.squeeze.dim, node, 0), 0, 1)
+
+
+def _replace_heads_first(torch: Any, node: Any, out: Any, add: _Insert) -> None:
+    """Whoever turns [1, heads, L, hd] into tokens first reads `out` [L, heads, hd] as it is."""
+    aten = torch.ops.aten
+    squeezed = _only_user(node, aten.squeeze.dim)
+    turned = squeezed and _only_user(squeezed, aten.transpose.int)
+    if turned:
+        turned.replace_all_uses_with(out)
+        for dead in (turned, squeezed, node):
+            dead.graph.erase_node(dead)
+        return
+    node.replace_all_uses_with(add(aten.unsqueeze.default, add(aten.transpose.int, out, 0, 1), 0))
+    node.graph.erase_node(node)
+
+
+def _only_user(node: Any, target: Any) -> Any:
+    (*others, user) = node.users
+    return user if not others and user.target is target else None
+
+
+def _value(argument: Any) -> Any:
+    """What a node stands for while graphs are traced; anything else is itself."""
+    return argument.meta["val"] if hasattr(argument, "meta") else argument
