@@ -34,6 +34,7 @@ PACKAGES = {  # extra -> distributions; "" is the base install
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-python"),
     "tensorrt": ("tensorrt", "cuda-python"),
+    "aotinductor": ("torch",),
     "torch-tensorrt": ("torch-tensorrt",),
     "flash": ("flash-attn",),
     "nvml": ("nvidia-ml-py",),
@@ -67,6 +68,12 @@ REQUIREMENTS = (
         tuple((name,) for name in PACKAGES["tensorrt"]),
         "builds and runs on the GPU that the engines are for",
     ),
+    Requirement(
+        "backend aotinductor",
+        "aotinductor",
+        tuple((name,) for name in PACKAGES["aotinductor"]),
+        "builds with a C++ compiler for x86 CPUs, on the GPU for GPUs; runs where torch of the same version is",
+    ),
 )
 
 
@@ -82,6 +89,7 @@ def examine() -> dict[str, Any]:
         "cpu_cores": usable_cores(),
         "cpu_features": _cpu_features(),
         "memory_bytes": _memory_bytes(),
+        "cxx": shutil.which(os.environ.get("CXX", "g++")),
         "nvidia_driver": _nvidia_driver(),
         "packages": packages,
         "uses": [_judge(requirement, packages) for requirement in REQUIREMENTS],

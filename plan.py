@@ -54,6 +54,9 @@ class PruningPolicy:
     first_layer: int = 0
     stop_layer: int = 0
     cached_scale: int | None = None
+    shared_selection: bool = (
+        False  # one selection a layer, not one for each of its sub-layers: cheaper, not the paper's
+    )
 
     def rule(self, scale: int) -> ScaleRule:
         return self.rules.get(scale, ScaleRule())
@@ -124,8 +127,8 @@ PRESETS: dict[str, Callable[[ScaleSchedule, int], PruningPolicy]] = {
 def load_policy(name_or_file: str, schedule: ScaleSchedule, depth: int) -> PruningPolicy:
     """A preset by name, or a TOML file.
 
-    The file: `cached_scale = 8`, `layers = [3, 28]`, and tables `[scale.9]` with `keep = 0.6`, `skip = true` or
-    `guidance = false`.
+    The file: `cached_scale = 8`, `layers = [3, 28]`, `shared_selection = true`, and tables `[scale.9]` with
+    `keep = 0.6`, `skip = true` or `guidance = false`.
 
     Raises:
         PlanError: neither a preset nor a readable policy file.
@@ -146,13 +149,13 @@ def load_policy(name_or_file: str, schedule: ScaleSchedule, depth: int) -> Pruni
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
         raise PlanError(
             f"policy file {path} not understood: {error}",
-            expected="cached_scale = 8, layers = [3, 28], and tables [scale.9] with keep = 0.6, skip = true "
-            "or guidance = false",
+            expected="cached_scale = 8, layers = [3, 28], shared_selection = true, and tables [scale.9] with "
+            "keep = 0.6, skip = true or guidance = false",
         ) from error
 
 
 def _policy_from_toml(name: str, data: dict[str, Any]) -> PruningPolicy:
-    unknown = sorted(set(data) - {"cached_scale", "layers", "scale"})
+    unknown = sorted(set(data) - {"cached_scale", "layers", "scale", "shared_selection"})
     if unknown:
         raise ValueError(f"unknown entries {unknown}")
     first, stop = (_whole_number("layers", layer) for layer in data.get("layers", (0, 0)))
@@ -162,8 +165,11 @@ def _policy_from_toml(name: str, data: dict[str, Any]) -> PruningPolicy:
             value = getattr(rule, entry)
             if not isinstance(value, bool):
                 raise TypeError(f"scale.{index}: {entry} is {value!r}, expected true or false")
-    cached = data.get("cached_scale")
-    return PruningPolicy(name, rules, first, stop, None if cached is None else _whole_number("cached_scale", cached))
+    cached, shared = data.get("cached_scale"), data.get("shared_selection", False)
+    if not isinstance(shared, bool):
+        raise TypeError(f"shared_selection is {shared!r}, expected true or false")
+    cached = None if cached is None else _whole_number("cached_scale", cached)
+    return PruningPolicy(name, rules, first, stop, cached, shared)
 
 
 def _whole_number(entry: str, value: Any) -> int:
@@ -178,6 +184,7 @@ def policy_to_json(policy: PruningPolicy) -> dict[str, Any]:
         "name": policy.name,
         "layers": [policy.first_layer, policy.stop_layer],
         "cached_scale": policy.cached_scale,
+        **({"shared_selection": True} if policy.shared_selection else {}),
         "scale": {str(i): _rule_to_json(r) for i, r in sorted(policy.rules.items())},
     }
 
@@ -196,7 +203,8 @@ def policy_to_toml(policy: PruningPolicy) -> str:
     """A policy file as `load_policy` reads it. The file's name stands for that of the policy, which is not in it."""
     data = policy_to_json(policy)
     cached = [] if policy.cached_scale is None else [f"cached_scale = {policy.cached_scale}"]
-    lines = [*cached, f"layers = {data['layers']}"]
+    shared = ["shared_selection = true"] if policy.shared_selection else []
+    lines = [*cached, f"layers = {data['layers']}", *shared]
     for index, rule in data["scale"].items():
         lines += ["", f"[scale.{index}]", *(f"{name} = {_toml(value)}" for name, value in rule.items())]
     return "\n".join(lines) + "\n"

@@ -43,7 +43,7 @@ def build(
     target: Annotated[
         str | None,
         typer.Option(
-            help="Devices the engines are for: cpu; or GPUs as sm86,sm89,sm120; or current. "
+            help="Devices the engines are for: cpu; or GPUs as sm86,sm89,sm120; or current; or cuda for aotinductor. "
             "[dim]default: cpu, or the GPU in this machine[/dim]"
         ),
     ] = None,
@@ -128,8 +128,8 @@ def build(
         return
     # What is wrong with the options is told before torch takes its seconds to import.
     schedule_for(parse_size(size))
-    compiler = get_backend(backend)
-    compiler.resolve_target(target, parse_precision(precision, weights, default=compiler.precisions[0]))
+    compiler = get_backend(backend, target=target)
+    compiler.resolve_target(target, parse_precision(precision, weights, default=compiler.default_precision))
     from ..export.build import build as build_bundle
 
     with progress_bar() as progress:

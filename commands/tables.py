@@ -260,6 +260,7 @@ def _machine_table(facts: Facts) -> Table:
         "cpu": f"{facts['cpu']}, {facts['cpu_cores']} cores usable",
         "features": " ".join(facts["cpu_features"]) or "unknown",
         "memory": human_bytes(memory) if memory else "unknown",
+        "C++ compiler": facts["cxx"] or "none: the backend aotinductor builds with one",
         "nvidia driver": facts["nvidia_driver"] or "none",
         "engine cache": f"{cache['folder']} ({cache['files']} files, {human_bytes(cache['bytes'])})",
     }

@@ -136,7 +136,8 @@ def _step(
         arguments = {**shared, "kept": kept, "past": past, "text_length": text_length, "fills": fills}
         arguments |= _restoration(plan, step, rows) if kept < step.tokens else {"cached_size": None}
         older = f"of{guided_past}" if guided_past else ""
-        name = f"attend-{_label(step.size)}-k{kept}-s{past + kept}{older}-{suffix}" + ("-fill" if fills else "")
+        extra = ("-fill" if fills else "") + ("-shared" if arguments.get("shared") else "")
+        name = f"attend-{_label(step.size)}-k{kept}-s{past + kept}{older}-{suffix}{extra}"
         return assembly.add(StepGraph(name, Attend, {**arguments, "guided_past": guided_past}, LAYER_PREFIX))
 
     pruned = [plan.policy.prunes(layer) for layer in range(plan.depth)]
@@ -149,9 +150,12 @@ def _step(
 
 
 def _restoration(plan: GenerationPlan, step: StepPlan, rows: int) -> dict[str, object]:
-    """What pruned tokens of a step are restored from: the grid of the cached scale, and its guidance rows."""
+    """What pruned tokens of a step are restored from: the grid of the cached scale, and its guidance rows; and whether
+    a layer's sub-layers share one selection.
+    """
     filled = next(earlier for earlier in plan.steps if earlier.fills_cache)
-    return {"cached_size": filled.size, "cached_rows": filled.rows(rows)}
+    restoration: dict[str, object] = {"cached_size": filled.size, "cached_rows": filled.rows(rows)}
+    return restoration | ({"shared": True} if plan.policy.shared_selection else {})
 
 
 def _bridge(assembly: Assembly, plan: GenerationPlan, step: StepPlan, config: TransformerConfig, rows: int) -> str:

@@ -17,8 +17,10 @@ from .rows import (
     Weights,
     area_corners,
     attention,
+    enlarged,
     first,
     modulate,
+    placed,
     restore,
     rotate_halves,
     rows_of,
@@ -111,7 +113,8 @@ class Attend(nn.Module):
 
     x [L * R, C], q [k, R * heads, hd], keys, values [S, R * heads, hd], text_keys, text_values [T, R * heads, hd],
     text_bias [R * heads, 1, T], modulation [R, 6, C]; when pruned kept [k * R] and cached_{sa,ca,ffn} [Lc * R, C]
-    -> x_out [L * R, C]; when it fills the cache cache_{sa,ca,ffn} [L * R, C]; when pruned kept_ca, kept_ffn.
+    -> x_out [L * R, C]; when it fills the cache cache_{sa,ca,ffn} [L * R, C]; when pruned kept_ca, kept_ffn, unless all
+    sub-layers share the selection of the first.
 
     Where guidance has been switched off, R is one and the text's tensors have two rows, and so has the older part of
     the cache: guided_keys, guided_values [S', 2 * heads, hd] besides. The conditional row is the first.
@@ -150,13 +153,14 @@ class Attend(nn.Module):
         text_rows: int = 0,
         cached_rows: int = 0,
         guided_past: int = 0,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         self.text_rows, self.cached_rows = text_rows or rows, cached_rows or rows
         self.guided_past = guided_past if self.text_rows > rows else 0
         self.config, self.rows, self.size, self.kept, self.fills = config, rows, size, kept, fills
         self.past, self.text_length, self.cached_size = past, text_length, cached_size
-        self.prunes = kept < tokens_of(size)
+        self.prunes, self.shared = kept < tokens_of(size), shared
         self.inputs: tuple[str, ...] = (
             "x",
             "q",
@@ -173,7 +177,7 @@ class Attend(nn.Module):
         if self.prunes:
             assert cached_size is not None
             self.inputs += ("kept", "cached_sa", "cached_ca", "cached_ffn")
-            self.outputs += ("kept_ca", "kept_ffn")
+            self.outputs += () if shared else ("kept_ca", "kept_ffn")
             corners = area_corners(cached_size, size, rows, self.cached_rows)
             self.register_buffer("corners", corners, persistent=False)
         if self.guided_past:
@@ -265,8 +269,16 @@ class Attend(nn.Module):
             h = F.gelu(F.linear(h, w["ffn.fc1.weight"], w["ffn.fc1.bias"]), approximate="tanh")
             return scale_rows(F.linear(h, w["ffn.fc2.weight"], w["ffn.fc2.bias"]), mod[:, 1], R)
 
+        sub_layers = (self_attention, cross_attention, feed_forward)
+        if self.prunes and self.shared:
+            kept, *cached = pruned
+            tokens = x.index_select(0, kept)
+            for added in sub_layers:
+                tokens = tokens + added(tokens)
+            rest = x + sum(enlarged(values, self.corners) for values in cached)
+            return (placed(tokens, kept, rest),)
         filled, chosen = [], []
-        for i, sub_layer in enumerate((self_attention, cross_attention, feed_forward)):
+        for i, sub_layer in enumerate(sub_layers):
             if self.prunes:
                 # The self-attention's own selection was made in the first half, where its queries come from.
                 kept = pruned[0] if i == 0 else rows_of(select(x, R, q.shape[0]), R)

@@ -37,6 +37,7 @@ class ScaleRun:
     rotary: Tensor  # [2, L, hd / 2]
     cached_size: Size | None  # grid of the outputs to restore from
     fills_cache: bool
+    shared: bool = False  # all sub-layers keep the tokens that the first has chosen
 
 
 def select(x: Tensor, count: int) -> Tensor:
@@ -68,7 +69,8 @@ def run_block(
 ) -> Tensor:
     """One block on the residual stream x [B, L, C]; updates the layer's state.
 
-    Each of the three sub-layers selects anew, for each guidance row by itself. Keep ratio 1 is the dense block.
+    Each of the three sub-layers selects anew unless the run says that they share; each guidance row by itself. Keep
+    ratio 1 is the dense block.
     """
     prunes = pruned_layer and run.kept < x.shape[1]
     text_k, text_v = block.ca.text_kv(condition.text)
@@ -80,7 +82,7 @@ def run_block(
     for name, sub_layer in sub_layers.items():
         if prunes:
             assert run.cached_size is not None
-            kept = select(x, run.kept)
+            kept = state.kept["sa"] if run.shared and name != "sa" else select(x, run.kept)
             fresh = sub_layer(gather(x, kept), run.rotary[:, kept])
             out = restore(fresh, kept, state.outputs[name], run.cached_size, run.size)
             state.kept[name] = kept

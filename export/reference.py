@@ -94,8 +94,9 @@ def run_layers(
     states: list[LayerState],
 ) -> list[Tensor]:
     """All blocks of one scale: the outputs of every layer."""
+    shared = plan.policy.shared_selection
     table = rotary_table(step.size, plan.schedule.position_grid, model.config.head_dim)
-    run = ScaleRun(step.size, step.kept, torch.from_numpy(table), plan.cached_size, step.fills_cache)
+    run = ScaleRun(step.size, step.kept, torch.from_numpy(table), plan.cached_size, step.fills_cache, shared)
     x = block_in + model.lvl_embed.weight[step.index]
     outputs = []
     for i, (block, state) in enumerate(zip(model.layers, states, strict=True)):

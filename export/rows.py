@@ -71,9 +71,18 @@ def restore(fresh: Tensor, kept: Tensor, cached: Tensor, corners: Tensor) -> Ten
 
     An inverse index with a gather fuses; a scatter would write the whole map twice.
     """
-    inverse = torch.full((corners.shape[1],), -1, dtype=torch.int64).index_put((kept,), torch.arange(kept.shape[0]))
-    enlarged = sum(cached.index_select(0, corner).float() for corner in corners) * 0.25
-    return torch.where((inverse >= 0).unsqueeze(-1), fresh.index_select(0, inverse.clamp(min=0)), enlarged)
+    return placed(fresh, kept, enlarged(cached, corners))
+
+
+def enlarged(cached: Tensor, corners: Tensor) -> Tensor:
+    """The cached map enlarged by area [L * R, C] (fp32), given which of its rows each row averages [4, L * R]."""
+    return sum(cached.index_select(0, corner).float() for corner in corners) * 0.25  # type: ignore[return-value]
+
+
+def placed(fresh: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
+    """rest [L * R, C], and fresh [k * R, C] in its place at the rows `kept`."""
+    inverse = torch.full((rest.shape[0],), -1, dtype=torch.int64).index_put((kept,), torch.arange(kept.shape[0]))
+    return torch.where((inverse >= 0).unsqueeze(-1), fresh.index_select(0, inverse.clamp(min=0)), rest)
 
 
 def first(x: Tensor, count: int, dim: int = 0) -> Tensor:

@@ -217,8 +217,10 @@ class Planner:
             attend = self._attend(names.attend_pruned if pruned else names.attend, step, layer)
             calls += (project, attend)
             if pruned and step.prunes:
-                found = (project.tensors["kept"], attend.tensors["kept_ca"], attend.tensors["kept_ffn"])
-                kept[layer] = {n: v for n, v in zip(("sa", "ca", "ffn"), found, strict=True) if isinstance(v, View)}
+                # Sub-layers that share a selection have none of their own.
+                found = {"sa": project.tensors["kept"]}
+                found |= {n: attend.tensors[f"kept_{n}"] for n in ("ca", "ffn") if f"kept_{n}" in attend.tensors}
+                kept[layer] = {n: view for n, view in found.items() if isinstance(view, View)}
             self.x, self.other = self.other, self.x
         summed = ("summed0", "summed1") if position % 2 == 0 else ("summed1", "summed0")
         bridge = self._bridge(names.bridge, position, summed)
