@@ -148,6 +148,12 @@ class EagerContender:
             self._model.decoder(self._summed).clamp(-1, 1)
         return self._model.elapsed_ms(start, self._model.mark())
 
+    def summed_codes(self) -> NDArray[np.float32]:
+        """What was drawn last: [1, bits, h, w]."""
+        assert self._summed is not None
+        codes: NDArray[np.float32] = self._summed.cpu().numpy()
+        return codes
+
     def _features(self) -> Tensor:
         """[2, T, Ct]."""
         if self._model.text_encoder is None:
@@ -159,14 +165,14 @@ class EagerContender:
     def _draw(self, noise: HostNoise, see: See = lambda _: None) -> list[float]:
         assert self._condition is not None
         model, condition = self._model.transformer, self._condition
-        bits_a_token, patch = model.config.code_channels, model.config.patch
+        patch = model.config.patch
         final = (self.plan.schedule.final[0] * patch, self.plan.schedule.final[1] * patch)
         states = [LayerState() for _ in model.layers]
         block_in = model.first_tokens(condition.sos)  # [2, 1, C]
         summed = torch.zeros(1, model.config.bits, *final, device=self._model.device)
+        uniform = {step.index: self._uniform(noise, step) for step in self.plan.steps}  # on the device beforehand
         marks = []
         for step, run in zip(self.plan.steps, self._runs, strict=True):
-            uniform = torch.from_numpy(noise(step.index, (step.tokens, bits_a_token))).to(self._model.device)
             start = self._model.mark()
             if not step.guided and len(block_in) > 1:
                 condition, block_in = conditional_only(condition, block_in, states)
@@ -174,7 +180,7 @@ class EagerContender:
             with self._model.autocast(), attention_override(torch_attention):
                 x = self._through_layers(block_in, condition, step, run, states)  # [rows, L, C]
             logits = guide(model.logits(x, condition.sos.float()), self._sampling)  # [L, 2 * bits a token]
-            bits = sample_bits(logits, uniform, self._sampling.top_p)
+            bits = sample_bits(logits, uniform[step.index], self._sampling.top_p)
             summed = summed + enlarge(codes_grid(bits, step.size, patch), final)
             if step.next_index is not None:
                 with self._model.autocast():
@@ -184,6 +190,11 @@ class EagerContender:
             see(logits)
         self._summed = summed
         return [self._model.elapsed_ms(*pair) for pair in marks]
+
+    def _uniform(self, noise: HostNoise, step: StepPlan) -> Tensor:
+        """[L, bits a token]."""
+        shape = (step.tokens, self._model.transformer.config.code_channels)
+        return torch.from_numpy(noise(step.index, shape)).to(self._model.device)
 
     def _through_layers(
         self, block_in: Tensor, condition: Condition, step: StepPlan, run: ScaleRun, states: list[LayerState]
