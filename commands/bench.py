@@ -125,8 +125,7 @@ def bench(model: Model, sizes: list[str], settings: Settings, place: Place, out:
     from ..export.eager import device_facts
 
     for engine in sorted({entry.engine for entry in settings.entries.values()}):
-        place.prepare(engine)
-    place.prepare("eager-dense")
+        place.prepare(engine, model)
     torch_facts, machine = device_facts(place.device), examine()
     record: Record = {
         "what": "engines against eager torch, batch 1, guidance on, equal weights, text and noise in every round; "

@@ -8,10 +8,12 @@ from typing import TypeVar
 
 import typer
 
+from ..engines.manifest import Manifest
 from ..plan import GenerationPlan
 from ..profiling.bench import Record, Result, launch_breakdown, plan_record, ratio_records, result_record
 from ..profiling.contenders import Contender, EngineContender, Entry
 from ..profiling.contest import Agreement, Logits, compare, forced_logits, require_agreement, timed_in_turn
+from ..profiling.costs import EngineCosts
 from .bench_subject import EagerModels, Engines, Model, Opener, Place, memory_apart
 
 Found = TypeVar("Found")
@@ -44,6 +46,7 @@ class Contest:
     place: Place
     engines: Engines
     failed: dict[str, str] = field(default_factory=dict)
+    _counted: dict[str, tuple[Manifest, EngineCosts]] = field(default_factory=dict)  # by policy
 
     def measure(self) -> Record:
         """Everything about this size, ready for json.dumps."""
@@ -55,11 +58,11 @@ class Contest:
         if self.settings.memory:  # the contenders of this process are gone by now
             taken = self._for_all(results, lambda name: memory_apart(openers[name]))
             results = {name: replace(result, memory=taken.get(name)) for name, result in results.items()}
-        plans = {result.entry.policy: result.plan for result in results.values()}
+        policies = dict.fromkeys(result.entry.policy for result in results.values())
         return {
             "size": self.size,
             "peaks": peaks,
-            "plans": {policy: plan_record(*self.model.costs(plan)) for policy, plan in plans.items()},
+            "plans": {policy: plan_record(*self._costs(policy)) for policy in policies},
             "contenders": {name: result_record(result, peaks) for name, result in results.items()},
             "ratios": ratio_records(results),
             "failed": self.failed,
@@ -70,7 +73,7 @@ class Contest:
         if not entry.eager:
             typer.echo(f"{self.size}: engines of {name}", err=True)
         bundle = None if entry.eager else self.engines.bundle(entry, self.size)
-        return Opener(self.model, entry, self.size, self.place, bundle)
+        return Opener(self.model, entry, self.size, self.place, self.model.text(), bundle)
 
     def _peaks(self) -> dict[str, float]:
         """Of the machine; measured before and behind the contenders, for others may slow down either."""
@@ -93,11 +96,16 @@ class Contest:
 
         def result(name: str) -> Result:
             entry, contender = openers[name].entry, contenders[name]
-            costs = self.model.costs(contender.plan)[1]
+            costs = self._costs(entry.policy)[1]
             launches = launch_breakdown(contender, costs) if isinstance(contender, EngineContender) else ()
             return Result(entry, contender.plan, costs, agreements[name], runs[name], launches)
 
         return self._for_all(runs, result)
+
+    def _costs(self, policy: str) -> tuple[Manifest, EngineCosts]:
+        if policy not in self._counted:
+            self._counted[policy] = self.model.costs(self.model.plan(self.size, policy))
+        return self._counted[policy]
 
     def _agreements(self, contenders: Mapping[str, Contender], models: EagerModels) -> dict[str, Agreement]:
         """Of every contender with eager fp32 of its plan; those that disagree are refused."""

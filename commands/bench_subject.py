@@ -20,7 +20,7 @@ from ..errors import BuildError, InputError
 from ..plan import GenerationPlan, load_policy, make_plan
 from ..profiling.apart import run_apart
 from ..profiling.bench import Record, memory_record
-from ..profiling.contenders import Contender, EngineContender, Entry
+from ..profiling.contenders import EAGER, Contender, EngineContender, Entry
 from ..profiling.costs import EngineCosts, engine_costs
 from ..profiling.memory_run import device_kind
 from ..profiling.sampler import sampler_for
@@ -122,37 +122,39 @@ class Place:
     device: str  # "cpu" or "cuda"
     threads: int | None = None  # on the CPU; the libraries' choice by default
 
-    def prepare(self, engine: str) -> None:
+    def prepare(self, engine: str, model: Model) -> None:
         """Import what an engine needs, and set the threads of torch."""
         from ..engines.registry import get_backend
+        from ..export.eager import use_threads
 
-        if not Entry(engine, "", "").eager:
+        if engine not in EAGER:
             get_backend(engine, threads=self.threads).version()
-        import_torch(self.threads)
+        elif model.name == DEMO:
+            from ..export.eager import import_text_encoder
 
-
-def import_torch(threads: int | None) -> None:
-    """Eager torch and what it runs on, with its number of threads."""
-    from ..export import eager
-
-    eager.use_threads(threads)
+            import_text_encoder()
+        use_threads(self.threads)
 
 
 @dataclass(frozen=True)
 class Opener:
-    """Opens a contender at one size, here or in another process; `bundle` holds a backend's engines."""
+    """Opens a contender at one size, here or in another process.
+
+    `bundle` holds a backend's engines, and with the text at hand they need no checkpoint.
+    """
 
     model: Model
     entry: Entry
     size: str
     place: Place
+    text: NDArray[Any]
     bundle: Path | None = None
 
     def open(self, models: EagerModels | None = None) -> Contender:
         """Eager contenders take their modules from `models`, which they share with others of their precision."""
-        text, settings = self.model.text(), self.model.settings
         if self.bundle is not None:
-            return EngineContender(Bundle.open(self.bundle), text, settings, self.place.threads)
+            bundle, settings = Bundle.open(self.bundle), self.model.settings
+            return EngineContender(bundle, self.text, settings, self.place.threads)
         models = models or EagerModels(self.model, self.place)
         return models.contender(self.entry.precision, self.model.plan(self.size, self.entry.policy))
 
@@ -190,8 +192,7 @@ def memory_apart(opener: Opener) -> Record:
 
 def measure_memory(opener: Opener) -> Record:
     """What `memory_apart` runs there."""
-    opener.place.prepare(opener.entry.engine)
-    opener.model.text()  # the checkpoint is read, and its libraries are imported, before anything is counted
+    opener.place.prepare(opener.entry.engine, opener.model)
     return memory_record(opener.open, sampler_for(opener.place.device))
 
 
@@ -202,30 +203,27 @@ class Engines:
     folder: Path
     model: Model
     place: Place
-    _first: dict[tuple[str, str], Path] = field(default_factory=dict)
+    _built: dict[tuple[Entry, str], Path] = field(default_factory=dict)
 
     def bundle(self, entry: Entry, size: str) -> Path:
-        """Built in a process of its own, so that nothing of a build is left in the one that is timed."""
-        names = (self.model.name, size, Path(entry.policy).stem, entry.engine, entry.precision)
-        out = self.folder / "-".join(names)
-        if not out.is_dir():
-            target = TARGETS[self.place.device].get(entry.engine)
-            if target is None:
-                raise BuildError(f"{entry.engine} builds nothing for device {self.place.device!r}")
-            first = self._first.setdefault((entry.engine, entry.precision), out)
-            run_apart(
-                f"built {out.name}",
-                build_engines,
-                self.model,
-                entry,
-                size,
-                target,
-                out,
-                None if first == out else first,
-            )
+        """Built in a process of its own, so that nothing of a build is left in the one that is timed.
+
+        Raises:
+            BuildError: the backend builds nothing for the device.
+        """
+        if (entry, size) in self._built:
+            return self._built[entry, size]
+        target = TARGETS[self.place.device].get(entry.engine)
+        if target is None:
+            raise BuildError(f"{entry.engine} builds nothing for device {self.place.device!r}")
+        kind = (entry.engine, entry.precision)
+        like = next((path for (e, _), path in self._built.items() if (e.engine, e.precision) == kind), None)
+        out = self.folder / f"{len(self._built)}-{entry.engine}-{entry.precision}-{size}"
+        run_apart(f"built {out.name}", build_engines, self.model, entry, size, target, out, like)
         found = device_kind(Bundle.open(out))
         if found != self.place.device:
             raise BuildError(f"{entry.engine} built engines for {found}", expected=self.place.device)
+        self._built[entry, size] = out
         return out
 
 

@@ -141,11 +141,11 @@ class EagerContender:
         return found
 
     def decode(self) -> float:
-        """The image of the codes last drawn; milliseconds."""
+        """The image of the codes last drawn, on the host; milliseconds."""
         assert self._summed is not None
         start = self._model.mark()
         with torch.inference_mode(), self._model.autocast():
-            self._model.decoder(self._summed).clamp(-1, 1)
+            self._model.decoder(self._summed).clamp(-1, 1).float().cpu()
         return self._model.elapsed_ms(start, self._model.mark())
 
     def summed_codes(self) -> NDArray[np.float32]:
@@ -217,6 +217,11 @@ def _loaded(factory: Callable[[Any], nn.Module], config: Any, state: Mapping[str
         module = factory(config)
     module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def import_text_encoder() -> None:
+    """The library that the text encoder comes from; seconds, and not a little memory."""
+    from transformers import T5EncoderModel  # noqa: F401 so that it is there
 
 
 def use_threads(threads: int | None) -> None:

@@ -15,7 +15,7 @@ from ..plan import GenerationPlan, StepPlan
 from .contenders import Contender, EngineContender, Entry
 from .contest import Agreement, Run, noise_of, paired
 from .costs import Cost, EngineCosts, Kind, add
-from .sampler import Sampler
+from .sampler import Sampler, memory_of
 
 LARGEST = 2  # executed scales that are broken down launch by launch
 LAUNCH_RUNS = 3
@@ -179,9 +179,10 @@ def _part_record(part: Part, peak: float, copy: float) -> Record:
 
 
 def memory_record(open_contender: Callable[[], Contender], sampler: Sampler) -> Record:
-    """What a contender takes from before it is opened to behind its first image. Libraries are there beforehand.
+    """What a contender takes, from before it is opened to behind its first image: weights and all.
 
-    Meant for a process of its own; on the CPU mapped weights count.
+    Meant for a process of its own, into which libraries were imported before. On the CPU mapped weights count, on a
+    GPU the driver's own share does.
     """
     with sampler:
         contender = open_contender()
@@ -192,7 +193,7 @@ def memory_record(open_contender: Callable[[], Contender], sampler: Sampler) -> 
     recording = sampler.recording
     return {
         "before_bytes": recording.before_bytes,
-        "opened_bytes": opened.process_bytes,
+        "opened_bytes": memory_of(recording.samples)[recording.samples.index(opened)],
         "peak_bytes": recording.peak_bytes,
         "growth_bytes": recording.peak_bytes - recording.before_bytes,
         "source": recording.peak.source,

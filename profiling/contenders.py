@@ -109,7 +109,7 @@ class Contender(Protocol):
         """Milliseconds of every executed scale, of the text last given."""
 
     def decode(self) -> float:
-        """The image of the codes last drawn; milliseconds."""
+        """The image of the codes last drawn, on the host; milliseconds."""
 
     def logits(self, noise: Noise) -> list[NDArray[np.float32]]:
         """Guided logits [L, 2 * bits a token] of every executed scale."""

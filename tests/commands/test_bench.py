@@ -147,7 +147,7 @@ def test_the_same_weights_for_every_size(here: None, tiny_policy: Path, tmp_path
 
 
 def test_texts():
-    assert Model("infinity_2b", 64).text().shape == (2, 64, 2048)
+    assert Model("infinity_layer12", 64).text().shape == (2, 64, 2048)
     assert Model("tiny", 64).text_length == 16, "no more than the model reads"
     demo = Model("demo", 64)
     assert demo.text().ndim == 2
