@@ -23,10 +23,10 @@ from ..profiling.contenders import Entry, default_contenders, parse_contenders
 from ..profiling.environment import FACTS
 from ..profiling.tune_report import write_json, write_text
 from .bench_contest import Contest, Settings
-from .bench_subject import DEMO, MODELS, ROOT, TINY, Engines, Model, Place
+from .bench_subject import DEMO, MODELS, ROOT, SMALL, TINY, Engines, Model, Place
 
 RESULTS = ROOT / "profiling" / "results"
-SIZES = {DEMO: "256x256", TINY: "256x256"}
+SIZES = {DEMO: SMALL, TINY: SMALL}
 LARGE_SIZES = {"cpu": "512x512,1024x1024", "cuda": "1024x1024,960x1920,2048x2048"}
 DEFAULT_MODELS = {"cpu": "demo,infinity_layer12", "cuda": "infinity_2b"}
 DEVICES = tuple(DEFAULT_MODELS)

@@ -21,6 +21,7 @@ from ..plan import GenerationPlan, load_policy, make_plan
 from ..profiling.apart import run_apart
 from ..profiling.bench import Record, memory_record
 from ..profiling.contenders import EAGER, Contender, EngineContender, Entry
+from ..profiling.contest import noise_of
 from ..profiling.costs import EngineCosts, engine_costs
 from ..profiling.memory_run import device_kind
 from ..profiling.sampler import sampler_for
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 DEMO, TINY = "demo", "tiny"
+SMALL = "256x256"  # the size of both
 MODELS = (DEMO, TINY, *TRANSFORMERS)
 DEMO_PROMPT = "a green circle left of a checked purple square left of a striped cyan triangle on a gray background"
 GUIDANCE_ROWS = 2
@@ -193,7 +195,18 @@ def memory_apart(opener: Opener) -> Record:
 def measure_memory(opener: Opener) -> Record:
     """What `memory_apart` runs there."""
     opener.place.prepare(opener.entry.engine, opener.model)
+    if opener.entry.eager:
+        draw_tiny()
     return memory_record(opener.open, sampler_for(opener.place.device))
+
+
+def draw_tiny() -> None:
+    """An image on the CPU: much of torch is only imported when it is first used, and is no memory of a model's."""
+    tiny = Model(TINY, 2)
+    contender = EagerModels(tiny, Place("cpu")).contender("fp32", tiny.plan(SMALL, "dense"))
+    contender.text()
+    contender.scales(noise_of(0))
+    contender.decode()
 
 
 @dataclass
