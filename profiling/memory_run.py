@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..engines.base import Backend
 from ..engines.bundle import Bundle
+from ..engines.registry import backend_class
 from .apart import run_apart
 from .records import MemoryEvent, MemoryRun, Request
 from .sampler import Probe, Sample, Sampler, memory_of, probe_for
@@ -75,4 +76,4 @@ def _intervals(bundle: Bundle, request: Request, backend: Backend | None, sample
 def device_kind(bundle: Bundle) -> str:
     """Where a bundle's engines run: "cpu" or "cuda". Needs no driver: memory is watched from before it starts."""
     manifest = bundle.manifest
-    return "cpu" if manifest.any_engine.target == "cpu" else "cuda"
+    return "cpu" if backend_class(manifest.backend).runs_on_host(manifest.target) else "cuda"
