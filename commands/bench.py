@@ -131,7 +131,7 @@ def bench(model: Model, sizes: list[str], settings: Settings, place: Place, out:
         "what": "engines against eager torch, batch 1, guidance on, equal weights, text and noise in every round; "
         "scales_ms is the transformer loop, text and decoder apart; flop are counted for the plan",
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": {**{name: machine[name] for name in (*FACTS, "packages")}, **torch_facts},
+        "machine": {**{name: machine[name] for name in (*FACTS, "nvidia_driver", "packages")}, **torch_facts},
         "model": model.name,
         "settings": {
             **{name: value for name, value in vars(settings).items() if name != "entries"},
