@@ -10,7 +10,7 @@ RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(comma)t
 GPU_VENV := .venv-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format train-demo bench bench-scaling bench-upscale tune-demo precisions gpu gpu-pack clean
+.PHONY: help venv demo test lint format train-demo bench bench-demo bench-scaling bench-upscale tune-demo precisions gpu gpu-bench gpu-pack clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -43,7 +43,10 @@ format: $(STAMP) ## let ruff fix what it can
 train-demo: $(STAMP) ## train the demo model anew: about two hours on two cores, resumes where it stopped
 	$(BIN)/python -m demo.train
 
-bench: $(STAMP) ## time dense against pruned, alternating; writes JSON to profiling/results
+bench: $(STAMP) ## engines against eager torch in turn, demo and a 125 M model; JSON to profiling/results; BENCH=OPTIONS
+	$(BIN)/python -m fastvar.commands.bench $(BENCH)
+
+bench-demo: $(STAMP) ## the demo's engines, dense against pruned, scale by scale; writes JSON to profiling/results
 	$(BIN)/python -m demo.bench
 
 bench-upscale: $(STAMP) ## enlarge 50 held-out scenes: PSNR of ours and of bicubic; draws docs/upscale.png, docs/inpaint.png
@@ -60,10 +63,18 @@ precisions: $(STAMP) ## score the demo in fp32, fp16, bf16 and with 8-bit weight
 	$(BIN)/python -m demo.precisions
 
 # The package is used where it lies: linked into the environment, so that nothing has to be built without a network.
-gpu: ## on a machine with an NVIDIA GPU: gpu tests, parity, timings, one JSON; WHEELS=FOLDER installs from there, offline
+define GPU_INSTALL
 	test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv --system-site-packages $(GPU_VENV)
 	$(GPU_VENV)/bin/python profiling/gpu_install.py $(if $(WHEELS),--wheels "$(WHEELS)")
+endef
+
+gpu: ## on a machine with an NVIDIA GPU: gpu tests, parity, timings, one JSON; WHEELS=FOLDER installs from there, offline
+	$(GPU_INSTALL)
 	$(GPU_VENV)/bin/python -m fastvar.profiling.gpu_check
+
+gpu-bench: ## there too: engines against eager torch, infinity_2b to 2048x2048; as bench and gpu, with BENCH and WHEELS
+	$(GPU_INSTALL)
+	$(GPU_VENV)/bin/python -m fastvar.commands.bench --device cuda --keep-going $(BENCH)
 
 gpu-pack: $(STAMP) ## pack the TensorRT-RTX library for WHEELS=FOLDER: 228 MiB become 61, in four minutes
 	$(BIN)/python profiling/gpu_install.py --pack dist/gpu

@@ -54,9 +54,7 @@ class PruningPolicy:
     first_layer: int = 0
     stop_layer: int = 0
     cached_scale: int | None = None
-    shared_selection: bool = (
-        False  # one selection a layer, not one for each of its sub-layers: cheaper, not the paper's
-    )
+    shared_selection: bool = False  # one selection a layer in place of one a sub-layer: cheaper, not the paper's
 
     def rule(self, scale: int) -> ScaleRule:
         return self.rules.get(scale, ScaleRule())

@@ -26,7 +26,7 @@ class Condition:
 
     sos: Tensor  # [B, C] pooled text: the first token, before the start embedding
     text: Tensor  # [B, T, C] source of the cross-attention keys and values
-    text_mask: Tensor  # [B, T] bool, True where a token counts
+    text_mask: Tensor | None  # [B, T] bool, True where a token counts; None: all do
     modulation: Tensor  # [B, 1, 6, C] shared part of the adaptive layer norm
 
 
@@ -44,12 +44,12 @@ class AttentivePool(nn.Module):
         self.register_buffer("zero_k_bias", torch.zeros(config.width))
         self.proj = nn.Linear(config.width, config.width)
 
-    def forward(self, text: Tensor, mask: Tensor) -> Tensor:
-        """text [B, T, Ct], mask [B, T] bool -> [B, C]."""
+    def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
+        """text [B, T, Ct], mask [B, T] bool or None -> [B, C]."""
         kv = F.linear(text, self.mat_kv.weight, torch.cat((self.zero_k_bias, self.v_bias)))
         k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)  # [B, H, T, hd]
         q = self.mat_q.unsqueeze(2).expand(text.shape[0], -1, -1, -1)  # [B, H, 1, hd]
-        pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=_per_query(mask))
         out: Tensor = self.proj(pooled.flatten(1))
         return out
 
@@ -61,7 +61,7 @@ class TextPool(nn.Module):
         super().__init__()
         self.ca = AttentivePool(config)
 
-    def forward(self, text: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
         out: Tensor = self.ca(text, mask)
         return out
 
@@ -128,10 +128,10 @@ class CrossAttention(nn.Module):
         k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         return k, v
 
-    def attend(self, h: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """h [B, L, C], k, v [B, H, T, hd], mask [B, T] bool -> [B, L, C]."""
+    def attend(self, h: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """h [B, L, C], k, v [B, H, T, hd], mask [B, T] bool or None -> [B, L, C]."""
         q = self.mat_q(h).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # [B, H, L, hd]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=_per_query(mask))
         projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
         return projected
 
@@ -170,7 +170,7 @@ class Block(nn.Module):
     def self_attention(self, q: Tensor, k: Tensor, v: Tensor, shared: Tensor) -> Tensor:
         return self.modulation(shared)[0] * self.sa.attend(q, k, v)
 
-    def cross_attention(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    def cross_attention(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return self.ca.attend(self.ca_norm(x), k, v, mask)
 
     def feed_forward(self, x: Tensor, shared: Tensor) -> Tensor:
@@ -229,8 +229,8 @@ class InfinityTransformer(nn.Module):
         """Every block, in order, whatever chunk it is stored in."""
         return [module for module in self.modules() if isinstance(module, Block)]
 
-    def condition(self, features: Tensor, mask: Tensor) -> Condition:
-        """Text features [B, T, Ct] with their mask [B, T] (True = a token) -> what every scale needs."""
+    def condition(self, features: Tensor, mask: Tensor | None) -> Condition:
+        """Text features [B, T, Ct], mask [B, T] (True = a token; None: all are) -> what every scale needs."""
         text = self.text_norm(features)
         sos = self.text_proj_for_sos(text, mask)
         shared = self.shared_ada_lin(sos).view(-1, 1, 6, self.config.width)
@@ -249,6 +249,11 @@ class InfinityTransformer(nn.Module):
         """Residual stream [B, L, C] -> [B, L, 2 * code_channels]: two logits a bit, index 0 then 1."""
         out: Tensor = self.head(self.head_nm(x, sos))
         return out
+
+
+def _per_query(mask: Tensor | None) -> Tensor | None:
+    """[B, T] -> [B, 1, 1, T]. No mask rather than one that hides nothing: masks rule out torch's fastest kernels."""
+    return None if mask is None else mask[:, None, None, :]
 
 
 def layer_norm(x: Tensor) -> Tensor:

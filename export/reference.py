@@ -81,8 +81,9 @@ def conditional_only(condition: Condition, block_in: Tensor, states: list[LayerS
         assert state.values is not None
         state.keys, state.values = state.keys[:1], state.values[:1]
         state.outputs = {name: out[:1] for name, out in state.outputs.items()}
-    rows = (condition.sos, condition.text, condition.text_mask, condition.modulation)
-    return Condition(*(row[:1] for row in rows)), block_in[:1]
+    mask = None if condition.text_mask is None else condition.text_mask[:1]
+    only = Condition(condition.sos[:1], condition.text[:1], mask, condition.modulation[:1])
+    return only, block_in[:1]
 
 
 def run_layers(

@@ -28,10 +28,10 @@ from ..engines.cuda import CudaDevice, GpuFacts
 from ..engines.tensorrt import ANY, TensorRTRTXBackend
 from ..errors import BuildError, FastvarError
 from ..runtime.fit import device_need
-from ..runtime.generation import SamplingSettings, Workspace
+from ..runtime.generation import SamplingSettings
 from ..runtime.layout import lay_out
-from ..runtime.noise import uniform_noise
-from ..runtime.session import Session
+from .contenders import EngineContender
+from .contest import Run, forced_logits, one_image
 from .sampler import sampler_for
 from .subject import random_features
 
@@ -146,12 +146,12 @@ def run_tests() -> Record:
 def parity(builder: Builder, precision: str) -> Record:
     """Logits of every scale and the decoded image of the demo model, on equal bits, GPU against fp32 on the CPU."""
     demo = (str(ROOT / "demo" / "checkpoint"), "--size", "256x256")
-    expected = Session(builder.cpu("demo-cpu", *demo)).workspace(2)
-    found = Session(builder.gpu(f"demo-{precision}", *demo, "--precision", precision)).workspace(2)
-    features = random_features(expected)
-    pairs = zip(logits(found, features), logits(expected, features), strict=True)
+    cpu, gpu = builder.cpu("demo-cpu", *demo), builder.gpu(f"demo-{precision}", *demo, "--precision", precision)
+    features = random_features(cpu.manifest)
+    found, expected = (EngineContender(bundle, features, GUIDED) for bundle in (gpu, cpu))
+    pairs = zip(forced_logits(found), forced_logits(expected), strict=True)
     errors = [relative_error(*pair) for pair in pairs]
-    image = relative_error(found.decode(), expected.decode())
+    image = relative_error(found.workspace.decode(), expected.workspace.decode())
     return {
         "ok": max(errors) <= TOLERANCES[precision],
         "logits_relative_error": errors,
@@ -174,53 +174,22 @@ def timing(builder: Builder, model: str, size: str, policy: str) -> Record:
         "ok": True,
         "runs": RUNS,
         "scales": [
-            {"size": step.size, "tokens": step.tokens, "kept": step.kept, "ms": median(run[0][i] for run in runs)}
+            {"size": step.size, "tokens": step.tokens, "kept": step.kept, "ms": median(run.scale_ms[i] for run in runs)}
             for i, step in enumerate(steps)
         ],
-        "scales_ms": median(sum(run[0]) for run in runs),
-        "scales_ms_without_cuda_graphs": median(sum(run[0]) for run in one_by_one),
-        "decode_ms": median(run[1] for run in runs),
+        "scales_ms": median(run.scales_ms for run in runs),
+        "scales_ms_without_cuda_graphs": median(run.scales_ms for run in one_by_one),
+        "decode_ms": median(run.decode_ms or 0.0 for run in runs),
         "planned_bytes": vars(planned),
         "nvml_bytes": {"before": memory.device_before_bytes, "peak": memory.device_peak_bytes},
         "peak": vars(memory.peak),
     }
 
 
-def timed_runs(bundle: Bundle, *, cuda_graphs: bool) -> list[tuple[list[float], float]]:
+def timed_runs(bundle: Bundle, *, cuda_graphs: bool) -> list[Run]:
     """Images on a session of their own: the device has room for one."""
-    workspace = Session(bundle, cuda_graphs=cuda_graphs).workspace(2)
-    features = random_features(workspace)
-    return [timed_run(workspace, features, seed) for seed in range(-WARM_UP, RUNS)][WARM_UP:]
-
-
-def timed_run(workspace: Workspace, features: NDArray[np.float32], seed: int) -> tuple[list[float], float]:
-    """One image: milliseconds of every scale, and of the decoder."""
-
-    def noise(scale: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        return uniform_noise(abs(seed), scale, shape)
-
-    prepare_text(workspace, features)
-    scales = [ms for _, ms in workspace.run_scales(noise, GUIDED, wait=False)]
-    start = workspace.device.mark()
-    workspace.decode()
-    end = workspace.device.mark()
-    workspace.device.wait()
-    return scales, workspace.device.elapsed_ms(start, end)
-
-
-def logits(workspace: Workspace, features: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Guided logits of every scale under bits that are drawn beforehand: -1 forces a one, 2 a zero."""
-
-    def forced(scale: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        return np.where(uniform_noise(1, scale, shape) < 0.5, np.float32(-1), np.float32(2))
-
-    prepare_text(workspace, features)
-    return [workspace.read(calls.bridge, "logits").copy() for calls, _ in workspace.run_scales(forced, GUIDED)]
-
-
-def prepare_text(workspace: Workspace, features: NDArray[np.float32]) -> None:
-    length = features.shape[1]
-    workspace.set_features(features[0], features[1], (length, length))
+    contender = EngineContender(bundle, random_features(bundle.manifest), GUIDED, cuda_graphs=cuda_graphs)
+    return [one_image(contender, abs(seed), decode=True) for seed in range(-WARM_UP, RUNS)][WARM_UP:]
 
 
 def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:

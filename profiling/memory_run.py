@@ -6,16 +6,13 @@ In a process of its own: what is seen is what a program that embeds the runtime 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from ..engines.base import Backend
 from ..engines.bundle import Bundle
 from ..engines.registry import backend_class
-from ..errors import DeviceMemoryError
+from .apart import run_apart
 from .records import MemoryEvent, MemoryRun, Request
 from .sampler import Probe, Sample, Sampler, memory_of, probe_for
 from .subject import Subject
@@ -40,15 +37,7 @@ def memory_run_apart(path: Path, request: Request) -> MemoryRun:
         FastvarError: whatever stopped it there, told in one piece.
         DeviceMemoryError: the operating system stopped it.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        try:
-            return process.submit(_open_and_run, path, request).result()
-        except BrokenProcessPool as error:
-            raise DeviceMemoryError(
-                f"the process that loaded {path} was stopped from outside",
-                expected="enough memory to load it and to draw one image",
-                fix="close what else runs on this machine, or choose a smaller model",
-            ) from error
+    return run_apart(f"loaded {path}", _open_and_run, path, request)
 
 
 def _open_and_run(path: Path, request: Request) -> MemoryRun:

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from ..config import TRANSFORMERS
 from ..doctor import examine
@@ -25,15 +24,14 @@ from ..engines.dtypes import human_bytes
 from ..engines.manifest import Manifest
 from ..errors import FastvarError, InputError
 from ..runtime.fit import device_need
-from ..runtime.generation import Workspace
 from ..runtime.layout import lay_out
-from ..runtime.noise import uniform_noise
-from ..runtime.session import Session
 from ..schedule import extended_schedules, official_schedules, parse_size, schedule_for
 from .charts import Line, log_lines
+from .contenders import Contender, EngineContender
+from .contest import timed_in_turn
 from .costs import add, engine_costs
 from .environment import FACTS
-from .gpu_check import GUIDED, RESULTS, ROOT, Builder, prepare_text
+from .gpu_check import GUIDED, RESULTS, ROOT, Builder
 from .subject import random_features
 from .tune_report import write_json, write_text
 
@@ -147,9 +145,13 @@ def measure(bundles: Mapping[str, Bundle], side: int, runs: int, threads: int | 
     planned = {policy: _planned(bundle.manifest, side, policy) for policy, bundle in bundles.items()}
     if not runs:
         return list(planned.values())
-    workspaces = {policy: Session(bundle, threads=threads).workspace(ROWS) for policy, bundle in bundles.items()}
-    spent = timed_in_turn(workspaces, runs)
-    decoder_ms = _decoder_ms(next(iter(workspaces.values())))
+    contenders = {
+        policy: EngineContender(bundle, random_features(bundle.manifest), GUIDED, threads)
+        for policy, bundle in bundles.items()
+    }
+    timed = timed_in_turn(contenders, runs)
+    spent = {policy: [run.scales_ms for run in found] for policy, found in timed.items()}
+    decoder_ms = _decoder_ms(next(iter(contenders.values())))
     return [
         Measured(
             **{**vars(row), "ms": median(spent[policy]), "runs_ms": tuple(spent[policy]), "decoder_ms": decoder_ms}
@@ -171,33 +173,9 @@ def _planned(manifest: Manifest, side: int, policy: str) -> Measured:
     )
 
 
-def timed_in_turn(workspaces: Mapping[str, Workspace], runs: int) -> dict[str, list[float]]:
-    """Milliseconds of all scales, one image a run with every workspace in turn. Run -1 warms up."""
-    features = {policy: random_features(workspace) for policy, workspace in workspaces.items()}
-    spent: dict[str, list[float]] = {policy: [] for policy in workspaces}
-    for run in range(-1, runs):
-        for policy, workspace in workspaces.items():
-            prepare_text(workspace, features[policy])
-            ms = sum(ms for _, ms in workspace.run_scales(_noise(abs(run)), GUIDED, wait=False))
-            if run >= 0:
-                spent[policy].append(ms)
-    return spent
-
-
-def _noise(seed: int) -> Callable[[int, tuple[int, ...]], NDArray[np.float32]]:
-    return lambda scale, shape: uniform_noise(seed, scale, shape)
-
-
-def _decoder_ms(workspace: Workspace) -> float:
+def _decoder_ms(contender: Contender) -> float:
     """It draws the same whatever the policy; the first of its runs warms up."""
-    device, spent = workspace.device, []
-    for _ in range(DECODER_RUNS + 1):
-        start = device.mark()
-        workspace.decode()
-        end = device.mark()
-        device.wait()
-        spent.append(device.elapsed_ms(start, end))
-    return median(spent[1:])
+    return median([contender.decode() for _ in range(DECODER_RUNS + 1)][1:])
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float | None:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from ..engines.base import Backend
 from ..engines.bundle import Bundle
+from ..engines.manifest import Manifest
 from ..errors import InputError
 from ..runtime.events import ImageTimings, ScaleTiming
-from ..runtime.generation import SamplingSettings, TextInput, Workspace, with_overrides
+from ..runtime.generation import SamplingSettings, TextInput, with_overrides
 from ..runtime.layout import EngineCall, StepCalls
 from ..runtime.noise import check_seed, uniform_noise
 from ..runtime.pipeline import to_image
@@ -44,7 +45,7 @@ class Subject:
         self._session = Session(bundle, threads=request.threads, backend=backend)
         self.workspace = self._session.workspace(self.settings.rows)
         self.device = self._session.device
-        self._features = random_features(self.workspace)
+        self._features = random_features(self.manifest)
 
     def timed_image(self) -> ImageTimings:
         """Draw the image as a pipeline does; milliseconds on the device."""
@@ -135,8 +136,7 @@ def text_of(bundle: Bundle, request: Request) -> TextInput | None:
     return TextInput(PromptTokenizer(bundle.path / file.file, bundle.manifest.text_length).encode(prompt))
 
 
-def random_features(workspace: Workspace) -> NDArray[np.float32]:
+def random_features(manifest: Manifest) -> NDArray[np.float32]:
     """Text features [2, T, Ct]: no text encoder is needed to time or compare the scales."""
-    manifest = workspace.manifest
     shape = (2, manifest.text_length, manifest.transformer.text_width)
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)

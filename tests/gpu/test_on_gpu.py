@@ -15,7 +15,6 @@ from fastvar.engines.bundle import Bundle
 from fastvar.engines.cuda import CudaDevice
 from fastvar.engines.tensorrt import ANY, TensorRTRTXBackend
 from fastvar.errors import BackendError, BuildError
-from fastvar.runtime.session import Session
 
 pytestmark = pytest.mark.gpu
 PROMPT = "a red circle"
@@ -61,13 +60,17 @@ def test_memory_is_given_back(device: CudaDevice):
 
 def test_engines_draw_what_onnxruntime_draws(rtx_bundle: Path, tiny_bundle: Path):
     """Bits are forced, so that a rounding cannot send the two different ways."""
-    from fastvar.profiling.gpu_check import logits, random_features, relative_error
+    from fastvar.profiling.contenders import EngineContender
+    from fastvar.profiling.contest import forced_logits
+    from fastvar.profiling.gpu_check import GUIDED, relative_error
+    from fastvar.profiling.subject import random_features
 
-    expected, found = (Session(Bundle.open(path)).workspace(2) for path in (tiny_bundle, rtx_bundle))
-    features = random_features(expected)
-    for scale in zip(logits(found, features), logits(expected, features), strict=True):
+    bundles = [Bundle.open(path) for path in (rtx_bundle, tiny_bundle)]
+    features = random_features(bundles[0].manifest)
+    found, expected = (EngineContender(bundle, features, GUIDED) for bundle in bundles)
+    for scale in zip(forced_logits(found), forced_logits(expected), strict=True):
         assert relative_error(*scale) < 0.02
-    assert relative_error(found.decode(), expected.decode()) < 0.02
+    assert relative_error(found.workspace.decode(), expected.workspace.decode()) < 0.02
 
 
 def test_same_seed_same_image(rtx_bundle: Path):

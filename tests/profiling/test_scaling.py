@@ -10,7 +10,7 @@ from fastvar.errors import FastvarError
 from fastvar.export.rebuild import rebuild
 from fastvar.profiling import scaling
 from fastvar.profiling.costs import engine_costs
-from fastvar.profiling.scaling import Measured, check_model, markdown_table, measure, slope, slopes, timed_in_turn
+from fastvar.profiling.scaling import Measured, check_model, markdown_table, measure, slope, slopes
 from tests.conftest import TINY_POLICY
 
 
@@ -57,31 +57,10 @@ def test_figures_of_a_size_that_is_drawn(pair: dict[str, Bundle]):
 
 
 def test_a_size_that_is_planned_is_not_drawn(pair: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scaling, "Session", None)
+    monkeypatch.setattr(scaling, "EngineContender", None)
     dense, pruned = measure(pair, 256, runs=0)
     assert (dense.ms, dense.decoder_ms, dense.runs_ms) == (None, None, ())
     assert dense.flop > pruned.flop > 0
-
-
-class Recorded:
-    """Stands in for a workspace: scales of 1 ms, the first run of 1000."""
-
-    def __init__(self, name: str, order: list[str]) -> None:
-        self.name, self.order = name, order
-
-    def run_scales(self, *_args: object, **_kwargs: object):
-        ms = 1.0 if self.name in self.order else 1000.0
-        self.order.append(self.name)
-        return iter([(None, ms), (None, ms)])
-
-
-def test_policies_alternate_and_the_first_run_does_not_count(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scaling, "random_features", lambda _: None)
-    monkeypatch.setattr(scaling, "prepare_text", lambda *_: None)
-    order: list[str] = []
-    found = timed_in_turn({name: Recorded(name, order) for name in ("dense", "fastvar")}, runs=2)
-    assert order == ["dense", "fastvar"] * 3
-    assert found == {"dense": [2.0, 2.0], "fastvar": [2.0, 2.0]}
 
 
 def test_sizes_to_draw_and_to_plan():
