@@ -27,14 +27,19 @@ from .cpu_target import CPU, WITH_KERNEL, best_cpu, check_cpu, compiler_options,
 from .device import Device, HostDevice, host_array
 from .manifest import EngineSpec
 from .native import inductor_options, source_digest
+from .program_convolutions import use_row_statistics, use_small_enlargements
 from .program_file import ProgramFile
+from .program_graph import tidy
 from .program_passes import use_attention_kernel, use_onednn_linear
 from .torch_cuda import TorchCudaDevice
 
 CUDA = "cuda"
 ON_GPU = {"aot_inductor.embed_kernel_binary": True}  # options of the compiler
 # Sources that decide what becomes of a program.
-COMPILING = ("aotinductor.py", "attention_kernel.py", "cpu_target.py", "linear_operator.py", "program_passes.py")
+COMPILING = (
+    *("aotinductor.py", "attention_kernel.py", "cpu_target.py", "program_graph.py", "linear_operator.py"),
+    *("program_convolutions.py", "program_passes.py"),
+)
 
 
 class AotInductorBackend(Backend):
@@ -223,6 +228,9 @@ class AotEngine(Engine):
 
 def _prepared(torch: Any, program: Any, target: str) -> dict[str, Any]:
     """A program made ready for a CPU; what the compiler is to be told of it."""
+    tidy(torch, program)
+    use_row_statistics(torch, program)
+    use_small_enlargements(torch, program)
     operators = {}
     if use_onednn_linear(torch, program):
         operators[linear_operator.register()] = linear_operator.DECLARATION

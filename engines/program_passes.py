@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import attention_kernel, linear_operator
+from .program_graph import Insert, only_user, value_of
 
 
 def use_attention_kernel(torch: Any, program: Any) -> int:
@@ -19,7 +20,7 @@ def use_attention_kernel(torch: Any, program: Any) -> int:
     attention = aten.scaled_dot_product_attention.default
     found = [node for node in graph.find_nodes(op="call_function", target=attention) if _suits(node)]
     for node in found:
-        add = _Insert(torch, graph, node)
+        add = Insert(torch, graph, node)
         operands = [_tokens_first(torch, tensor, add) for tensor in node.args[:3]]
         bias = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
         if bias is not None:
@@ -36,13 +37,13 @@ def use_onednn_linear(torch: Any, program: Any) -> int:
     found = [
         node
         for node in graph.find_nodes(op="call_function", target=aten.linear.default)
-        if len(node.args) == 3 and _value(node.args[0]).dim() == 2
+        if len(node.args) == 3 and value_of(node.args[0]).dim() == 2
     ]
     for node in found:
-        gelu = _only_user(node, aten.gelu.default)
+        gelu = only_user(node, aten.gelu.default)
         fused = gelu is not None and gelu.kwargs.get("approximate") == "tanh"
         last = gelu if fused else node
-        last.replace_all_uses_with(_Insert(torch, graph, last)(operator, *node.args, fused))
+        last.replace_all_uses_with(Insert(torch, graph, last)(operator, *node.args, fused))
         graph.erase_node(last)
         if fused:
             graph.erase_node(node)
@@ -50,29 +51,15 @@ def use_onednn_linear(torch: Any, program: Any) -> int:
     return len(found)
 
 
-class _Insert:
-    """Adds calls to a graph before a node, each with what it stands for while graphs are traced."""
-
-    def __init__(self, torch: Any, graph: Any, before: Any) -> None:
-        self._torch, self._graph, self._before = torch, graph, before
-
-    def __call__(self, function: Any, *arguments: Any) -> Any:
-        with self._graph.inserting_before(self._before):
-            node = self._graph.call_function(function, arguments)
-        with self._torch.no_grad():
-            node.meta["val"] = function(*(_value(argument) for argument in arguments))
-        return node
-
-
 def _suits(node: Any) -> bool:
-    q = _value(node.args[0])
+    q = value_of(node.args[0])
     plain = len(node.args) <= 4 and node.kwargs.get("scale") == 1.0
     return (
         plain and q.shape[0] == 1 and attention_kernel.supports(int(q.shape[-1]), str(q.dtype).removeprefix("torch."))
     )
 
 
-def _tokens_first(torch: Any, node: Any, add: _Insert) -> Any:
+def _tokens_first(torch: Any, node: Any, add: Insert) -> Any:
     """[1, heads, L, hd] as [L, heads, hd]: what it was before it was turned, where that can be seen."""
     aten = torch.ops.aten
     if node.target is aten.unsqueeze.default and node.args[1] == 0:
@@ -82,11 +69,11 @@ def _tokens_first(torch: Any, node: Any, add: _Insert) -> Any:
     return add(aten.transpose.int, add(aten.squeeze.dim, node, 0), 0, 1)
 
 
-def _replace_heads_first(torch: Any, node: Any, out: Any, add: _Insert) -> None:
+def _replace_heads_first(torch: Any, node: Any, out: Any, add: Insert) -> None:
     """Whoever turns [1, heads, L, hd] into tokens first reads `out` [L, heads, hd] as it is."""
     aten = torch.ops.aten
-    squeezed = _only_user(node, aten.squeeze.dim)
-    turned = squeezed and _only_user(squeezed, aten.transpose.int)
+    squeezed = only_user(node, aten.squeeze.dim)
+    turned = squeezed and only_user(squeezed, aten.transpose.int)
     if turned:
         turned.replace_all_uses_with(out)
         for dead in (turned, squeezed, node):
@@ -94,13 +81,3 @@ def _replace_heads_first(torch: Any, node: Any, out: Any, add: _Insert) -> None:
         return
     node.replace_all_uses_with(add(aten.unsqueeze.default, add(aten.transpose.int, out, 0, 1), 0))
     node.graph.erase_node(node)
-
-
-def _only_user(node: Any, target: Any) -> Any:
-    (*others, user) = node.users
-    return user if not others and user.target is target else None
-
-
-def _value(argument: Any) -> Any:
-    """What a node stands for while graphs are traced; anything else is itself."""
-    return argument.meta["val"] if hasattr(argument, "meta") else argument
