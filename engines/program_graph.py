@@ -17,6 +17,15 @@ def tidy(torch: Any, program: Any) -> None:
     program.graph_module.recompile()
 
 
+def erase_unread(torch: Any, node: Any) -> None:
+    """A view that nobody reads any more, and the views that it is made of."""
+    aten = torch.ops.aten
+    while not node.users and node.target in (aten.squeeze.dim, aten.transpose.int, aten.unsqueeze.default):
+        source = node.args[0]
+        node.graph.erase_node(node)
+        node = source
+
+
 class Insert:
     """Adds calls before one node of a graph, each with what it stands for while graphs are traced."""
 

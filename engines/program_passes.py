@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import attention_kernel, linear_operator
-from .program_graph import Insert, only_user, value_of
+from .program_graph import Insert, erase_unread, only_user, value_of
 
 
 def use_attention_kernel(torch: Any, program: Any) -> int:
@@ -25,8 +25,10 @@ def use_attention_kernel(torch: Any, program: Any) -> int:
         bias = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
         if bias is not None:
             bias = add(aten.to.dtype, add(aten.squeeze.dim, bias, 0), torch.float32)
-        out = add(operator, *operands, bias)
+        out, turned = add(operator, *operands, bias), node.args[:3]
         _replace_heads_first(torch, node, out, add)
+        for unread in turned:
+            erase_unread(torch, unread)
     program.graph_module.recompile()
     return len(found)
 

@@ -32,14 +32,14 @@ from .rows import (
 )
 
 SMALLER, SIZE, LARGER = (3, 5), (6, 7), (11, 13)  # grids that stand for all others
-KEPT = 23
+KEPT, GUIDED, PAST = 23, 13, 61
 
 
 def _kept(arguments: dict[str, Any], size: Size) -> int:
     """Kept tokens that stand for those of these arguments."""
     if arguments["kept"] == tokens_of(arguments["size"]):
         return tokens_of(size)
-    return min(arguments["kept"], KEPT, tokens_of(size) - 1)
+    return min(KEPT, tokens_of(size) - 1) if arguments["kept"] > 1 else 1
 
 
 class Project(nn.Module):
@@ -198,9 +198,10 @@ class Attend(nn.Module):
     @classmethod
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         size, cached = stand_in(arguments["size"], SIZE), arguments["cached_size"]
-        kept, guided = _kept(arguments, size), min(arguments.get("guided_past", 0), 13)
+        kept, guided = _kept(arguments, size), arguments.get("guided_past", 0)
+        guided = GUIDED if guided > 1 else guided
         alone = kept == 1 and arguments["past"] == arguments.get("guided_past", 0)  # one key, the scale's own
-        sizes = {"size": size, "kept": kept, "past": guided + (0 if alone else 61), "guided_past": guided}
+        sizes = {"size": size, "kept": kept, "past": guided + (0 if alone else PAST), "guided_past": guided}
         return {**arguments, **sizes, "cached_size": cached and stand_in(cached, SMALLER)}
 
     def take_sizes(self, memory: dict[str, Tensor]) -> None:
