@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastvar.config import ImageTokenizerConfig, TransformerConfig, transformer_from_json
-from fastvar.engines.base import TensorRef
+from fastvar.engines.base import PROGRAM, TensorRef
 from fastvar.engines.bundle import Bundle
 from fastvar.engines.manifest import EngineSpec
 from fastvar.engines.registry import get_backend
@@ -32,11 +32,13 @@ from fastvar.export.coders import ImageDecoder, ImageEncoder
 from fastvar.export.graphs import WeightShape, trace
 from fastvar.export.image_tokenizer import ImageTokenizer
 from fastvar.export.infinity import InfinityTransformer
+from fastvar.export.programs import trace_program
 from fastvar.export.random_weights import random_checkpoint_for
 from fastvar.export.reference import Sampling, generate_scales
 from fastvar.export.toolchain import make_toolchain
 from fastvar.export.weights import Role
 from fastvar.plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
+from fastvar.precision import Precision
 from fastvar.runtime.generation import SamplingSettings, Workspace
 from fastvar.runtime.layout import StepCalls
 from fastvar.runtime.session import Session
@@ -215,7 +217,7 @@ def compare_engines(run: Run, checkpoint: Checkpoint, backend: str, cache: Path)
             checkpoint,
             run.plan(),
             out,
-            toolchain=make_toolchain(backend),
+            toolchain=make_toolchain(backend, precision="fp32"),
             rows=(2,),
             text_length=cond.shape[0],
             cache=cache,
@@ -324,11 +326,12 @@ class CoderEngine:
 
     def __init__(self, backend: str, module: Any, prefix: str, state: Tensors) -> None:
         weights = {name: state[prefix + name].contiguous() for name in module.weights}
-        traced = trace(module, {name: WeightShape(tuple(w.shape), Role.EXACT) for name, w in weights.items()})
+        shapes = {name: WeightShape(tuple(w.shape), Role.EXACT) for name, w in weights.items()}
         compiler = get_backend(backend)
-        engine = compiler.build(traced.graph, "cpu").engine
-        version = compiler.version()
-        spec = EngineSpec("coder", "", "", len(engine), traced.inputs, traced.outputs, {}, backend, "cpu", version)
+        traced = (trace_program if compiler.graph_form == PROGRAM else trace)(module, shapes)
+        target, version = compiler.resolve_target(None, Precision()), compiler.version()
+        engine = compiler.build(traced.graph, target).engine
+        spec = EngineSpec("coder", "", "", len(engine), traced.inputs, traced.outputs, {}, backend, target, version)
         self._input = torch.empty(next(iter(module.input_shapes().values())))
         self._output = torch.empty(traced.outputs[0].shape)
         tensors = {**weights, module.inputs[0]: self._input, module.outputs[0]: self._output}

@@ -14,9 +14,8 @@ def cpu(capability: str, *, vnni: bool = False, bf16: bool = False, amx: bool = 
         _is_avx512_bf16_supported=lambda: bf16,
         _is_amx_tile_supported=lambda: amx,
     )
-    return SimpleNamespace(
-        cpu=found, backends=SimpleNamespace(cpu=SimpleNamespace(get_cpu_capability=lambda: capability))
-    )
+    offered = SimpleNamespace(get_cpu_capability=lambda: capability)
+    return SimpleNamespace(cpu=found, backends=SimpleNamespace(cpu=offered))
 
 
 OLD, PLAIN, SERVER = cpu("AVX2"), cpu("AVX512", vnni=True), cpu("AVX512", vnni=True, bf16=True)
