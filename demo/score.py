@@ -7,6 +7,7 @@ import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -65,22 +66,25 @@ def likeness(images: Sequence[Pixels], references: Sequence[Pixels]) -> dict[str
 def evaluate(pipes: Mapping[str, Pipeline], count: int, seed: int, **settings: float | None) -> dict[str, Any]:
     """Draw the captions of `count` held-out scenes with every pipeline, image i with seed + i, and score them.
 
-    Every pipeline is compared with the first.
+    Every pipeline is compared with the first. `scales_ms` are medians of all scales of an image.
     """
     rng = np.random.default_rng(seed)
     scenes = held_out_scenes(count, seed)
     captions = [caption(scene, rng) for scene in scenes]
     images: dict[str, list[Pixels]] = {policy: [] for policy in pipes}
+    spent: dict[str, list[float]] = {policy: [] for policy in pipes}
     for i, text in enumerate(track(captions, "drawing", transient=True)):
         for policy, pipe in pipes.items():
             output = pipe(text, seed=seed + i, **settings)
             images[policy].append(np.asarray(output.images[0]))
+            spent[policy].append(output.timings[0].scales_ms)
     first, *others = images
     return {
         "captions": count,
         "seed": seed,
         "settings": {name: output.settings[name] for name in ("guidance_scale", "tau", "top_p")},
         "accuracy": {policy: accuracy(found, scenes) for policy, found in images.items()},
+        "scales_ms": {policy: median(times) for policy, times in spent.items()},
         "likeness": {policy: likeness(images[policy], images[first]) for policy in others},
     }
 
