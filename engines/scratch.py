@@ -2,7 +2,7 @@
 
 For TensorRT until an engine is compiled: then it says itself what it needs. Against the reports of TensorRT-RTX 1.7.1
 for Infinity-2B in bf16 at 1024x1024 and 2048x2048, estimates of engines that need more than 20 MiB are 6 % under to
-16 % over. For onnxruntime, which allocates for itself and reports nothing.
+16 % over. For onnxruntime and AOTInductor, which allocate for themselves and report nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .registry import backend_class
 FLOAT = 4  # bytes
 STRIPES = {"stripe", "inner_stripe"}  # what the stages of a tiled decoder read
 HOST_FIXED, HOST_SESSION = 32 << 20, 1 << 19  # onnxruntime: its code as it is paged in, and each of its sessions
+TORCH_FIXED = 230 << 20  # torch's code, and the compiled libraries, of which there are about a dozen
 LONGEST_TOPK = 3840  # tokens that the library selects at once
 FIXED = 8 << 20  # what the library's matrix products ask for whatever their size
 
@@ -54,10 +55,12 @@ def working_bytes(spec: EngineSpec, manifest: Manifest) -> int:
 
 
 def library_bytes(manifest: Manifest) -> int:
-    """What onnxruntime takes beside weights and arena: its code, its sessions, and tensors between its kernels.
+    """What the library takes beside weights and arena: its code, its engines, and tensors between its kernels.
 
-    The image decoder decides; attention comes next, with its scores and their softmax.
+    The image decoder decides; with onnxruntime attention comes next, with its scores and their softmax.
     """
+    if manifest.backend == "aotinductor":
+        return TORCH_FIXED + max(working_bytes(spec, manifest) for spec in manifest.engines.values())
     working = (_host_working(spec, manifest) for spec in manifest.engines.values())
     return HOST_FIXED + HOST_SESSION * len(manifest.engines) + max(working)
 
