@@ -20,7 +20,7 @@ from .lock import FolderLock
 from .manifest import EngineReport, TensorSpec
 
 # Raise it when export/ starts to make another graph from the same key, or the entry format changes.
-EXPORT_VERSION = 2
+EXPORT_VERSION = 3
 
 _log = logging.getLogger(__name__)
 
