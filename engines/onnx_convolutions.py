@@ -198,14 +198,14 @@ def _activation(editor: GraphEditor, name: str) -> Activation:
     """The source of a convolution, with scale, shift and SiLU where nothing else reads what is between."""
     plain = Activation(name)
     product = editor.maker(name, "Mul")
-    if product is None or len(editor.readers(name)) != 1 or name in editor.outputs:
+    if product is None or not editor.read_by(name, 1):
         return plain
     shifted = product.input[0]
     sigmoid, add = editor.maker(product.input[1], "Sigmoid"), editor.maker(shifted, "Add")
-    if sigmoid is None or add is None or sigmoid.input[0] != shifted or len(editor.readers(shifted)) != 2:
+    if sigmoid is None or add is None or sigmoid.input[0] != shifted:
         return plain
     scaled = editor.maker(add.input[0], "Mul")
-    if scaled is None or len(editor.readers(add.input[0])) != 1:
+    if scaled is None or not editor.read_by(shifted, 2) or not editor.read_by(add.input[0], 1):
         return plain
     x, scale, shift = scaled.input[0], scaled.input[1], add.input[1]
     channels = editor.shapes.get(x, (0, 0))[1]

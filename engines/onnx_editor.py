@@ -54,15 +54,15 @@ class GraphEditor:
         node = self._makers.get(name)
         return node if node is not None and node.op_type in operators else None
 
-    def readers(self, name: str) -> list[Any]:
-        return self._readers[name]
+    def read_by(self, name: str, count: int) -> bool:
+        """Whether so many nodes read a tensor, and nobody outside the graph."""
+        return len(self._readers[name]) == count and name not in self.outputs
 
     def only_reader(self, name: str, *operators: str) -> Any | None:
         """The node that reads a tensor which nothing else reads, if it is one of these operators."""
-        readers = self._readers[name]
-        if len(readers) != 1 or name in self.outputs or readers[0].op_type not in operators:
+        if not self.read_by(name, 1) or self._readers[name][0].op_type not in operators:
             return None
-        return readers[0]
+        return self._readers[name][0]
 
     def attribute(self, node: Any, name: str, default: Any = None) -> Any:
         found = (self._helper.get_attribute_value(a) for a in node.attribute if a.name == name)
