@@ -21,7 +21,7 @@ PATCH = TILE + KERNEL - 1  # inputs of a tile, in either direction
 PRODUCTS = PATCH * PATCH
 FLOAT = 1  # ONNX's number of fp32
 STRIPE_BYTES = 16 << 20  # of transformed input, which a stripe should not exceed
-FEWEST_CHANNELS = 32  # either way: with fewer the transforms cost more than the products save
+FEWEST_CHANNELS = 64  # either way: with fewer the transforms cost more than the products save
 FEWEST_TILES = 16
 
 # Where the polynomials of Toom and Cook are evaluated, beside infinity. At the published 0, 1, -1, 2, -2 a decoder's
@@ -121,8 +121,11 @@ def convolution(editor: GraphEditor, node: Any) -> Convolution | None:
 
 
 @dataclass(frozen=True)
-class Activation:
-    """What a convolution reads, where it is a SiLU of scaled and shifted channels: SiLU(x * scale + shift)."""
+class Source:
+    """What a convolution reads, with what happens to it before: that is done stripe by stripe as well.
+
+    Either SiLU(x * scale + shift) by channels, or x itself.
+    """
 
     x: str
     scale: str = ""
@@ -163,7 +166,7 @@ def _residual(editor: GraphEditor, node: Any) -> tuple[Any, str]:
     return (add, other) if alike else (node, "")
 
 
-def _stripe(editor: GraphEditor, shape: Convolution, stripe: Stripe, source: Activation, weight: str) -> str:
+def _stripe(editor: GraphEditor, shape: Convolution, stripe: Stripe, source: Source, weight: str) -> str:
     """[1, O, rows, W'] of a stripe, without bias."""
     (read, written), across = shape.channels, shape.tiles_across
     rows, width, tiles = stripe.read[1] - stripe.read[0], shape.size[1], stripe.tiles * across
@@ -194,9 +197,9 @@ def _stripe(editor: GraphEditor, shape: Convolution, stripe: Stripe, source: Act
     return editor.sliced(x, 3, (0, shape.written[1]), across * TILE)
 
 
-def _activation(editor: GraphEditor, name: str) -> Activation:
+def _activation(editor: GraphEditor, name: str) -> Source:
     """The source of a convolution, with scale, shift and SiLU where nothing else reads what is between."""
-    plain = Activation(name)
+    plain = Source(name)
     product = editor.maker(name, "Mul")
     if product is None or not editor.read_by(name, 1):
         return plain
@@ -211,7 +214,7 @@ def _activation(editor: GraphEditor, name: str) -> Activation:
     channels = editor.shapes.get(x, (0, 0))[1]
     if any(editor.shapes.get(n) != (1, channels, 1, 1) for n in (scale, shift)):
         return plain
-    return Activation(x, scale, shift, (product, sigmoid, add, scaled))
+    return Source(x, scale, shift, nodes=(product, sigmoid, add, scaled))
 
 
 def _both(transform: NDArray[Any]) -> NDArray[np.float32]:
