@@ -80,8 +80,11 @@ class Convolution:
         return -(-self.written[1] // TILE)
 
     def pays(self) -> bool:
-        height, _ = self.written
-        return min(self.channels) >= FEWEST_CHANNELS and self.tiles_across * -(-height // TILE) >= FEWEST_TILES
+        """Enough channels and tiles, of which not too much is thrown away: at most half the multiplications."""
+        height, width = self.written
+        tiles = self.tiles_across * -(-height // TILE)
+        halves = 2 * PRODUCTS * tiles <= KERNEL * KERNEL * height * width
+        return min(self.channels) >= FEWEST_CHANNELS and tiles >= FEWEST_TILES and halves
 
     def stripes(self) -> list[Stripe]:
         """Of whole tiles, as high as the cache has room for."""
