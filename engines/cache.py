@@ -19,8 +19,8 @@ from ..errors import BundleError
 from .lock import FolderLock
 from .manifest import EngineReport, TensorSpec
 
-# Raise it when export/ starts to make another graph from the same key, or the entry format changes.
-EXPORT_VERSION = 2
+# Raise it when export/ or a backend starts to make something else from the same key, or the entry format changes.
+EXPORT_VERSION = 3
 
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,8 @@
 """onnxruntime on the CPU: the embedded default, and the reference for every step graph.
 
-An engine here is a cleaned ONNX graph. All sessions of a process share one thread pool and one memory arena:
-with a pool each, forty sessions of two spinning threads ran ten times slower and held three times the memory.
+An engine here is an ONNX graph, cleaned and rewritten for this library (onnx_rewriting.py). All sessions of a process
+share one thread pool and one memory arena: with a pool each, forty sessions of two spinning threads ran ten times
+slower and held three times the memory.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from .device import Device, HostDevice
 from .dtypes import BY_ONNXRUNTIME, element_type
 from .manifest import EngineSpec, TensorSpec
 from .onnx_graph import check_static, clean_graph
+from .onnx_rewriting import rewritten
 
 TARGET = "cpu"
 # What onnxruntime would log as an error it also raises, and fastvar reports: only log what it dies of.
 _FATAL_ONLY = 4
+
+# Blocks of 16 channels for convolutions whose weights are constants: here those are transforms of a single channel.
+UNHELPFUL = ("NchwcTransformer",)
 
 _shared_lock = threading.Lock()
 _shared_threads: int | None = None  # threads of the process-wide pool, once there is one
@@ -83,7 +88,7 @@ class OnnxRuntimeBackend(Backend):
         Raises:
             BuildError: not a valid static graph, or onnxruntime rejects it.
         """
-        engine = clean_graph(graph)
+        engine = rewritten(clean_graph(graph))
         try:
             session = self._session(engine)
         except _library_errors(self._ort) as error:
@@ -115,7 +120,9 @@ class OnnxRuntimeBackend(Backend):
         options.use_per_session_threads = False
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.log_severity_level = _FATAL_ONLY
-        return self._ort.InferenceSession(engine, options, providers=["CPUExecutionProvider"])
+        return self._ort.InferenceSession(
+            engine, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(UNHELPFUL)
+        )
 
 
 class OrtEngine(Engine):

@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from .dtypes import storage_dtype
 from .manifest import EngineReport, EngineSpec, Manifest
+from .onnx_attention import FUSED_BYTES
+from .onnx_convolutions import FEWEST_CHANNELS, PRODUCTS, STRIPE_BYTES
 from .registry import backend_class
 
 FLOAT = 4  # bytes
@@ -66,17 +68,31 @@ def library_bytes(manifest: Manifest) -> int:
 
 
 def _host_working(spec: EngineSpec, manifest: Manifest) -> int:
-    """Tensors that an engine holds between its kernels, where no attention is fused."""
+    """Tensors that an engine of onnxruntime holds between its kernels, as its graph is rewritten for it."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
     if "x_out" in names:
-        queries, heads, _ = spec.tensor("q").shape
-        return 2 * FLOAT * heads * queries * spec.tensor("keys").shape[0]
+        return max(working_bytes(spec, manifest), _host_attention(spec))
+    channels = manifest.image_tokenizer.level_channels
     if names & STRIPES:
-        return 8 * FLOAT * max(_size(spec, name) for name in names & STRIPES)
+        return 8 * FLOAT * max(_size(spec, name) for name in names & STRIPES) + _winograd(max(channels))
     if names & {"image", "latent"}:
-        own, wider = (*manifest.image_tokenizer.level_channels, 0)[:2]
-        return _size(spec, "image") // 3 * FLOAT * (6 * own + 2 * wider)
+        own, wider = (*channels, 0)[:2]
+        return _size(spec, "image") // 3 * FLOAT * (3 * own + 2 * wider) + _winograd(max(channels))
     return working_bytes(spec, manifest)
+
+
+def _host_attention(spec: EngineSpec) -> int:
+    """Scores and their softmax, of the text as well; where many, copies of queries, keys, values and result instead."""
+    queries, heads, head_dim = spec.tensor("q").shape
+    keys, text = (spec.tensor(name).shape[0] for name in ("keys", "text_keys"))
+    scores = FLOAT * heads * queries * keys
+    own = 2 * scores if scores < FUSED_BYTES else 2 * FLOAT * heads * head_dim * (queries + keys)
+    return max(own, 2 * FLOAT * heads * queries * text)
+
+
+def _winograd(channels: int) -> int:
+    """Of convolutions with so many channels: a transformed kernel, and three tensors between a stripe's steps."""
+    return 3 * STRIPE_BYTES + FLOAT * PRODUCTS * channels**2 if channels >= FEWEST_CHANNELS else 0
 
 
 def _attend(spec: EngineSpec, element: int) -> int:
