@@ -23,6 +23,7 @@ from ..packages import import_extra
 from ..precision import Precision
 from . import attention_kernel, linear_operator
 from .base import PROGRAM, Backend, CompiledEngine, Engine, Launch, Scratch, TensorRef, check_bindings
+from .cache import digest_of
 from .cpu_target import CPU, WITH_KERNEL, best_cpu, check_cpu, compiler_options, cpu_names, has_fast_bfloat16
 from .device import Device, HostDevice, host_array
 from .manifest import EngineSpec
@@ -86,10 +87,8 @@ class AotInductorBackend(Backend):
 
     def stamp(self) -> str:
         """torch, our kernel, and what is done to programs on their way to it."""
-        digest = hashlib.sha256(source_digest().encode())
-        for name in COMPILING:
-            digest.update((Path(__file__).parent / name).read_bytes())
-        return f"{self.version()} {digest.hexdigest()}"
+        passes = digest_of(*(Path(__file__).parent / name for name in COMPILING))
+        return f"{self.version()} {source_digest()} {passes}"
 
     def resolve_target(self, target: str | None, precision: Precision) -> str:
         self.check_precision(precision)

@@ -19,7 +19,7 @@ from ..errors import BundleError
 from .lock import FolderLock
 from .manifest import EngineReport, TensorSpec
 
-# Raise it when export/ or a backend starts to make something else from the same key, or the entry format changes.
+# Raise it when export/ starts to make another graph from the same key, or the entry format changes.
 EXPORT_VERSION = 3
 
 _log = logging.getLogger(__name__)
@@ -109,6 +109,14 @@ def default_folder() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fastvar"
+
+
+def digest_of(*sources: Path) -> str:
+    """Of the content of files: what depends on them is made anew when they change."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def read_shared(path: Path) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastvar.engines import attention_kernel
+from fastvar.engines import attention_kernel, native
 from fastvar.errors import BuildError
 
 MASKED = -1e30
@@ -23,7 +23,7 @@ def attention(engine_cache: Path) -> Iterator[Callable[..., Tensor]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTVAR_CACHE", str(engine_cache))
         try:
-            attention_kernel.build()
+            native.build()
         except BuildError as error:
             pytest.skip(error.problem)
         yield attention_kernel.register()
@@ -141,12 +141,6 @@ def test_says_which_programs_and_processors_it_is_for(tmp_path):
     assert attention_kernel.cpu_lacks(tmp_path / "none") == attention_kernel.INSTRUCTIONS
 
 
-def test_without_a_compiler_there_is_no_kernel(monkeypatch, tmp_path):
-    monkeypatch.setattr(attention_kernel, "_compiler", lambda: ["no-such-compiler"])
-    with pytest.raises(BuildError, match=r"(?s)no-such-compiler.*install a C\+\+ compiler"):
-        attention_kernel.build(tmp_path)
-
-
 FRESH_PROCESS = """
 import sys, torch
 *tensors, expected = torch.load(sys.argv[2])
@@ -172,7 +166,8 @@ def test_a_compiled_program_holds_the_kernel(attention, tmp_path):
         "aot_inductor.precompile_headers": False,
         "aot_inductor.compile_wrapper_opt_level": "O0",
     }
-    options = {**attention_kernel.inductor_options(folder), **quick}
+    operators = {attention: attention_kernel.DECLARATION}
+    options = {**native.inductor_options(operators, folder), **quick}
     package, data = tmp_path / "program.pt2", tmp_path / "tensors.pt"
     torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
     torch.save((*tensors, Twice()(*tensors)), data)
