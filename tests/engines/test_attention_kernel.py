@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastvar.engines import attention_kernel
+from fastvar.engines import attention_kernel, native
+from fastvar.engines.native import ATTENTION, cpu_lacks
 from fastvar.errors import BuildError
 
 MASKED = -1e30
@@ -17,7 +18,7 @@ MASKED = -1e30
 @pytest.fixture(scope="module")
 def attention(engine_cache: Path) -> Iterator[Callable[..., Tensor]]:
     """The operator, its kernel compiled once per version of its source."""
-    if lacking := attention_kernel.cpu_lacks():
+    if lacking := cpu_lacks(ATTENTION):
         pytest.skip(f"this CPU lacks {', '.join(lacking)}")
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
@@ -137,12 +138,12 @@ def test_says_which_programs_and_processors_it_is_for(tmp_path):
     assert not attention_kernel.supports(64, "float32")
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("model name : x\nflags\t\t: fpu avx512f avx512bw avx512dq avx512vl\n")
-    assert attention_kernel.cpu_lacks(cpuinfo) == ("avx512_bf16",)
-    assert attention_kernel.cpu_lacks(tmp_path / "none") == attention_kernel.INSTRUCTIONS
+    assert cpu_lacks(ATTENTION, cpuinfo) == ("avx512_bf16",)
+    assert cpu_lacks(ATTENTION, tmp_path / "none") == ATTENTION
 
 
 def test_without_a_compiler_there_is_no_kernel(monkeypatch, tmp_path):
-    monkeypatch.setattr(attention_kernel, "_compiler", lambda: ["no-such-compiler"])
+    monkeypatch.setattr(native, "_compiler", lambda: ["no-such-compiler"])
     with pytest.raises(BuildError, match=r"(?s)no-such-compiler.*install a C\+\+ compiler"):
         attention_kernel.build(tmp_path)
 
@@ -172,7 +173,8 @@ def test_a_compiled_program_holds_the_kernel(attention, tmp_path):
         "aot_inductor.precompile_headers": False,
         "aot_inductor.compile_wrapper_opt_level": "O0",
     }
-    options = {**attention_kernel.inductor_options(folder), **quick}
+    operators = {attention: attention_kernel.DECLARATION}
+    options = {**native.inductor_options(operators, folder), **quick}
     package, data = tmp_path / "program.pt2", tmp_path / "tensors.pt"
     torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
     torch.save((*tensors, Twice()(*tensors)), data)
