@@ -54,7 +54,8 @@ def build(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Store the layers' matrices in 8 bits: int8, or fp8 from sm89 on. [dim]default: as --precision[/dim]"
+            help="Store the layers' matrices in 8 bits: int8, or fp8 from sm89 on; w8a8 multiplies them with int8 "
+            "activations, for aotinductor on CPUs in bf16. [dim]default: as --precision[/dim]"
         ),
     ] = None,
     allow_unfused: Annotated[

@@ -37,7 +37,9 @@ def plan(
         str | None,
         typer.Option(help="bf16, fp16 or fp32. [dim]default: bf16 on GPUs, fp32 with onnxruntime[/dim]"),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Store the layers' matrices in 8 bits: int8 or fp8.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Store the layers' matrices in 8 bits: int8, fp8 or w8a8.")
+    ] = None,
     guidance: Annotated[str, typer.Option(help="Engines with guidance (on), without (off), or both.")] = "both",
     text_length: Annotated[
         int | None, typer.Option(help="Longest prompt in tokens. [dim]default: the model's[/dim]", min=2)

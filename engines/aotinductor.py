@@ -21,25 +21,34 @@ from typing import Any, ClassVar
 from ..errors import BackendError, BuildError
 from ..packages import import_extra
 from ..precision import Precision
-from . import attention_kernel, linear_operator
+from . import attention_kernel, int8_operator, linear_operator
 from .base import PROGRAM, Backend, CompiledEngine, Engine, Launch, Scratch, TensorRef, check_bindings
 from .cache import digest_of
-from .cpu_target import CPU, WITH_KERNEL, best_cpu, check_cpu, compiler_options, cpu_names, has_fast_bfloat16
+from .cpu_target import (
+    CPU,
+    WITH_INT8_PRODUCTS,
+    WITH_KERNEL,
+    best_cpu,
+    check_cpu,
+    compiler_options,
+    cpu_names,
+    has_fast_bfloat16,
+)
 from .device import Device, HostDevice, host_array
 from .manifest import EngineSpec
 from .native import inductor_options, source_digest
 from .program_convolutions import use_row_statistics, use_small_enlargements
 from .program_file import ProgramFile
 from .program_graph import tidy
-from .program_passes import use_attention_kernel, use_onednn_linear
+from .program_passes import use_attention_kernel, use_int8_gelu, use_onednn_linear
 from .torch_cuda import TorchCudaDevice
 
 CUDA = "cuda"
 ON_GPU = {"aot_inductor.embed_kernel_binary": True}  # options of the compiler
 # Sources that decide what becomes of a program.
 COMPILING = (
-    *("aotinductor.py", "attention_kernel.py", "cpu_target.py", "program_graph.py", "linear_operator.py"),
-    *("program_convolutions.py", "program_passes.py"),
+    *("aotinductor.py", "attention_kernel.py", "cpu_target.py", "int8_operator.py", "linear_operator.py"),
+    *("program_convolutions.py", "program_graph.py", "program_passes.py"),
 )
 
 
@@ -57,6 +66,7 @@ class AotInductorBackend(Backend):
     name = "aotinductor"
     suffix: ClassVar[str] = ".program"
     precisions: ClassVar[tuple[str, ...]] = ("bfloat16", "float32", "float16")
+    quantises_activations: ClassVar[bool] = True
     graph_form: ClassVar[str] = PROGRAM
 
     def __init__(self, threads: int | None = None, target: str | None = None) -> None:
@@ -95,7 +105,16 @@ class AotInductorBackend(Backend):
         if self._on_host:
             if precision.weights not in ("", "int8"):
                 raise BuildError("fp8 weights are for GPUs", expected="--weights int8 on a CPU")
-            return best_cpu(self._torch) if target in (None, CPU) else check_cpu(self._torch, str(target))
+            found = best_cpu(self._torch) if target in (None, CPU) else check_cpu(self._torch, str(target))
+            if precision.activations and found not in WITH_INT8_PRODUCTS:
+                raise BuildError(
+                    f"{found} has no instructions for --weights w8a8",
+                    expected=f"one of {', '.join(WITH_INT8_PRODUCTS)}",
+                    fix="build with --weights int8",
+                )
+            return found
+        if precision.activations:
+            raise BuildError("--weights w8a8 is for CPUs", expected="--weights int8 or fp8 on a GPU")
         found = f"{CUDA}-{self._capability()}"
         if target not in (CUDA, found):
             raise BuildError(
@@ -131,6 +150,7 @@ class AotInductorBackend(Backend):
             BuildError: not such a program, no C++ compiler, or the compiler rejects what was made of it.
         """
         torch = self._torch
+        int8_operator.register()  # programs may call it as they are traced
         try:
             program = torch.export.load(io.BytesIO(graph))
         except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -231,6 +251,8 @@ def _prepared(torch: Any, program: Any, target: str) -> dict[str, Any]:
     use_row_statistics(torch, program)
     use_small_enlargements(torch, program)
     operators = {}
+    if use_int8_gelu(torch, program):
+        operators[int8_operator.register()] = int8_operator.DECLARATION
     if use_onednn_linear(torch, program):
         operators[linear_operator.register()] = linear_operator.DECLARATION
     if target == WITH_KERNEL and use_attention_kernel(torch, program):

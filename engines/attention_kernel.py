@@ -9,12 +9,11 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError
 from ..packages import import_extra
-from .native import INSTRUCTIONS, build
+from .native import ATTENTION, build, cpu_lacks
 
 OPERATOR = "fastvar::attention"
 SCHEMA = "(Tensor q, Tensor keys, Tensor values, Tensor? bias) -> Tensor"
@@ -29,16 +28,6 @@ STATUS = {1: "unsupported head size", 2: "no keys", 3: "no memory for its scratc
 def supports(head_dim: int, dtype: str = "bfloat16") -> bool:
     """Whether the kernel takes heads of this size; a program with others keeps torch's own attention."""
     return dtype == "bfloat16" and 0 < head_dim <= LARGEST_HEAD and head_dim % HEAD_STEP == 0
-
-
-def cpu_lacks(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """Instruction sets that the kernel needs and this CPU does not offer; all of them where nobody can tell."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return INSTRUCTIONS
-    offered = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    return tuple(name for name in INSTRUCTIONS if name not in offered)
 
 
 @functools.cache
@@ -90,7 +79,7 @@ def _check(torch: Any, q: Any, keys: Any, values: Any, bias: Any) -> None:
 
 @functools.cache
 def _function() -> Callable[..., int]:
-    if lacking := cpu_lacks():
+    if lacking := cpu_lacks(ATTENTION):
         raise BackendError(f"{OPERATOR}: this CPU lacks {', '.join(lacking)}", fix="use scaled_dot_product_attention")
     function = ctypes.CDLL(str(build().library)).fastvar_attention
     pointer, integer = ctypes.c_void_p, ctypes.c_int64

@@ -71,6 +71,7 @@ class Backend(ABC):
     name: str
     suffix: ClassVar[str]  # of engine files
     precisions: ClassVar[tuple[str, ...]]  # element types it computes in, the default first
+    quantises_activations: ClassVar[bool] = False  # for products of integers: `Precision.activations`
     graph_form: ClassVar[str] = ONNX  # of the graphs that it builds engines from
     address_alignment: ClassVar[int] = 1  # bytes that the address of every tensor must be a multiple of
 
@@ -137,13 +138,19 @@ class Backend(ABC):
         """Refuse element types that the backend does not compute in.
 
         Raises:
-            BuildError: not one of `precisions`.
+            BuildError: not one of `precisions`, or quantised activations where it has none.
         """
         if precision.compute not in self.precisions:
             raise BuildError(
                 f"{self.name} does not compute in {precision.compute}",
                 expected=f"one of {', '.join(self.precisions)}",
                 fix="choose another --precision or another --backend",
+            )
+        if precision.activations and not self.quantises_activations:
+            raise BuildError(
+                f"{self.name} does not quantise activations",
+                expected="--backend aotinductor for --weights w8a8",
+                fix="build with --weights int8, which quantises the weights alone",
             )
 
     @abstractmethod

@@ -14,6 +14,7 @@ _LEVELS = {
     "cpu-avx512-bf16": ("cooperlake", 512),
 }
 WITH_KERNEL = "cpu-avx512-bf16"  # attention is our kernel's (attention_kernel.py)
+WITH_INT8_PRODUCTS = ("cpu-avx512", WITH_KERNEL)  # linear layers of int8 activations are (int8_operator.py)
 
 
 def cpu_names() -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import hashlib
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,23 @@ from ..packages import import_extra
 from .cache import default_folder, write_whole
 
 KERNELS = Path(__file__).parent / "kernels"
-# As /proc/cpuinfo names them, each a flag of the compiler too. Only what calls the attention kernel needs them.
-INSTRUCTIONS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
+# As /proc/cpuinfo names them, each a flag of the compiler too. Only what calls a kernel needs those of its source.
+_AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+ATTENTION = (*_AVX512, "avx512_bf16")
+LINEAR_INT8 = (*_AVX512, "avx512_vnni")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-w")  # gcc 12 warns of its own intrinsics
-SOURCES = {"attention.cpp": tuple(f"-m{name.replace('_', '')}" for name in INSTRUCTIONS), "linear.cpp": ()}
+SOURCES = {"attention.cpp": ATTENTION, "linear.cpp": (), "linear_int8.cpp": LINEAR_INT8}
 INSTALL = "install a C++ compiler, such as g++"
+
+
+def cpu_lacks(instructions: Sequence[str], cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """Those of `instructions` that this CPU does not offer; all of them where nobody can tell."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return tuple(instructions)
+    offered = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    return tuple(name for name in instructions if name not in offered)
 
 
 def source_digest() -> str:
@@ -43,7 +55,7 @@ class Native:
 
 
 def build(folder: Path | None = None) -> Native:
-    """Compile it (3 s), or find it where that was done before; by default beside the kept engines.
+    """Compile it (5 s), or find it where that was done before; by default beside the kept engines.
 
     Raises:
         BuildError: no C++ compiler, or it rejects the source.
@@ -60,7 +72,8 @@ def build(folder: Path | None = None) -> Native:
         archive, library = Path(name) / "fastvar.a", Path(name) / "fastvar.so"
         objects = [str(Path(name) / f"{source}.o") for source in SOURCES]
         for (source, instructions), compiled in zip(SOURCES.items(), objects, strict=True):
-            _run([*arguments, *instructions, "-c", str(KERNELS / source), "-o", compiled])
+            flags = [f"-m{name.replace('_', '')}" for name in instructions]
+            _run([*arguments, *flags, "-c", str(KERNELS / source), "-o", compiled])
         _run(["ar", "rcsD", str(archive), *objects])
         torch_cpu = [f"-L{torch_root / 'lib'}", "-ltorch_cpu"]
         _run([*compiler, "-shared", "-fopenmp", *objects, *torch_cpu, "-o", str(library)])

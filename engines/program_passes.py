@@ -1,7 +1,8 @@
 """Passes over exported programs for CPUs: operators for which a better one than torch's default is at hand.
 
 * attention in bfloat16: our kernel (attention_kernel.py), where the CPU and the head size allow it;
-* linear layers: oneDNN's (linear_operator.py).
+* linear layers: oneDNN's (linear_operator.py); those of int8 activations are our kernel's (int8_operator.py) already
+  as they are traced, and take their GELU with them.
 
 A pass returns how many it replaced. Programs are those of export/programs.py: not yet decomposed.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import attention_kernel, linear_operator
+from . import attention_kernel, int8_operator, linear_operator
 from .program_graph import Insert, erase_unread, only_user, value_of
 
 
@@ -42,13 +43,26 @@ def use_onednn_linear(torch: Any, program: Any) -> int:
         if len(node.args) == 3 and value_of(node.args[0]).dim() == 2
     ]
     for node in found:
-        gelu = only_user(node, aten.gelu.default)
-        fused = gelu is not None and gelu.kwargs.get("approximate") == "tanh"
+        gelu = _gelu_behind(torch, node)
+        fused = gelu is not None
         last = gelu if fused else node
         last.replace_all_uses_with(Insert(torch, graph, last)(operator, *node.args, fused))
         graph.erase_node(last)
         if fused:
             graph.erase_node(node)
+    program.graph_module.recompile()
+    return len(found)
+
+
+def use_int8_gelu(torch: Any, program: Any) -> int:
+    """Linear layers of int8 activations: a tanh GELU that alone reads one goes with it. Returns how many layers."""
+    graph = program.graph_module.graph
+    found = graph.find_nodes(op="call_function", target=int8_operator.register())
+    for node in found:
+        if gelu := _gelu_behind(torch, node):
+            node.args = (*node.args[:-1], True)
+            gelu.replace_all_uses_with(node)
+            graph.erase_node(gelu)
     program.graph_module.recompile()
     return len(found)
 
@@ -83,3 +97,8 @@ def _replace_heads_first(torch: Any, node: Any, out: Any, add: Insert) -> None:
         return
     node.replace_all_uses_with(add(aten.unsqueeze.default, add(aten.transpose.int, out, 0, 1), 0))
     node.graph.erase_node(node)
+
+
+def _gelu_behind(torch: Any, node: Any) -> Any:
+    gelu = only_user(node, torch.ops.aten.gelu.default)
+    return gelu if gelu is not None and gelu.kwargs.get("approximate") == "tanh" else None

@@ -72,7 +72,7 @@ def build(
         policy: "dense", "fastvar", or a TOML policy file.
         backend, target: who compiles, and for which devices; the backend's default for None.
         precision: "fp32", "bf16" or "fp16"; the backend's default for None.
-        weights: "int8" or "fp8" to store the layers' matrices in 8 bits.
+        weights: "int8" or "fp8" to store the layers' matrices in 8 bits, "w8a8" for int8 activations besides.
         allow_unfused: accept GPU engines whose attention is more than one kernel.
         via: "torch-tensorrt" for TensorRT engines without ONNX, on a GPU machine that has it.
         guidance: engines for classifier-free guidance "on", "off" or "both" ways.

@@ -19,7 +19,7 @@ from ..errors import BuildError
 from ..precision import Precision
 from .assembly import assemble
 from .graphs import StepGraph
-from .quantise import SCALE, dequantise
+from .quantise import SCALE, IntegerFactor, dequantise, integer_linear
 
 _BITS = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}  # types that numpy holds as bare bits
 
@@ -33,6 +33,7 @@ class ModuleBackend(Backend):
 
     def __init__(self, manifest: Manifest, text_encoder: Any = None) -> None:
         rows = tuple(found.rows for found in manifest.sets)
+        self._precision = manifest.precision
         self._graphs: dict[str, StepGraph] = assemble(
             manifest.plan,
             manifest.transformer,
@@ -61,20 +62,20 @@ class ModuleBackend(Backend):
 
     def load(self, engine: bytes, spec: EngineSpec) -> Engine:
         graph = self._graphs[spec.name]
-        return ModuleEngine(graph.factory(**graph.arguments), spec)
+        return ModuleEngine(graph.factory(**graph.arguments), spec, self._precision)
 
 
 class ModuleEngine(Engine):
     """One module on given memory."""
 
-    def __init__(self, module: Any, spec: EngineSpec) -> None:
-        self._module, self._spec = module.eval(), spec
+    def __init__(self, module: Any, spec: EngineSpec, precision: Precision) -> None:
+        self._module, self._spec, self._precision = module.eval(), spec, precision
 
     def prepare(self, tensors: Mapping[str, TensorRef], scratch: Scratch | None = None) -> Launch:
         check_bindings(self._spec.name, tensors, self._spec.inputs, self._spec.outputs)
         module = self._module
         bound = {name: _tensor(ref) for name, ref in tensors.items()}
-        weights = {name: _weight(bound, name) for name in module.weights}
+        weights = {name: _weight(bound, name, self._precision) for name in module.weights}
         inputs, outputs = [bound[name] for name in module.inputs], [bound[name] for name in module.outputs]
 
         def launch() -> None:
@@ -86,11 +87,13 @@ class ModuleEngine(Engine):
         return launch
 
 
-def _weight(bound: Mapping[str, Tensor], name: str) -> Callable[[], Tensor]:
+def _weight(bound: Mapping[str, Tensor], name: str, precision: Precision) -> Callable[[], Tensor | IntegerFactor]:
     """A weight as the module takes it; a quantised one is never held whole in two forms."""
     stored, scale = bound[name], bound.get(name + SCALE)
     if scale is None:
         return lambda: stored
+    if precision.activations:
+        return lambda: IntegerFactor(stored, scale, integer_linear)
     return lambda: dequantise(stored, scale)
 
 

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
+from ..engines import int8_operator
 from ..engines.manifest import TensorSpec
+from ..errors import BuildError
 from ..precision import Precision
 from .graphs import OpenModule, StepModule, TracedGraph, WeightShapes, torch_type
-from .quantise import SCALE, dequantise
+from .quantise import SCALE, IntegerFactor, dequantise
 from .rows import OpenDims, border_dtype
 
 
@@ -34,6 +36,7 @@ class Bound(nn.Module):
         self.module, self._step = module, cast(StepModule, module)
         self._weights = weights
         self._quantised = {name for name, weight in weights.items() if weight.role.is_quantised(precision)}
+        self._integers = int8_operator.register() if precision.activations else None
         self._constants = list(constants(module))
         for name in self._constants:
             delattr(module, name)
@@ -51,14 +54,23 @@ class Bound(nn.Module):
         for target, result in zip(memory.values(), results if isinstance(results, tuple) else (results,), strict=True):
             target.copy_(result)
 
-    def _weight(self, name: str, given: Iterator[Tensor]) -> Tensor:
+    def _weight(self, name: str, given: Iterator[Tensor]) -> Tensor | IntegerFactor:
         stored = next(given)
-        return dequantise(stored, next(given)) if name in self._quantised else stored
+        if name not in self._quantised:
+            return stored
+        scale = next(given)
+        return IntegerFactor(stored, scale, self._integers) if self._integers else dequantise(stored, scale)
 
 
 def trace_program(module: nn.Module, weights: WeightShapes, precision: Precision | None = None) -> TracedGraph:
-    """Export a step module, without its weights; the graph is torch.export's archive."""
+    """Export a step module, without its weights; the graph is torch.export's archive.
+
+    Raises:
+        BuildError: activations are to be quantised, and a matrix has a size that the kernel does not take.
+    """
     precision = precision or Precision()
+    if precision.activations:
+        _check_sizes(weights, precision)
     for part in module.modules():
         if hasattr(part, "attention"):
             part.attention = fused_attention  # type: ignore[assignment]  # modules take any attribute
@@ -78,6 +90,16 @@ def trace_program(module: nn.Module, weights: WeightShapes, precision: Precision
         archive = io.BytesIO()
         torch.export.save(program, archive)
     return TracedGraph(archive.getvalue(), taken, given)
+
+
+def _check_sizes(weights: WeightShapes, precision: Precision) -> None:
+    for name, weight in weights.items():
+        if weight.role.is_quantised(precision) and not int8_operator.supports(weight.shape[1], weight.shape[0]):
+            raise BuildError(
+                f"--weights w8a8: matrix {name!r} has {weight.shape[0]} outputs and {weight.shape[1]} inputs",
+                expected=f"multiples of {int8_operator.OUTPUT_STEP} and {int8_operator.INPUT_STEP}",
+                fix="build with --weights int8",
+            )
 
 
 def _dims(opened: OpenDims, tensors: dict[str, Tensor]) -> list[dict[int, Any]]:

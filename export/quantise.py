@@ -1,16 +1,19 @@
-"""Weight-only quantisation: matrices stored in 8 bits with a scale for each output channel.
+"""Quantisation: matrices stored in 8 bits with a scale for each output channel.
 
-A pass over a traced graph, and its counterpart over the weights. The product itself stays in the compute
-precision: the library fuses the conversion into the matrix product, so that only half the bytes are read.
+A pass over a traced graph, and its counterpart over the weights. Where the weights alone are quantised, the product
+itself stays in the compute precision: the library fuses the conversion into the matrix product, so that only half
+the bytes are read. Where activations are too (torch programs only), linear layers meet an `IntegerFactor`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from onnx import helper
 from torch import Tensor
 
@@ -69,6 +72,43 @@ def _rounded_up(scale: Tensor, dtype: torch.dtype) -> Tensor:
 def dequantise(values: Tensor, scale: Tensor) -> Tensor:
     """The matrix [outputs, inputs] that a quantised one stands for, in the precision of its scales."""
     return (values.to(scale.dtype) * scale).t()
+
+
+def integer_linear(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
+    """What fastvar::linear_int8 computes, by plain torch: x [M, K], values [K, N] int8, scale and bias [N] -> [M, N].
+
+    Every row of x becomes integers up to 127 by its own scale. The product is exact, the rest fp32, and the result is
+    rounded to the type of x once. Rows whose largest magnitude is below 1e-30 count as zeros.
+    """
+    largest = x.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
+    quantised = (x.float() * (torch.full_like(largest, LARGEST["int8"]) / largest)).round()
+    product = (quantised.double() @ values.double()).float()
+    out = product * (largest / LARGEST["int8"]) * scale.float() + bias.float()
+    return (F.gelu(out, approximate="tanh") if gelu else out).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class IntegerFactor:
+    """Stands for a quantised weight [outputs, inputs] where a step module calls F.linear: `linear` is called instead.
+
+    `linear` takes (x, values, scale, bias, gelu). Modules ask a weight for nothing but its type and this product.
+    """
+
+    values: Tensor
+    scale: Tensor
+    linear: Callable[[Tensor, Tensor, Tensor, Tensor, bool], Tensor]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations that it is multiplied with, before they are quantised."""
+        return self.scale.dtype
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not F.linear or kwargs or len(args) != 3 or not isinstance(args[1], cls):
+            raise InternalError(f"a weight with quantised activations is given to {function}, expected F.linear")
+        x, weight, bias = args
+        return weight.linear(x, weight.values, weight.scale, bias, False)
 
 
 def quantise_graph(model: Any, names: Sequence[str], precision: Precision) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvar.engines import attention_kernel, native
+from fastvar.engines.native import ATTENTION, cpu_lacks
 from fastvar.errors import BuildError
 
 MASKED = -1e30
@@ -17,7 +18,7 @@ MASKED = -1e30
 @pytest.fixture(scope="module")
 def attention(engine_cache: Path) -> Iterator[Callable[..., Tensor]]:
     """The operator, its kernel compiled once per version of its source."""
-    if lacking := attention_kernel.cpu_lacks():
+    if lacking := cpu_lacks(ATTENTION):
         pytest.skip(f"this CPU lacks {', '.join(lacking)}")
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
@@ -137,8 +138,8 @@ def test_says_which_programs_and_processors_it_is_for(tmp_path):
     assert not attention_kernel.supports(64, "float32")
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("model name : x\nflags\t\t: fpu avx512f avx512bw avx512dq avx512vl\n")
-    assert attention_kernel.cpu_lacks(cpuinfo) == ("avx512_bf16",)
-    assert attention_kernel.cpu_lacks(tmp_path / "none") == attention_kernel.INSTRUCTIONS
+    assert cpu_lacks(ATTENTION, cpuinfo) == ("avx512_bf16",)
+    assert cpu_lacks(ATTENTION, tmp_path / "none") == ATTENTION
 
 
 FRESH_PROCESS = """

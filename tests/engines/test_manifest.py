@@ -17,6 +17,7 @@ from fastvar.engines.manifest import (
     manifest_to_json,
 )
 from fastvar.errors import BundleError
+from fastvar.precision import Precision
 from tests.small_bundle import make_bundle
 
 TEXT = st.text(max_size=12)
@@ -43,10 +44,18 @@ def manifest(tmp_path_factory):
     sampling=st.builds(SamplingDefaults, *[st.floats(allow_nan=False, allow_infinity=False)] * 3),
     text=TEXT,
     tiles=st.none() | TILES,
+    precision=st.sampled_from([Precision(), Precision("float16", "int8"), Precision("bfloat16", "int8", "int8")]),
 )
-def test_json_round_trip(manifest, engines, tokenizer, sampling, text, tiles):
+def test_json_round_trip(manifest, engines, tokenizer, sampling, text, tiles, precision):
+    texts = {"model": text, "decoder": text}
     changed = dataclasses.replace(
-        manifest, engines=engines, text_tokenizer=tokenizer, sampling=sampling, model=text, decoder=text, tiles=tiles
+        manifest,
+        engines=engines,
+        text_tokenizer=tokenizer,
+        sampling=sampling,
+        tiles=tiles,
+        precision=precision,
+        **texts,
     )
     assert manifest_from_json(json.loads(json.dumps(manifest_to_json(changed)))) == changed
 

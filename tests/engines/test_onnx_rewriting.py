@@ -42,7 +42,9 @@ def attend_graphs() -> dict[str, bytes]:
 def traced(**arguments: object) -> bytes:
     graph = StepGraph("step", Attend, {"config": CONFIG, **arguments}, "transformer.blocks.{layer}.")
     module = graph.factory(**graph.arguments)
-    return clean_graph(trace(module, layer_weights(transformer_weights(CONFIG, {}), graph.weight_binding(module))).graph)
+    return clean_graph(
+        trace(module, layer_weights(transformer_weights(CONFIG, {}), graph.weight_binding(module))).graph
+    )
 
 
 def given_to(model: bytes, lengths: tuple[int, ...]) -> dict[str, np.ndarray]:

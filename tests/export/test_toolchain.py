@@ -3,16 +3,19 @@ from dataclasses import replace
 import pytest
 
 from fastvar.config import TransformerConfig
+from fastvar.engines import cpu_target
 from fastvar.engines.cache import EngineCache
 from fastvar.engines.manifest import EngineReport
+from fastvar.engines.registry import backend_class, get_backend
 from fastvar.errors import BackendError, BuildError, PlanError
 from fastvar.export.block_steps import Attend
 from fastvar.export.factory import BuiltEngine, EngineFactory
 from fastvar.export.graphs import StepGraph
 from fastvar.export.toolchain import Toolchain, make_toolchain
 from fastvar.export.weights import transformer_weights
-from fastvar.precision import Precision
+from fastvar.precision import Precision, parse_precision
 
+W8A8 = Precision("bfloat16", "int8", "int8")
 HEADS_OF_64 = TransformerConfig(
     depth=1, width=128, heads=2, mlp_width=256, text_width=128, text_length=8, code_channels=8
 )
@@ -50,12 +53,54 @@ def test_words_of_the_command_line_become_element_types():
         ({"weights": "int4"}, PlanError, "no weight format 'int4'\nexpected: one of int8, fp8"),
         ({"precision": "bf16"}, BuildError, "onnxruntime does not compute in bfloat16"),
         ({"target": "sm86"}, BuildError, "onnxruntime does not build for target 'sm86'"),
+        ({"weights": "w8a8"}, PlanError, "--weights w8a8 in fp32\nexpected: bf16.*\nfix: .*--precision bf16"),
+        ({"weights": "w8a8", "precision": "bf16"}, BuildError, "onnxruntime does not compute in bfloat16"),
     ],
-    ids=["backend", "precision", "weights", "compute", "target"],
+    ids=["backend", "precision", "weights", "compute", "target", "activations", "backend-of-activations"],
 )
 def test_what_a_backend_does_not_do_is_refused(words, error, message):
     with pytest.raises(error, match=message):
         make_toolchain(**words)
+
+
+@pytest.mark.parametrize("name", ["tensorrt-rtx", "tensorrt"])
+def test_only_aotinductor_quantises_activations(name):
+    backend = backend_class(name)
+    with pytest.raises(BuildError, match=rf"{name} does not quantise activations\nexpected: --backend aotinductor"):
+        backend.check_precision(backend.__new__(backend), W8A8)
+
+
+def test_quantised_activations_need_integer_products(monkeypatch):
+    backend = get_backend("aotinductor")
+    monkeypatch.setattr(cpu_target, "_offered", lambda torch: cpu_target.cpu_names())
+    for target in ("cpu-avx512", "cpu-avx512-bf16"):
+        assert backend.resolve_target(target, W8A8) == target
+    with pytest.raises(BuildError, match=r"cpu-avx2 has no instructions for --weights w8a8\nexpected: .*cpu-avx512"):
+        backend.resolve_target("cpu-avx2", W8A8)
+    assert backend.resolve_target("cpu-avx2", Precision("bfloat16", "int8")) == "cpu-avx2"
+    gpu = get_backend("aotinductor", target="cuda")
+    with pytest.raises(BuildError, match="w8a8 is for CPUs"):
+        gpu.resolve_target("cuda", W8A8)
+
+
+@pytest.mark.parametrize(
+    ("words", "precision", "label"),
+    [
+        (("bf16", None), Precision("bfloat16"), "bf16"),
+        (("fp16", "fp8"), Precision("float16", "float8_e4m3fn"), "fp16 with fp8 weights"),
+        (("bf16", "int8"), Precision("bfloat16", "int8"), "bf16 with int8 weights"),
+        (("bf16", "w8a8"), W8A8, "bf16 with int8 weights and activations"),
+    ],
+)
+def test_a_precision_is_told_in_words(words, precision, label):
+    assert parse_precision(*words) == precision
+    assert precision.label == label
+
+
+@pytest.mark.parametrize("wrong", [("float16", "int8", "int8"), ("bfloat16", "", "int8"), ("bfloat16", "int8", "int4")])
+def test_activations_are_quantised_with_int8_weights_in_bf16_alone(wrong):
+    with pytest.raises(PlanError, match="w8a8"):
+        Precision(*wrong)
 
 
 @pytest.mark.parametrize("fused", [0, 1])
