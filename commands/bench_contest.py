@@ -79,7 +79,7 @@ class Contest:
         """Of the machine; measured before and behind the contenders, for others may slow down either."""
         from ..export.machine_peak import measured_peaks
 
-        return measured_peaks({entry.precision for entry in self.settings.entries.values()}, self.place.device)
+        return measured_peaks({entry.compute for entry in self.settings.entries.values()}, self.place.device)
 
     def _timed(self, openers: Mapping[str, Opener]) -> dict[str, Result]:
         models = EagerModels(self.model, self.place)

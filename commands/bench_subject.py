@@ -250,6 +250,6 @@ def build_engines(model: Model, entry: Entry, size: str, target: str, out: Path,
     if like is not None:
         rebuild(like, out, policy=plan.policy, size=size)
         return
-    toolchain = make_toolchain(entry.engine, target, entry.precision)
+    toolchain = make_toolchain(entry.engine, target, entry.compute, entry.weights)
     rows = (GUIDANCE_ROWS,)
     build_bundle(model.checkpoint(), plan, out, toolchain=toolchain, rows=rows, text_length=model.text_length)

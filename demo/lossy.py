@@ -49,7 +49,9 @@ OPTIONS = {
     "one selection a layer": Option(replace(PUBLISHED, shared_selection=True)),
     "guidance off at the last scale": Option(STRONG),
     "int8 weights": Option(PUBLISHED, "int8"),
-    "guidance off, one selection": Option(replace(STRONG, shared_selection=True)),
+    "int8 weights and activations": Option(PUBLISHED, "w8a8"),
+    "guidance off, int8 weights and activations": Option(STRONG, "w8a8"),
+    "the same, one selection a layer": Option(replace(STRONG, shared_selection=True), "w8a8"),
 }
 
 

@@ -84,7 +84,7 @@ class Result:
 
 def result_record(result: Result, peaks: Peaks) -> Record:
     """Ready for json.dumps."""
-    entry, plan, peak = result.entry, result.plan, peaks[result.entry.precision]
+    entry, plan, peak = result.entry, result.plan, peaks[result.entry.compute]
     tokens = sum(step.tokens for step in plan.steps)
     return {
         "engine": entry.engine,

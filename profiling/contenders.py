@@ -24,6 +24,7 @@ from ..runtime.prompt import TokenizedPrompt
 from ..runtime.session import Session
 
 EAGER = {"eager-dense": "dense", "eager-pruned": "fastvar"}  # name -> policy, where none is given
+QUANTISED = "w8a8"
 DEFAULTS = {
     "cpu": "eager-dense:bf16,eager-pruned:bf16,eager-pruned:fp32,onnxruntime:fp32,aotinductor:bf16",
     "cuda": "eager-dense:bf16,eager-pruned:bf16,aotinductor:bf16",
@@ -32,11 +33,21 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """Who takes part: eager torch or a backend, in a precision of `precision.COMPUTE`, under a policy."""
+    """Who takes part: eager torch or a backend, in a precision, under a policy."""
 
     engine: str  # a key of EAGER, or a backend
-    precision: str
+    precision: str  # of `precision.COMPUTE`; or for backends QUANTISED, which is bf16 with int8 products
     policy: str
+
+    @property
+    def compute(self) -> str:
+        """The precision of `precision.COMPUTE`, by whose peak a machine is judged."""
+        return "bf16" if self.precision == QUANTISED else self.precision
+
+    @property
+    def weights(self) -> str | None:
+        """How the layers' matrices are stored, where not as `compute`."""
+        return QUANTISED if self.precision == QUANTISED else None
 
     @property
     def eager(self) -> bool:
@@ -66,13 +77,15 @@ def parse_contenders(text: str, policy: str = "fastvar") -> dict[str, Entry]:
 def _parse(name: str, policy: str) -> Entry:
     engine, precision, own = (*name.split(":", 2), "", "")[:3]
     known = (*EAGER, *BACKEND_NAMES)
-    if engine not in known or precision not in COMPUTE:
+    quantised = precision == QUANTISED and engine in BACKEND_NAMES
+    if engine not in known or not (quantised or precision in COMPUTE):
         raise InputError(
             f"contender {name!r} not understood",
             expected=f"ENGINE:PRECISION or ENGINE:PRECISION:POLICY, ENGINE one of {', '.join(known)}, "
-            f"PRECISION one of {', '.join(COMPUTE)}",
+            f"PRECISION one of {', '.join(COMPUTE)}, for backends {QUANTISED} too",
         )
-    if engine not in EAGER and COMPUTE[precision] not in backend_class(engine).precisions:
+    compute = "bf16" if quantised else precision
+    if engine not in EAGER and COMPUTE[compute] not in backend_class(engine).precisions:
         raise InputError(
             f"contender {name!r}: {engine} does not compute in {precision}",
             expected=f"one of {', '.join(backend_class(engine).precisions)}",
