@@ -12,7 +12,9 @@ _LEVELS = {
     "cpu-avx2": ("x86-64-v3", 256),
     "cpu-avx512": ("cascadelake", 512),  # with the integer dot products that torch takes for granted beside it
     "cpu-avx512-bf16": ("cooperlake", 512),
+    "cpu-amx": ("sapphirerapids", 512),
 }
+# Our kernels use vector instructions. A CPU that multiplies tiles (AMX) is left to torch, which does so.
 WITH_KERNEL = "cpu-avx512-bf16"  # attention is our kernel's (attention_kernel.py)
 WITH_INT8_PRODUCTS = ("cpu-avx512", WITH_KERNEL)  # linear layers of int8 activations are (int8_operator.py)
 
@@ -67,7 +69,10 @@ def _offered(torch: Any) -> tuple[str, ...]:
         return ("cpu-avx2",)
     if capability != "AVX512" or not torch.cpu._is_vnni_supported():
         return ()
-    return tuple(_LEVELS) if torch.cpu._is_avx512_bf16_supported() else ("cpu-avx2", "cpu-avx512")
+    names = ["cpu-avx2", "cpu-avx512"]
+    if torch.cpu._is_avx512_bf16_supported():
+        names += ["cpu-avx512-bf16", *(["cpu-amx"] if torch.cpu._is_amx_tile_supported() else [])]
+    return tuple(names)
 
 
 def compiler_options(target: str) -> dict[str, Any]:

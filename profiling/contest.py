@@ -31,7 +31,7 @@ REST_S, AT_REST, LONGEST_REST_S = 0.02, 0.25, 2.0  # seconds of one look; share 
 
 # Relative error of the guided logits of one token, the median over a scale's tokens. A scale's largest or mean error
 # would not do: where two scores nearly tie, rounding alone keeps another token, and that token's logits differ.
-# fp32 rounding gives 1e-6 to 1e-5, bf16 about 1e-2, int8 products several times that; another computation gives 0.5 and more.
+# fp32 rounding gives 1e-6 to 1e-5, bf16 about 1e-2, int8 products several times that; another computation 0.5 or more.
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "w8a8": 0.3}
 EQUAL_BITS = {"fp32": 0.99, "fp16": 0.97, "bf16": 0.9, "w8a8": 0.8}
 FORCED_SEED, DRAWN_SEED = 1, 2

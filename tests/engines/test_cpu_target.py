@@ -19,10 +19,11 @@ def cpu(capability: str, *, vnni: bool = False, bf16: bool = False, amx: bool = 
 
 
 OLD, PLAIN, SERVER = cpu("AVX2"), cpu("AVX512", vnni=True), cpu("AVX512", vnni=True, bf16=True)
+TILES = cpu("AVX512", vnni=True, bf16=True, amx=True)
 
 
 def test_the_best_that_a_cpu_offers():
-    assert [best_cpu(found) for found in (OLD, PLAIN, SERVER)] == list(cpu_names())
+    assert [best_cpu(found) for found in (OLD, PLAIN, SERVER, TILES)] == list(cpu_names())
 
 
 def test_a_cpu_that_nothing_is_made_for():
