@@ -7,20 +7,20 @@ from itertools import pairwise
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import NodeProto, helper
 
 from fastvar.engines.onnx_convolutions import FEWEST_CHANNELS, Convolution
 from fastvar.engines.onnx_rewriting import rewritten
+from fastvar.engines.onnxruntime import OnnxRuntimeBackend
 from tests.small_bundle import graph, tensor
 
 READ, WRITTEN = FEWEST_CHANNELS, FEWEST_CHANNELS + 8
 
 
 def run(model: bytes, given: dict[str, np.ndarray]) -> list[np.ndarray]:
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    results: list[np.ndarray] = session.run(None, given)
+    """As the backend does: the thread pool is the process's, whichever test made it."""
+    results: list[np.ndarray] = OnnxRuntimeBackend()._session(model).run(None, given)
     return results
 
 
