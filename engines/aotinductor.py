@@ -156,7 +156,11 @@ class AotInductorBackend(Backend):
         except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise BuildError(f"not a program that torch {self.version()} reads: {error}") from error
         inductor = import_extra("torch._inductor", "aotinductor")
-        options = _prepared(torch, program, target) if self.runs_on_host(target) else ON_GPU
+        if self.runs_on_host(target):
+            options = _prepared(torch, program, target)
+        else:  # it was traced on the CPU
+            program = import_extra("torch.export.passes", "aotinductor").move_to_device_pass(program, CUDA)
+            options = ON_GPU
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch warns of its own deprecations
             path = Path(folder) / "engine.pt2"

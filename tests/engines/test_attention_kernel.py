@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -140,39 +137,3 @@ def test_says_which_programs_and_processors_it_is_for(tmp_path):
     cpuinfo.write_text("model name : x\nflags\t\t: fpu avx512f avx512bw avx512dq avx512vl\n")
     assert cpu_lacks(ATTENTION, cpuinfo) == ("avx512_bf16",)
     assert cpu_lacks(ATTENTION, tmp_path / "none") == ATTENTION
-
-
-FRESH_PROCESS = """
-import sys, torch
-*tensors, expected = torch.load(sys.argv[2])
-got = torch._inductor.aoti_load_package(sys.argv[1])(*tensors)
-assert torch.equal(got, expected)
-assert not hasattr(torch.ops.fastvar, "attention")
-assert "fastvar" not in sys.modules
-"""
-
-
-@pytest.mark.slow
-def test_a_compiled_program_holds_the_kernel(attention, tmp_path):
-    class Twice(torch.nn.Module):
-        def forward(self, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-            own = attention(q, keys[:, :2], values[:, :2], None)
-            return attention(own, keys[:7, 2:], values[:7, 2:], bias).flatten(1)
-
-    folder = tmp_path / "a folder"  # its name reaches the linker
-    tensors = (operands(5, 9, 2, 32)[0], *operands(5, 9, 4, 32)[1:], mask(2, 7))
-    program = torch.export.export(Twice(), tensors)
-    quick = {
-        "compile_threads": 1,
-        "aot_inductor.precompile_headers": False,
-        "aot_inductor.compile_wrapper_opt_level": "O0",
-    }
-    operators = {attention: attention_kernel.DECLARATION}
-    options = {**native.inductor_options(operators, folder), **quick}
-    package, data = tmp_path / "program.pt2", tmp_path / "tensors.pt"
-    torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
-    torch.save((*tensors, Twice()(*tensors)), data)
-    folder.rename(tmp_path / "gone")  # the program needs no file beside it
-    command = [sys.executable, "-c", FRESH_PROCESS, str(package), str(data)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ))
-    assert done.returncode == 0, done.stderr

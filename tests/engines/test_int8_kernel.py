@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastvar.engines import int8_operator
-from fastvar.engines.native import LINEAR_INT8, build, cpu_lacks, inductor_options
+from fastvar.engines.native import LINEAR_INT8, build, cpu_lacks
 from fastvar.errors import BackendError, BuildError
 from fastvar.export.quantise import integer_linear
 
@@ -159,37 +156,3 @@ def test_on_another_cpu_it_says_what_is_lacking(linear, monkeypatch):
     int8_operator._function.cache_clear()
     with pytest.raises(BackendError, match=r"this CPU lacks avx512_vnni\nfix: build with --weights int8"):
         linear(*operands(1, 64, 16), False)
-
-
-FRESH_PROCESS = """
-import sys, torch
-*tensors, expected = torch.load(sys.argv[2])
-got = torch._inductor.aoti_load_package(sys.argv[1])(*tensors)
-assert torch.equal(got, expected)
-assert not hasattr(torch.ops.fastvar, "linear_int8")
-assert "fastvar" not in sys.modules
-"""
-
-
-@pytest.mark.slow
-def test_a_compiled_program_holds_the_kernel(linear, tmp_path):
-    class Both(torch.nn.Module):
-        def forward(self, x: Tensor, values: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-            part = x[:, :32]  # rows further apart than they are wide
-            return linear(part, values, scale, bias, False) + linear(part * 2, values, scale, bias, True)
-
-    x = operands(5, 64, 48)[0]
-    tensors = (x, *operands(5, 32, 48)[1:])
-    program = torch.export.export(Both(), tensors)
-    quick = {
-        "compile_threads": 1,
-        "aot_inductor.precompile_headers": False,
-        "aot_inductor.compile_wrapper_opt_level": "O0",
-    }
-    options = inductor_options({linear: int8_operator.DECLARATION}) | quick
-    package, data = tmp_path / "program.pt2", tmp_path / "tensors.pt"
-    torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
-    torch.save((*tensors, Both()(*tensors)), data)
-    command = [sys.executable, "-c", FRESH_PROCESS, str(package), str(data)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ))
-    assert done.returncode == 0, done.stderr

@@ -1,6 +1,12 @@
-import pytest
+import os
+import subprocess
+import sys
 
-from fastvar.engines import native
+import pytest
+import torch
+from torch import Tensor
+
+from fastvar.engines import attention_kernel, int8_operator, linear_operator, native
 from fastvar.errors import BuildError
 
 
@@ -19,3 +25,50 @@ def test_another_source_is_another_digest(monkeypatch, tmp_path):
     assert native.source_digest() == before
     (tmp_path / "linear.cpp").write_text("// changed")
     assert native.source_digest() != before
+
+
+FRESH_PROCESS = """
+import sys, torch
+*tensors, expected = torch.load(sys.argv[2])
+got = torch._inductor.aoti_load_package(sys.argv[1])(*tensors)
+assert torch.equal(got, expected)
+assert not hasattr(torch.ops.fastvar, "attention")
+assert "fastvar" not in sys.modules
+"""
+
+
+class Layers(torch.nn.Module):
+    """Every operator of ours, each on part of a larger tensor too."""
+
+    def forward(self, q: Tensor, keys: Tensor, bias: Tensor, values: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
+        ops = torch.ops.fastvar
+        own = ops.attention(q, keys[:, :2], keys[:, :2], None)
+        x = ops.attention(own, keys[:7, 2:], keys[:7, 2:], bias).flatten(1)  # [5, 64]
+        quantised = ops.linear_int8(x[:, :32], values, scale, scale, False)
+        return ops.linear(x, weight, scale, True) + ops.linear_int8(x[:, 32:], values, scale, scale, True) + quantised
+
+
+@pytest.mark.slow
+def test_a_compiled_program_holds_our_code(tmp_path):
+    """It needs no file of ours beside it, and no Python of ours in the process."""
+    if lacking := native.cpu_lacks((*native.ATTENTION, *native.LINEAR_INT8)):
+        pytest.skip(f"this CPU lacks {', '.join(lacking)}")
+    operators = {o.register(): o.DECLARATION for o in (attention_kernel, int8_operator, linear_operator)}
+    folder = tmp_path / "a folder"  # its name reaches the linker
+    q, keys, scale, weight = (torch.randn(shape).bfloat16() for shape in ((5, 2, 32), (9, 4, 32), (48,), (48, 64)))
+    bias = torch.where(torch.arange(7) < 5, 0.0, -1e30).expand(2, 1, -1).contiguous()
+    tensors = (q, keys, bias, torch.randint(-127, 128, (32, 48), dtype=torch.int8), scale, weight)
+    program = torch.export.export(Layers(), tensors)
+    quick = {
+        "compile_threads": 1,
+        "aot_inductor.precompile_headers": False,
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+    }
+    options = native.inductor_options(operators, folder) | quick
+    package, data = tmp_path / "program.pt2", tmp_path / "tensors.pt"
+    torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
+    torch.save((*tensors, Layers()(*tensors)), data)
+    folder.rename(tmp_path / "gone")
+    command = [sys.executable, "-c", FRESH_PROCESS, str(package), str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr

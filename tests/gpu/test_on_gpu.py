@@ -38,6 +38,20 @@ def rtx_bundle(
     return out
 
 
+@pytest.fixture(scope="module")
+def program_bundle(
+    tiny_checkpoint, tiny_policy: Path, engine_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Engines of AOTInductor, which need torch built for CUDA."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU")
+    out = tmp_path_factory.mktemp("gpu") / "programs"
+    options = {"backend": "aotinductor", "target": "cuda", "guidance": "on"}
+    fastvar.build(tiny_checkpoint, size="256x256", policy=str(tiny_policy), out=out, cache=engine_cache, **options)
+    return out
+
+
 def test_bytes_come_back_as_they_went(device: CudaDevice):
     sent = np.random.default_rng(0).integers(0, 255, (40 << 20) + 13, dtype=np.uint8)  # more than the staging ring
     memory = device.allocate(sent.size)
@@ -58,19 +72,22 @@ def test_memory_is_given_back(device: CudaDevice):
     assert device.free_bytes() >= before - (1 << 20)
 
 
-def test_engines_draw_what_onnxruntime_draws(rtx_bundle: Path, tiny_bundle: Path):
+@pytest.mark.parametrize(("engines", "tolerance"), [("rtx_bundle", 0.02), ("program_bundle", 0.1)])  # fp16, bf16
+def test_engines_draw_what_onnxruntime_draws(
+    engines: str, tolerance: float, tiny_bundle: Path, request: pytest.FixtureRequest
+):
     """Bits are forced, so that a rounding cannot send the two different ways."""
     from fastvar.profiling.contenders import EngineContender
     from fastvar.profiling.contest import forced_logits
     from fastvar.profiling.gpu_check import GUIDED, relative_error
     from fastvar.profiling.subject import random_features
 
-    bundles = [Bundle.open(path) for path in (rtx_bundle, tiny_bundle)]
+    bundles = [Bundle.open(path) for path in (request.getfixturevalue(engines), tiny_bundle)]
     features = random_features(bundles[0].manifest)
     found, expected = (EngineContender(bundle, features, GUIDED) for bundle in bundles)
     for scale in zip(forced_logits(found), forced_logits(expected), strict=True):
-        assert relative_error(*scale) < 0.02
-    assert relative_error(found.workspace.decode(), expected.workspace.decode()) < 0.02
+        assert relative_error(*scale) < tolerance
+    assert relative_error(found.workspace.decode(), expected.workspace.decode()) < tolerance
 
 
 def test_same_seed_same_image(rtx_bundle: Path):
@@ -79,6 +96,13 @@ def test_same_seed_same_image(rtx_bundle: Path):
     np.testing.assert_array_equal(first, second)
     other = Pipeline.load(rtx_bundle, offload_text_encoder=True)
     np.testing.assert_array_equal(np.asarray(other(PROMPT, seed=3).images[0]), first)
+
+
+def test_recorded_programs_draw_what_single_launches_draw(program_bundle: Path):
+    recorded, single = (Pipeline.load(program_bundle, cuda_graphs=graphs) for graphs in (True, False))
+    first, again, other = (np.asarray(pipe(PROMPT, seed=3).images[0]) for pipe in (recorded, recorded, single))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first, other)
 
 
 def test_streaming_draws_the_same_scales(rtx_bundle: Path):
