@@ -105,7 +105,7 @@ def test_one_compiled_library_runs_two_scales(engine_cache: Path):
         weights = {n: sources[p.format(layer=0)].fetch() for n, p in built.weights.items()}
         found = run(backend.load(engine.engine, described), described, weights)
         again = run(backend.load(engine.engine, described), described, weights, threads=1)
-        expected = run(ModuleEngine(module, described), described, weights)
+        expected = run(ModuleEngine(module, described, BF16), described, weights)
         for tensor in described.outputs:
             np.testing.assert_array_equal(again[tensor.name], found[tensor.name])
             if tensor.dtype != "int64":  # a token less or more where scores nearly tie
