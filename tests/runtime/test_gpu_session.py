@@ -74,7 +74,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     ) -> tuple[Pipeline, FakeDriver]:
         driver = driver or FakeDriver()
 
-        def backend(name: str, *, threads: int | None, cache_folder: Path) -> FakeBackend:
+        def backend(name: str, *, threads: int | None, cache_folder: Path, target: str | None = None) -> FakeBackend:
             assert name == "tensorrt-rtx"
             return FakeBackend(driver, None, library)
 
