@@ -10,7 +10,7 @@ RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(comma)t
 GPU_VENV := .venv-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format train-demo bench bench-demo bench-scaling bench-upscale tune-demo precisions gpu gpu-bench gpu-pack clean
+.PHONY: help venv demo test lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale tune-demo precisions gpu gpu-bench gpu-pack clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,6 +48,9 @@ bench: $(STAMP) ## engines against eager torch in turn, demo and a 125 M model; 
 
 bench-demo: $(STAMP) ## the demo's engines, dense against pruned, scale by scale; writes JSON to profiling/results
 	$(BIN)/python -m demo.bench
+
+bench-lossy: $(STAMP) ## speed, accuracy and likeness of every lossy option on the demo, in one run; JSON to profiling/results
+	$(BIN)/python -m demo.lossy
 
 bench-upscale: $(STAMP) ## enlarge 50 held-out scenes: PSNR of ours and of bicubic; draws docs/upscale.png, docs/inpaint.png
 	$(BIN)/python -m demo.upscale
