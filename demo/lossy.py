@@ -93,9 +93,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="number of held-out captions")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes, and of the first image")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--options", nargs="+", choices=list(OPTIONS), default=list(OPTIONS), help="dense goes first")
     parser.add_argument("--json", type=Path, default=RESULTS / "demo-256x256-lossy.json", help="where the figures go")
     arguments = parser.parse_args()
-    pipes = {name: load(name, option, OUT, arguments.threads) for name, option in OPTIONS.items()}
+    pipes = {
+        name: load(name, option, OUT, arguments.threads)
+        for name, option in OPTIONS.items()
+        if name in arguments.options
+    }
     result = evaluate(pipes, arguments.count, arguments.seed)
     Console().print(table(result))
     facts = examine()
