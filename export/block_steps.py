@@ -185,6 +185,8 @@ class Attend(nn.Module):
 
     def open_dims(self) -> OpenDims:
         kept, R = "kept" if self.prunes else "tokens", self.rows
+        if self.shared:  # torch 2.13 cannot compile this form with sizes left open
+            return {}
         return {
             "corners": {1: ("tokens", R)},
             "q": {0: (kept, 1)},
@@ -197,6 +199,8 @@ class Attend(nn.Module):
 
     @classmethod
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments.get("shared"):
+            return arguments
         size, cached = stand_in(arguments["size"], SIZE), arguments["cached_size"]
         kept, guided = _kept(arguments, size), arguments.get("guided_past", 0)
         guided = GUIDED if guided > 1 else guided
