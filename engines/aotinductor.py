@@ -171,7 +171,7 @@ class AotInductorBackend(Backend):
                     f"{self.name} (torch {self.version()}) cannot compile the program: {_first_lines(error)}",
                     fix="fastvar doctor says whether there is a C++ compiler",
                 ) from error
-            return CompiledEngine(ProgramFile(_library(path)).to_bytes())
+            return CompiledEngine(ProgramFile.of(_library(path)).to_bytes())
 
     def device(self) -> Device:
         if self._device is None:
@@ -184,15 +184,15 @@ class AotInductorBackend(Backend):
         device, constants = self.device(), []
         for constant in file.constants.values():
             constants.append(self._torch.from_numpy(constant).to(device.name))
-        return AotEngine(self._torch, self._library(file.library, spec.name), constants, spec, device)
+        return AotEngine(self._torch, self._library(file, spec.name), constants, spec, device)
 
-    def _library(self, library: bytes, name: str) -> Library:
+    def _library(self, file: ProgramFile, name: str) -> Library:
         """Loaded once for all the engines that share it."""
-        digest = hashlib.sha256(library).hexdigest()
+        digest = hashlib.sha256(file.packed).hexdigest()
         if digest not in self._libraries:
             with tempfile.TemporaryDirectory() as folder:  # the loader has it open before the folder goes
                 path = Path(folder) / "engine.so"
-                path.write_bytes(library)
+                path.write_bytes(file.library)
                 try:
                     self._libraries[digest] = Library(self._runner(str(path)))
                 except RuntimeError as error:

@@ -23,15 +23,32 @@ LIBRARY = "library"
 
 @dataclass(frozen=True)
 class ProgramFile:
-    """A library, and the constants that go before its inputs, in order."""
+    """A library packed with xz, and the constants that go before its inputs, in order.
 
-    library: bytes
+    It stays packed while it gets other constants: packing takes longer than all else, and steps share libraries.
+    """
+
+    packed: bytes
     constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, library: bytes, constants: Mapping[str, NDArray[Any]] | None = None) -> ProgramFile:
+        """Pack a library."""
+        return cls(lzma.compress(library), constants or {})
+
+    @property
+    def library(self) -> bytes:
+        """Raises:
+        BundleError: it is not packed with xz.
+        """
+        try:
+            return lzma.decompress(self.packed)
+        except lzma.LZMAError as error:
+            raise _no_engine(error) from error
+
     def to_bytes(self) -> bytes:
-        packed = np.frombuffer(lzma.compress(self.library), np.uint8)
         numbered = {f"{position}.{name}": value for position, (name, value) in enumerate(self.constants.items())}
-        data: bytes = save({LIBRARY: packed, **numbered})
+        data: bytes = save({LIBRARY: np.frombuffer(self.packed, np.uint8), **numbered})
         return data
 
     @classmethod
@@ -41,8 +58,12 @@ class ProgramFile:
         """
         try:
             tensors = load(data)
-            library = lzma.decompress(tensors.pop(LIBRARY).tobytes())
-        except (SafetensorError, KeyError, lzma.LZMAError) as error:
-            raise BundleError(f"not an engine of AOTInductor: {error}", fix="rebuild the bundle") from error
+            packed = tensors.pop(LIBRARY).tobytes()
+        except (SafetensorError, KeyError) as error:
+            raise _no_engine(error) from error
         numbered = sorted((int(name.partition(".")[0]), name) for name in tensors)
-        return cls(library, {name.partition(".")[2]: tensors[name] for _, name in numbered})
+        return cls(packed, {name.partition(".")[2]: tensors[name] for _, name in numbered})
+
+
+def _no_engine(error: Exception) -> BundleError:
+    return BundleError(f"not an engine of AOTInductor: {error}", fix="rebuild the bundle")

@@ -66,7 +66,7 @@ def test_a_gpu_that_is_not_there():
 
 
 def test_refuses_bytes_that_are_no_program(backend: AotInductorBackend):
-    for graph in (b"", b"no program", ProgramFile(b"").to_bytes()):
+    for graph in (b"", b"no program", ProgramFile.of(b"").to_bytes()):
         with pytest.raises(BuildError, match="not a program that torch"):
             backend.build(graph, "cpu-avx2")
 
@@ -77,7 +77,7 @@ def test_refuses_engines_of_others(backend: AotInductorBackend):
     with pytest.raises(BundleError, match="not an engine of AOTInductor"):
         backend.load(b"garbage", spec())
     with pytest.raises(BackendError, match="cannot load engine 'e'"):
-        backend.load(ProgramFile(b"no library").to_bytes(), spec())
+        backend.load(ProgramFile.of(b"no library").to_bytes(), spec())
 
 
 def attend(size: tuple[int, int], kept: int, past: int) -> StepGraph:
