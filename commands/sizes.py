@@ -17,7 +17,7 @@ def sizes(
     as_json: AsJson = False,
 ) -> None:
     """List every image size that --size takes, with its tokens and the share that the fastvar policy forwards."""
-    from ..config import TRANSFORMERS
+    from ..families.infinity import TRANSFORMERS
 
     if model not in TRANSFORMERS:
         raise InputError(f"no model size {model!r}", expected="one of " + ", ".join(TRANSFORMERS))

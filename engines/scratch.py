@@ -84,7 +84,8 @@ def _host_working(spec: EngineSpec, manifest: Manifest) -> int:
 def _host_attention(spec: EngineSpec) -> int:
     """Scores and their softmax, of the text as well; where many, copies of queries, keys, values and result instead."""
     queries, heads, head_dim = spec.tensor("q").shape
-    keys, text = (spec.tensor(name).shape[0] for name in ("keys", "text_keys"))
+    lengths = {tensor.name: tensor.shape[0] for tensor in spec.inputs}
+    keys, text = lengths["keys"], lengths.get("text_keys", 0)
     scores = FLOAT * heads * queries * keys
     own = 2 * scores if scores < FUSED_BYTES else 2 * FLOAT * heads * head_dim * (queries + keys)
     return max(own, 2 * FLOAT * heads * queries * text)
@@ -102,7 +103,8 @@ def _attend(spec: EngineSpec, element: int) -> int:
     whole, width = spec.tensor("x").shape
     tokens = _size(spec, "q") // width
     maps = 1 + (spec.tensor("q").shape[0] > LONGEST_TOPK)
-    hidden = tokens * spec.tensor("ffn.fc1.bias").shape[0] * element
+    inner = max(max(t.shape) for t in spec.inputs if t.name.startswith("ffn.") and len(t.shape) == 2)
+    hidden = tokens * inner * element
     pruned = tokens < whole
     fresh = tokens * width * (element * 15 // 4 if not pruned else 2 * FLOAT + element * 3 // 4)
     return hidden + fresh + (maps * whole * width * FLOAT if pruned else 0)

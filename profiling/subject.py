@@ -14,7 +14,7 @@ from ..engines.bundle import Bundle
 from ..engines.manifest import Manifest
 from ..errors import InputError
 from ..runtime.events import ImageTimings, ScaleTiming
-from ..runtime.generation import SamplingSettings, TextInput, with_overrides
+from ..runtime.generation import SamplingSettings, TextInput, default_settings, with_overrides
 from ..runtime.layout import EngineCall, StepCalls
 from ..runtime.noise import check_seed, uniform_noise
 from ..runtime.pipeline import to_image
@@ -104,8 +104,7 @@ class Subject:
 
 def settings_of(bundle: Bundle, request: Request) -> SamplingSettings:
     """The bundle's own settings, with the guidance that was asked for."""
-    d = bundle.manifest.sampling
-    return with_overrides(SamplingSettings(d.guidance_scale, d.tau, d.top_p), guidance_scale=request.guidance_scale)
+    return with_overrides(default_settings(bundle.manifest), guidance_scale=request.guidance_scale)
 
 
 def prompt_of(bundle: Bundle, request: Request) -> str | None:

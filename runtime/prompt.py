@@ -16,7 +16,7 @@ MAX_PROMPT_BYTES = 64 * 1024  # beyond this nobody typed it, and tokenizing it o
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """ids and mask, both int64 [1, T], padded with id 0; `length` tokens count."""
+    """ids and mask, both int64 [1, P + T], padded with id 0: a prefix of P tokens, and T of which `length` count."""
 
     ids: NDArray[np.int64]
     mask: NDArray[np.int64]
@@ -24,16 +24,17 @@ class TokenizedPrompt:
 
 
 class PromptTokenizer:
-    """Wraps tokenizer.json of the bundle."""
+    """Wraps tokenizer.json of the bundle. `prefix` goes before every prompt."""
 
-    def __init__(self, path: Path, text_length: int) -> None:
+    def __init__(self, path: Path, text_length: int, prefix: str = "") -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:
             raise BundleError(f"cannot read {path}: {error}", fix="rebuild the bundle") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._length = text_length
+        self._length, self._prefix = text_length, prefix
+        self._prefix_length = len(self._tokenizer.encode(prefix).ids) if prefix else 0
 
     def encode(self, prompt: str) -> TokenizedPrompt:
         """Tokenize one prompt.
@@ -42,16 +43,17 @@ class PromptTokenizer:
             InputError: empty, not text, or longer than the engines' static text length; nothing is cut silently.
         """
         _check_text(prompt)
-        ids = self._tokenizer.encode(prompt).ids
-        if len(ids) > self._length:
+        ids = self._tokenizer.encode(self._prefix + prompt).ids
+        count, before = len(ids) - self._prefix_length, self._prefix_length
+        if count > self._length:
             raise InputError(
-                f"the prompt has {len(ids)} tokens",
+                f"the prompt has {count} tokens",
                 expected=f"at most {self._length}, the text length this bundle was built for",
                 fix="shorten the prompt, or rebuild with a larger --text-length",
             )
-        padded = np.zeros((2, 1, self._length), dtype=np.int64)
+        padded = np.zeros((2, 1, before + self._length), dtype=np.int64)
         padded[0, 0, : len(ids)], padded[1, 0, : len(ids)] = ids, 1
-        return TokenizedPrompt(padded[0], padded[1], len(ids))
+        return TokenizedPrompt(padded[0], padded[1], count)
 
 
 def _check_text(prompt: str) -> None:

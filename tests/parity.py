@@ -21,7 +21,6 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastvar.config import ImageTokenizerConfig, TransformerConfig, transformer_from_json
 from fastvar.engines.base import PROGRAM, TensorRef
 from fastvar.engines.bundle import Bundle
 from fastvar.engines.manifest import EngineSpec
@@ -37,6 +36,7 @@ from fastvar.export.random_weights import random_checkpoint_for
 from fastvar.export.reference import Sampling, generate_scales
 from fastvar.export.toolchain import make_toolchain
 from fastvar.export.weights import Role
+from fastvar.families.infinity import ImageTokenizerConfig, TransformerConfig, transformer_from_json
 from fastvar.plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
 from fastvar.precision import Precision
 from fastvar.runtime.generation import SamplingSettings, Workspace

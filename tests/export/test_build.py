@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastvar.config import ImageTokenizerConfig
 from fastvar.engines.bundle import Bundle
 from fastvar.engines.onnxruntime import OnnxRuntimeBackend
 from fastvar.engines.weights import WeightFile
@@ -18,6 +17,7 @@ from fastvar.export.checkpoint import Checkpoint
 from fastvar.export.random_weights import random_checkpoint_for
 from fastvar.export.reference import Sampling, generate_scales
 from fastvar.export.toolchain import Toolchain, make_toolchain
+from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.precision import Precision
 from fastvar.runtime.generation import SamplingSettings
 from fastvar.runtime.session import Session

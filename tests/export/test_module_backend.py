@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastvar.config import ImageTokenizerConfig
 from fastvar.engines.bundle import Bundle
 from fastvar.engines.dtypes import element_type
 from fastvar.engines.weights import WeightFile
@@ -19,6 +18,7 @@ from fastvar.export.module_backend import ModuleBackend
 from fastvar.export.random_weights import random_checkpoint_for
 from fastvar.export.reference import Sampling, generate_scales
 from fastvar.export.toolchain import make_toolchain
+from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.plan import ScaleRule
 from fastvar.runtime.generation import SamplingSettings
 from fastvar.runtime.session import Session

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastvar.config import TRANSFORMERS, image_tokenizer_for
 from fastvar.engines.bundle import Bundle
 from fastvar.engines.manifest import Manifest
 from fastvar.export.assembly import Assembly, assemble
 from fastvar.export.coders import TextEncoder
+from fastvar.families.infinity import TRANSFORMERS, image_tokenizer_for
 from fastvar.plan import DENSE, fastvar_policy, make_plan
-from fastvar.profiling.costs import Cost, EngineCosts, Kind, add, decoder_flop, engine_costs
+from fastvar.profiling.costs import Cost, EngineCosts, Kind, add, decoder_cost, engine_costs
 from fastvar.runtime.layout import lay_out
 from fastvar.schedule import schedule_for
 from tests.described_engines import manifest_for
@@ -109,7 +109,8 @@ def test_decoders_of_published_models_cost_what_torch_counts(name: str):
         decoder, codes = Decoder(config), torch.empty(1, config.bits, 6, 10)
         with FlopCounterMode(display=False) as counter:
             decoder(codes)
-    assert decoder_flop(config, (6, 10)) == counter.get_total_flops()
+    shapes = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+    assert decoder_cost(shapes, (6, 10)).flop == counter.get_total_flops()
 
 
 def test_bridges_of_patchified_models_cost_what_torch_counts():

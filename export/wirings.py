@@ -1,0 +1,16 @@
+"""The wiring of every family. A new one is a line here (docs/adding-a-model.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..families import family_of
+from .infinity_steps import InfinityWiring
+from .wiring import Wiring
+
+WIRINGS: dict[str, Wiring] = {wiring.family.name: wiring for wiring in (InfinityWiring(),)}
+
+
+def wiring_of(transformer: Any) -> Wiring:
+    """The wiring for a transformer's configuration."""
+    return WIRINGS[family_of(transformer).name]
