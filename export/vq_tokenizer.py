@@ -214,13 +214,11 @@ class Quantizer(nn.Module):
     A token map is int64 [B, h, w], its codes [B, code_channels, h, w].
     """
 
-    ema_vocab_hit_SV: Tensor  # of no use but in training
-
     def __init__(self, config: VqTokenizerConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.codes, config.code_channels)
         self.quant_resi = PhiSet(config)
-        self.register_buffer("ema_vocab_hit_SV", torch.zeros(config.levels, config.codes))
+        self.register_buffer("ema_vocab_hit_SV", torch.zeros(config.levels, config.codes))  # of use in training alone
 
     def lookup(self, token_map: Tensor) -> Tensor:
         out: Tensor = self.embedding(token_map)
@@ -262,7 +260,7 @@ class Quantizer(nn.Module):
 
 
 class LatentDecoder(nn.Module):
-    """Latent [B, code_channels, h, w] -> image [B, 3, H, W], not clamped: the decoding half, under its official keys."""
+    """The decoding half, by its official keys: latent [B, code_channels, h, w] -> image [B, 3, H, W], not clamped."""
 
     def __init__(self, config: VqTokenizerConfig) -> None:
         super().__init__()
@@ -275,7 +273,7 @@ class LatentDecoder(nn.Module):
 
 
 class LatentEncoder(nn.Module):
-    """Image [B, 3, H, W] in [-1, 1] -> latent [B, code_channels, h, w], before quantisation: the encoding half."""
+    """The encoding half: image [B, 3, H, W] in [-1, 1] -> latent [B, code_channels, h, w], before quantisation."""
 
     def __init__(self, config: VqTokenizerConfig) -> None:
         super().__init__()
