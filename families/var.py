@@ -1,0 +1,126 @@
+"""The class-conditional VAR transformers, as nouns: sizes, scale schedules, and the pruning preset.
+
+Knows no weights, no torch, no files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CheckpointError
+from ..plan import PruningPolicy, ScaleRule
+from ..schedule import ScaleSchedule
+
+SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+
+
+@dataclass(frozen=True)
+class VarConfig:
+    """Sizes of a VAR transformer (upstream: VAR, models/var.py).
+
+    Its positions are learned, one per token of all scales: a model draws images of one size alone.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    mlp_width: int
+    classes: int  # without the unconditional one, which the class embedding holds behind them
+    codes: int  # vocabulary size: rows of the image tokenizer's codebook
+    code_channels: int
+    scales: tuple[int, ...] = SCALES_256  # side of every token grid
+    shared_modulation: bool = False  # one adaptive layer norm for all blocks, to which each adds an offset
+    unit_queries: bool = True  # queries and keys are l2-normalised, with a learned scale per head
+
+    def __post_init__(self) -> None:
+        if min(self.depth, self.width, self.heads, self.mlp_width, self.classes, self.codes, self.code_channels) < 1:
+            raise CheckpointError(f"invalid model configuration: a size of {self} is not positive")
+        if self.width % self.heads:
+            raise CheckpointError(
+                f"invalid model configuration: width {self.width} does not divide into {self.heads} attention heads"
+            )
+        if self.scales[:1] != (1,) or tuple(sorted(self.scales)) != self.scales:
+            raise CheckpointError(
+                f"invalid model configuration: scales {list(self.scales)}",
+                expected="sides of token grids from 1 on, none smaller than the one before it",
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def levels(self) -> int:
+        return len(self.scales)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all scales together."""
+        return self.first_token(self.levels)
+
+    def first_token(self, scale: int) -> int:
+        """Where a scale begins in the row of all tokens."""
+        return sum(side * side for side in self.scales[:scale])
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        sizes = tuple((side, side) for side in self.scales)
+        return ScaleSchedule(sizes, sizes[-1])
+
+
+def _published(depth: int, scales: tuple[int, ...] = SCALES_256, shared_modulation: bool = False) -> VarConfig:
+    """The published rule: a layer more is a head of 64 channels more."""
+    return VarConfig(
+        depth=depth,
+        width=64 * depth,
+        heads=depth,
+        mlp_width=4 * 64 * depth,
+        classes=1000,
+        codes=4096,
+        code_channels=32,
+        scales=scales,
+        shared_modulation=shared_modulation,
+    )
+
+
+TRANSFORMERS: dict[str, VarConfig] = {
+    "var_d16": _published(16),
+    "var_d20": _published(20),
+    "var_d24": _published(24),
+    "var_d30": _published(30),
+    "var_d36s": _published(36, SCALES_512, shared_modulation=True),
+}
+
+# By image (height, width) in pixels, at 16 pixels a token.
+SCHEDULES: dict[tuple[int, int], ScaleSchedule] = {
+    model.schedule.pixels: model.schedule for model in TRANSFORMERS.values()
+}
+
+
+def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
+    """The `fastvar` preset. None is published for VAR: this one is FastVAR's for HART, on the last three scales.
+
+    Half of the second last scale's tokens are forwarded and a quarter of the last one's, in every layer, restored from
+    the scale before them.
+    """
+    last = len(schedule) - 1
+    if last < 3:
+        return PruningPolicy("fastvar")
+    return PruningPolicy("fastvar", {last - 1: ScaleRule(0.5), last: ScaleRule(0.25)}, 0, depth, last - 2)
+
+
+def var_from_json(data: dict[str, Any]) -> VarConfig:
+    """Read what `dataclasses.asdict` wrote, tuples as lists.
+
+    Raises:
+        CheckpointError: a field is unknown or missing.
+    """
+    try:
+        return VarConfig(**{**data, "scales": tuple(data.get("scales", SCALES_256))})
+    except TypeError as error:
+        raise CheckpointError(
+            f"model configuration not understood: {error}",
+            expected=f"the fields {', '.join(VarConfig.__dataclass_fields__)}",
+        ) from error
