@@ -20,8 +20,8 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..families import family_of
 from ..families.family import Family, to_json
-from .shapes import Shapes, module_shapes, shapes_of
 from .tensor_files import check_finite, check_state, digest, read_json, read_shards, read_tensors, shard_files
+from .tensor_shapes import Shapes, module_shapes, shapes_of
 from .text_encoders import load_text_encoder, text_encoder_files
 from .wiring import Wiring
 from .wirings import WIRINGS, wiring_of

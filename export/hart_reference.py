@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import PlanError
-from ..families.hart import final_counts, guidance_ratio, top_k
-from ..plan import GenerationPlan, StepPlan
+from ..families.hart import guidance_ratio, top_k
+from ..plan import GenerationPlan, StepPlan, part_counts
 from ..schedule import Size
 from .hart import Block, Condition, HartTransformer, context_rotary, image_rotary
 from .hart_diffusion import StepTrace, diffusion_steps, residual_of, sample
@@ -157,7 +157,7 @@ def iteration_tokens(run: Generation, step: StepPlan) -> list[Tensor | None]:
     assert run.draws.order is not None
     parts: list[Tensor | None] = []
     masked = step.tokens
-    for count in final_counts(step.tokens, run.sampling.final_iterations):
+    for count in part_counts(step.tokens, run.sampling.final_iterations):
         masked -= count
         parts.append(run.draws.order[:, masked : masked + count].sort(dim=1).values)
     return parts

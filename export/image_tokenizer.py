@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..families.infinity import ImageTokenizerConfig
-from .shapes import dims, indices
+from .tensor_shapes import dims, indices
 
 
 class Conv(nn.Module):

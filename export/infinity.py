@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..families.infinity import TransformerConfig
 from .attention import attend
-from .shapes import dims, indices
+from .tensor_shapes import dims, indices
 
 PATCHIFIED_CHANNELS = 56  # 8B: 14 bits in 2 x 2 cells; no other published model predicts 56
 MAX_LOG_SCALE = math.log(100.0)  # ceiling of the learned per-head attention scale

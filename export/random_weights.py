@@ -19,8 +19,8 @@ from torch import Tensor
 from ..families import family_of, named_transformer
 from ..families.family import to_json
 from .checkpoint import Checkpoint, image_tokenizer_shapes, transformer_shapes
-from .shapes import Shapes, module_shapes
 from .tensor_files import digest
+from .tensor_shapes import Shapes, module_shapes
 from .text_encoders import kind_of
 from .wirings import wiring_of
 

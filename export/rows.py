@@ -18,7 +18,7 @@ from .infinity import layer_norm
 LONGEST_TOPK = 3840  # TensorRT's limit
 
 # Activations at the border of a graph that are neither fp32 nor of the compute precision, and those that are.
-INTEGERS = frozenset({"kept", "kept_ca", "kept_ffn", "ids", "attention_mask"})
+INTEGERS = frozenset({"kept", "kept_ca", "kept_ffn", "ids", "attention_mask", "labels", "top_k", "codes", "positions"})
 COMPUTED = frozenset(
     {"q", "keys", "values", "guided_keys", "guided_values", "text", "text_keys", "text_values"}
     | {f"{end}_{sub_layer}" for end in ("cache", "cached") for sub_layer in ("sa", "ca", "ffn")}

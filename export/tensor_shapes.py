@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
 
 from ..errors import CheckpointError
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_of(state: Mapping[str, Any]) -> Shapes:
+    """Name -> shape of every tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def module_shapes(make: Any, config: Any) -> Shapes:
+    """Name -> shape of every tensor of a module, buffers included; nothing is allocated."""
+    with torch.device("meta"):
+        module: nn.Module = make(config)
+    return shapes_of(module.state_dict())
 
 
 def indices(names: Iterable[str], pattern: str) -> set[tuple[int, ...]]:

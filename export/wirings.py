@@ -6,9 +6,10 @@ from typing import Any
 
 from ..families import family_of
 from .infinity_steps import InfinityWiring
+from .var_steps import VarWiring
 from .wiring import Wiring
 
-WIRINGS: dict[str, Wiring] = {wiring.family.name: wiring for wiring in (InfinityWiring(),)}
+WIRINGS: dict[str, Wiring] = {wiring.family.name: wiring for wiring in (InfinityWiring(), VarWiring())}
 
 
 def wiring_of(transformer: Any) -> Wiring:

@@ -6,9 +6,11 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .family import Family
+from .hart import HART
 from .infinity import INFINITY
+from .var import VAR
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (INFINITY,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (INFINITY, VAR, HART)}
 
 
 def family_named(name: str) -> Family:

@@ -5,16 +5,16 @@ Nouns and numbers only: no weights, no torch, no files (upstream: mit-han-lab/ha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from ..errors import CheckpointError, PlanError
-from ..plan import PruningPolicy, ScaleRule
-from ..schedule import ScaleSchedule, Size
-from .vq import VqTokenizerConfig
+from ..plan import PruningPolicy, ScaleRule, dense_policy
+from ..schedule import ScaleSchedule, Size, square_schedule
+from .family import Family, SamplingDefaults
+from .vq import VqTokenizerConfig, vq_from_json
 
 PUBLISHED_SCALES = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
 POOLINGS = ("max", "avg")
@@ -68,13 +68,32 @@ class HartConfig:
         return self.width // self.heads
 
     @property
+    def text_length(self) -> int:
+        """Prompt tokens, padding included: always as many."""
+        return self.context_length
+
+    @property
+    def text_width(self) -> int:
+        """Channels of a text feature."""
+        return self.context_width
+
+    @property
+    def first_tokens(self) -> int:
+        """Tokens of the first scale: the context."""
+        return self.context_length
+
+    @property
+    def patch(self) -> int:
+        """Tokenizer grid cells along one side of a token."""
+        return 1
+
+    @property
     def levels(self) -> int:
         return len(self.scales)
 
     @property
     def schedule(self) -> ScaleSchedule:
-        sizes = tuple((side, side) for side in self.scales)
-        return ScaleSchedule(sizes, sizes[-1])
+        return square_schedule(self.scales)
 
 
 def mlp_width(width: int, ratio: float = 4.0) -> int:
@@ -175,9 +194,6 @@ def check_settings(config: HartConfig, settings: Mapping[str, Any]) -> None:
             )
 
 
-# Schedules by image (height, width) in pixels, at 16 pixels a token.
-SCHEDULES: dict[Size, ScaleSchedule] = {model.schedule.pixels: model.schedule for model in TRANSFORMERS.values()}
-
 # The published pruning (FastVAR, folder HART) goes by token counts: half of the 48x48 tokens are dropped, three
 # quarters of the 64x64, in every layer, restored from 36x36.
 _KEEP = {(48, 48): 0.5, (64, 64): 0.25}
@@ -218,18 +234,21 @@ def top_k(scale: int) -> int:
     return 600 if scale < 7 else 300
 
 
-def final_counts(tokens: int, iterations: int) -> tuple[int, ...]:
-    """Tokens run in each iteration of the final scale: few first, by a cosine.
+def _schedules(transformer: HartConfig) -> dict[Size, ScaleSchedule]:
+    return {transformer.schedule.pixels: transformer.schedule}
 
-    Raises:
-        PlanError: more iterations than tokens, or none.
-    """
-    if not 0 < iterations <= tokens:
-        raise PlanError(f"{iterations} iterations of the final scale", expected=f"1 to {tokens}, its tokens")
-    counts, masked = [], tokens
-    for n in range(iterations - 1):
-        wanted = math.floor(tokens * math.cos(math.pi / 2 * (n + 1) / iterations))
-        remaining = max(1, min(wanted, masked - 1))
-        counts.append(masked - remaining)
-        masked = remaining
-    return (*counts, masked)
+
+HART = Family(
+    name="hart",
+    transformer=HartConfig,
+    image_tokenizer=VqTokenizerConfig,
+    transformers=TRANSFORMERS,
+    image_tokenizer_for=lambda _: IMAGE_TOKENIZER,
+    schedules=_schedules,
+    presets={"dense": dense_policy, "fastvar": fastvar_policy},
+    transformer_from_json=config_from_json,
+    image_tokenizer_from_json=vq_from_json,
+    sampling=SamplingDefaults(guidance_scale=4.5, tau=None, top_p=1.0),  # the published sampling script's
+    guidance_off=0.0,
+    drawings=frozenset({"smooth", "final_iterations", "residual"}),
+)

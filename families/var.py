@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from ..plan import PruningPolicy, ScaleRule
-from ..schedule import ScaleSchedule
+from ..plan import PruningPolicy, ScaleRule, dense_policy
+from ..schedule import ScaleSchedule, Size, square_schedule
+from .family import Family, SamplingDefaults, from_fields
+from .vq import VAR_TOKENIZER, VqTokenizerConfig, vq_from_json
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -52,6 +54,26 @@ class VarConfig:
         return self.width // self.heads
 
     @property
+    def text_length(self) -> int:
+        """No prompts are read."""
+        return 0
+
+    @property
+    def text_width(self) -> int:
+        """No prompts are read."""
+        return 0
+
+    @property
+    def first_tokens(self) -> int:
+        """Tokens of the first scale: the class."""
+        return 1
+
+    @property
+    def patch(self) -> int:
+        """Tokenizer grid cells along one side of a token."""
+        return 1
+
+    @property
     def levels(self) -> int:
         return len(self.scales)
 
@@ -66,8 +88,7 @@ class VarConfig:
 
     @property
     def schedule(self) -> ScaleSchedule:
-        sizes = tuple((side, side) for side in self.scales)
-        return ScaleSchedule(sizes, sizes[-1])
+        return square_schedule(self.scales)
 
 
 def _published(depth: int, scales: tuple[int, ...] = SCALES_256, shared_modulation: bool = False) -> VarConfig:
@@ -93,11 +114,6 @@ TRANSFORMERS: dict[str, VarConfig] = {
     "var_d36s": _published(36, SCALES_512, shared_modulation=True),
 }
 
-# By image (height, width) in pixels, at 16 pixels a token.
-SCHEDULES: dict[tuple[int, int], ScaleSchedule] = {
-    model.schedule.pixels: model.schedule for model in TRANSFORMERS.values()
-}
-
 
 def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
     """The `fastvar` preset. None is published for VAR: this one is FastVAR's for HART, on the last three scales.
@@ -111,16 +127,27 @@ def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
     return PruningPolicy("fastvar", {last - 1: ScaleRule(0.5), last: ScaleRule(0.25)}, 0, depth, last - 2)
 
 
-def var_from_json(data: dict[str, Any]) -> VarConfig:
-    """Read what `dataclasses.asdict` wrote, tuples as lists.
+def _from_json(data: dict[str, Any]) -> VarConfig:
+    config: VarConfig = from_fields(VarConfig, data)
+    return config
 
-    Raises:
-        CheckpointError: a field is unknown or missing.
-    """
-    try:
-        return VarConfig(**{**data, "scales": tuple(data.get("scales", SCALES_256))})
-    except TypeError as error:
-        raise CheckpointError(
-            f"model configuration not understood: {error}",
-            expected=f"the fields {', '.join(VarConfig.__dataclass_fields__)}",
-        ) from error
+
+def _schedules(transformer: VarConfig) -> dict[Size, ScaleSchedule]:
+    return {transformer.schedule.pixels: transformer.schedule}
+
+
+VAR = Family(
+    name="var",
+    transformer=VarConfig,
+    image_tokenizer=VqTokenizerConfig,
+    transformers=TRANSFORMERS,
+    image_tokenizer_for=lambda _: VAR_TOKENIZER,
+    schedules=_schedules,
+    presets={"dense": dense_policy, "fastvar": fastvar_policy},
+    transformer_from_json=_from_json,
+    image_tokenizer_from_json=vq_from_json,
+    sampling=SamplingDefaults(guidance_scale=4.0, tau=None, top_p=0.95, top_k=900),  # upstream's demo
+    guidance_off=0.0,
+    draws="class label",
+    drawings=frozenset({"smooth"}),
+)
