@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..engines.bundle import Bundle
+from ..engines.manifest import Manifest
 from ..errors import BundleError, InputError
 from ..families import family_named
 from .generation import ImageInput, LabelInput, SamplingSettings, TextInput
@@ -18,12 +19,17 @@ Subject = str | int  # a prompt, or the number of a class
 Label = int | str
 
 
+def draws_labels(manifest: Manifest) -> bool:
+    """Whether images are drawn of class labels rather than prompts."""
+    return family_named(manifest.family).draws == "class label"
+
+
 class Subjects:
     """Reads prompts or labels for one bundle."""
 
     def __init__(self, bundle: Bundle) -> None:
         m = self._manifest = bundle.manifest
-        self._labels = family_named(m.family).draws == "class label"
+        self._labels = draws_labels(m)
         self._tokenizer: PromptTokenizer | None = None
         if m.text_tokenizer is not None:
             path = bundle.path / m.text_tokenizer.file
