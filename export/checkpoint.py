@@ -169,7 +169,7 @@ def load_transformer(path: Path, config: Any = None) -> tuple[Any, dict[str, Ten
     state = read_shards(index) if index else read_tensors(files[0], TRANSFORMER_WRAPPERS)
     wiring = wiring_of(config) if config is not None else _recognised(state, path)
     if config is None and path.is_dir() and (path / "config.json").exists():
-        config = wiring.family.transformer_from_json(read_json(path / "config.json"))
+        config = wiring.configured(shapes_of(state), read_json(path / "config.json"))
     config = config or wiring.infer_transformer(shapes_of(state))
     expected = transformer_shapes(config)
     for name, shape in expected.items():
