@@ -132,7 +132,8 @@ def text_of(bundle: Bundle, request: Request) -> TextInput | None:
     prompt, file = prompt_of(bundle, request), bundle.manifest.text_tokenizer
     if prompt is None or file is None:
         return None
-    return TextInput(PromptTokenizer(bundle.path / file.file, bundle.manifest.text_length).encode(prompt))
+    m = bundle.manifest
+    return TextInput(PromptTokenizer(bundle.path / file.file, m.text_length, m.prompt_format).encode(prompt))
 
 
 def random_features(manifest: Manifest) -> NDArray[np.float32]:
