@@ -20,6 +20,7 @@ STRIPES = {"stripe", "inner_stripe"}  # what the stages of a tiled decoder read
 HOST_FIXED, HOST_SESSION = 32 << 20, 1 << 19  # onnxruntime: its code as it is paged in, and each of its sessions
 TORCH_FIXED = 230 << 20  # torch's code, and the compiled libraries, of which there are about a dozen
 LONGEST_TOPK = 3840  # tokens that the library selects at once
+ATTEND = {"q", "x_out"}  # tensors that tell the second half of a block
 FIXED = 8 << 20  # what the library's matrix products ask for whatever their size
 
 
@@ -41,7 +42,7 @@ def working_bytes(spec: EngineSpec, manifest: Manifest) -> int:
     """Tensors that an engine holds between its kernels, where every attention is one of them."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
     element = storage_dtype(manifest.precision.compute).itemsize
-    if "text_bias" in names and "q" in names:
+    if ATTEND <= names:
         return _attend(spec, element)
     if "q" in names:
         return _project(spec, element)
@@ -70,7 +71,7 @@ def library_bytes(manifest: Manifest) -> int:
 def _host_working(spec: EngineSpec, manifest: Manifest) -> int:
     """Tensors that an engine of onnxruntime holds between its kernels, as its graph is rewritten for it."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
-    if "x_out" in names:
+    if ATTEND <= names:
         return max(working_bytes(spec, manifest), _host_attention(spec))
     channels = manifest.image_tokenizer.level_channels
     if names & STRIPES:
