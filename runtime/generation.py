@@ -217,7 +217,7 @@ class Workspace:
     def set_features(self, cond: NDArray[Any], uncond: NDArray[Any] | None, lengths: tuple[int, ...]) -> None:
         """Text features [<= T, Ct] of each guidance row and how many of them count; then condition and text keys."""
         for name, features, length in zip(("cond", "uncond"), (cond, uncond), lengths, strict=False):
-            if features is not None:
+            if features is not None and name in self._condition_call.tensors:
                 self._set_features(name, features, length)
         self._finish_text([self._counted(length) for length in lengths])
 

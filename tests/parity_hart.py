@@ -358,12 +358,14 @@ def compare_image(run: HartRun, engines: EngineRun, to: Comparison) -> Compariso
     workspace, s = engines.workspace, run.sampling
     engines.give_text()
     settings = SamplingSettings(s.guidance_scale, None, 1 - s.top_p if s.top_p == 0 else s.top_p, guidance_off=0.0)
-    expected, block_in, total = torch.zeros(()), engines.by_row(workspace.layout.condition, "x"), torch.zeros(())
+    expected, whole, block_in = torch.zeros(()), torch.zeros(()), engines.by_row(workspace.layout.condition, "x")
     for calls, _ in workspace.run_scales(engines.noise, settings):
         prefix = f"s{calls.step.index + (calls.step.part or 0):02d}."
         scale = prefix[:-1]
         if calls.pick is not None:
-            block_in = engines.by_row(calls.pick, "x_out")
+            picked = engines.read(calls.pick, "positions")
+            whole = engines.by_row(calls.pick, "x") if calls.step.part == 0 else whole
+            block_in = whole[:, picked]
         compare_rows(engines, prefix + "block_in", "block_in", block_in[: 2 if calls.step.index == 0 else 1], to)
         compare_rows(engines, prefix + "block_out", "block_out", engines.by_row(calls.layers[-1], "x_out"), to)
         compare_rows(engines, prefix + "logits_cfg", "logits", engines.read(calls.bridge, "logits")[None], to)
@@ -375,8 +377,8 @@ def compare_image(run: HartRun, engines: EngineRun, to: Comparison) -> Compariso
         compare_kept_sets(run, calls, engines, to)
         if run.sampling.smooth:
             expected = forced_sum(run, engines, calls, expected)
-            to.tensor(scale, "f_hat.smooth", total, expected) if calls.residual is None else None
             if calls.residual is None:
+                to.tensor(scale, "f_hat.smooth", total, expected)
                 engines.force_sum(calls, expected)
         if calls.step.next_index is not None:
             block_in = engines.by_row(calls.bridge, "x_next")
