@@ -42,7 +42,7 @@ def working_bytes(spec: EngineSpec, manifest: Manifest) -> int:
     """Tensors that an engine holds between its kernels, where every attention is one of them."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
     element = storage_dtype(manifest.precision.compute).itemsize
-    if ATTEND <= names:
+    if names >= ATTEND:
         return _attend(spec, element)
     if "q" in names:
         return _project(spec, element)
@@ -71,7 +71,7 @@ def library_bytes(manifest: Manifest) -> int:
 def _host_working(spec: EngineSpec, manifest: Manifest) -> int:
     """Tensors that an engine of onnxruntime holds between its kernels, as its graph is rewritten for it."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
-    if ATTEND <= names:
+    if names >= ATTEND:
         return max(working_bytes(spec, manifest), _host_attention(spec))
     channels = manifest.image_tokenizer.level_channels
     if names & STRIPES:
