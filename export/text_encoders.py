@@ -69,6 +69,7 @@ def load_text_encoder(folder: Path, wiring: Wiring | None = None) -> tuple[Any, 
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar of its own across the build's
+    logging.set_verbosity_error()  # a table of the tensors that are not read; what is missing is looked at below
     load: Callable[..., Any] = getattr(transformers, kind.model).from_pretrained
     try:
         half = text_half(folder) if kind.model == "Qwen2Model" else {}
