@@ -22,8 +22,9 @@ from fastvar.export.random_weights import RandomWeights
 from fastvar.export.text_encoders import load_text_encoder
 from fastvar.export.vq_tokenizer import VqTokenizer
 from fastvar.families.family import PromptFormat
-from fastvar.families.hart import HartConfig
+from fastvar.families.hart import HART, HartConfig
 from fastvar.families.vq import VqTokenizerConfig
+from fastvar.plan import DENSE
 from fastvar.runtime.noise import uniform_noise
 from tests.conftest import TOKENIZER
 from tests.export import tiny_hart as tiny
@@ -138,17 +139,9 @@ def reference_image(prompt: str, seed: int) -> Tensor:
 
     draws = Draws(codes=lambda i, shape: drawn("noise")(i, (*shape[1:], 1)).view(shape))
     draws = replace(draws, diffusion=drawn("residual_noise"))
-    load = load_checkpoint_plan()
-    model, images = tiny.model(CONFIG), image_tokenizer()
-    (*_, last) = generate_scales(model, images, text, load, draws, Sampling(2.0, smooth=False))
+    plan, images = HART.plan(CONFIG.schedule, DENSE, CONFIG), image_tokenizer()
+    *_, last = generate_scales(tiny.model(CONFIG), images, text, plan, draws, Sampling(2.0, smooth=False))
     return images.decode(last.summed)[0]
-
-
-def load_checkpoint_plan():
-    from fastvar.families.hart import HART
-    from fastvar.plan import DENSE
-
-    return HART.plan(CONFIG.schedule, DENSE, CONFIG)
 
 
 @pytest.mark.parametrize("layout", ["model.", "model.language_model."])
