@@ -46,8 +46,10 @@ def working_bytes(spec: EngineSpec, manifest: Manifest) -> int:
         return _attend(spec, element)
     if "q" in names:
         return _project(spec, element)
+    if "residual_noise" in names:
+        return _diffusion(spec, element)
     if "logits" in names:
-        return element * max(_size(spec, name) for name in ("x", "x_next") if name in names)
+        return _bridge(spec, element)
     if names & STRIPES:
         return 2 * element * max(_size(spec, name) for name in names & (STRIPES | {"stripe_out", "inner_stripe_out"}))
     if "image" in names or "latent" in names:
@@ -116,6 +118,21 @@ def _project(spec: EngineSpec, element: int) -> int:
     whole, width = spec.tensor("x").shape
     tokens = _size(spec, "q") // width
     return 5 * tokens * width * element + (whole * width * element if tokens < whole else 0)
+
+
+def _bridge(spec: EngineSpec, element: int) -> int:
+    """The widest tokens, and the logits of every guidance row; where there are two, what guidance makes of them."""
+    names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
+    tokens = max(_size(spec, name) for name in ("x", "x_next") if name in names)
+    logits = _size(spec, "logits")
+    mixed = logits * (element + FLOAT) if "guidance" in names else 0
+    return element * tokens + logits * element + mixed
+
+
+def _diffusion(spec: EngineSpec, element: int) -> int:
+    """Stream and modulation of every token and guidance row, and what goes from one layer of the network to the next."""
+    _, width = spec.tensor("diffusion.times").shape
+    return spec.tensor("x").shape[0] * width * (10 * FLOAT + 6 * element)
 
 
 def _image_coder(spec: EngineSpec, manifest: Manifest, element: int) -> int:

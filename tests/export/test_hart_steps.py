@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from fastvar.export.assembly import assemble
 from fastvar.export.checkpoint import Checkpoint
 from fastvar.export.hart_reference import PassTrace, Prompt, Sampling, generate_scales
 from fastvar.export.random_weights import random_checkpoint_for
+from fastvar.families.family import PromptFormat
 from fastvar.families.hart import HART, HartConfig
 from fastvar.plan import DENSE, Drawing, PruningPolicy, ScaleRule
 from fastvar.runtime.generation import SamplingSettings, Workspace
@@ -64,9 +66,10 @@ def checkpoint(config: HartConfig) -> Checkpoint:
     return replace(made, transformer_weights=tiny.model(config).state_dict(), image_tokenizer_weights=images)
 
 
-def workspace_for(case: Case, folder: Path, text: Prompt) -> Workspace:
+def workspace_for(case: Case, folder: Path, text: Prompt, **changes: Any) -> Workspace:
     plan = HART.plan(case.config.schedule, case.policy, case.config, case.drawing)
-    workspace = module_session(checkpoint(case.config), plan, folder, case.rows).workspace(case.rows)
+    made = replace(checkpoint(case.config), **changes)
+    workspace = module_session(made, plan, folder, case.rows).workspace(case.rows)
     workspace.set_features(text.features[0].numpy(), None, (int(text.mask.sum()),))
     return workspace
 
@@ -134,6 +137,13 @@ def test_context_positions_stay_at_the_last_token_that_counts(tmp_path: Path):
     positions = read(workspace, workspace.layout.condition, "context_positions").view(-1, 2)
     assert positions.t().tolist() == [[0, 1, 2, 2, 2], [0] * 5]
     assert read(workspace, workspace.layout.condition, "offset").tolist() == [2, 0]
+
+
+def test_padding_in_front_has_positions_before_the_first(tmp_path: Path):
+    left = PromptFormat(pad_left=True, keeps_padding=True)
+    workspace = workspace_for(Case(rows=1), tmp_path, tiny.prompt((3,)), prompt_format=left)
+    assert read(workspace, workspace.layout.condition, "context_positions").tolist() == [-1, -1, 0, 1, 2]
+    assert read(workspace, workspace.layout.condition, "offset").tolist() == [2]
 
 
 @pytest.mark.parametrize(
