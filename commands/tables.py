@@ -151,6 +151,11 @@ def header_table(facts: Facts) -> Table:
     return table
 
 
+def _prompt(facts: Facts) -> str:
+    length = facts["text_length"]
+    return f"at most {length} tokens" if length else f"none: one of {facts['classes']} classes"
+
+
 def _decoder(tile: int | None) -> str:
     return "the whole image at once" if tile is None else f"stripes of {tile} latent rows"
 
