@@ -130,7 +130,7 @@ def _bridge(spec: EngineSpec, element: int) -> int:
 
 
 def _diffusion(spec: EngineSpec, element: int) -> int:
-    """Stream and modulation of every token and guidance row, and what goes from one layer of the network to the next."""
+    """Stream and modulation of every token and guidance row, and what goes from layer to layer."""
     _, width = spec.tensor("diffusion.times").shape
     return spec.tensor("x").shape[0] * width * (10 * FLOAT + 6 * element)
 
