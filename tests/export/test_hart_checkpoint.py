@@ -23,7 +23,6 @@ from fastvar.export.text_encoders import load_text_encoder
 from fastvar.export.vq_tokenizer import VqTokenizer
 from fastvar.families.family import PromptFormat
 from fastvar.families.hart import HART, HartConfig
-from fastvar.families.vq import VqTokenizerConfig
 from fastvar.plan import DENSE
 from fastvar.runtime.noise import uniform_noise
 from tests.conftest import TOKENIZER
@@ -44,9 +43,7 @@ CONFIG = HartConfig(
     diffusion_depth=1,
     diffusion_steps=2,
 )
-IMAGES = VqTokenizerConfig(
-    codes=40, code_channels=4, base_channels=32, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=1, levels=2
-)
+IMAGES = replace(tiny.TOKENIZER, levels=2)  # a pixel for each cell: the decoder is the slowest to trace
 # As the published program writes it; what it leaves out the tensors tell.
 SETTINGS = {"depth": 1, "embed_dim": 48, "num_heads": 3, "context_token": 6, "context_dim": 32, "patch_nums": [1, 2]}
 SETTINGS |= {"attn_l2_norm": True, "disable_aln": True, "num_sampling_steps": "2", "mlp_ratio": 4.0}
@@ -115,7 +112,8 @@ def test_a_prompt_becomes_the_image_of_the_reference(folder: Path, engine_cache:
     image = np.asarray(pipe("a red circle", seed=7, guidance_scale=2.0).images[0])
     expected = (reference_image("a red circle", 7).permute(1, 2, 0).numpy() + 1) * 127.5
     assert np.abs(image - expected).max() < 1
-    assert np.abs(image - np.asarray(pipe("a red square", seed=7, guidance_scale=2.0).images[0])).max() > 10
+    other = np.asarray(pipe("a blue square", seed=7, guidance_scale=2.0).images[0])
+    assert np.abs(image.astype(int) - other).max() > 10
 
 
 def reference_image(prompt: str, seed: int) -> Tensor:
