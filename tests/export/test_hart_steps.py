@@ -21,7 +21,7 @@ from fastvar.plan import DENSE, Drawing, PruningPolicy, ScaleRule
 from fastvar.runtime.generation import SamplingSettings, Workspace
 from fastvar.runtime.layout import StepCalls
 from tests.export import tiny_hart as tiny
-from tests.module_session import module_session
+from tests.module_bundle import ModuleBundle
 
 MODULATED = replace(tiny.CONFIG, modulated=True, pooling="avg", context_norm=False)
 PLAIN = replace(tiny.CONFIG, modulated=True, unit_queries=False, timestep_levels=False)
@@ -69,7 +69,7 @@ def checkpoint(config: HartConfig) -> Checkpoint:
 def workspace_for(case: Case, folder: Path, text: Prompt, **changes: Any) -> Workspace:
     plan = HART.plan(case.config.schedule, case.policy, case.config, case.drawing)
     made = replace(checkpoint(case.config), **changes)
-    workspace = module_session(made, plan, folder, case.rows).workspace(case.rows)
+    workspace = ModuleBundle(made, plan, folder).session().workspace(case.rows)
     workspace.set_features(text.features[0].numpy(), None, (int(text.mask.sum()),))
     return workspace
 
