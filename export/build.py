@@ -216,5 +216,5 @@ def _manifest(
         fastvar_version=__version__,
         sampling=sampling or checkpoint.family.sampling,
         class_names=names,
-        text_prefix=checkpoint.text_prefix,
+        prompt_format=checkpoint.prompt_format,
     )

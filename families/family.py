@@ -71,6 +71,16 @@ class SamplingDefaults:
     top_k: int | None = None
 
 
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a model was trained to read prompts: behind which text, and padded how to the text length."""
+
+    prefix: str = ""  # tokenized apart; its features are not kept
+    pad_id: int = 0
+    pad_left: bool = False
+    keeps_padding: bool = False  # features of padding are real, and read
+
+
 Preset = Callable[[ScaleSchedule, int], PruningPolicy]  # (schedule, depth of the model) -> policy
 
 

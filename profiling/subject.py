@@ -98,8 +98,10 @@ class Subject:
         if self._given is not None:
             self.workspace.give(self._given)
         else:
-            length = self._features.shape[1]
-            self.workspace.set_features(self._features[0], self._features[1], (length,) * self.settings.rows)
+            length, condition = self._features.shape[1], self.workspace.layout.condition
+            reads_both = condition is not None and "uncond" in condition.tensors
+            uncond = self._features[1] if reads_both else None
+            self.workspace.set_features(self._features[0], uncond, (length,) * self.settings.rows)
 
     def _noise(self, scale: int, shape: tuple[int, ...], *stream: str) -> NDArray[Any]:
         return uniform_noise(self._seed, scale, shape, *stream)

@@ -33,7 +33,7 @@ class Subjects:
         self.tokenizer: PromptTokenizer | None = None
         if m.text_tokenizer is not None:
             path = bundle.path / m.text_tokenizer.file
-            self.tokenizer = PromptTokenizer(path, m.text_length, m.text_prefix)
+            self.tokenizer = PromptTokenizer(path, m.text_length, m.prompt_format)
         self._names = _read_names(bundle)
 
     def of(self, prompt: str | Sequence[str] | None, labels: Label | Sequence[Label] | None = None) -> list[Subject]:

@@ -378,6 +378,14 @@ def compare_folder(folder: Path, backend: str = "onnxruntime") -> Iterator[Compa
         with tempfile.TemporaryDirectory() as cache:
             yield from compare_var_engines(folder, backend, Path(cache))
         return
+    if (folder / "weights_short.safetensors").exists():
+        from tests.parity_hart import compare_hart_folder
+        from tests.parity_hart_engines import compare_hart_engines
+
+        yield from compare_hart_folder(folder)
+        with tempfile.TemporaryDirectory() as cache:
+            yield from compare_hart_engines(folder, backend, Path(cache))
+        return
     with torch.no_grad(), tempfile.TemporaryDirectory() as cache:
         for run in load_runs(folder):
             yield compare_reference(run)
