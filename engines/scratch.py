@@ -136,10 +136,13 @@ def _diffusion(spec: EngineSpec, element: int) -> int:
 
 
 def _image_coder(spec: EngineSpec, manifest: Manifest, element: int) -> int:
-    """At the image's own resolution: the widest activation, and its norm in fp32."""
+    """At the image's own resolution: the widest activation, and its norm in fp32; of a VQ decoder's, whose norm groups
+    are no power of two wide, the compiler holds twice as much.
+    """
     channels = manifest.image_tokenizer.level_channels
     pixels = _size(spec, "image") // 3
-    return pixels * max(channels[:2]) * (element + FLOAT)
+    held = 2 if any(name.startswith("post_quant_conv.") for name in spec.weights) else 1
+    return held * pixels * max(channels[:2]) * (element + FLOAT)
 
 
 def _text_encoder(spec: EngineSpec, element: int) -> int:

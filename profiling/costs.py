@@ -6,6 +6,7 @@ selection and softmax are not. Bytes are every bound tensor read or written once
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -146,6 +147,13 @@ def _cost(kind: Kind, call: EngineCall, step: StepCalls | None, flop: Cost) -> C
     return CallCost(call.engine, kind, call.layer, step.step.index, tokens, cost)
 
 
+def _codes_read(shapes: Shapes) -> int:
+    """Rows of the codebook: those of the codes drawn, or all where they are mixed."""
+    if "gumbel" in shapes:
+        return shapes["codebook.weight"][0]
+    return shapes["codes" if "codes" in shapes else "noise"][0]
+
+
 # Tables of which an engine reads some rows only: input -> how many, given the shapes of all that it is bound to.
 _TABLES: dict[str, Callable[[Shapes], int]] = {
     "shared.weight": lambda shapes: shapes["ids"][1],
@@ -153,7 +161,7 @@ _TABLES: dict[str, Callable[[Shapes], int]] = {
     "embed_tokens.weight": lambda shapes: shapes["ids"][1],
     "class_emb.weight": lambda shapes: shapes["labels"][0],
     "position.weight": lambda shapes: shapes.get("x_next", (1,))[0],
-    "codebook.weight": lambda shapes: shapes["noise"][0],
+    "codebook.weight": _codes_read,
 }
 
 
@@ -201,11 +209,11 @@ _OF_EVERY_TOKEN = ("text_proj_for_ca.", "text_proj_for_sos.ca.mat_kv.", "context
 
 def _condition(manifest: Manifest, call: EngineCall) -> Cost:
     """Text projections over T * R rows; pooling by one query; modulation of the blocks and the head."""
-    rows = _shape(call, "head_modulation")[0]
-    length = manifest.text_length
+    rows, length = _shape(call, "head_modulation")[0], manifest.text_length
+    tokens = math.prod(_shape(call, "mask")) if "mask" in call.tensors else 0
     flop = 0
     for name, shape in _matrices(manifest, call).items():
-        flop += gemm(rows * length if name.startswith(_OF_EVERY_TOKEN) else rows, *shape)
+        flop += gemm(tokens if name.startswith(_OF_EVERY_TOKEN) else rows, *shape)
     pools = any(name.endswith(".mat_q") for name in _weights(manifest, call))
     return Cost(flop, rows * attention(1, length, manifest.transformer.width) if pools else 0)
 

@@ -17,7 +17,7 @@ from fastvar.errors import BackendError, BuildError, BundleError
 from fastvar.export.assembly import LAYER_PREFIX
 from fastvar.export.factory import EngineFactory
 from fastvar.export.graphs import StepGraph
-from fastvar.export.infinity_steps import Attend
+from fastvar.export.infinity_blocks import Attend
 from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.module_backend import ModuleEngine
 from fastvar.export.toolchain import make_toolchain

@@ -15,7 +15,7 @@ from fastvar.engines.onnx_restoration import rewrite_restorations
 from fastvar.engines.onnx_rewriting import rewritten
 from fastvar.engines.onnxruntime import OnnxRuntimeBackend
 from fastvar.export.graphs import StepGraph, layer_weights, trace
-from fastvar.export.infinity_steps import Attend
+from fastvar.export.infinity_blocks import Attend
 from fastvar.export.infinity_weights import transformer_weights
 from fastvar.families.infinity import TransformerConfig
 from tests.engines.test_onnx_convolutions import numbers, operators, run

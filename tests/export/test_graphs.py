@@ -2,7 +2,8 @@ import onnx
 import pytest
 
 from fastvar.export.graphs import StepGraph, WeightShape, layer_weights, trace
-from fastvar.export.infinity_steps import Attend, Bridge, Project
+from fastvar.export.infinity_blocks import Attend, Project
+from fastvar.export.infinity_steps import Bridge
 from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.weights import Role
 from fastvar.families.infinity import TransformerConfig

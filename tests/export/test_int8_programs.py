@@ -16,7 +16,7 @@ from fastvar.engines.native import LINEAR_INT8, build, cpu_lacks
 from fastvar.engines.program_passes import use_int8_gelu, use_onednn_linear
 from fastvar.errors import BuildError, InternalError
 from fastvar.export.graphs import TracedGraph, WeightShape, torch_type
-from fastvar.export.infinity_steps import Attend
+from fastvar.export.infinity_blocks import Attend
 from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.programs import fused_attention, trace_program
 from fastvar.export.quantise import SCALE, IntegerFactor, dequantise, integer_linear, quantise

@@ -15,7 +15,8 @@ from fastvar.export import rows
 from fastvar.export.checkpoint import image_tokenizer_shapes
 from fastvar.export.coders import ImageDecoder, TextEncoder, image_tokenizer_role, text_encoder_role
 from fastvar.export.graphs import StepGraph, TracedGraph, layer_weights, trace
-from fastvar.export.infinity_steps import Attend, Bridge, Condition, Project, TextKV
+from fastvar.export.infinity_blocks import Attend, Project
+from fastvar.export.infinity_steps import Bridge, Condition, TextKV
 from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.random_weights import RandomWeights, text_encoder_shapes
 from fastvar.export.weights import Role, WeightSource, plain_weights

@@ -13,7 +13,8 @@ from fastvar.engines.onnxruntime import OnnxRuntimeBackend
 from fastvar.engines.registry import get_backend
 from fastvar.errors import InternalError
 from fastvar.export.graphs import TracedGraph, WeightShape, trace
-from fastvar.export.infinity_steps import Attend, Project, TextKV
+from fastvar.export.infinity_blocks import Attend, Project
+from fastvar.export.infinity_steps import TextKV
 from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.quantise import LARGEST, SCALE, dequantise, quantise, quantise_graph, quantise_sources
 from fastvar.export.weights import Role

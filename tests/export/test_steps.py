@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from fastvar.export.infinity import InfinityTransformer
-from fastvar.export.infinity_steps import Attend, Bridge, Condition, Project, TextKV
+from fastvar.export.infinity_blocks import Attend, Project
+from fastvar.export.infinity_steps import Bridge, Condition, TextKV
 from fastvar.export.infinity_weights import halves_order, transformer_weights
 from fastvar.export.reference import Sampling, generate_scales
 from fastvar.export.weights import WeightSource

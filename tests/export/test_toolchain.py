@@ -9,7 +9,7 @@ from fastvar.engines.registry import backend_class, get_backend
 from fastvar.errors import BackendError, BuildError, PlanError
 from fastvar.export.factory import BuiltEngine, EngineFactory
 from fastvar.export.graphs import StepGraph
-from fastvar.export.infinity_steps import Attend
+from fastvar.export.infinity_blocks import Attend
 from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.toolchain import Toolchain, make_toolchain
 from fastvar.families.infinity import TransformerConfig

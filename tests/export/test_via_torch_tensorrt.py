@@ -11,7 +11,7 @@ import torch
 from fastvar.engines.manifest import TensorSpec
 from fastvar.errors import BackendError, BuildError
 from fastvar.export.graphs import layer_weights, trace
-from fastvar.export.infinity_steps import Attend
+from fastvar.export.infinity_blocks import Attend
 from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.toolchain import make_toolchain
 from fastvar.export.via_torch_tensorrt import compile_exported

@@ -317,7 +317,7 @@ def test_another_thread_waits_for_the_stream(pipe: Pipeline):
         ({"prompt": []}, "the list of prompts is empty"),
         ({"prompt": ["a red circle", " "]}, "the prompt is empty"),
         ({"prompt": 7}, "the prompt is a int"),
-        ({"prompt": None}, "the prompt is a NoneType"),
+        ({"prompt": None}, "no prompt given"),
         ({"prompt": b"a red circle"}, "the prompt is a bytes"),
         ({"prompt": "red " * 16}, "the prompt has 17 tokens"),
         ({"negative_prompt": ""}, "the prompt is empty"),
