@@ -256,9 +256,16 @@ def _bridge(manifest: Manifest, step: StepCalls) -> Cost:
 
 
 def _residual(manifest: Manifest, call: EngineCall, rows: int) -> Cost:
-    """Every matrix of the diffusion head once a step, for every token and guidance row."""
+    """The diffusion head: its network once a step for every token and guidance row; what does not change from step to
+    step once, and what rows share once a token.
+    """
     steps, tokens, _ = _shape(call, "residual_noise")
-    return Cost(steps * _products(manifest, call, tokens * rows))
+    flop = 0
+    for name, shape in _matrices(manifest, call).items():
+        times = steps if name.startswith("diffusion.") and "cond_embed." not in name else 1
+        shared = "input_proj." in name or "word_embed." in name
+        flop += gemm(times * tokens * (1 if shared else rows), *shape)
+    return Cost(flop)
 
 
 def _grid(plan: GenerationPlan, scale: int, patch: int) -> Size:
