@@ -15,7 +15,7 @@ from demo.train import ALLOCATOR
 from demo.var_codec import STATES
 
 STAGES: dict[str, tuple[Callable[[float], None], float]] = {  # name -> what trains it, minutes
-    "codec": (var_codec.train, 5),
+    "codec": (var_codec.train, 7),
     "decoder": (lambda minutes: var_training.train_tokenizer("decoder", minutes), 9),
     "encoder": (lambda minutes: var_training.train_tokenizer("encoder", minutes), 1.5),
     "transformer": (lambda minutes: var_training.train_transformer(minutes, var_codec.load()), 22),

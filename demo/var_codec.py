@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from demo.patch_codec import BITS, PatchCodec, images_of, psnr
 from demo.read_scene import read_scene
-from demo.scenes import BACKGROUNDS, CELLS, COLORS, KINDS, SIZES, Scene, Shape
+from demo.scenes import BACKGROUNDS, CELLS, COLORS, KINDS, Scene, Shape
 from demo.training_loop import TrainingRun, write_atomically
 from fastvar.export.vq_tokenizer import Quantizer, area_pool
 from fastvar.families.var import SCALES_256
@@ -36,10 +36,10 @@ REVIVE_UNTIL = 0.8  # progress: codes settle behind it
 
 
 def class_scene(label: int, rng: np.random.Generator) -> Scene:
-    """One plain shape of the class, anywhere, of any size, on any background."""
-    cell, size, background = (tuple(options)[rng.integers(len(options))] for options in (CELLS, SIZES, BACKGROUNDS))
+    """One large plain shape of the class, anywhere, on any background."""
+    cell, background = (tuple(options)[rng.integers(len(options))] for options in (CELLS, BACKGROUNDS))
     color, kind = CLASSES[label].split()
-    return Scene(background, (Shape(kind, color, size, "plain", cell),), "alone")
+    return Scene(background, (Shape(kind, color, "large", "plain", cell),), "alone")
 
 
 def read_class(image: np.ndarray) -> int | None:

@@ -37,7 +37,7 @@ CONFIG = VarConfig(
     codes=TOKENIZER.codes,
     code_channels=TOKENIZER.code_channels,
 )
-IMAGES = 6000  # whose token maps are made before the transformer is trained
+IMAGES = 4000  # whose token maps are made before the transformer is trained
 SMALL_SCALES = 7  # 1 to 8: they decide the layout, and are less than a quarter of the tokens
 # progress from which -> share of batches with all scales, images of a batch with them
 STAGES = ((0.0, 0.1), (0.45, 0.6), (0.8, 1.0))
