@@ -18,7 +18,7 @@ STAGES: dict[str, tuple[Callable[[float], None], float]] = {  # name -> what tra
     "codec": (var_codec.train, 7),
     "decoder": (lambda minutes: var_training.train_tokenizer("decoder", minutes), 9),
     "encoder": (lambda minutes: var_training.train_tokenizer("encoder", minutes), 1.5),
-    "transformer": (lambda minutes: var_training.train_transformer(minutes, var_codec.load()), 22),
+    "transformer": (lambda minutes: var_training.train_transformer(minutes, var_codec.load()), 27),
 }
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demo.patch_codec import BITS, PatchCodec, images_of, psnr
-from demo.read_scene import read_scene
+from demo.read_scene import SeenShape, read_scene
 from demo.scenes import BACKGROUNDS, CELLS, COLORS, KINDS, Scene, Shape
 from demo.training_loop import TrainingRun, write_atomically
 from fastvar.export.vq_tokenizer import Quantizer, area_pool
@@ -42,10 +42,16 @@ def class_scene(label: int, rng: np.random.Generator) -> Scene:
     return Scene(background, (Shape(kind, color, "large", "plain", cell),), "alone")
 
 
+def only_shape(image: np.ndarray) -> SeenShape | None:
+    """The shape in uint8 [256, 256, 3]; None unless it shows one alone."""
+    shapes = read_scene(image).shapes
+    return shapes[0] if len(shapes) == 1 else None
+
+
 def read_class(image: np.ndarray) -> int | None:
     """The class that uint8 [256, 256, 3] shows; None unless it shows one shape alone."""
-    shapes = read_scene(image).shapes
-    return CLASSES.index(f"{shapes[0].color} {shapes[0].kind}") if len(shapes) == 1 else None
+    shape = only_shape(image)
+    return None if shape is None else CLASSES.index(f"{shape.color} {shape.kind}")
 
 
 def draw_classes(count: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Scene]]:

@@ -39,8 +39,8 @@ CONFIG = VarConfig(
 )
 IMAGES = 4000  # whose token maps are made before the transformer is trained
 SMALL_SCALES = 7  # 1 to 8: they decide the layout, and are less than a quarter of the tokens
-# progress from which -> share of batches with all scales, images of a batch with them
-STAGES = ((0.0, 0.1), (0.45, 0.6), (0.8, 1.0))
+# progress from which -> share of batches with all scales
+STAGES = ((0.0, 0.1), (0.45, 0.6))
 BATCH, WHOLE_BATCH = 32, 12
 UNCONDITIONAL_RATE = 0.1
 WHOLE_IMAGES_FROM = 0.85  # progress from which the decoder sees whole images: their normalisation statistics count

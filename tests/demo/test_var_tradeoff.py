@@ -34,6 +34,7 @@ def test_a_policy_is_compared_image_by_image():
         pruned.add(images[0], image, min(i, 1), 5.0)  # always draws the first
     found = pruned.summary(dense)
     assert (found["accuracy"], found["lost"], found["won"]) == (pytest.approx(1 / 3), 1, 0)
+    assert found["color_accuracy"] == 1.0  # all three are red
     assert found["times_dense"] == 2.0
     assert found["ssim_mean"] < 1
     assert dense.summary(dense)["psnr_db_median"] is None
