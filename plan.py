@@ -337,7 +337,8 @@ def make_plan(
     tokens = {i: schedule.tokens(i) if i else first_tokens for i in executed}
     kept = {i: policy.rule(i).kept(tokens[i]) if any_pruned_layer and i else tokens[i] for i in executed}
     restores = any(kept[i] < tokens[i] for i in executed)
-    _check_parts(policy, drawing, kept[executed[-1]] < tokens[executed[-1]], len(executed))
+    last = executed[-1]
+    _check_parts(policy, drawing, kept[last] < tokens[last], tokens[last], len(executed))
     steps: list[StepPlan] = []
     past = guided_past = (0, 0)  # in layers that never prune, and in those that may
     for i, following in zip(executed, [*executed[1:], None], strict=True):
@@ -364,7 +365,7 @@ def part_counts(tokens: int, iterations: int) -> tuple[int, ...]:
     return (*counts, left)
 
 
-def _check_parts(policy: PruningPolicy, drawing: Drawing, pruned: bool, scales: int) -> None:
+def _check_parts(policy: PruningPolicy, drawing: Drawing, pruned: bool, tokens: int, scales: int) -> None:
     if drawing.final_iterations == 1:
         return
     if pruned:
@@ -372,6 +373,11 @@ def _check_parts(policy: PruningPolicy, drawing: Drawing, pruned: bool, scales: 
             f"policy {policy.name!r} prunes the last scale, which is drawn in {drawing.final_iterations} iterations",
             expected="one of the two: a part of a scale has no grid to restore it on",
             fix="choose the policy dense, or one final iteration",
+        )
+    if tokens < drawing.final_iterations:
+        raise PlanError(
+            f"{drawing.final_iterations} final iterations for {tokens} tokens",
+            expected=f"at most {tokens}: one token each",
         )
     if scales == 1:
         raise PlanError("a schedule of one scale cannot be drawn in parts", expected="a scale before the last")

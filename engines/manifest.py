@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import BundleError
 from ..families import family_named
-from ..families.family import ImageTokenizerShape, SamplingDefaults, TransformerShape, to_json
+from ..families.family import ImageTokenizerShape, PromptFormat, SamplingDefaults, TransformerShape, to_json
 from ..plan import Drawing, GenerationPlan, make_plan, policy_from_json, policy_to_json
 from ..precision import Precision
 from ..schedule import ScaleSchedule
@@ -152,7 +152,7 @@ class Manifest:
     tiles: DecoderTiles | None = None
     encoder: str = ""  # engine name; empty in a bundle without an image encoder
     class_names: FileRecord | None = None  # JSON list: the names of every class, commas between them
-    text_prefix: str = ""  # what goes before every prompt; its features are not kept
+    prompt_format: PromptFormat = field(default_factory=PromptFormat)
     format_version: int = FORMAT_VERSION
 
     @property
@@ -243,6 +243,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
             "class_names": FileRecord(**data["class_names"]) if data.get("class_names") else None,
             "precision": Precision(**data["precision"]),
             "sampling": SamplingDefaults(**data["sampling"]),
+            "prompt_format": PromptFormat(**data["prompt_format"]),
             "tiles": _tiles(data["tiles"]) if data.get("tiles") else None,
         }
     )

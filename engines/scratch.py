@@ -20,6 +20,7 @@ STRIPES = {"stripe", "inner_stripe"}  # what the stages of a tiled decoder read
 HOST_FIXED, HOST_SESSION = 32 << 20, 1 << 19  # onnxruntime: its code as it is paged in, and each of its sessions
 TORCH_FIXED = 230 << 20  # torch's code, and the compiled libraries, of which there are about a dozen
 LONGEST_TOPK = 3840  # tokens that the library selects at once
+ATTEND = {"q", "x_out"}  # tensors that tell the second half of a block
 FIXED = 8 << 20  # what the library's matrix products ask for whatever their size
 
 
@@ -41,12 +42,14 @@ def working_bytes(spec: EngineSpec, manifest: Manifest) -> int:
     """Tensors that an engine holds between its kernels, where every attention is one of them."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
     element = storage_dtype(manifest.precision.compute).itemsize
-    if "text_bias" in names and "q" in names:
+    if names >= ATTEND:
         return _attend(spec, element)
     if "q" in names:
         return _project(spec, element)
+    if "residual_noise" in names:
+        return _diffusion(spec, element)
     if "logits" in names:
-        return element * max(_size(spec, name) for name in ("x", "x_next") if name in names)
+        return _bridge(spec, element)
     if names & STRIPES:
         return 2 * element * max(_size(spec, name) for name in names & (STRIPES | {"stripe_out", "inner_stripe_out"}))
     if "image" in names or "latent" in names:
@@ -70,7 +73,7 @@ def library_bytes(manifest: Manifest) -> int:
 def _host_working(spec: EngineSpec, manifest: Manifest) -> int:
     """Tensors that an engine of onnxruntime holds between its kernels, as its graph is rewritten for it."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
-    if "x_out" in names:
+    if names >= ATTEND:
         return max(working_bytes(spec, manifest), _host_attention(spec))
     channels = manifest.image_tokenizer.level_channels
     if names & STRIPES:
@@ -115,6 +118,21 @@ def _project(spec: EngineSpec, element: int) -> int:
     whole, width = spec.tensor("x").shape
     tokens = _size(spec, "q") // width
     return 5 * tokens * width * element + (whole * width * element if tokens < whole else 0)
+
+
+def _bridge(spec: EngineSpec, element: int) -> int:
+    """The widest tokens, and the logits of every guidance row; where there are two, what guidance makes of them."""
+    names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
+    tokens = max(_size(spec, name) for name in ("x", "x_next") if name in names)
+    logits = _size(spec, "logits")
+    mixed = logits * (element + FLOAT) if "guidance" in names else 0
+    return element * tokens + logits * element + mixed
+
+
+def _diffusion(spec: EngineSpec, element: int) -> int:
+    """Stream and modulation of every token and guidance row, and what goes from layer to layer."""
+    _, width = spec.tensor("diffusion.times").shape
+    return spec.tensor("x").shape[0] * width * (10 * FLOAT + 6 * element)
 
 
 def _image_coder(spec: EngineSpec, manifest: Manifest, element: int) -> int:

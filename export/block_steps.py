@@ -52,11 +52,21 @@ class ProjectStep(nn.Module):
     kept [k * R] (int64). The weights hold "sa.qkv.weight" [3 C, C] and "sa.qkv.bias" [3 C].
     """
 
-    given: ClassVar[tuple[str, ...]] = ()  # inputs beside x
+    given: tuple[str, ...] = ()  # inputs beside x
     weights: tuple[str, ...] = ("sa.qkv.weight", "sa.qkv.bias")
 
-    def __init__(self, config: TransformerShape, rows: int, size: Size, kept: int, text_rows: int = 0) -> None:
+    def __init__(
+        self,
+        config: TransformerShape,
+        rows: int,
+        size: Size,
+        kept: int,
+        text_rows: int = 0,
+        given: tuple[str, ...] | None = None,
+    ) -> None:
+        """given: where not all blocks of the family are given the same."""
         super().__init__()
+        self.given = self.given if given is None else given
         self.config, self.rows, self.size, self.kept = config, rows, size, kept
         self.text_rows = text_rows or rows
         self.prunes = kept < tokens_of(size)
@@ -130,7 +140,7 @@ class AttendStep(nn.Module):
 
     corners: Tensor
 
-    given: ClassVar[tuple[str, ...]] = ()  # inputs behind the values
+    given: tuple[str, ...] = ()  # inputs behind the values
     sub_layers: ClassVar[tuple[str, ...]]
     attentions = 1  # that a compiler of GPU engines must fuse
     attention = staticmethod(attention)  # programs.py puts another form in its place
@@ -149,8 +159,11 @@ class AttendStep(nn.Module):
         cached_rows: int = 0,
         guided_past: int = 0,
         shared: bool = False,
+        given: tuple[str, ...] | None = None,
     ) -> None:
+        """given: where not all blocks of the family are given the same."""
         super().__init__()
+        self.given = self.given if given is None else given
         self.text_rows, self.cached_rows = text_rows or rows, cached_rows or rows
         self.guided_past = guided_past if self.text_rows > rows else 0
         self.config, self.rows, self.size, self.kept, self.fills = config, rows, size, kept, fills

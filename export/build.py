@@ -25,7 +25,6 @@ from ..errors import BuildError
 from ..families.family import SamplingDefaults
 from ..plan import Drawing, GenerationPlan
 from ..precision import Precision
-from ..schedule import parse_size
 from .assembly import Assembly, latent_grid
 from .bundling import WEIGHTS, BuildReport, Construction, Progress, check_fit, open_cache
 from .checkpoint import CLASS_NAMES, Checkpoint, load_checkpoint
@@ -44,8 +43,8 @@ GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
 def build(
     checkpoint: str | Path | Checkpoint,
     *,
-    size: str,
     out: str | Path,
+    size: str | None = None,
     policy: str = "fastvar",
     backend: str = "onnxruntime",
     target: str | None = None,
@@ -69,8 +68,8 @@ def build(
 
     Args:
         checkpoint: folder or transformer file in an official format, or a loaded `Checkpoint`.
-        size: image size, "WIDTHxHEIGHT" in pixels.
         out: the bundle folder; replaced as a whole when the build is complete.
+        size: image size, "WIDTHxHEIGHT" in pixels; Infinity's default is 1024x1024, other families' their largest.
         policy: "dense", "fastvar" as the checkpoint's family has it, or a TOML policy file.
         backend, target: who compiles, and for which devices; the backend's default for None.
         precision: "fp32", "bf16" or "fp16"; the backend's default for None.
@@ -97,7 +96,7 @@ def build(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(Path(checkpoint), image_tokenizer=image_tokenizer, text_encoder=text_encoder)
     family, transformer = checkpoint.family, checkpoint.transformer
-    schedule = family.schedule_for(parse_size(size), transformer)
+    schedule = family.schedule_for(family.size(size, transformer), transformer)
     return build_bundle(
         checkpoint,
         family.plan(schedule, family.policy(policy, schedule, transformer.depth), transformer, drawing),
@@ -217,5 +216,5 @@ def _manifest(
         fastvar_version=__version__,
         sampling=sampling or checkpoint.family.sampling,
         class_names=names,
-        text_prefix=checkpoint.text_prefix,
+        prompt_format=checkpoint.prompt_format,
     )

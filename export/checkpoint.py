@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..families import family_of
-from ..families.family import Family, to_json
+from ..families.family import Family, PromptFormat, to_json
 from .tensor_files import check_finite, check_state, digest, read_json, read_shards, read_tensors, shard_files
 from .tensor_shapes import Shapes, module_shapes, shapes_of
 from .text_encoders import load_text_encoder, text_encoder_files
@@ -56,14 +56,15 @@ class Checkpoint:
     tokenizer_file: Path | None  # tokenizer.json of the text encoder; None for random weights
     digest: str
     class_names: Path | None = None  # JSON list of names, one entry for each class
-    text_prefix: str = ""  # what the model was trained to read before every prompt
+    prompt_format: PromptFormat = field(default_factory=PromptFormat)
 
     @property
     def prefix_length(self) -> int:
         """Tokens of what goes before every prompt."""
-        if not self.text_prefix or self.tokenizer_file is None:
+        prefix = self.prompt_format.prefix
+        if not prefix or self.tokenizer_file is None:
             return 0
-        return len(Tokenizer.from_file(str(self.tokenizer_file)).encode(self.text_prefix).ids)
+        return len(Tokenizer.from_file(str(self.tokenizer_file)).encode(prefix, add_special_tokens=False).ids)
 
     @property
     def family(self) -> Family:
@@ -107,10 +108,10 @@ def load_checkpoint(
     files = [*_transformer_files(source), Path(tokenizer_path)]
     encoder: Any = None
     encoder_weights: Weights = {}
-    tokenizer_file, prefix = None, ""
+    tokenizer_file, prompt_format = None, PromptFormat()
     if family_of(model).draws == "prompt":
         encoder_path = text_encoder or _part(folder, "text_encoder")
-        encoder, encoder_weights, tokenizer_file, prefix = load_text_encoder(encoder_path, wiring_of(model))
+        encoder, encoder_weights, tokenizer_file, prompt_format = load_text_encoder(encoder_path, wiring_of(model))
         files += text_encoder_files(encoder_path)
     elif text_encoder is not None:
         raise CheckpointError(
@@ -125,9 +126,9 @@ def load_checkpoint(
         text_encoder=encoder,
         text_encoder_weights=encoder_weights,
         tokenizer_file=tokenizer_file,
-        digest=digest(files, json.dumps([to_json(model), to_json(images), prefix], sort_keys=True)),
+        digest=digest(files, json.dumps([to_json(noun) for noun in (model, images, prompt_format)], sort_keys=True)),
         class_names=_class_names(source, model),
-        text_prefix=prefix,
+        prompt_format=prompt_format,
     )
 
 
@@ -169,7 +170,7 @@ def load_transformer(path: Path, config: Any = None) -> tuple[Any, dict[str, Ten
     state = read_shards(index) if index else read_tensors(files[0], TRANSFORMER_WRAPPERS)
     wiring = wiring_of(config) if config is not None else _recognised(state, path)
     if config is None and path.is_dir() and (path / "config.json").exists():
-        config = wiring.family.transformer_from_json(read_json(path / "config.json"))
+        config = wiring.configured(shapes_of(state), read_json(path / "config.json"))
     config = config or wiring.infer_transformer(shapes_of(state))
     expected = transformer_shapes(config)
     for name, shape in expected.items():

@@ -61,7 +61,7 @@ def describe(
         precision=precision,
         address_alignment=backend.address_alignment,
         sampling=checkpoint.family.sampling,
-        text_prefix=checkpoint.text_prefix,
+        prompt_format=checkpoint.prompt_format,
     )
 
 

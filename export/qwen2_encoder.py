@@ -6,6 +6,7 @@ which system prompt that is, is not known here.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +16,25 @@ from torch.func import functional_call
 
 from ..errors import CheckpointError
 from .rows import Shapes, Weights
+from .tensor_files import read_json
 from .weights import Role
 
 if TYPE_CHECKING:
     from transformers import Qwen2Config
 
 ATTENTION = "fastvar_causal_fp32_softmax"  # our attention's name with transformers
+SHARED_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "rms_norm_eps",
+    "max_position_embeddings",
+    "use_sliding_window",
+)
 HIDDEN = -1e30  # added to the score of a key that a query does not see
 
 
@@ -50,8 +64,26 @@ def qwen2_shapes(config: Qwen2Config) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in _on_meta(config).state_dict().items()}
 
 
+def text_half(folder: Path) -> dict[str, Any]:
+    """What transformers must be told to read the language half of a Qwen2-VL folder as a Qwen2 model; nothing for a
+    folder of Qwen2. Text alone has one position on all of Qwen2-VL's axes, so its rotary is the ordinary one.
+    """
+    data = read_json(folder / "config.json")
+    if data.get("model_type") != "qwen2_vl":
+        return {}
+    from transformers import Qwen2Config, Qwen2VLConfig
+
+    text: Any = Qwen2VLConfig.from_pretrained(folder, local_files_only=True).text_config
+    rotary = {"rope_type": "default", "rope_theta": text.rope_parameters["rope_theta"]}
+    fields = {name: getattr(text, name) for name in SHARED_FIELDS}
+    return {
+        "config": Qwen2Config(**fields, rope_parameters=rotary),
+        "key_mapping": {r"^model\.language_model\.": "model."},
+    }
+
+
 class Qwen2Encoder(nn.Module):
-    """ids [1, T], attention_mask [1, T] (both int64) -> features [context_length, Ct], of the last tokens.
+    """ids [1, P + T], attention_mask [1, P + T] (both int64) -> features [T, Ct], of all but the first P tokens.
 
     Positions count all tokens, padding too. Padding is seen by no token, but has features of its own, and HART reads
     them: a padding token sees what comes before it. Where it sees nothing its features are finite, and mean nothing.
@@ -62,7 +94,7 @@ class Qwen2Encoder(nn.Module):
     inputs = ("ids", "attention_mask")
     outputs = ("features",)
 
-    def __init__(self, config: Qwen2Config, text_length: int, context_length: int) -> None:
+    def __init__(self, config: Qwen2Config, text_length: int, prefix_length: int = 0) -> None:
         super().__init__()
         if config.use_sliding_window:
             raise CheckpointError(
@@ -74,27 +106,28 @@ class Qwen2Encoder(nn.Module):
         for module in self.model.modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_pre_hook(_to_weight_type)
-        self.text_length, self.context_length = text_length, context_length
+        self.text_length, self.prefix_length = text_length, prefix_length
         self.weights = tuple(self.model.state_dict())
 
     def input_shapes(self) -> Shapes:
-        return dict.fromkeys(self.inputs, (1, self.text_length))
+        return dict.fromkeys(self.inputs, (1, self.prefix_length + self.text_length))
 
     def output_shapes(self) -> Shapes:
-        return {"features": (self.context_length, self.model.config.hidden_size)}
+        return {"features": (self.text_length, self.model.config.hidden_size)}
 
     def forward(self, ids: Tensor, attention_mask: Tensor, weights: Weights) -> Tensor:
         embedded = F.embedding(ids, weights["embed_tokens.weight"]).float()
-        causal = torch.ones(self.text_length, self.text_length, dtype=torch.bool).tril()
+        tokens = self.prefix_length + self.text_length
+        causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
         seen = causal & attention_mask[:, None, None, :].bool()  # [1, 1, T, T]: of rank 4, used as it is
         inputs = {
             "inputs_embeds": embedded,
             "attention_mask": torch.where(seen, 0.0, HIDDEN),
-            "position_ids": torch.arange(self.text_length)[None],
+            "position_ids": torch.arange(tokens)[None],
             "use_cache": False,
         }
         features: Tensor = functional_call(self.model, weights, (), inputs).last_hidden_state[0]
-        return features[-self.context_length :]
+        return features[self.prefix_length :]
 
 
 def _on_meta(config: Qwen2Config) -> Any:

@@ -19,9 +19,10 @@ from torch import Tensor
 from ..families import family_of, named_transformer
 from ..families.family import to_json
 from .checkpoint import Checkpoint, image_tokenizer_shapes, transformer_shapes
+from .qwen2_encoder import qwen2_vl_text
 from .tensor_files import digest
 from .tensor_shapes import Shapes, module_shapes
-from .text_encoders import kind_of
+from .text_encoders import kind_of, plain_format
 from .wirings import wiring_of
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def random_checkpoint_for(
     tokenizer_file: Path | None = None,
 ) -> Checkpoint:
     """Random weights for any configuration. Without a text encoder its weights are empty."""
-    image_shapes = image_tokenizer_shapes(image_tokenizer, wiring_of(transformer))
-    image_shapes = image_tokenizer_shapes(image_tokenizer, wiring_of(transformer))
+    wiring = wiring_of(transformer)
+    image_shapes = image_tokenizer_shapes(image_tokenizer, wiring)
     encoder_shapes = text_encoder_shapes(text_encoder) if text_encoder is not None else {}
     preface = [to_json(transformer), to_json(image_tokenizer), {k: list(v) for k, v in encoder_shapes.items()}]
     return Checkpoint(
@@ -99,6 +100,7 @@ def random_checkpoint_for(
         text_encoder=text_encoder,
         text_encoder_weights=RandomWeights(encoder_shapes, seed, dtype),
         tokenizer_file=tokenizer_file,
+        prompt_format=plain_format(wiring.text_encoders),
         digest=digest((), json.dumps(["random", seed, str(dtype), *preface], sort_keys=True)),
     )
 
@@ -118,7 +120,7 @@ def flan_t5_xl() -> T5Config:
     )
 
 
-PUBLISHED_ENCODERS: dict[str, Callable[[], PretrainedConfig]] = {"t5": flan_t5_xl}
+PUBLISHED_ENCODERS: dict[str, Callable[[], PretrainedConfig]] = {"t5": flan_t5_xl, "qwen2": qwen2_vl_text}
 
 
 def text_encoder_shapes(config: PretrainedConfig) -> Shapes:

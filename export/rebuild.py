@@ -20,7 +20,6 @@ from ..errors import BundleError
 from ..families import family_named
 from ..plan import GenerationPlan, PruningPolicy
 from ..precision import Precision
-from ..schedule import parse_size
 from .assembly import Assembly, assemble
 from .bundling import BuildReport, Construction, Progress, check_fit, open_cache
 from .factory import EngineFactory
@@ -85,7 +84,7 @@ def rebuild(
 
 def _plan(old: Manifest, policy: str | PruningPolicy, size: str | None) -> GenerationPlan:
     family, transformer = family_named(old.family), old.transformer
-    schedule = old.plan.schedule if size is None else family.schedule_for(parse_size(size), transformer)
+    schedule = old.plan.schedule if size is None else family.schedule_for(family.size(size, transformer), transformer)
     if not isinstance(policy, PruningPolicy):
         policy = family.policy(policy, schedule, transformer.depth)
     plan = family.plan(schedule, policy, transformer, old.plan.drawing)

@@ -115,6 +115,11 @@ def attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, widt
     return out.transpose(0, 1).reshape(-1, width)
 
 
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm along the last axis, eps 1e-6."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
+
+
 def modulate(x: Tensor, scale: Tensor, shift: Tensor, rows: int) -> Tensor:
     """Layer norm of x [L * R, C] with each guidance row's scale and shift [R, C]."""
     h = layer_norm(x).view(-1, rows, x.shape[-1])

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..engines.manifest import EDGE_INSIDE, EDGE_OUTSIDE
 from ..precision import Precision
 from .checkpoint import Checkpoint, image_tokenizer_shapes
-from .coders import text_encoder_role
 from .preview import GRID as PREVIEW_GRID
 from .preview import fit_preview
 from .random_weights import text_encoder_shapes
+from .text_encoders import kind_of
 from .weights import WeightSource, plain_weights
 from .wirings import wiring_of
 
@@ -30,7 +30,7 @@ def engine_weights(checkpoint: Checkpoint, with_encoder: bool, precision: Precis
     )
     if checkpoint.text_encoder is not None:
         text_shapes = text_encoder_shapes(checkpoint.text_encoder)
-        role = text_encoder_role(precision)
+        role = kind_of(checkpoint.text_encoder).role(precision)
         sources |= plain_weights("text_encoder", text_shapes, checkpoint.text_encoder_weights, role)
     return sources
 

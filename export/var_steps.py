@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..families.var import VAR, VarConfig
-from ..families.vq import VqTokenizerConfig
+from ..families.vq import VqTokenizerConfig, phi_index
 from ..plan import StepPlan
 from .block_steps import AttendStep, ProjectStep, SubLayer, Tensors
 from .graphs import StepGraph
-from .rows import Shapes, Weights, first, modulate, scale_rows, unit
+from .rows import Shapes, Weights, first, modulate, scale_rows, tokens_of, unit
 from .var import DERIVED, VarTransformer, infer_transformer
 from .vq_steps import CodeBridge, LayerModulation, VqImageDecoder, attention_weights, codebook_weights
 from .vq_tokenizer import VqTokenizer, infer_vq_tokenizer
@@ -149,8 +149,15 @@ class Bridge(CodeBridge):
 
     def next_places(self) -> Tensor:
         assert self.next_index is not None
-        start, end = (self.config.first_token(i) for i in (self.next_index, self.next_index + 1))
-        return torch.arange(start, end)
+        assert self.next_size is not None
+        return self.config.first_token(self.next_index) + torch.arange(tokens_of(self.next_size))
+
+    @classmethod
+    def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """One program for all scales that go by the same phi."""
+        found, index, scales = super().stand_in(arguments), arguments["index"], arguments["scales"]
+        alike = next(i for i in range(scales) if phi_index(i, scales) == phi_index(index, scales))
+        return {**found, "index": alike, "next_index": arguments["next_index"] and 1}
 
     def head_input(self, x: Tensor, modulation: Tensor, weights: Weights) -> Tensor:
         return modulate(x, modulation[:, 0], modulation[:, 1], self.rows)

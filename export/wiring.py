@@ -87,6 +87,14 @@ class Wiring(ABC):
             CheckpointError: the tensors are not those of this family.
         """
 
+    def configured(self, shapes: Mapping[str, tuple[int, ...]], data: dict[str, Any]) -> Any:
+        """Configuration from the config.json beside the tensors.
+
+        Raises:
+            CheckpointError: it is not understood, or not that of these tensors.
+        """
+        return self.family.transformer_from_json(data)
+
     @abstractmethod
     def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         """Configuration from the tensors alone.

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ..errors import CheckpointError, PlanError
 from ..plan import Drawing, GenerationPlan, PruningPolicy, load_policy, make_plan
-from ..schedule import ScaleSchedule, Size, find_schedule
+from ..schedule import ScaleSchedule, Size, find_schedule, parse_size
 
 
 class TransformerShape(Protocol):
@@ -71,6 +71,16 @@ class SamplingDefaults:
     top_k: int | None = None
 
 
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a model was trained to read prompts: behind which text, and padded how to the text length."""
+
+    prefix: str = ""  # tokenized apart; its features are not kept
+    pad_id: int = 0
+    pad_left: bool = False
+    keeps_padding: bool = False  # features of padding are real, and read
+
+
 Preset = Callable[[ScaleSchedule, int], PruningPolicy]  # (schedule, depth of the model) -> policy
 
 
@@ -95,7 +105,15 @@ class Family:
     guidance_off: float = 1.0
     draws: str = "prompt"
     drawings: frozenset[str] = frozenset()  # fields of `Drawing` that the family knows
-    default_size: str = "1024x1024"
+    default_size: Size | None = None  # (height, width) in pixels; the largest by default
+
+    def size(self, text: str | None, transformer: Any) -> Size:
+        """The image size that a text stands for, (height, width) in pixels; the default size for None.
+
+        Raises:
+            PlanError: not a size.
+        """
+        return parse_size(text) if text is not None else self.default_size or max(self.schedules(transformer))
 
     def schedule_for(self, size: Size, transformer: Any) -> ScaleSchedule:
         """The schedule of an image size in pixels.

@@ -200,4 +200,5 @@ INFINITY = Family(
     presets=PRESETS,
     transformer_from_json=transformer_from_json,
     image_tokenizer_from_json=image_tokenizer_from_json,
+    default_size=(1024, 1024),
 )

@@ -104,6 +104,7 @@ class Workspace:
         record: bool = True,
     ) -> None:
         self.manifest, self.layout = manifest, memory.layout(rows)
+        self._format = manifest.prompt_format
         self.device = memory.device
         self._engines, self._memory, self._uncond = engines, memory, uncond
         self._record = self.device.record if record else in_turn
@@ -189,56 +190,64 @@ class Workspace:
         """Run the text encoder for the prompt, and for the negative prompt or with the learned rows."""
         self._finish_text(self._encode_texts(text))
 
-    def _encode_texts(self, text: TextInput) -> list[int]:
-        """Features of every guidance row; gives how many of them count."""
+    def _encode_texts(self, text: TextInput) -> list[NDArray[np.bool_]]:
+        """Features of every guidance row; gives which of them count."""
         self._memory.bring_text_encoder(self.layout)
-        self._encode(text.prompt, self.layout.text_encoder, self._text_encoder)
-        lengths = [text.prompt.length]
+        counted = [self._encode(text.prompt, self.layout.text_encoder, self._text_encoder)]
         if self.layout.rows == 2 and self._uncond is not None and text.negative is None:
             # The learned text is cut to the prompt's length, so its effect depends on that length (upstream).
             self._set_features("uncond", self._uncond, text.prompt.length)
-            lengths *= 2
+            counted *= 2
         elif text.negative is not None:
-            self._encode(text.negative, self.layout.uncond_encoder, self._uncond_encoder)
-            lengths.append(text.negative.length)
-        return lengths
+            counted.append(self._encode(text.negative, self.layout.uncond_encoder, self._uncond_encoder))
+        return counted
 
-    def _encode(self, prompt: TokenizedPrompt, call: EngineCall | None, launch: Launch) -> None:
+    def _encode(self, prompt: TokenizedPrompt, call: EngineCall | None, launch: Launch) -> NDArray[np.bool_]:
         if call is None:
             raise InternalError("the bundle has no text encoder; give text features instead")
         self._write(call, "ids", prompt.ids)
         self._write(call, "attention_mask", prompt.mask)
         launch()
-        self._clear_padding(self._view(call, "features"), prompt.length)
+        view = self._view(call, "features")
+        counted: NDArray[np.bool_] = prompt.mask[0, -view.shape[0] :].astype(bool)  # without the prefix
+        if not self._format.keeps_padding:
+            self._clear_padding(view, counted)
+        return counted
 
     def set_features(self, cond: NDArray[Any], uncond: NDArray[Any] | None, lengths: tuple[int, ...]) -> None:
         """Text features [<= T, Ct] of each guidance row and how many of them count; then condition and text keys."""
         for name, features, length in zip(("cond", "uncond"), (cond, uncond), lengths, strict=False):
-            if features is not None:
+            if features is not None and name in self._condition_call.tensors:
                 self._set_features(name, features, length)
-        self._finish_text(lengths)
+        self._finish_text([self._counted(length) for length in lengths])
 
     def _set_features(self, name: str, features: NDArray[Any], length: int) -> None:
         view = self._view(self._condition_call, name)
         padded = np.zeros(view.shape, np.float32)
-        padded[:length] = features[:length]
+        own = features if self._format.keeps_padding else features[:length]
+        padded[: len(own)] = own
         self._memory.write(self.layout, view, padded)
 
-    def _clear_padding(self, view: View, length: int) -> None:
-        """Rows behind the text: they are masked, not left out, so they must be finite."""
-        rows, width = view.shape
-        if length < rows:
-            start = view.start + length * width * np.dtype(np.float32).itemsize
-            self._memory.write(self.layout, replace(view, start=start, shape=(rows - length, width)), np.zeros(1))
+    def _clear_padding(self, view: View, counted: NDArray[np.bool_]) -> None:
+        """Rows beside the text: they are masked, not left out, so they must be finite."""
+        padding, row_bytes = np.flatnonzero(~counted), view.size // view.shape[0]
+        if padding.size:
+            start = view.start + int(padding[0]) * row_bytes
+            beside = replace(view, start=start, shape=(padding.size, view.shape[1]))
+            self._memory.write(self.layout, beside, np.zeros(1))
 
-    def _finish_text(self, lengths: Sequence[int]) -> None:
-        self._write_mask(lengths)
+    def _counted(self, length: int) -> NDArray[np.bool_]:
+        """Which tokens count, where so many do."""
+        tokens = np.arange(self.manifest.text_length)
+        return tokens >= len(tokens) - length if self._format.pad_left else tokens < length
+
+    def _finish_text(self, counted: Sequence[NDArray[np.bool_]]) -> None:
+        self._write_mask(counted)
         self._condition()
 
-    def _write_mask(self, lengths: Sequence[int]) -> None:
+    def _write_mask(self, counted: Sequence[NDArray[np.bool_]]) -> None:
         view = self._view(self._condition_call, "mask")  # of the rows that are given text
-        counts = np.array(lengths)[: view.shape[0], None]
-        self._memory.write(self.layout, view, np.asarray(np.arange(view.shape[1]) < counts))
+        self._memory.write(self.layout, view, np.stack(counted[: view.shape[0]]))
 
     @property
     def _condition_call(self) -> EngineCall:
@@ -300,9 +309,9 @@ class Workspace:
 
     def _timed_encoder(self, text: TextInput) -> Iterator[tuple[None, EngineCall, float]]:
         start = self.device.mark()
-        lengths = self._encode_texts(text)
+        counted = self._encode_texts(text)
         end = self.device.mark()
-        self._write_mask(lengths)
+        self._write_mask(counted)
         self.device.wait()
         assert self.layout.text_encoder is not None
         yield None, self.layout.text_encoder, self.device.elapsed_ms(start, end)

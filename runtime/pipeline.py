@@ -17,6 +17,7 @@ from ..engines.base import Backend
 from ..engines.bundle import Bundle
 from ..engines.dtypes import parse_bytes
 from ..errors import InputError
+from ..families import family_named
 from ..schedule import Size
 from .editing import Editing, given_tokens, inpainting, upscaling
 from .events import ImageTimings, Output, ScaleEvent, ScaleTiming
@@ -246,6 +247,7 @@ class Pipeline:
             seeds=seeds * len(subjects),
             settings=self._record(settings, negative_prompt) | dict(edit.record if edit else {}),
             timings=[timing for _, timing in drawn],
+            draws=family_named(self.manifest.family).draws,
         )
 
     def _noise_around(self, edit: Editing, settings: SamplingSettings) -> Callable[[int], Noise]:

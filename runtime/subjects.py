@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..engines.bundle import Bundle
+from ..engines.manifest import Manifest
 from ..errors import BundleError, InputError
 from ..families import family_named
 from .generation import ImageInput, LabelInput, SamplingSettings, TextInput
@@ -18,16 +19,21 @@ Subject = str | int  # a prompt, or the number of a class
 Label = int | str
 
 
+def draws_labels(manifest: Manifest) -> bool:
+    """Whether images are drawn of class labels rather than prompts."""
+    return family_named(manifest.family).draws == "class label"
+
+
 class Subjects:
     """Reads prompts or labels for one bundle."""
 
     def __init__(self, bundle: Bundle) -> None:
         m = self._manifest = bundle.manifest
-        self._labels = family_named(m.family).draws == "class label"
-        self._tokenizer: PromptTokenizer | None = None
+        self._labels = draws_labels(m)
+        self.tokenizer: PromptTokenizer | None = None
         if m.text_tokenizer is not None:
             path = bundle.path / m.text_tokenizer.file
-            self._tokenizer = PromptTokenizer(path, m.text_length, m.text_prefix)
+            self.tokenizer = PromptTokenizer(path, m.text_length, m.prompt_format)
         self._names = _read_names(bundle)
 
     def of(self, prompt: str | Sequence[str] | None, labels: Label | Sequence[Label] | None = None) -> list[Subject]:
@@ -61,7 +67,7 @@ class Subjects:
                 raise InputError(f"{self._manifest.family} models read no negative prompt", fix="leave it away")
             assert isinstance(subject, int)
             return LabelInput(subject)
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             raise InputError(
                 "this bundle has no text encoder, so it cannot read a prompt",
                 fix="build it from a checkpoint with a text encoder",
@@ -77,8 +83,8 @@ class Subjects:
                 expected="guidance away from no text at all, as they were trained",
                 fix="leave it away",
             )
-        encoded = self._tokenizer.encode(negative) if negative is not None else None
-        return TextInput(self._tokenizer.encode(subject), encoded)  # type: ignore[arg-type]
+        encoded = self.tokenizer.encode(negative) if negative is not None else None
+        return TextInput(self.tokenizer.encode(subject), encoded)  # type: ignore[arg-type]
 
     @property
     def _reads_negative(self) -> bool:

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from fastvar.export.hart import HartTransformer, image_rotary, infer_transformer
 from fastvar.export.hart_diffusion import diffusion_steps
-from fastvar.export.hart_reference import Draws, PassTrace, Prompt, Sampling, condition_rows, generate_scales
+from fastvar.export.hart_reference import (
+    Draws,
+    PassTrace,
+    Prompt,
+    Sampling,
+    condition_rows,
+    generate_scales,
+)
 from fastvar.export.vq_tokenizer import VqTokenizer, infer_vq_tokenizer
 from fastvar.families.hart import HartConfig, fastvar_policy, settings_from_json
 from fastvar.plan import DENSE, GenerationPlan, make_plan
@@ -85,11 +92,11 @@ class HartRun:
             codes=lambda index, _: -1.0 - self.tensors[f"s{index:02d}.idx"].float(),
             gumbel=lambda index, _: self.tensors[f"s{index:02d}.gumbel_noise"],
             mixture=lambda index: self.tensors.get(f"s{index:02d}.h_soft"),
-            diffusion=self._diffusion_noise,
+            diffusion=self.diffusion_noise,
             order=self.tensors.get("maskgit_orders"),
         )
 
-    def _diffusion_noise(self, index: int, shape: tuple[int, int, int]) -> Tensor:
+    def diffusion_noise(self, index: int, shape: tuple[int, int, int]) -> Tensor:
         names = ["noise_init", *(f"noise_step{k}" for k in range(shape[0] - 1))]
         return torch.stack([self.noise[f"s{index:02d}.diff.{name}"].float() for name in names])
 

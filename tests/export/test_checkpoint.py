@@ -21,7 +21,7 @@ from fastvar.export.image_tokenizer import infer_image_tokenizer
 from fastvar.export.infinity import infer_transformer
 from fastvar.export.random_weights import RandomWeights
 from fastvar.export.wirings import WIRINGS
-from fastvar.families.family import to_json
+from fastvar.families.family import PromptFormat, to_json
 from fastvar.families.infinity import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig, image_tokenizer_for
 
 INFINITY = WIRINGS["infinity"]
@@ -236,8 +236,8 @@ def test_a_quantiser_we_do_not_know_is_not_ignored(tmp_path):
 
 
 def test_text_encoder(text_encoder):
-    config, weights, tokenizer_file, prefix = load_text_encoder(text_encoder)
-    assert prefix == ""
+    config, weights, tokenizer_file, prompt_format = load_text_encoder(text_encoder)
+    assert prompt_format == PromptFormat()
     assert (config.d_model, config.num_layers) == (128, 1)
     assert tokenizer_file == text_encoder / "tokenizer.json"
     stored = load_file(text_encoder / "model.safetensors")

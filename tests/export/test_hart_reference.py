@@ -8,67 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from fastvar.errors import PlanError
-from fastvar.export.hart import HartTransformer, image_rotary
+from fastvar.export.hart import image_rotary
 from fastvar.export.hart_diffusion import DiffusionNet, diffusion_steps, sample
-from fastvar.export.hart_reference import Draws, Prompt, Sampling, generate_scales
+from fastvar.export.hart_reference import Prompt, Sampling, generate_scales
 from fastvar.export.pruning import select
-from fastvar.export.vq_tokenizer import VqTokenizer
-from fastvar.families.hart import HartConfig
-from fastvar.families.vq import VqTokenizerConfig
 from fastvar.plan import DENSE, PruningPolicy, ScaleRule, make_plan
+from tests.export.tiny_hart import CONFIG, DRAWS, PRUNED, model, prompt, tokenizer
 from tests.parity import Comparison
 from tests.parity_hart import compare_hart_folder
 
 FOLDER = Path(__file__).parents[1] / "golden" / "hart_tiny"
-CONFIG = HartConfig(
-    depth=2,
-    width=32,
-    heads=2,
-    mlp_width=64,
-    context_length=5,
-    context_width=12,
-    codes=40,
-    code_channels=4,
-    scales=(1, 2, 3, 4, 6),
-    diffusion_width=16,
-    diffusion_depth=1,
-    diffusion_steps=3,
-)
-TOKENIZER = VqTokenizerConfig(codes=40, code_channels=4, base_channels=32, channel_multipliers=(1,), residual_blocks=1)
-PRUNED = PruningPolicy("test", {3: ScaleRule(0.5), 4: ScaleRule(0.25)}, 0, 2, 2)
 HARD = Sampling(smooth=False, guidance_scale=2.0)
-
-
-def model(config=CONFIG):
-    torch.manual_seed(0)
-    made = HartTransformer(config).eval().requires_grad_(False)
-    for name, parameter in made.named_parameters():
-        parameter.normal_(std=0.3 if parameter.dim() < 2 else parameter.shape[-1] ** -0.5)
-        if "ln_wo_grad" in name or "norm" in name:
-            parameter.add_(1)
-    return made
-
-
-def tokenizer():
-    torch.manual_seed(1)
-    return VqTokenizer(TOKENIZER).eval().requires_grad_(False)
-
-
-def prompt(lengths=(3, 5)):
-    features = torch.randn(len(lengths), 5, 12, generator=torch.manual_seed(2))
-    mask = torch.arange(5) < torch.tensor(lengths)[:, None]
-    return Prompt(features, mask, mask.long().cumsum(1) - 1)
-
-
-def normal(index, shape):
-    return torch.randn(shape, generator=torch.manual_seed(index))
-
-
-def uniform(index, shape):
-    return torch.rand(shape, generator=torch.manual_seed(50 + index))
-
-
-DRAWS = Draws(codes=uniform, gumbel=normal, diffusion=normal)
 
 
 def scales(policy=DENSE, sampling=HARD, draws=DRAWS, made=None, text=None, guided=True):

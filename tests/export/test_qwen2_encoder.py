@@ -15,7 +15,8 @@ from fastvar.export.random_weights import RandomWeights
 from fastvar.export.weights import plain_weights
 from fastvar.precision import Precision
 
-LENGTH, CONTEXT, COUNTED = 14, 9, 10
+LENGTH, PREFIX, COUNTED = 14, 5, 10
+CONTEXT = LENGTH - PREFIX
 
 
 def config(**changes):
@@ -48,7 +49,7 @@ def published(ids, mask):
 
 
 def test_features_are_those_of_transformers_padding_included():
-    module = Qwen2Encoder(config(), LENGTH, CONTEXT)
+    module = Qwen2Encoder(config(), CONTEXT, PREFIX)
     ids, mask = text()
     assert (ids.shape, mask.shape) == tuple(module.input_shapes().values())
     features = module(ids, mask, weights())
@@ -59,13 +60,13 @@ def test_features_are_those_of_transformers_padding_included():
 
 def test_padding_in_front_that_sees_nothing_is_finite():
     ids, mask = text(left=True)
-    features = Qwen2Encoder(config(), LENGTH, LENGTH)(ids, mask, weights())
+    features = Qwen2Encoder(config(), LENGTH)(ids, mask, weights())
     assert features.isfinite().all()
     assert torch.allclose(features[-CONTEXT:], published(ids, mask), atol=1e-5)
 
 
 def test_the_engine_gives_the_same():
-    module, backend = Qwen2Encoder(config(), LENGTH, CONTEXT), get_backend("onnxruntime")
+    module, backend = Qwen2Encoder(config(), CONTEXT, PREFIX), get_backend("onnxruntime")
     sources = plain_weights("", qwen2_shapes(config()), weights(), qwen2_role)
     sources = {name.removeprefix("."): source for name, source in sources.items()}
     traced = trace(module, layer_weights(sources, {name: name for name in module.weights}))
@@ -84,7 +85,7 @@ def test_the_engine_gives_the_same():
 
 @pytest.mark.parametrize(("compute", "tolerance"), [("bfloat16", 0.03), ("float16", 0.004)])
 def test_in_16_bits_the_stream_stays_fp32(compute, tolerance):
-    module, streams = Qwen2Encoder(config(), LENGTH, CONTEXT), []
+    module, streams = Qwen2Encoder(config(), CONTEXT, PREFIX), []
     module.model.layers[0].register_forward_hook(lambda _, __, out: streams.append(out.dtype))
     ids, mask = text()
     types = {name: getattr(torch, qwen2_role(name).dtype(Precision(compute))) for name in module.weights}
@@ -103,4 +104,4 @@ def test_the_published_size():
 
 def test_a_sliding_window_is_refused():
     with pytest.raises(CheckpointError, match="sliding window"):
-        Qwen2Encoder(config(use_sliding_window=True, sliding_window=4), LENGTH, CONTEXT)
+        Qwen2Encoder(config(use_sliding_window=True, sliding_window=4), CONTEXT, PREFIX)

@@ -5,21 +5,20 @@ from dataclasses import replace
 
 import pytest
 
-from fastvar.config import to_json
 from fastvar.errors import CheckpointError, PlanError
+from fastvar.families.family import to_json
 from fastvar.families.hart import (
-    SCHEDULES,
+    HART,
     TRANSFORMERS,
     HartConfig,
     config_from_json,
     diffusion_guidance,
     fastvar_policy,
-    final_counts,
     guidance_ratio,
     settings_from_json,
     top_k,
 )
-from fastvar.plan import make_plan
+from fastvar.plan import DENSE, Drawing, part_counts
 
 PUBLISHED = TRANSFORMERS["hart_0.7b"]
 TINY = HartConfig(
@@ -89,8 +88,8 @@ def test_impossible_sizes_are_refused(change, problem):
 
 
 def test_the_published_policy():
-    schedule = SCHEDULES[1024, 1024]
-    plan = make_plan(schedule, fastvar_policy(schedule, 24), 24)
+    schedule = HART.schedule_for((1024, 1024), PUBLISHED)
+    plan = HART.plan(schedule, fastvar_policy(schedule, 24), PUBLISHED)
     pruned = {step.size: step.kept for step in plan.steps if step.prunes}
     assert pruned == {(48, 48): 1152, (64, 64): 1024}
     assert plan.cached_size == (36, 36)
@@ -106,9 +105,16 @@ def test_rules_that_go_by_the_scale():
     assert (diffusion_guidance(1.0), diffusion_guidance(2.0)) == (0.0, 2.0)
 
 
+def test_the_prompt_is_the_first_scale():
+    plan = HART.plan(TINY.schedule, DENSE, TINY)
+    assert [step.tokens for step in plan.steps] == [10, 4, 9]
+    assert [step.past_dense for step in plan.steps] == [0, 10, 14]
+
+
 def test_iterations_of_the_final_scale():
-    assert final_counts(36, 1) == (36,)
-    assert final_counts(36, 3) == (5, 13, 18)
-    assert final_counts(3, 3) == (1, 1, 1)
-    with pytest.raises(PlanError, match="4 iterations"):
-        final_counts(3, 4)
+    assert part_counts(36, 1) == (36,)
+    assert part_counts(36, 3) == (5, 13, 18)
+    plan = HART.plan(TINY.schedule, DENSE, TINY, Drawing(final_iterations=3))
+    assert [step.tokens for step in plan.steps] == [10, 4, 2, 3, 4]
+    with pytest.raises(PlanError, match="10 final iterations"):
+        HART.plan(TINY.schedule, DENSE, TINY, Drawing(final_iterations=10))

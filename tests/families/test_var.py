@@ -4,7 +4,7 @@ from dataclasses import asdict
 import pytest
 
 from fastvar.errors import CheckpointError
-from fastvar.families.var import SCHEDULES, TRANSFORMERS, VarConfig, fastvar_policy, var_from_json
+from fastvar.families.var import TRANSFORMERS, VAR, VarConfig, fastvar_policy
 from fastvar.plan import DENSE, make_plan
 
 TINY = VarConfig(depth=2, width=32, heads=2, mlp_width=64, classes=3, codes=12, code_channels=4, scales=(1, 2, 3))
@@ -15,7 +15,7 @@ def test_published_models_draw_at_two_sizes():
         **dict.fromkeys(("var_d16", "var_d20", "var_d24", "var_d30"), (256, 256)),
         "var_d36s": (512, 512),
     }
-    assert SCHEDULES[256, 256].position_grid == (16, 16)
+    assert VAR.schedules(TRANSFORMERS["var_d16"])[256, 256].position_grid == (16, 16)
     assert [TRANSFORMERS[name].tokens for name in ("var_d30", "var_d36s")] == [680, 2240]
 
 
@@ -40,9 +40,9 @@ def test_impossible_sizes_are_refused(field: dict[str, object], problem: str):
 
 
 def test_a_configuration_survives_json():
-    assert var_from_json(json.loads(json.dumps(asdict(TINY)))) == TINY
+    assert VAR.transformer_from_json(json.loads(json.dumps(asdict(TINY)))) == TINY
     with pytest.raises(CheckpointError, match="text_width"):
-        var_from_json({**asdict(TINY), "text_width": 5})
+        VAR.transformer_from_json({**asdict(TINY), "text_width": 5})
 
 
 def test_the_preset_prunes_the_last_two_scales_in_every_layer():
