@@ -222,15 +222,17 @@ def teacher_inputs(quantizer: Quantizer, token_maps: Sequence[Tensor]) -> Tensor
 def teacher_logits(model: VarTransformer, labels: Tensor, inputs: Tensor) -> Tensor:
     """Upstream's training forward, without guidance: logits [B, L, codes] of all scales at once.
 
-    labels [B] (int64), inputs as `teacher_inputs` gives them. A mask lets every token see its own scale and those
-    before it.
+    labels [B] (int64), inputs as `teacher_inputs` gives them; those of the first scales alone give their logits. A mask
+    lets every token see its own scale and those before it.
     """
     c = model.config
     condition = model.condition(labels)
-    scale_of = torch.repeat_interleave(torch.arange(c.levels), torch.tensor([side * side for side in c.scales]))
+    levels = sum(c.first_token(scale) <= inputs.shape[1] for scale in range(c.levels))
+    sides = torch.tensor(c.scales[:levels])
+    scale_of = torch.repeat_interleave(torch.arange(levels), sides * sides)
     mask = scale_of.unsqueeze(1) >= scale_of.unsqueeze(0)  # [L, L]
     tokens = torch.cat((model.first_tokens(condition), model.word_embed(inputs)), dim=1)
-    x = tokens + torch.cat([model.place(scale) for scale in range(c.levels)], dim=1)
+    x = tokens + torch.cat([model.place(scale) for scale in range(levels)], dim=1)
     for block in model.layers:
         x = x + block.self_attention(*block.project_qkv(x, condition), condition, mask)
         x = x + block.feed_forward(x, condition)

@@ -96,6 +96,9 @@ def test_cached_scales_equal_the_training_forward(models):
     inputs = teacher_inputs(models[1], [trace.token_map for trace in traces])
     at_once = teacher_logits(models[0], LABELS, inputs)
     torch.testing.assert_close(torch.cat([trace.logits for trace in traces], dim=1), at_once, atol=2e-4, rtol=1e-4)
+    first = CONFIG.first_token(3)
+    alone = teacher_logits(models[0], LABELS, inputs[:, : first - 1])
+    torch.testing.assert_close(alone, at_once[:, :first], atol=2e-4, rtol=1e-4)
 
 
 def test_the_first_scale_is_not_guided_and_the_last_one_fully(models):
