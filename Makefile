@@ -28,8 +28,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## build the demo model dense and pruned, draw demo/out/sheet.png, print the speed ratio
 	$(BIN)/python -m demo.sheet
 
-test: $(STAMP) ## run the tests; those that need a GPU skip themselves where there is none
-	$(BIN)/python -m pytest --quiet
+test: $(STAMP) ## run the tests, a process for every core; those that need a GPU skip themselves where there is none
+	$(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/python -m ruff check .

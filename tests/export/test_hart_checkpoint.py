@@ -107,7 +107,7 @@ def test_another_prefix_is_another_checkpoint(folder: Path, tmp_path: Path):
 def test_a_prompt_becomes_the_image_of_the_reference(folder: Path, engine_cache: Path, tmp_path: Path):
     out = tmp_path / "bundle"
     fastvar.build(folder, size="32x32", policy="dense", guidance="on", out=out, cache=engine_cache)
-    pipe = fastvar.Pipeline.load(out, threads=1)
+    pipe = fastvar.Pipeline.load(out)
     assert pipe.manifest.prompt_format.prefix == "a blue square"
     image = np.asarray(pipe("a red circle", seed=7, guidance_scale=2.0).images[0])
     expected = (reference_image("a red circle", 7).permute(1, 2, 0).numpy() + 1) * 127.5
