@@ -38,7 +38,7 @@ def checkpoint() -> Checkpoint:
     return replace(made, transformer_weights=dict(tiny.model(CONFIG).state_dict()))
 
 
-@pytest.fixture(scope="module", params=[None, "int8", "fp8"])
+@pytest.fixture(scope="module", params=[None, "fp8"])
 def bundle(request, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory, engine_cache: Path) -> Bundle:
     pytest.importorskip("tensorrt_rtx")
     toolchain = make_toolchain("tensorrt-rtx", "sm89", weights=request.param)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from fastvar import Pipeline
 from fastvar.errors import InputError, PlanError
@@ -64,7 +65,7 @@ def bundle(tmp_path_factory, engine_cache) -> Path:
     names = out.with_name("class_names.json")
     names.write_text(json.dumps(["tench, Tinca tinca", "goldfish", *(f"class {i}" for i in range(2, 9)), "goldfish"]))
     made = replace(checkpoint(CONFIG), class_names=names)
-    build_bundle(made, VAR.plan(CONFIG.schedule, PRUNED, CONFIG), out, cache=engine_cache)
+    build_bundle(made, VAR.plan(CONFIG.schedule, PRUNED, CONFIG), out, rows=(2,), cache=engine_cache)
     return out
 
 
@@ -111,6 +112,24 @@ def test_streams_and_images_are_one(bundle):
     *_, last = pipe.stream(class_label=1, seed=5)
     assert (last.size, last.kept) == ((8, 8), 16)
     assert last.preview().size == (128, 128)
+
+
+def test_every_command_takes_the_bundle(run, bundle, tmp_path):
+    code, _, err = run("generate", bundle, "3", "tench", "--seed", "5", "--top-k", "50", "--out", tmp_path / "images")
+    assert (code, err) == (0, "")
+    files = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert files == ["0-5.png", "3-5.png"]
+    assert Image.open(tmp_path / "images" / "3-5.png").text["class label"] == "3"
+    code, out, _ = run("inspect", bundle)
+    assert code == 0
+    assert "tiny-var (var)" in out
+    assert "one of 10 classes" in out
+    code, out, _ = run("plan", bundle, "--json")
+    assert code == 0
+    code, out, err = run("profile", bundle, "--runs", 1, "--warm-up", 1, "--prompt", "tench", "--out", tmp_path / "p")
+    assert code == 0, err
+    rows = json.loads((tmp_path / "p" / "profile.json").read_text())
+    assert "layer condition" in json.dumps(rows)
 
 
 @pytest.mark.parametrize(
