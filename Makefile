@@ -10,7 +10,7 @@ RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(comma)t
 GPU_VENV := .venv-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale tune-demo precisions gpu gpu-bench gpu-pack clean
+.PHONY: help venv demo test lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff tune-demo precisions gpu gpu-bench gpu-pack clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,8 +28,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## build the demo model dense and pruned, draw demo/out/sheet.png, print the speed ratio
 	$(BIN)/python -m demo.sheet
 
-test: $(STAMP) ## run the tests; those that need a GPU skip themselves where there is none
-	$(BIN)/python -m pytest --quiet
+test: $(STAMP) ## run the tests, a process for every core; those that need a GPU skip themselves where there is none
+	$(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/python -m ruff check .
@@ -51,6 +51,12 @@ bench-demo: $(STAMP) ## the demo's engines, dense against pruned, scale by scale
 
 bench-lossy: $(STAMP) ## speed, accuracy and likeness of every lossy option on the demo, in one run; JSON to profiling/results
 	$(BIN)/python -m demo.lossy
+
+train-var: $(STAMP) ## train a small class-conditional VAR on drawn shapes: three quarters of an hour on one core; not shipped
+	$(BIN)/python -m demo.train_var
+
+var-tradeoff: train-var ## score pruning policies on that model; JSON to profiling/results
+	$(BIN)/python -m demo.var_tradeoff
 
 bench-upscale: $(STAMP) ## enlarge 50 held-out scenes: PSNR of ours and of bicubic; draws docs/upscale.png, docs/inpaint.png
 	$(BIN)/python -m demo.upscale

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+MOST_ITERATIONS = 64
 
 
 @dataclass(frozen=True)
@@ -110,20 +112,26 @@ def strong_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
     return replace(base, name="fastvar-strong", rules=rules)
 
 
-def _dense(_schedule: ScaleSchedule, _depth: int) -> PruningPolicy:
+def dense_policy(_schedule: ScaleSchedule, _depth: int) -> PruningPolicy:
+    """The `dense` preset: no scale is pruned."""
     return DENSE
 
 
-# Policies by name; each is made for a schedule and a model depth.
+# Infinity's policies by name; each is made for a schedule and a model depth.
 PRESETS: dict[str, Callable[[ScaleSchedule, int], PruningPolicy]] = {
-    "dense": _dense,
+    "dense": dense_policy,
     "fastvar": fastvar_policy,
     "fastvar-strong": strong_policy,
 }
 
 
-def load_policy(name_or_file: str, schedule: ScaleSchedule, depth: int) -> PruningPolicy:
-    """A preset by name, or a TOML file.
+def load_policy(
+    name_or_file: str,
+    schedule: ScaleSchedule,
+    depth: int,
+    presets: Mapping[str, Callable[[ScaleSchedule, int], PruningPolicy]] = PRESETS,
+) -> PruningPolicy:
+    """A preset by name (Infinity's by default), or a TOML file.
 
     The file: `cached_scale = 8`, `layers = [3, 28]`, `shared_selection = true`, and tables `[scale.9]` with
     `keep = 0.6`, `skip = true` or `guidance = false`.
@@ -131,13 +139,13 @@ def load_policy(name_or_file: str, schedule: ScaleSchedule, depth: int) -> Pruni
     Raises:
         PlanError: neither a preset nor a readable policy file.
     """
-    if name_or_file in PRESETS:
-        return PRESETS[name_or_file](schedule, depth)
+    if name_or_file in presets:
+        return presets[name_or_file](schedule, depth)
     path = Path(name_or_file)
     if not path.is_file():
         raise PlanError(
             f"no policy {name_or_file!r}",
-            expected=f"{', '.join(PRESETS)}, or the path of a TOML policy file",
+            expected=f"{', '.join(presets)}, or the path of a TOML policy file",
             fix="check the spelling or the path",
         )
     try:
@@ -213,8 +221,29 @@ def _toml(value: bool | float) -> str:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """How codes are drawn, where a family offers a choice. It shapes the engines, so it is decided at build time."""
+
+    smooth: bool = False  # embeddings mixed by Gumbel weights in place of single codes (upstream's more_smooth)
+    final_iterations: int = 1  # rounds that the last scale's tokens are drawn in (upstream's num_maskgit_iters)
+    residual: bool = True  # what a diffusion head adds to the last scale's codes (upstream's final_stage 0)
+
+    def __post_init__(self) -> None:
+        count = self.final_iterations
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_ITERATIONS:
+            raise PlanError(
+                f"{count!r} final iterations are out of range", expected=f"a whole number from 1 to {MOST_ITERATIONS}"
+            )
+
+    @property
+    def asked_for(self) -> tuple[str, ...]:
+        """Names of what differs from the default."""
+        return tuple(f.name for f in fields(self) if getattr(self, f.name) != f.default)
+
+
+@dataclass(frozen=True)
 class StepPlan:
-    """One executed scale. Token counts are per guidance row.
+    """One executed scale, or one part of it. Token counts are per guidance row.
 
     `past_dense` and `past_pruned` are the keys already cached in a layer that never prunes and in one that may;
     `guided_dense` and `guided_pruned` count those among them that were cached for both guidance rows.
@@ -222,6 +251,7 @@ class StepPlan:
 
     index: int  # position in the full schedule; also the row of the level embedding
     size: Size
+    tokens: int  # those of the grid; at the first scale the prompt's, at a scale drawn in parts this part's
     kept: int  # tokens forwarded in the pruned layers; all of them where nothing is pruned
     past_dense: int
     past_pruned: int
@@ -230,6 +260,8 @@ class StepPlan:
     guided: bool  # classifier-free guidance is on, where the caller asks for any
     guided_dense: int
     guided_pruned: int
+    part: int | None = None  # which part of the scale, where it is drawn in several
+    parts: int = 1
 
     def past(self, pruned_layer: bool) -> int:
         return self.past_pruned if pruned_layer else self.past_dense
@@ -242,22 +274,23 @@ class StepPlan:
         return most if self.guided else 1
 
     @property
-    def tokens(self) -> int:
-        return self.size[0] * self.size[1]
-
-    @property
     def prunes(self) -> bool:
         return self.kept < self.tokens
 
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """A schedule under a policy, for a model of a given depth: what is executed, with every length."""
+    """A schedule under a policy, for a model of a given depth: what is executed, with every length.
+
+    `first_tokens` is how many tokens the first scale has: one, or the prompt's where the prompt itself comes first.
+    """
 
     schedule: ScaleSchedule
     policy: PruningPolicy
     depth: int
     steps: tuple[StepPlan, ...]
+    drawing: Drawing = field(default_factory=Drawing)
+    first_tokens: int = 1
 
     @property
     def cached_size(self) -> Size | None:
@@ -285,26 +318,69 @@ class GenerationPlan:
         return sum((step.kept * pruned + step.tokens * (self.depth - pruned)) * step.rows(rows) for step in self.steps)
 
 
-def make_plan(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) -> GenerationPlan:
+def make_plan(
+    schedule: ScaleSchedule,
+    policy: PruningPolicy,
+    depth: int,
+    drawing: Drawing | None = None,
+    first_tokens: int = 1,
+) -> GenerationPlan:
     """Lay out a generation.
 
     Raises:
-        PlanError: the policy does not fit the schedule or the model.
+        PlanError: the policy does not fit the schedule, the model, or the way of drawing.
     """
+    drawing = drawing or Drawing()
     _check_policy(schedule, policy, depth)
     executed = [i for i in range(len(schedule)) if not policy.rule(i).skip]
     any_pruned_layer = policy.first_layer < policy.stop_layer
-    kept = {i: policy.rule(i).kept(schedule.tokens(i)) if any_pruned_layer else schedule.tokens(i) for i in executed}
-    restores = any(kept[i] < schedule.tokens(i) for i in executed)
+    tokens = {i: schedule.tokens(i) if i else first_tokens for i in executed}
+    kept = {i: policy.rule(i).kept(tokens[i]) if any_pruned_layer and i else tokens[i] for i in executed}
+    restores = any(kept[i] < tokens[i] for i in executed)
+    last = executed[-1]
+    _check_parts(policy, drawing, kept[last] < tokens[last], tokens[last], len(executed))
     steps: list[StepPlan] = []
     past = guided_past = (0, 0)  # in layers that never prune, and in those that may
     for i, following in zip(executed, [*executed[1:], None], strict=True):
         fills, guided = restores and i == policy.cached_scale, policy.rule(i).guidance
-        if guided or not steps or steps[-1].guided:
-            guided_past = past
-        steps.append(StepPlan(i, schedule.sizes[i], kept[i], *past, fills, following, guided, *guided_past))
-        past = (past[0] + schedule.tokens(i), past[1] + kept[i])
-    return GenerationPlan(schedule, policy, depth, tuple(steps))
+        counts = part_counts(tokens[i], drawing.final_iterations) if following is None else (tokens[i],)
+        for part, count in enumerate(counts):
+            forwarded = count if len(counts) > 1 else kept[i]
+            if guided or not steps or steps[-1].guided:
+                guided_past = past
+            own = (i, schedule.sizes[i], count, forwarded, *past, fills, following, guided, *guided_past)
+            steps.append(StepPlan(*own, part=part if len(counts) > 1 else None, parts=len(counts)))
+            past = (past[0] + count, past[1] + forwarded)
+    return GenerationPlan(schedule, policy, depth, tuple(steps), drawing, first_tokens)
+
+
+def part_counts(tokens: int, iterations: int) -> tuple[int, ...]:
+    """How many tokens each round of the last scale draws: few at first, by a cosine (MaskGIT; upstream HART)."""
+    counts, left = [], tokens
+    for n in range(1, iterations):
+        later = math.floor(tokens * math.cos(math.pi / 2 * n / iterations))
+        later = max(1, min(left - 1, later))
+        counts.append(left - later)
+        left = later
+    return (*counts, left)
+
+
+def _check_parts(policy: PruningPolicy, drawing: Drawing, pruned: bool, tokens: int, scales: int) -> None:
+    if drawing.final_iterations == 1:
+        return
+    if pruned:
+        raise PlanError(
+            f"policy {policy.name!r} prunes the last scale, which is drawn in {drawing.final_iterations} iterations",
+            expected="one of the two: a part of a scale has no grid to restore it on",
+            fix="choose the policy dense, or one final iteration",
+        )
+    if tokens < drawing.final_iterations:
+        raise PlanError(
+            f"{drawing.final_iterations} final iterations for {tokens} tokens",
+            expected=f"at most {tokens}: one token each",
+        )
+    if scales == 1:
+        raise PlanError("a schedule of one scale cannot be drawn in parts", expected="a scale before the last")
 
 
 def _check_policy(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) -> None:

@@ -7,6 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+CUBIC = -0.75  # torch's parameter of the cubic kernel
+
 
 def bilinear_matrix(source: int, target: int) -> NDArray[np.float32]:
     """[target, source] weights of bilinear resizing along one axis, no corner alignment (torch's rule)."""
@@ -17,6 +19,20 @@ def bilinear_matrix(source: int, target: int) -> NDArray[np.float32]:
     matrix = np.zeros((target, source))
     np.add.at(matrix, (np.arange(target), low), 1 - weight)
     np.add.at(matrix, (np.arange(target), high), weight)
+    return matrix.astype(np.float32)
+
+
+def bicubic_matrix(source: int, target: int) -> NDArray[np.float32]:
+    """[target, source] weights of bicubic resizing along one axis, a = -0.75, no corner alignment (torch's rule)."""
+    position = (np.arange(target) + 0.5) * (source / target) - 0.5
+    low = np.floor(position)
+    matrix = np.zeros((target, source))
+    for tap in range(-1, 3):
+        distance = np.abs(position - (low + tap))
+        near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
+        far = ((distance - 5) * distance + 8) * distance * CUBIC - 4 * CUBIC
+        column = np.clip(low + tap, 0, source - 1).astype(np.int64)  # the border goes on outwards
+        np.add.at(matrix, (np.arange(target), column), np.where(distance <= 1, near, far))
     return matrix.astype(np.float32)
 
 

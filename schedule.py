@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from .errors import PlanError
 
 Size = tuple[int, int]  # (height, width)
+PIXELS_PER_TOKEN = 16
 
 # Token grids of the 1M budget by h/w (upstream: infinity/utils/dynamic_resolution.py); the smaller
 # budgets are its first 7, 10 and 12 scales. Portrait rows only: landscape is the transpose.
@@ -40,7 +41,6 @@ _BEYOND: dict[str, tuple[tuple[str, tuple[Size, ...]], ...]] = {
     "2.000": (("1.8M", ((120, 60),)),),
     "1.000": (("1.7M", ((84, 84),)), ("2.25M", ((96, 96),)), ("4M", ((84, 84), (128, 128)))),
 }
-PIXELS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class ScaleSchedule:
     sizes: tuple[Size, ...]
     position_grid: Size
     budget: str = "custom"
+    pixels_per_token: int = PIXELS_PER_TOKEN
 
     def __post_init__(self) -> None:
         if not self.sizes:
@@ -74,7 +75,7 @@ class ScaleSchedule:
     @property
     def pixels(self) -> Size:
         """(height, width) of the image."""
-        return self.final[0] * PIXELS_PER_TOKEN, self.final[1] * PIXELS_PER_TOKEN
+        return self.final[0] * self.pixels_per_token, self.final[1] * self.pixels_per_token
 
     @property
     def zero_shot(self) -> bool:
@@ -147,12 +148,20 @@ def _nearest_shape(ratio: float) -> Size:
 
 
 def schedule_for(size: Size) -> ScaleSchedule:
-    """The schedule of an image size: the official one, or one beyond the trained resolution.
+    """Infinity's schedule of an image size: the official one, or one beyond the trained resolution.
 
     Raises:
         PlanError: unsupported size; lists the nearest that work.
     """
-    schedules = all_schedules()
+    return find_schedule(size, all_schedules())
+
+
+def find_schedule(size: Size, schedules: Mapping[Size, ScaleSchedule]) -> ScaleSchedule:
+    """The schedule of an image size among those that a model draws, by (height, width) in pixels.
+
+    Raises:
+        PlanError: unsupported size; lists the nearest that work.
+    """
     if size in schedules:
         return schedules[size]
     h, w = size
@@ -162,3 +171,9 @@ def schedule_for(size: Size) -> ScaleSchedule:
         expected="one of the sizes that `fastvar sizes` lists",
         fix="the nearest that work: " + ", ".join(f"{width}x{height}" for height, width in nearest),
     )
+
+
+def square_schedule(sides: tuple[int, ...], pixels_per_token: int = PIXELS_PER_TOKEN) -> ScaleSchedule:
+    """A schedule of square grids, positions normalised to its own last one (VAR, HART)."""
+    sizes = tuple((side, side) for side in sides)
+    return ScaleSchedule(sizes, sizes[-1], pixels_per_token=pixels_per_token)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig
 from ..engines.bundle import Bundle
 from ..errors import BuildError, InputError
+from ..families.infinity import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig
 from ..plan import GenerationPlan, load_policy, make_plan
 from ..profiling.apart import run_apart
 from ..profiling.bench import Record, memory_record
@@ -176,6 +176,7 @@ class EagerModels:
         if precision not in self._loaded:
             self._loaded[precision] = EagerModel(self.model.checkpoint(), precision, self.place.device)
         settings = self.model.settings
+        assert settings.tau is not None  # eager runs of Infinity alone
         sampling = Sampling(settings.guidance_scale, settings.tau, settings.top_p)
         return EagerContender(self._loaded[precision], plan, self.model.text(), sampling)
 

@@ -32,10 +32,14 @@ def build(
         ),
     ] = None,
     size: Annotated[
-        str, typer.Option(help="Image size WIDTHxHEIGHT in pixels, or a shape as 16:9; see `fastvar sizes`.")
-    ] = "1024x1024",
+        str | None,
+        typer.Option(
+            help="Image size WIDTHxHEIGHT in pixels, or a shape as 16:9; see `fastvar sizes`. "
+            "[dim]default: 1024x1024, or the model's only one[/dim]"
+        ),
+    ] = None,
     policy: Annotated[
-        str, typer.Option(help=f"Token pruning: {', '.join(PRESETS)}, or a TOML policy file.")
+        str, typer.Option(help=f"Token pruning: {', '.join(PRESETS)} (Infinity alone), or a TOML policy file.")
     ] = "fastvar",
     backend: Annotated[str, typer.Option(help="Backend that compiles the engines; see `fastvar doctor`.")] = (
         "onnxruntime"
@@ -79,14 +83,16 @@ def build(
         Path | None, typer.Option(help="Image tokenizer file, where it is not in the checkpoint folder.")
     ] = None,
     text_encoder: Annotated[
-        Path | None, typer.Option(help="T5 encoder folder, where it is not in the checkpoint folder.")
+        Path | None, typer.Option(help="Text encoder folder, where it is not in the checkpoint folder.")
     ] = None,
     random_weights: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Random weights of a named size, infinity_2b say, instead of CHECKPOINT."),
+        typer.Option(
+            metavar="MODEL", help="Random weights of a named size, infinity_2b or var_d30 say, instead of CHECKPOINT."
+        ),
     ] = None,
     with_text_encoder: Annotated[
-        bool, typer.Option("--with-text-encoder", help="With --random-weights: a random flan-t5-xl encoder too.")
+        bool, typer.Option("--with-text-encoder", help="With --random-weights: a random text encoder too.")
     ] = False,
     with_encoder: Annotated[
         bool, typer.Option("--with-encoder", help="Include the image encoder, which images are edited through.")
@@ -100,6 +106,15 @@ def build(
             "[dim]default: whole[/dim]",
         ),
     ] = None,
+    smooth: Annotated[
+        bool, typer.Option("--smooth", help="VAR, HART: mixtures of codes (more_smooth) in place of single ones.")
+    ] = False,
+    final_iterations: Annotated[
+        int, typer.Option(metavar="N", help="HART: draw the last scale in N rounds; goes with --policy dense.")
+    ] = 1,
+    no_residual: Annotated[
+        bool, typer.Option("--no-residual", help="HART: leave out the diffusion head (final_stage 1).")
+    ] = False,
     from_bundle: Annotated[
         Path | None,
         typer.Option(
@@ -119,8 +134,8 @@ def build(
 ) -> None:
     """Turn a checkpoint into a bundle of engines. No GPU is needed."""
     from ..engines.registry import get_backend
+    from ..plan import Drawing
     from ..precision import parse_precision
-    from ..schedule import parse_size, schedule_for
 
     found = False if no_cache else cache or True
     if from_bundle is not None:
@@ -128,7 +143,8 @@ def build(
         _rebuild(from_bundle, out, policy, size if "size" in given else None, found, jobs, given)
         return
     # What is wrong with the options is told before torch takes its seconds to import.
-    schedule_for(parse_size(size))
+    drawing = Drawing(smooth, final_iterations, not no_residual)
+    _check_size(size, random_weights)
     compiler = get_backend(backend, target=target)
     compiler.resolve_target(target, parse_precision(precision, weights, default=compiler.default_precision))
     from ..export.build import build as build_bundle
@@ -149,6 +165,7 @@ def build(
             text_length=text_length,
             with_encoder=with_encoder,
             decoder_tile=decoder_tile,
+            drawing=drawing,
             image_tokenizer=image_tokenizer,
             text_encoder=text_encoder,
             cache=found,
@@ -170,14 +187,14 @@ def _rebuild(
             fix="leave it away, or build from the checkpoint",
         )
     from ..engines.bundle import Bundle
-    from ..plan import load_policy, make_plan
-    from ..schedule import parse_size, schedule_for
+    from ..families import family_named
 
     # What is wrong with the options is told before torch takes its seconds to import.
     source = Bundle.open(bundle, verify="all")
-    plan = source.manifest.plan
-    schedule = plan.schedule if size is None else schedule_for(parse_size(size))
-    make_plan(schedule, load_policy(policy, schedule, plan.depth), plan.depth)
+    old = source.manifest
+    family, transformer, plan = family_named(old.family), old.transformer, old.plan
+    schedule = plan.schedule if size is None else family.schedule_for(family.size(size, transformer), transformer)
+    family.plan(schedule, family.policy(policy, schedule, plan.depth), transformer, plan.drawing)
     from ..export.rebuild import rebuild
 
     with progress_bar() as progress:
@@ -185,6 +202,19 @@ def _rebuild(
             source, out, policy=policy, size=size, cache=cache, jobs=jobs, progress=_on_graph(progress, "starting")
         )
     _tell(report)
+
+
+def _check_size(size: str | None, random_weights: str | None) -> None:
+    """A size that no model draws; which ones a checkpoint draws is known when it has been read."""
+    from ..families import family_of, named_transformer
+    from ..schedule import parse_size
+
+    if size is not None:
+        parse_size(size)
+    if random_weights is not None:
+        model = named_transformer(random_weights)
+        family = family_of(model)
+        family.schedule_for(family.size(size, model), model)
 
 
 def _tell(report: BuildReport) -> None:

@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,13 +30,16 @@ GuidanceScale = Annotated[
     typer.Option(
         "--guidance-scale",
         "--cfg",
-        help="Classifier-free guidance; 1 is off and twice as fast. [dim]bundle's[/dim]",
+        help="Classifier-free guidance; 1 (VAR, HART: 0) is off and twice as fast. [dim]bundle's[/dim]",
     ),
 ]
 Tau = Annotated[float | None, typer.Option(help="Sampling temperature; lower is tamer. [dim]bundle's[/dim]")]
 TopP = Annotated[
     float | None,
-    typer.Option(help="Drop a bit's rarer value at a probability of 1 - top_p or less. [dim]bundle's[/dim]"),
+    typer.Option(help="Drop the rarest values, 1 - top_p of the probability at most. [dim]bundle's[/dim]"),
+]
+TopK = Annotated[
+    int | None, typer.Option(help="VAR: draw from so many codes only, 0 for all. [dim]bundle's[/dim]", min=0)
 ]
 NumImages = Annotated[int, typer.Option("--num-images", "-n", help="Images per prompt.")]
 NegativePrompt = Annotated[str | None, typer.Option(help="What to steer away from.")]
@@ -68,6 +71,13 @@ Size = Annotated[
 Fit = Annotated[
     str, typer.Option(help="An image of another aspect ratio: exact refuses it, crop cuts it around its centre.")
 ]
+
+
+def subjects(pipe: Pipeline, given: list[str]) -> dict[str, Any]:
+    """What the command line names, as the argument of the pipeline that it is for."""
+    from ..runtime.subjects import draws_labels
+
+    return {"class_labels" if draws_labels(pipe.manifest) else "prompt": given}
 
 
 def seed_or_drawn(seed: int | None) -> int:
@@ -130,7 +140,7 @@ def save(output: Output, out: Path, to_file: bool, digest: str, timings: bool) -
     for image, prompt, seed, timing in zip(output.images, output.prompts, output.seeds, output.timings, strict=True):
         path = free_path(out if to_file else out / f"{slug(prompt)}-{seed}.png")
         settings = json.dumps(output.settings, sort_keys=True)
-        told = {"prompt": prompt, "seed": str(seed), "settings": settings, "bundle": digest, "fastvar": __version__}
+        told = {output.draws: prompt, "seed": str(seed), "settings": settings, "bundle": digest, "fastvar": __version__}
         save_png(image, path, told)
         typer.echo(f"wrote {path} (seed {seed}, {timing.total_ms / 1e3:.2f} s)")
     if timings:

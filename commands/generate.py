@@ -1,4 +1,4 @@
-"""`fastvar generate`: prompts become images."""
+"""`fastvar generate`: prompts or class labels become images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ def generate(
     bundle: BundlePath,
     prompts: Annotated[
         list[str],
-        typer.Argument(metavar="PROMPT...", help="One text per image, each in quotes.", show_default=False),
+        typer.Argument(
+            metavar="PROMPT...",
+            help="One text per image, each in quotes; of VAR a class, by number or name.",
+            show_default=False,
+        ),
     ],
     seed: drawing.Seed = None,
     guidance_scale: drawing.GuidanceScale = None,
     tau: drawing.Tau = None,
     top_p: drawing.TopP = None,
+    top_k: drawing.TopK = None,
     num_images: drawing.NumImages = 1,
     negative_prompt: drawing.NegativePrompt = None,
     out: drawing.Out = Path(),
@@ -39,11 +44,12 @@ def generate(
     count = len(prompts) * num_images * len(pipe.manifest.plan.steps)
     with progress_bar() as progress:
         output = pipe(
-            prompts,
+            **drawing.subjects(pipe, prompts),
             seed=drawing.seed_or_drawn(seed),
             guidance_scale=guidance_scale,
             tau=tau,
             top_p=top_p,
+            top_k=top_k,
             num_images=num_images,
             negative_prompt=negative_prompt,
             callback_on_scale_end=drawing.on_scale(progress, count),

@@ -26,9 +26,13 @@ def plan(
         typer.Argument(help="A bundle, or a checkpoint folder as `fastvar build` takes it.", show_default=False),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A named size, infinity_2b say, with its text encoder, instead of a folder.")
+        str | None,
+        typer.Option(help="A named size, infinity_2b or var_d30 say, with its text encoder, instead of a folder."),
     ] = None,
-    size: Annotated[str, typer.Option(help="Image size; see `fastvar sizes`.")] = "1024x1024",
+    size: Annotated[
+        str | None,
+        typer.Option(help="Image size; see `fastvar sizes`. [dim]default: 1024x1024, or the model's only one[/dim]"),
+    ] = None,
     policy: Annotated[str, typer.Option(help="Token pruning: fastvar, dense, or a TOML policy file.")] = "fastvar",
     backend: Annotated[str, typer.Option(help="Backend to plan for; its library need not be installed.")] = (
         "tensorrt-rtx"

@@ -16,18 +16,18 @@ from ..export.build import GUIDANCE_ROWS
 from ..export.checkpoint import Checkpoint, load_checkpoint
 from ..export.describe import describe
 from ..export.random_weights import random_checkpoint
-from ..plan import load_policy, make_plan
+from ..export.wirings import wiring_of
 from ..precision import Precision, parse_precision
 from ..profiling.budget import MemoryPlan, memory_plan
 from ..profiling.fitting import Change, Choice, Limits, PlanOf
-from ..schedule import ScaleSchedule, all_schedules, parse_size, schedule_for
+from ..schedule import ScaleSchedule
 
 
 @dataclass(frozen=True)
 class Asked:
     """A build, in the command line's words."""
 
-    size: str
+    size: str | None
     policy: str
     backend: str
     precision: str | None
@@ -71,7 +71,7 @@ def build_subject(checkpoint: Checkpoint, asked: Asked) -> Subject:
     """
     if asked.guidance not in GUIDANCE_ROWS:
         raise InputError(f"guidance {asked.guidance!r} not understood", expected=f"one of {', '.join(GUIDANCE_ROWS)}")
-    schedule = schedule_for(parse_size(asked.size))
+    schedule = _schedule(checkpoint, asked)
     height, width = schedule.pixels
     precision = _precision(asked, asked.choice)
     title = f"{checkpoint.name}, {width}x{height}, policy {asked.policy}, {asked.backend}, {precision.label}"
@@ -113,10 +113,11 @@ def _plans(checkpoint: Checkpoint, asked: Asked) -> PlanOf:
 
 
 def _describe(checkpoint: Checkpoint, asked: Asked, choice: Choice) -> Manifest:
-    schedule, depth = schedule_for(parse_size(asked.size)), checkpoint.transformer.depth
+    family, transformer = checkpoint.family, checkpoint.transformer
+    schedule = _schedule(checkpoint, asked)
     manifest = describe(
         checkpoint,
-        make_plan(schedule, load_policy(asked.policy, schedule, depth), depth),
+        family.plan(schedule, family.policy(asked.policy, schedule, transformer.depth), transformer),
         backend_class(asked.backend),
         _precision(asked, choice),
         rows=GUIDANCE_ROWS[asked.guidance],
@@ -131,10 +132,11 @@ def _precision(asked: Asked, choice: Choice) -> Precision:
 
 
 def _limits(checkpoint: Checkpoint, asked: Asked, schedule: ScaleSchedule, precision: Precision) -> Limits:
+    tiles = wiring_of(checkpoint.transformer).tiles_decoder
     return Limits(
         text_encoder=checkpoint.text_encoder is not None,
         quantised_weights=not backend_class(asked.backend).runs_on_host("") and precision.compute != "float32",
-        latent_rows=schedule.final[0] * checkpoint.transformer.patch,
+        latent_rows=schedule.final[0] * checkpoint.transformer.patch if tiles else 0,
     )
 
 
@@ -144,19 +146,25 @@ def _changes(checkpoint: Checkpoint, asked: Asked, schedule: ScaleSchedule) -> I
         yield _change("--policy fastvar", checkpoint, replace(asked, policy="fastvar"))
     if asked.guidance != "off":
         yield _change("--guidance off", checkpoint, replace(asked, guidance="off"))
-    for height, width in _smaller(schedule):
+    for height, width in _smaller(checkpoint, schedule):
         size = f"{width}x{height}"
         yield _change(f"--size {size}", checkpoint, replace(asked, size=size))
 
 
 def _change(what: str, checkpoint: Checkpoint, asked: Asked) -> Change:
-    schedule = schedule_for(parse_size(asked.size))
+    schedule = _schedule(checkpoint, asked)
     limits = _limits(checkpoint, asked, schedule, _precision(asked, asked.choice))
     return Change(what, _plans(checkpoint, asked), limits)
 
 
-def _smaller(schedule: ScaleSchedule) -> list[tuple[int, int]]:
+def _schedule(checkpoint: Checkpoint, asked: Asked) -> ScaleSchedule:
+    family, transformer = checkpoint.family, checkpoint.transformer
+    return family.schedule_for(family.size(asked.size, transformer), transformer)
+
+
+def _smaller(checkpoint: Checkpoint, schedule: ScaleSchedule) -> list[tuple[int, int]]:
     """Sizes of the same shape with fewer pixels, the largest first."""
-    same = [s.pixels for s in all_schedules().values() if s.position_grid == schedule.position_grid]
+    schedules = checkpoint.family.schedules(checkpoint.transformer).values()
+    same = [s.pixels for s in schedules if s.position_grid == schedule.position_grid]
     area = schedule.pixels[0] * schedule.pixels[1]
     return sorted((p for p in same if p[0] * p[1] < area), key=lambda p: -p[0] * p[1])

@@ -8,35 +8,35 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import InputError
 from .options import AsJson, print_json
 
 
 def sizes(
-    model: Annotated[str, typer.Option(help="Model whose layers the shares are counted for.")] = "infinity_2b",
+    model: Annotated[
+        str, typer.Option(help="Model whose sizes are listed: infinity_2b, hart_0.7b, var_d30, say.")
+    ] = "infinity_2b",
     as_json: AsJson = False,
 ) -> None:
-    """List every image size that --size takes, with its tokens and the share that the fastvar policy forwards."""
-    from ..config import TRANSFORMERS
+    """List every image size that a model draws, with its tokens and the share that the fastvar policy forwards."""
+    from ..families import named_transformer
 
-    if model not in TRANSFORMERS:
-        raise InputError(f"no model size {model!r}", expected="one of " + ", ".join(TRANSFORMERS))
-    facts = _size_facts(TRANSFORMERS[model].depth)
+    facts = _size_facts(named_transformer(model))
     if as_json:
         print_json({"model": model, "sizes": facts})
     else:
         Console().print(_size_table(facts, model))
 
 
-def _size_facts(depth: int) -> list[dict[str, Any]]:
+def _size_facts(model: Any) -> list[dict[str, Any]]:
     """One entry per size, by shape from tall to wide, small to large."""
-    from ..plan import DENSE, fastvar_policy, make_plan
-    from ..schedule import all_schedules
+    from ..families import family_of
+    from ..plan import DENSE
 
-    found = []
-    for (height, width), schedule in sorted(all_schedules().items(), key=lambda item: (_shape(item[1]), item[0])):
-        dense = make_plan(schedule, DENSE, depth)
-        pruned = make_plan(schedule, fastvar_policy(schedule, depth), depth)
+    family, found = family_of(model), []
+    schedules = family.schedules(model)
+    for (height, width), schedule in sorted(schedules.items(), key=lambda item: (_shape(item[1]), item[0])):
+        dense = family.plan(schedule, DENSE, model)
+        pruned = family.plan(schedule, family.policy("fastvar", schedule, model.depth), model)
         found.append(
             {
                 "size": f"{width}x{height}",

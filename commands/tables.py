@@ -48,6 +48,8 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "decoder_tile": manifest.tiles.rows if manifest.tiles else None,
         "guidance_rows": [s.rows for s in manifest.sets],
         "sampling": vars(manifest.sampling),
+        "classes": getattr(manifest.transformer, "classes", None),
+        "drawing": vars(manifest.plan.drawing),
         "checkpoint_digest": manifest.checkpoint_digest,
         "fastvar_version": manifest.fastvar_version,
         "format_version": manifest.format_version,
@@ -106,6 +108,7 @@ def _step_engines(sets: Sequence[EngineSet], position: int) -> list[str]:
     for engine_set in sets:
         step: StepEngines = engine_set.steps[position]
         names += (step.attend_pruned, step.project_pruned, step.attend, step.project, step.bridge)
+        names += (step.pick, step.residual)
     return list(dict.fromkeys(filter(None, names)))
 
 
@@ -134,8 +137,10 @@ def header_table(facts: Facts) -> Table:
         "policy": f"{policy['name']}: {pruned}{restored}",
         "backend": f"{facts['backend']} {facts['library_version']}, target {facts['target']}, {facts['precision']}",
         "decoder": _decoder(facts["decoder_tile"]),
-        "prompt": f"at most {facts['text_length']} tokens",
-        "sampling": ", ".join(f"{name} {value:g}" for name, value in sampling.items()),
+        "prompt": f"at most {facts['text_length']} tokens"
+        if facts["text_length"]
+        else f"one of {facts['classes']} classes",
+        "sampling": ", ".join(f"{name} {value:g}" for name, value in sampling.items() if value is not None),
         "weights": human_bytes(facts["weight_bytes"]),
         "memory": f"{memory}, beside the weights",
         "digest": facts["digest"],
@@ -144,6 +149,11 @@ def header_table(facts: Facts) -> Table:
     for name, value in rows.items():
         table.add_row(name, Text(value))
     return table
+
+
+def _prompt(facts: Facts) -> str:
+    length = facts["text_length"]
+    return f"at most {length} tokens" if length else f"none: one of {facts['classes']} classes"
 
 
 def _decoder(tile: int | None) -> str:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from demo.patch_codec import CELLS, PATCH, PatchCodec, images_of, load, psnr, quantize
 from demo.scenes import Scene, held_out_scenes, training_scenes
 from demo.training_loop import TrainingRun, Workers, half_precision, optimizers, write_atomically
-from fastvar.config import ImageTokenizerConfig
 from fastvar.export.image_tokenizer import ImageTokenizer
+from fastvar.families.infinity import ImageTokenizerConfig
 
 # 48 channels make 24 normalisation groups of two; 32 would make groups of one, which erase flat colours.
 CONFIG = ImageTokenizerConfig(bits=16, base_channels=48, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=0)

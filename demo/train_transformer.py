@@ -18,8 +18,8 @@ from demo.scenes import Scene, caption
 from demo.teacher_forcing import all_logits, bit_losses, make_example, random_subset
 from demo.text_features import TextFeatures
 from demo.training_loop import TrainingRun, Workers, half_precision, optimizers, write_atomically
-from fastvar.config import TransformerConfig
 from fastvar.export.infinity import InfinityTransformer
+from fastvar.families.infinity import TransformerConfig
 
 CONFIG = TransformerConfig(
     depth=8,

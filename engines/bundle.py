@@ -62,8 +62,7 @@ class Bundle:
         """Every file that the manifest names, once each."""
         manifest = self.manifest
         engines = (FileRecord(spec.file, spec.sha256, spec.size_bytes) for spec in manifest.engines.values())
-        tokenizer = () if manifest.text_tokenizer is None else (manifest.text_tokenizer,)
-        return tuple(dict.fromkeys((*engines, *tokenizer, manifest.weights)))
+        return tuple(dict.fromkeys((*engines, *manifest.side_files, manifest.weights)))
 
     def read_engine(self, spec: EngineSpec) -> bytes:
         """Bytes of an engine, checked once more: the file may have changed since the bundle was opened.
@@ -287,8 +286,7 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
 def _check_types(manifest: Manifest) -> None:
     """The fields that lead to files are what they are annotated to be; JSON could hold anything."""
     records: list[FileRecord | EngineSpec] = [manifest.weights, *manifest.engines.values()]
-    if manifest.text_tokenizer is not None:
-        records.append(manifest.text_tokenizer)
+    records += manifest.side_files
     for record in records:
         if not (isinstance(record.file, str) and isinstance(record.sha256, str) and type(record.size_bytes) is int):
             raise TypeError(f"a file is described as {record.file!r}, {record.sha256!r}, {record.size_bytes!r}")

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..config import ImageTokenizerConfig, TransformerConfig, image_tokenizer_from_json, to_json, transformer_from_json
 from ..errors import BundleError
-from ..plan import GenerationPlan, make_plan, policy_from_json, policy_to_json
+from ..families import family_named
+from ..families.family import ImageTokenizerShape, PromptFormat, SamplingDefaults, TransformerShape, to_json
+from ..plan import Drawing, GenerationPlan, make_plan, policy_from_json, policy_to_json
 from ..precision import Precision
 from ..schedule import ScaleSchedule
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # Weights [1] that tell a stripe of a tiled decoder whether the image goes on beyond its end.
 EDGE_INSIDE, EDGE_OUTSIDE = "decoder_edge.inside", "decoder_edge.outside"
 
@@ -72,22 +73,31 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class StepEngines:
-    """Engine names of one executed scale; a name is empty where no layer of its kind is."""
+    """Engine names of one executed scale; a name is empty where no engine of its kind is.
+
+    In order: `pick` chooses the tokens of a part of the scale, the layers run, the bridge draws codes, and `residual`
+    adds to them what codes cannot say.
+    """
 
     bridge: str
     project: str = ""  # layers that never prune
     attend: str = ""
     project_pruned: str = ""  # layers that may
     attend_pruned: str = ""
+    pick: str = ""
+    residual: str = ""
 
 
 @dataclass(frozen=True)
 class EngineSet:
-    """All engines of one generation with a given number of guidance rows (2 with guidance, 1 without)."""
+    """All engines of one generation with a given number of guidance rows (2 with guidance, 1 without).
+
+    `condition` runs once an image, `layer_condition` after it once for each layer; empty where layers need none.
+    """
 
     rows: int
     condition: str
-    text_kv: str
+    layer_condition: str
     steps: tuple[StepEngines, ...]
 
 
@@ -119,24 +129,15 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class SamplingDefaults:
-    """What `Pipeline` uses where the caller says nothing."""
-
-    guidance_scale: float = 3.0
-    tau: float = 1.0
-    top_p: float = 0.97
-
-
-@dataclass(frozen=True)
 class Manifest:
     """Everything the runtime needs to know; written as manifest.json."""
 
     family: str
     model: str
-    transformer: TransformerConfig
-    image_tokenizer: ImageTokenizerConfig
+    transformer: TransformerShape  # the family's own configuration
+    image_tokenizer: ImageTokenizerShape
     plan: GenerationPlan
-    text_length: int  # static length of the text, in tokens
+    text_length: int  # static length of the text, in tokens; 0 where images are not drawn from text
     engines: dict[str, EngineSpec]
     sets: tuple[EngineSet, ...]
     text_encoder: str  # engine names
@@ -150,7 +151,14 @@ class Manifest:
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     tiles: DecoderTiles | None = None
     encoder: str = ""  # engine name; empty in a bundle without an image encoder
+    class_names: FileRecord | None = None  # JSON list: the names of every class, commas between them
+    prompt_format: PromptFormat = field(default_factory=PromptFormat)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def side_files(self) -> tuple[FileRecord, ...]:
+        """Files beside engines and weights."""
+        return tuple(record for record in (self.text_tokenizer, self.class_names) if record is not None)
 
     @property
     def any_engine(self) -> EngineSpec:
@@ -189,9 +197,12 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
             "sizes": [list(size) for size in plan.schedule.sizes],
             "position_grid": list(plan.schedule.position_grid),
             "budget": plan.schedule.budget,
+            "pixels_per_token": plan.schedule.pixels_per_token,
         },
         "policy": policy_to_json(plan.policy),
         "depth": plan.depth,
+        "drawing": asdict(plan.drawing),
+        "first_tokens": plan.first_tokens,
     }
     return data
 
@@ -217,29 +228,36 @@ def manifest_from_json(data: dict[str, Any]) -> Manifest:
 
 
 def _manifest(data: dict[str, Any]) -> Manifest:
-    schedule = data["plan"]["schedule"]
-    plan = make_plan(
-        ScaleSchedule(
-            tuple((h, w) for h, w in schedule["sizes"]), tuple(schedule["position_grid"]), schedule["budget"]
-        ),
-        policy_from_json(data["plan"]["policy"]),
-        data["plan"]["depth"],
-    )
+    family = family_named(data["family"])
     sets = tuple(EngineSet(**{**s, "steps": tuple(StepEngines(**e) for e in s["steps"])}) for s in data["sets"])
     return Manifest(
         **{
             **data,
-            "transformer": transformer_from_json(data["transformer"]),
-            "image_tokenizer": image_tokenizer_from_json(data["image_tokenizer"]),
-            "plan": plan,
+            "transformer": family.transformer_from_json(data["transformer"]),
+            "image_tokenizer": family.image_tokenizer_from_json(data["image_tokenizer"]),
+            "plan": _plan(data["plan"]),
             "engines": {name: _engine(spec) for name, spec in data["engines"].items()},
             "sets": sets,
             "weights": FileRecord(**data["weights"]),
             "text_tokenizer": FileRecord(**data["text_tokenizer"]) if data["text_tokenizer"] else None,
+            "class_names": FileRecord(**data["class_names"]) if data.get("class_names") else None,
             "precision": Precision(**data["precision"]),
             "sampling": SamplingDefaults(**data["sampling"]),
+            "prompt_format": PromptFormat(**data["prompt_format"]),
             "tiles": _tiles(data["tiles"]) if data.get("tiles") else None,
         }
+    )
+
+
+def _plan(data: dict[str, Any]) -> GenerationPlan:
+    schedule = data["schedule"]
+    sizes, grid = tuple((h, w) for h, w in schedule["sizes"]), tuple(schedule["position_grid"])
+    return make_plan(
+        ScaleSchedule(sizes, grid, schedule["budget"], schedule["pixels_per_token"]),
+        policy_from_json(data["policy"]),
+        data["depth"],
+        Drawing(**data["drawing"]),
+        data["first_tokens"],
     )
 
 

@@ -20,6 +20,7 @@ STRIPES = {"stripe", "inner_stripe"}  # what the stages of a tiled decoder read
 HOST_FIXED, HOST_SESSION = 32 << 20, 1 << 19  # onnxruntime: its code as it is paged in, and each of its sessions
 TORCH_FIXED = 230 << 20  # torch's code, and the compiled libraries, of which there are about a dozen
 LONGEST_TOPK = 3840  # tokens that the library selects at once
+ATTEND = {"q", "x_out"}  # tensors that tell the second half of a block
 FIXED = 8 << 20  # what the library's matrix products ask for whatever their size
 
 
@@ -41,12 +42,14 @@ def working_bytes(spec: EngineSpec, manifest: Manifest) -> int:
     """Tensors that an engine holds between its kernels, where every attention is one of them."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
     element = storage_dtype(manifest.precision.compute).itemsize
-    if "text_bias" in names and "q" in names:
+    if names >= ATTEND:
         return _attend(spec, element)
     if "q" in names:
         return _project(spec, element)
+    if "residual_noise" in names:
+        return _diffusion(spec, element)
     if "logits" in names:
-        return element * max(_size(spec, name) for name in ("x", "x_next") if name in names)
+        return _bridge(spec, element)
     if names & STRIPES:
         return 2 * element * max(_size(spec, name) for name in names & (STRIPES | {"stripe_out", "inner_stripe_out"}))
     if "image" in names or "latent" in names:
@@ -70,7 +73,7 @@ def library_bytes(manifest: Manifest) -> int:
 def _host_working(spec: EngineSpec, manifest: Manifest) -> int:
     """Tensors that an engine of onnxruntime holds between its kernels, as its graph is rewritten for it."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
-    if "x_out" in names:
+    if names >= ATTEND:
         return max(working_bytes(spec, manifest), _host_attention(spec))
     channels = manifest.image_tokenizer.level_channels
     if names & STRIPES:
@@ -84,7 +87,8 @@ def _host_working(spec: EngineSpec, manifest: Manifest) -> int:
 def _host_attention(spec: EngineSpec) -> int:
     """Scores and their softmax, of the text as well; where many, copies of queries, keys, values and result instead."""
     queries, heads, head_dim = spec.tensor("q").shape
-    keys, text = (spec.tensor(name).shape[0] for name in ("keys", "text_keys"))
+    lengths = {tensor.name: tensor.shape[0] for tensor in spec.inputs}
+    keys, text = lengths["keys"], lengths.get("text_keys", 0)
     scores = FLOAT * heads * queries * keys
     own = 2 * scores if scores < FUSED_BYTES else 2 * FLOAT * heads * head_dim * (queries + keys)
     return max(own, 2 * FLOAT * heads * queries * text)
@@ -102,7 +106,8 @@ def _attend(spec: EngineSpec, element: int) -> int:
     whole, width = spec.tensor("x").shape
     tokens = _size(spec, "q") // width
     maps = 1 + (spec.tensor("q").shape[0] > LONGEST_TOPK)
-    hidden = tokens * spec.tensor("ffn.fc1.bias").shape[0] * element
+    inner = max(max(t.shape) for t in spec.inputs if t.name.startswith("ffn.") and len(t.shape) == 2)
+    hidden = tokens * inner * element
     pruned = tokens < whole
     fresh = tokens * width * (element * 15 // 4 if not pruned else 2 * FLOAT + element * 3 // 4)
     return hidden + fresh + (maps * whole * width * FLOAT if pruned else 0)
@@ -115,11 +120,29 @@ def _project(spec: EngineSpec, element: int) -> int:
     return 5 * tokens * width * element + (whole * width * element if tokens < whole else 0)
 
 
+def _bridge(spec: EngineSpec, element: int) -> int:
+    """The widest tokens, and the logits of every guidance row; where there are two, what guidance makes of them."""
+    names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
+    tokens = max(_size(spec, name) for name in ("x", "x_next") if name in names)
+    logits = _size(spec, "logits")
+    mixed = logits * (element + FLOAT) if "guidance" in names else 0
+    return element * tokens + logits * element + mixed
+
+
+def _diffusion(spec: EngineSpec, element: int) -> int:
+    """Stream and modulation of every token and guidance row, and what goes from layer to layer."""
+    _, width = spec.tensor("diffusion.times").shape
+    return spec.tensor("x").shape[0] * width * (10 * FLOAT + 6 * element)
+
+
 def _image_coder(spec: EngineSpec, manifest: Manifest, element: int) -> int:
-    """At the image's own resolution: the widest activation, and its norm in fp32."""
+    """At the image's own resolution: the widest activation, and its norm in fp32; of a VQ decoder's, whose norm groups
+    are no power of two wide, the compiler holds twice as much.
+    """
     channels = manifest.image_tokenizer.level_channels
     pixels = _size(spec, "image") // 3
-    return pixels * max(channels[:2]) * (element + FLOAT)
+    held = 2 if any(name.startswith("post_quant_conv.") for name in spec.weights) else 1
+    return held * pixels * max(channels[:2]) * (element + FLOAT)
 
 
 def _text_encoder(spec: EngineSpec, element: int) -> int:

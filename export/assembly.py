@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..config import ImageTokenizerConfig, TransformerConfig
 from ..engines.manifest import DecoderStage, DecoderTiles, EngineSet, StepEngines
+from ..errors import BuildError
+from ..families.infinity import ImageTokenizerConfig
 from ..plan import GenerationPlan, StepPlan
 from ..schedule import Size
-from .block_steps import Attend, Project
-from .coders import ImageDecoder, ImageEncoder, TextEncoder
 from .decoder_stages import ConvIn, StagePlan, Tiling, decoder_stages
 from .graphs import StepGraph
-from .steps import Bridge, Condition, TextKV
+from .text_encoders import kind_of
+from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, Wiring, size_label
+from .wirings import wiring_of
 
 if TYPE_CHECKING:
-    from transformers import T5Config
+    from transformers import PretrainedConfig
 
-LAYER_PREFIX = "transformer.blocks.{layer}."
-SHARED_PREFIX = "transformer."
 DECODER_PREFIX = "image_tokenizer.decoder."
 
 
@@ -46,38 +45,61 @@ class Assembly:
 
 def assemble(
     plan: GenerationPlan,
-    transformer: TransformerConfig,
-    image_tokenizer: ImageTokenizerConfig,
-    text_encoder: T5Config | None,
+    transformer: Any,
+    image_tokenizer: Any,
+    text_encoder: PretrainedConfig | None,
     text_length: int,
     rows: tuple[int, ...],
     with_encoder: bool = False,
     decoder_tile: int | None = None,
+    prefix_length: int = 0,
 ) -> Assembly:
     """All graphs of a bundle: one set of transformer steps for each number of guidance rows, and the coders.
 
-    `decoder_tile`: latent rows that the image decoder holds at a time; None for all of them.
+    `decoder_tile`: latent rows that the image decoder holds at a time; None for all of them. `prefix_length`: tokens of
+    what goes before every prompt.
+
+    Raises:
+        BuildError: something is asked for that the family does not have.
     """
+    wiring = wiring_of(transformer)
+    _check_asked(wiring, with_encoder, decoder_tile)
     assembly = Assembly()
     for count in rows:
-        assembly.sets.append(_engine_set(assembly, plan, transformer, text_length, count))
+        setting = Setting(plan, transformer, image_tokenizer, text_length, count)
+        assembly.sets.append(_engine_set(assembly, wiring, setting))
     grid = latent_grid(plan, transformer)
-    label = _label(grid)
+    label = size_label(grid)
     coder = {"config": image_tokenizer, "grid": grid}
     if decoder_tile is None:
-        assembly.decoder = assembly.add(StepGraph(f"decoder-{label}", ImageDecoder, coder, DECODER_PREFIX))
+        assembly.decoder = assembly.add(StepGraph(f"decoder-{label}", wiring.decoder, coder, wiring.decoder_prefix))
     else:
         assembly.tiles = _tiles(assembly, image_tokenizer, grid, decoder_tile)
-    if with_encoder:
-        assembly.encoder = assembly.add(StepGraph(f"encoder-{label}", ImageEncoder, coder, "image_tokenizer.encoder."))
+    if with_encoder and wiring.encoder is not None:
+        assembly.encoder = assembly.add(StepGraph(f"encoder-{label}", wiring.encoder, coder, wiring.encoder_prefix))
     if text_encoder is not None:
         arguments: dict[str, object] = {"config": text_encoder, "text_length": text_length}
-        graph = StepGraph(f"text-encoder-t{text_length}", TextEncoder, arguments, "text_encoder.")
-        assembly.text_encoder = assembly.add(graph)
+        arguments |= {"prefix_length": prefix_length} if kind_of(text_encoder).has_prefix else {}
+        name = f"text-encoder-t{text_length}" + (f"-p{prefix_length}" if prefix_length else "")
+        assembly.text_encoder = assembly.add(StepGraph(name, kind_of(text_encoder).step, arguments, "text_encoder."))
     return assembly
 
 
-def latent_grid(plan: GenerationPlan, transformer: TransformerConfig) -> Size:
+def _check_asked(wiring: Wiring, with_encoder: bool, decoder_tile: int | None) -> None:
+    name = wiring.family.name
+    if with_encoder and wiring.encoder is None:
+        raise BuildError(
+            f"{name} bundles hold no image encoder: upscaling and in-painting are Infinity's",
+            expected="a build without --with-encoder",
+        )
+    if decoder_tile is not None and not wiring.tiles_decoder:
+        raise BuildError(
+            f"the image decoder of {name} models cannot run in stripes: it attends over the whole image",
+            expected="a build without --decoder-tile",
+        )
+
+
+def latent_grid(plan: GenerationPlan, transformer: Any) -> Size:
     """Rows and columns of what the image decoder reads."""
     height, width = plan.schedule.final
     return height * transformer.patch, width * transformer.patch
@@ -95,7 +117,7 @@ def _stage(assembly: Assembly, plan: StagePlan, latent_width: int, tiling: Tilin
     def engine(latent_rows: int) -> str:
         arguments = plan.arguments(latent_rows, latent_width, tiling)
         read, written = plan.channels
-        size = _label((latent_rows * plan.scale, latent_width * plan.scale))
+        size = size_label((latent_rows * plan.scale, latent_width * plan.scale))
         name = f"decoder-{plan.factory.label}-c{read}-c{written}-{size}"
         return assembly.add(StepGraph(name, plan.factory, arguments, prefix, plan.layer))
 
@@ -105,48 +127,48 @@ def _stage(assembly: Assembly, plan: StagePlan, latent_width: int, tiling: Tilin
     return DecoderStage(plan.layer, engine(tiling.stripes[0]), engine(tiling.stripes[-1]))
 
 
-def _engine_set(
-    assembly: Assembly, plan: GenerationPlan, config: TransformerConfig, text_length: int, rows: int
-) -> EngineSet:
-    text = {"config": config, "rows": rows, "text_length": text_length}
-    suffix = f"t{text_length}-r{rows}"
+def _engine_set(assembly: Assembly, wiring: Wiring, setting: Setting) -> EngineSet:
+    layer_condition = wiring.layer_condition(setting)
     return EngineSet(
-        rows=rows,
-        condition=assembly.add(StepGraph(f"condition-{suffix}", Condition, text, SHARED_PREFIX)),
-        text_kv=assembly.add(StepGraph(f"text-kv-{suffix}", TextKV, text, LAYER_PREFIX)),
-        steps=tuple(_step(assembly, plan, step, config, text_length, rows) for step in plan.steps),
+        rows=setting.rows,
+        condition=assembly.add(wiring.condition(setting)),
+        layer_condition=assembly.add(layer_condition) if layer_condition is not None else "",
+        steps=tuple(_step(assembly, wiring, setting, step) for step in setting.plan.steps),
     )
 
 
-def _step(
-    assembly: Assembly, plan: GenerationPlan, step: StepPlan, config: TransformerConfig, text_length: int, rows: int
-) -> StepEngines:
-    own = step.rows(rows)
-    suffix = _rows_label(own, rows)
-    shared: dict[str, object] = {"config": config, "rows": own, "text_rows": rows, "size": step.size}
+def _step(assembly: Assembly, wiring: Wiring, setting: Setting, step: StepPlan) -> StepEngines:
+    plan, rows, own = setting.plan, setting.rows, step.rows(setting.rows)
+    grid, suffix = wiring.grid(setting, step), setting.rows_label(step)
+    label = size_label(grid) + ("" if step.part is None else f"-part{step.part}")
+    shared: dict[str, object] = {"config": setting.transformer, "rows": own, "text_rows": rows, "size": grid}
 
     def project(kept: int) -> str:
-        arguments = {**shared, "kept": kept, "position_grid": plan.schedule.position_grid}
-        name = f"project-{_label(step.size)}-k{kept}-{suffix}"
-        return assembly.add(StepGraph(name, Project, arguments, LAYER_PREFIX))
+        arguments = {**shared, "kept": kept, **wiring.project_arguments(setting, step)}
+        return assembly.add(StepGraph(f"project-{label}-k{kept}-{suffix}", wiring.project, arguments, LAYER_PREFIX))
 
     def attend(kept: int, pruned: bool) -> str:
         past, fills = step.past(pruned), pruned and step.fills_cache
         guided_past = step.guided_past(pruned) if own < rows else 0
-        arguments = {**shared, "kept": kept, "past": past, "text_length": text_length, "fills": fills}
+        arguments = {**shared, "kept": kept, "past": past, "fills": fills, "guided_past": guided_past}
         arguments |= _restoration(plan, step, rows) if kept < step.tokens else {"cached_size": None}
+        arguments |= wiring.attend_arguments(setting, step)
         older = f"of{guided_past}" if guided_past else ""
         extra = ("-fill" if fills else "") + ("-shared" if arguments.get("shared") else "")
-        name = f"attend-{_label(step.size)}-k{kept}-s{past + kept}{older}-{suffix}{extra}"
-        return assembly.add(StepGraph(name, Attend, {**arguments, "guided_past": guided_past}, LAYER_PREFIX))
+        name = f"attend-{label}-k{kept}-s{past + kept}{older}-{suffix}{extra}"
+        return assembly.add(StepGraph(name, wiring.attend, arguments, LAYER_PREFIX))
 
     pruned = [plan.policy.prunes(layer) for layer in range(plan.depth)]
-    halves: dict[str, str] = {}
+    names: dict[str, str] = {}
     if not all(pruned):
-        halves["project"], halves["attend"] = project(step.tokens), attend(step.tokens, False)
+        names["project"], names["attend"] = project(step.tokens), attend(step.tokens, False)
     if any(pruned):
-        halves["project_pruned"], halves["attend_pruned"] = project(step.kept), attend(step.kept, True)
-    return StepEngines(bridge=_bridge(assembly, plan, step, config, rows), **halves)
+        names["project_pruned"], names["attend_pruned"] = project(step.kept), attend(step.kept, True)
+    for kind in ("pick", "residual"):
+        graph: StepGraph | None = getattr(wiring, kind)(setting, step)
+        if graph is not None:
+            names[kind] = assembly.add(graph)
+    return StepEngines(bridge=assembly.add(wiring.bridge(setting, step)), **names)
 
 
 def _restoration(plan: GenerationPlan, step: StepPlan, rows: int) -> dict[str, object]:
@@ -156,23 +178,3 @@ def _restoration(plan: GenerationPlan, step: StepPlan, rows: int) -> dict[str, o
     filled = next(earlier for earlier in plan.steps if earlier.fills_cache)
     restoration: dict[str, object] = {"cached_size": filled.size, "cached_rows": filled.rows(rows)}
     return restoration | ({"shared": True} if plan.policy.shared_selection else {})
-
-
-def _bridge(assembly: Assembly, plan: GenerationPlan, step: StepPlan, config: TransformerConfig, rows: int) -> str:
-    following = next((later for later in plan.steps if later.index == step.next_index), None)
-    own, further = step.rows(rows), following.rows(rows) if following else 0
-    arguments = {"rows": own, "text_rows": rows, "size": step.size, "final": plan.schedule.final}
-    arguments |= {"next_size": following and following.size, "next_index": step.next_index, "next_rows": further}
-    onward = "end" if following is None else f"{_label(following.size)}@{step.next_index}"
-    label = _rows_label(own, rows) + (f"to{further}" if following and further < own else "")
-    name = f"bridge-{_label(step.size)}-{onward}-of-{_label(plan.schedule.final)}-{label}"
-    return assembly.add(StepGraph(name, Bridge, {"config": config, **arguments}, SHARED_PREFIX))
-
-
-def _rows_label(own: int, rows: int) -> str:
-    """r2, or r1of2 where guidance has been switched off."""
-    return f"r{own}" if own == rows else f"r{own}of{rows}"
-
-
-def _label(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"

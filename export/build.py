@@ -12,30 +12,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import __version__
-from ..config import TransformerConfig
 from ..engines.bundle import BundleWriter
 from ..engines.cache import EngineCache
 from ..engines.manifest import (
     EngineSpec,
     FileRecord,
     Manifest,
-    SamplingDefaults,
     TensorSpec,
 )
 from ..engines.weights import write_weights
-from ..errors import BuildError, PlanError
-from ..plan import GenerationPlan, load_policy, make_plan
+from ..errors import BuildError
+from ..families.family import SamplingDefaults
+from ..plan import Drawing, GenerationPlan
 from ..precision import Precision
-from ..schedule import parse_size, schedule_for
-from .assembly import Assembly, assemble, latent_grid
+from .assembly import Assembly, latent_grid
 from .bundling import WEIGHTS, BuildReport, Construction, Progress, check_fit, open_cache
-from .checkpoint import Checkpoint, load_checkpoint
+from .checkpoint import CLASS_NAMES, Checkpoint, load_checkpoint
 from .decoder_stages import contiguous_bytes
+from .describe import assemble_checkpoint, text_length_of
 from .factory import EngineFactory
 from .quantise import quantise_sources
 from .sources import edge_weights, engine_weights, preview_weights
 from .toolchain import Toolchain, make_toolchain
 from .weights import WeightSource
+from .wirings import wiring_of
 
 GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
 
@@ -43,8 +43,8 @@ GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
 def build(
     checkpoint: str | Path | Checkpoint,
     *,
-    size: str,
     out: str | Path,
+    size: str | None = None,
     policy: str = "fastvar",
     backend: str = "onnxruntime",
     target: str | None = None,
@@ -56,6 +56,7 @@ def build(
     text_length: int | None = None,
     with_encoder: bool = False,
     decoder_tile: int | None = None,
+    drawing: Drawing | None = None,
     sampling: SamplingDefaults | None = None,
     image_tokenizer: Path | None = None,
     text_encoder: Path | None = None,
@@ -67,9 +68,9 @@ def build(
 
     Args:
         checkpoint: folder or transformer file in an official format, or a loaded `Checkpoint`.
-        size: image size, "WIDTHxHEIGHT" in pixels.
         out: the bundle folder; replaced as a whole when the build is complete.
-        policy: "dense", "fastvar", or a TOML policy file.
+        size: image size, "WIDTHxHEIGHT" in pixels; Infinity's default is 1024x1024, other families' their largest.
+        policy: "dense", "fastvar" as the checkpoint's family has it, or a TOML policy file.
         backend, target: who compiles, and for which devices; the backend's default for None.
         precision: "fp32", "bf16" or "fp16"; the backend's default for None.
         weights: "int8" or "fp8" to store the layers' matrices in 8 bits, "w8a8" for int8 activations besides.
@@ -80,6 +81,8 @@ def build(
         with_encoder: include the image encoder.
         decoder_tile: latent rows that the image decoder holds at a time, for less memory and the same image; any
             number from 1 on, all of them by default.
+        drawing: how codes are drawn, where the family offers a choice.
+        sampling: defaults of the bundle; the family's own by default.
         cache: the engine cache: True for the default folder, False for none.
         jobs: processes that trace graphs; one per usable core by default.
         progress: called with (what was just done, how many so far, of how many).
@@ -90,13 +93,13 @@ def build(
     if guidance not in GUIDANCE_ROWS:
         raise BuildError(f"guidance {guidance!r} not understood", expected=f"one of {', '.join(GUIDANCE_ROWS)}")
     toolchain = make_toolchain(backend, target, precision, weights, allow_unfused, via)
-    schedule = schedule_for(parse_size(size))
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(Path(checkpoint), image_tokenizer=image_tokenizer, text_encoder=text_encoder)
-    depth = checkpoint.transformer.depth
+    family, transformer = checkpoint.family, checkpoint.transformer
+    schedule = family.schedule_for(family.size(size, transformer), transformer)
     return build_bundle(
         checkpoint,
-        make_plan(schedule, load_policy(policy, schedule, depth), depth),
+        family.plan(schedule, family.policy(policy, schedule, transformer.depth), transformer, drawing),
         Path(out),
         toolchain=toolchain,
         rows=GUIDANCE_ROWS[guidance],
@@ -128,11 +131,10 @@ def build_bundle(
     """Build the bundle of a plan; the arguments are those of `build`, resolved."""
     toolchain = toolchain or make_toolchain()
     check_fit(plan, checkpoint.transformer)
-    text_length = _text_length(checkpoint.transformer, text_length)
-    images, encoder = checkpoint.image_tokenizer, checkpoint.text_encoder
+    text_length = text_length_of(checkpoint.transformer, text_length)
     if decoder_tile is not None:
         _check_tile(checkpoint, plan, decoder_tile, toolchain)
-    assembly = assemble(plan, checkpoint.transformer, images, encoder, text_length, rows, with_encoder, decoder_tile)
+    assembly = assemble_checkpoint(checkpoint, plan, text_length, rows, with_encoder, decoder_tile)
     sources = engine_weights(checkpoint, with_encoder, toolchain.precision) | preview_weights(checkpoint)
     sources |= edge_weights() if assembly.tiles else {}
     factory = EngineFactory(toolchain, open_cache(cache), sources, jobs)
@@ -148,15 +150,11 @@ def build_bundle(
     return site.report(out, assembly, engines, weights)
 
 
-def _text_length(config: TransformerConfig, wanted: int | None) -> int:
-    if wanted is not None and not 2 <= wanted <= config.text_length:
-        raise PlanError(f"text length {wanted} is out of range", expected=f"2 to {config.text_length} tokens")
-    return wanted or config.text_length
-
-
 def _check_tile(checkpoint: Checkpoint, plan: GenerationPlan, rows: int, toolchain: Toolchain) -> None:
     if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
         raise BuildError(f"decoder tile {rows!r} not understood", expected="a number of latent rows, 1 or more")
+    if not wiring_of(checkpoint.transformer).tiles_decoder:
+        return  # refused when graphs are put together
     images, grid = checkpoint.image_tokenizer, latent_grid(plan, checkpoint.transformer)
     alignment = toolchain.backend.address_alignment
     for what, size in contiguous_bytes(images, grid, rows, toolchain.precision.compute):
@@ -196,8 +194,11 @@ def _manifest(
     tokenizer = None
     if checkpoint.tokenizer_file is not None:
         tokenizer = writer.add_file(checkpoint.tokenizer_file, "tokenizer.json")
+    names = None
+    if checkpoint.class_names is not None:
+        names = writer.add_file(checkpoint.class_names, CLASS_NAMES)
     return Manifest(
-        family="infinity",
+        family=checkpoint.family.name,
         model=checkpoint.name,
         transformer=checkpoint.transformer,
         image_tokenizer=checkpoint.image_tokenizer,
@@ -213,5 +214,7 @@ def _manifest(
         text_tokenizer=tokenizer,
         checkpoint_digest=checkpoint.digest,
         fastvar_version=__version__,
-        sampling=sampling or SamplingDefaults(),
+        sampling=sampling or checkpoint.family.sampling,
+        class_names=names,
+        prompt_format=checkpoint.prompt_format,
     )

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import TransformerConfig
 from ..engines.bundle import BundleWriter
 from ..engines.cache import EngineCache
 from ..engines.manifest import EngineSpec, FileRecord
 from ..errors import PlanError
+from ..families.family import TransformerShape
 from ..plan import GenerationPlan
 from .assembly import Assembly
 from .factory import BuiltEngine, EngineFactory
@@ -100,7 +100,7 @@ class Construction:
         )
 
 
-def check_fit(plan: GenerationPlan, config: TransformerConfig) -> None:
+def check_fit(plan: GenerationPlan, config: TransformerShape) -> None:
     """Refuse a schedule that is longer than the model's level embedding.
 
     Raises:

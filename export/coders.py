@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..config import ImageTokenizerConfig
+from ..families.infinity import ImageTokenizerConfig
 from ..precision import Precision
 from ..schedule import Size
 from .image_tokenizer import Decoder, Encoder

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ImageTokenizerConfig
 from ..engines.dtypes import size_bytes
+from ..families.infinity import ImageTokenizerConfig
 from ..schedule import Size
 from .image_tokenizer import NORM_EPS, norm_groups
 from .rows import Shapes, Weights

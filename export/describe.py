@@ -12,9 +12,11 @@ from typing import Any
 from .. import __version__
 from ..engines.base import Backend
 from ..engines.manifest import EngineSpec, FileRecord, Manifest, TensorSpec
+from ..errors import PlanError
+from ..families.family import TransformerShape
 from ..plan import GenerationPlan
 from ..precision import Precision
-from .assembly import assemble
+from .assembly import Assembly, assemble
 from .checkpoint import Checkpoint
 from .graphs import StepGraph, layer_weights, stored_binding
 from .quantise import quantise_sources
@@ -35,16 +37,15 @@ def describe(
     decoder_tile: int | None = None,
 ) -> Manifest:
     """The manifest of a build with these arguments; digests, sizes and reports are left empty."""
-    text_length = text_length or checkpoint.transformer.text_length
-    images, encoder = checkpoint.image_tokenizer, checkpoint.text_encoder
-    assembly = assemble(plan, checkpoint.transformer, images, encoder, text_length, rows, with_encoder, decoder_tile)
+    text_length = text_length_of(checkpoint.transformer, text_length)
+    assembly = assemble_checkpoint(checkpoint, plan, text_length, rows, with_encoder, decoder_tile)
     sources = engine_weights(checkpoint, with_encoder, precision) | (edge_weights() if assembly.tiles else {})
     describer = Describer(sources, backend, precision)
     return Manifest(
-        family="infinity",
+        family=checkpoint.family.name,
         model=checkpoint.name,
         transformer=checkpoint.transformer,
-        image_tokenizer=images,
+        image_tokenizer=checkpoint.image_tokenizer,
         plan=plan,
         text_length=text_length,
         engines={name: describer.engine(graph) for name, graph in assembly.graphs.items()},
@@ -59,6 +60,52 @@ def describe(
         fastvar_version=__version__,
         precision=precision,
         address_alignment=backend.address_alignment,
+        sampling=checkpoint.family.sampling,
+        prompt_format=checkpoint.prompt_format,
+    )
+
+
+def text_length_of(config: TransformerShape, wanted: int | None) -> int:
+    """The static prompt length in tokens: what is asked for, or the longest that the model reads.
+
+    Raises:
+        PlanError: the model reads no prompts, none so long, or always the same number of tokens.
+    """
+    longest = config.text_length
+    if wanted is None or wanted == longest:
+        return longest
+    if longest == 0:
+        raise PlanError("this model reads no prompts", expected="no text length", fix="leave it away")
+    if config.first_tokens > 1:
+        raise PlanError(
+            f"text length {wanted} does not fit this model",
+            expected=f"{longest}: prompts are padded to it, and the padding is part of the first scale",
+            fix="leave it away",
+        )
+    if not 2 <= wanted <= longest:
+        raise PlanError(f"text length {wanted} is out of range", expected=f"2 to {longest} tokens")
+    return wanted
+
+
+def assemble_checkpoint(
+    checkpoint: Checkpoint,
+    plan: GenerationPlan,
+    text_length: int,
+    rows: tuple[int, ...],
+    with_encoder: bool,
+    decoder_tile: int | None,
+) -> Assembly:
+    """All graphs of a checkpoint's bundle (see `assemble`)."""
+    return assemble(
+        plan,
+        checkpoint.transformer,
+        checkpoint.image_tokenizer,
+        checkpoint.text_encoder,
+        text_length,
+        rows,
+        with_encoder,
+        decoder_tile,
+        checkpoint.prefix_length,
     )
 
 

@@ -7,12 +7,15 @@ Module names follow the official checkpoint keys (upstream: infinity/models/bsq_
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ImageTokenizerConfig
+from ..errors import CheckpointError
+from ..families.infinity import ImageTokenizerConfig
+from .tensor_shapes import dims, indices
 
 
 class Conv(nn.Module):
@@ -215,3 +218,28 @@ def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
     if (x.shape[-2], x.shape[-1]) == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def infer_image_tokenizer(shapes: Mapping[str, tuple[int, ...]]) -> ImageTokenizerConfig:
+    """Sizes of an image tokenizer from its tensors alone.
+
+    Read off the decoder: each of its levels has one residual block more, so none is ever empty.
+
+    Raises:
+        CheckpointError: the tensors are not those of such a tokenizer.
+    """
+    kind = "an image tokenizer"
+    base = dims(shapes, "encoder.conv_in.conv.weight", 4, kind)[0]
+    blocks = indices(shapes, r"decoder\.up\.(\d+)\.block\.(\d+)\.")
+    levels = 1 + max((level for level, _ in blocks), default=-1)
+    channels = [dims(shapes, f"decoder.up.{i}.block.0.conv1.conv.weight", 4, kind)[0] for i in range(levels)]
+    if not channels or not base or any(c % base for c in channels):
+        raise CheckpointError(
+            f"not {kind}: levels of {channels} channels over {base} base channels", expected="whole multiples"
+        )
+    return ImageTokenizerConfig(
+        bits=dims(shapes, "encoder.conv_out.conv.weight", 4, kind)[0],
+        base_channels=base,
+        channel_multipliers=tuple(c // base for c in channels),
+        residual_blocks=max(block for level, block in blocks if level == 0),
+    )

@@ -8,15 +8,18 @@ Knows nothing of schedules, pruning or sampling.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import TransformerConfig
+from ..families.infinity import TransformerConfig
 from .attention import attend
+from .tensor_shapes import dims, indices
 
+PATCHIFIED_CHANNELS = 56  # 8B: 14 bits in 2 x 2 cells; no other published model predicts 56
 MAX_LOG_SCALE = math.log(100.0)  # ceiling of the learned per-head attention scale
 
 
@@ -269,3 +272,29 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     cos, sin = rotary if rotary.dim() == 3 else rotary.unsqueeze(2)
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+def infer_transformer(shapes: Mapping[str, tuple[int, ...]]) -> TransformerConfig:
+    """Sizes of a transformer from its tensors alone. Spatial patchify leaves no trace but 56 channels (8B).
+
+    Raises:
+        CheckpointError: the tensors are not those of an Infinity transformer.
+    """
+    chunked = indices(shapes, r"block_chunks\.(\d+)\.module\.(\d+)\.")
+    chunks, per_chunk = (max(i) + 1 for i in zip(*chunked, strict=True)) if chunked else (1, 0)
+    depth = chunks * per_chunk if chunked else 1 + max((i for (i,) in indices(shapes, r"blocks\.(\d+)\.")), default=-1)
+    first = "block_chunks.0.module.0" if chunked else "blocks.0"
+    width, code_channels = dims(shapes, "word_embed.weight", 2, "an Infinity transformer")
+    text_length, text_width = dims(shapes, "cfg_uncond", 2, "an Infinity transformer")
+    return TransformerConfig(
+        depth=depth,
+        width=width,
+        heads=dims(shapes, f"{first}.sa.scale_mul_1H11", 4, "an Infinity transformer")[1],
+        mlp_width=dims(shapes, f"{first}.ffn.fc1.weight", 2, "an Infinity transformer")[0],
+        text_width=text_width,
+        text_length=text_length,
+        code_channels=code_channels,
+        chunks=chunks,
+        levels=dims(shapes, "lvl_embed.weight", 2, "an Infinity transformer")[0],
+        spatial_patchify=code_channels == PATCHIFIED_CHANNELS,
+    )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .image_tokenizer import Decoder, enlarge
+from .image_tokenizer import enlarge
 
 GRID = 8
 SAMPLES = 12
 
 
-def fit_preview(decoder: Decoder, bits: int, patch_size: int) -> tuple[Tensor, Tensor]:
+def fit_preview(decoder: Callable[[Tensor], Tensor], bits: int, patch_size: int) -> tuple[Tensor, Tensor]:
     """Least squares over random multi-scale codes: weight [3, bits] and bias [3], colour in [-1, 1]."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.zeros(SAMPLES, bits, GRID, GRID)

@@ -8,27 +8,25 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import (
-    TRANSFORMERS,
-    ImageTokenizerConfig,
-    TransformerConfig,
-    image_tokenizer_for,
-    to_json,
-)
-from ..errors import CheckpointError
-from .checkpoint import Checkpoint, Shapes, image_tokenizer_shapes, transformer_shapes
+from ..families import family_of, named_transformer
+from ..families.family import to_json
+from .checkpoint import Checkpoint, image_tokenizer_shapes, transformer_shapes
+from .qwen2_encoder import qwen2_vl_text
 from .tensor_files import digest
+from .tensor_shapes import Shapes, module_shapes
+from .text_encoders import kind_of, plain_format
+from .wirings import wiring_of
 
 if TYPE_CHECKING:
-    from transformers import T5Config
+    from transformers import PretrainedConfig, T5Config
 
 # Numbers drawn once per seed and repeated. A prime near 2^20: no row length divides it, so rows differ.
 BLOCK = 1_048_573
@@ -67,22 +65,21 @@ class RandomWeights(Mapping[str, Tensor]):
 def random_checkpoint(
     name: str, seed: int = 0, *, text_encoder: bool = False, dtype: torch.dtype = torch.float16
 ) -> Checkpoint:
-    """A named size of `config.TRANSFORMERS` with random weights; on request with an encoder shaped as flan-t5-xl.
+    """A published size of any family with random weights; on request with a text encoder shaped as the published one.
 
     Raises:
         CheckpointError: no such size.
     """
-    if name not in TRANSFORMERS:
-        raise CheckpointError(f"no model size {name!r}", expected="one of " + ", ".join(TRANSFORMERS))
-    model = TRANSFORMERS[name]
-    encoder = flan_t5_xl() if text_encoder else None
-    return random_checkpoint_for(model, image_tokenizer_for(model), encoder, name=name, seed=seed, dtype=dtype)
+    model = named_transformer(name)
+    family, wiring = family_of(model), wiring_of(model)
+    encoder = PUBLISHED_ENCODERS[wiring.text_encoders[0]]() if text_encoder and wiring.text_encoders else None
+    return random_checkpoint_for(model, family.image_tokenizer_for(model), encoder, name=name, seed=seed, dtype=dtype)
 
 
 def random_checkpoint_for(
-    transformer: TransformerConfig,
-    image_tokenizer: ImageTokenizerConfig,
-    text_encoder: T5Config | None = None,
+    transformer: Any,
+    image_tokenizer: Any,
+    text_encoder: PretrainedConfig | None = None,
     *,
     name: str = "random",
     seed: int = 0,
@@ -90,6 +87,8 @@ def random_checkpoint_for(
     tokenizer_file: Path | None = None,
 ) -> Checkpoint:
     """Random weights for any configuration. Without a text encoder its weights are empty."""
+    wiring = wiring_of(transformer)
+    image_shapes = image_tokenizer_shapes(image_tokenizer, wiring)
     encoder_shapes = text_encoder_shapes(text_encoder) if text_encoder is not None else {}
     preface = [to_json(transformer), to_json(image_tokenizer), {k: list(v) for k, v in encoder_shapes.items()}]
     return Checkpoint(
@@ -97,10 +96,11 @@ def random_checkpoint_for(
         transformer=transformer,
         transformer_weights=RandomWeights(transformer_shapes(transformer), seed, dtype),
         image_tokenizer=image_tokenizer,
-        image_tokenizer_weights=RandomWeights(image_tokenizer_shapes(image_tokenizer), seed, dtype),
+        image_tokenizer_weights=RandomWeights(image_shapes, seed, dtype),
         text_encoder=text_encoder,
         text_encoder_weights=RandomWeights(encoder_shapes, seed, dtype),
         tokenizer_file=tokenizer_file,
+        prompt_format=plain_format(wiring.text_encoders),
         digest=digest((), json.dumps(["random", seed, str(dtype), *preface], sort_keys=True)),
     )
 
@@ -120,12 +120,14 @@ def flan_t5_xl() -> T5Config:
     )
 
 
-def text_encoder_shapes(config: T5Config) -> Shapes:
-    """Name and shape of every tensor of a T5 encoder."""
-    from transformers import T5EncoderModel
+PUBLISHED_ENCODERS: dict[str, Callable[[], PretrainedConfig]] = {"t5": flan_t5_xl, "qwen2": qwen2_vl_text}
 
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in T5EncoderModel(config).state_dict().items()}
+
+def text_encoder_shapes(config: PretrainedConfig) -> Shapes:
+    """Name and shape of every tensor of a text encoder."""
+    import transformers
+
+    return module_shapes(getattr(transformers, kind_of(config).model), config)
 
 
 def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

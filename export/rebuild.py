@@ -17,9 +17,9 @@ from ..engines.manifest import EngineSpec, Manifest
 from ..engines.registry import get_backend
 from ..engines.weights import WeightFile
 from ..errors import BundleError
-from ..plan import GenerationPlan, PruningPolicy, load_policy, make_plan
+from ..families import family_named
+from ..plan import GenerationPlan, PruningPolicy
 from ..precision import Precision
-from ..schedule import parse_size, schedule_for
 from .assembly import Assembly, assemble
 from .bundling import BuildReport, Construction, Progress, check_fit, open_cache
 from .factory import EngineFactory
@@ -74,8 +74,8 @@ def rebuild(
         engines = site.make_engines({name: g for name, g in assembly.graphs.items() if name not in copied})
         engines |= {name: _copy(source, spec, writer, toolchain) for name, spec in copied.items()}
         linked = writer.link_file(weights.path, old.weights)
-        if old.text_tokenizer is not None:
-            writer.link_file(source.path / old.text_tokenizer.file, old.text_tokenizer)
+        for record in old.side_files:
+            writer.link_file(source.path / record.file, record)
         writer.commit(_manifest(old, plan, assembly, engines))
         site.tell("done")
     report = site.report(out, assembly, engines, old.weights)
@@ -83,11 +83,12 @@ def rebuild(
 
 
 def _plan(old: Manifest, policy: str | PruningPolicy, size: str | None) -> GenerationPlan:
-    schedule = old.plan.schedule if size is None else schedule_for(parse_size(size))
-    depth = old.transformer.depth
-    chosen = policy if isinstance(policy, PruningPolicy) else load_policy(policy, schedule, depth)
-    plan = make_plan(schedule, chosen, depth)
-    check_fit(plan, old.transformer)
+    family, transformer = family_named(old.family), old.transformer
+    schedule = old.plan.schedule if size is None else family.schedule_for(family.size(size, transformer), transformer)
+    if not isinstance(policy, PruningPolicy):
+        policy = family.policy(policy, schedule, transformer.depth)
+    plan = family.plan(schedule, policy, transformer, old.plan.drawing)
+    check_fit(plan, transformer)
     return plan
 
 

@@ -18,7 +18,7 @@ from .infinity import layer_norm
 LONGEST_TOPK = 3840  # TensorRT's limit
 
 # Activations at the border of a graph that are neither fp32 nor of the compute precision, and those that are.
-INTEGERS = frozenset({"kept", "kept_ca", "kept_ffn", "ids", "attention_mask"})
+INTEGERS = frozenset({"kept", "kept_ca", "kept_ffn", "ids", "attention_mask", "labels", "top_k", "codes", "positions"})
 COMPUTED = frozenset(
     {"q", "keys", "values", "guided_keys", "guided_values", "text", "text_keys", "text_values"}
     | {f"{end}_{sub_layer}" for end in ("cache", "cached") for sub_layer in ("sa", "ca", "ffn")}
@@ -113,6 +113,11 @@ def attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, widt
         scores = scores + bias
     out = torch.softmax(scores, dim=-1).to(values.dtype) @ values.transpose(0, 1)  # [R * heads, k, hd]
     return out.transpose(0, 1).reshape(-1, width)
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm along the last axis, eps 1e-6."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor, rows: int) -> Tensor:

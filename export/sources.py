@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import ImageTokenizerConfig, TransformerConfig
 from ..engines.manifest import EDGE_INSIDE, EDGE_OUTSIDE
 from ..precision import Precision
 from .checkpoint import Checkpoint, image_tokenizer_shapes
-from .coders import image_tokenizer_role, text_encoder_role
-from .image_tokenizer import Decoder
+from .preview import GRID as PREVIEW_GRID
 from .preview import fit_preview
 from .random_weights import text_encoder_shapes
-from .weights import WeightSource, plain_weights, transformer_weights
+from .text_encoders import kind_of
+from .weights import WeightSource, plain_weights
+from .wirings import wiring_of
 
 
 def engine_weights(checkpoint: Checkpoint, with_encoder: bool, precision: Precision) -> dict[str, WeightSource]:
@@ -29,25 +30,25 @@ def engine_weights(checkpoint: Checkpoint, with_encoder: bool, precision: Precis
     )
     if checkpoint.text_encoder is not None:
         text_shapes = text_encoder_shapes(checkpoint.text_encoder)
-        role = text_encoder_role(precision)
+        role = kind_of(checkpoint.text_encoder).role(precision)
         sources |= plain_weights("text_encoder", text_shapes, checkpoint.text_encoder_weights, role)
     return sources
 
 
 def model_sources(
-    transformer: TransformerConfig,
+    transformer: Any,
     transformer_state: Mapping[str, Tensor],
-    images: ImageTokenizerConfig,
+    images: Any,
     images_state: Mapping[str, Tensor],
     with_encoder: bool,
 ) -> dict[str, WeightSource]:
     """The weights of transformer and image coders. Shapes and roles come from the configurations; a state may be
     empty where nothing is fetched.
     """
-    parts = ("decoder.", "encoder.") if with_encoder else ("decoder.",)
-    wanted = {name: shape for name, shape in image_tokenizer_shapes(images).items() if name.startswith(parts)}
-    sources = transformer_weights(transformer, transformer_state)
-    return sources | plain_weights("image_tokenizer", wanted, images_state, image_tokenizer_role)
+    wiring = wiring_of(transformer)
+    wanted = wiring.kept_shapes(image_tokenizer_shapes(images, wiring), with_encoder)
+    sources = wiring.weights(transformer, transformer_state, images, images_state)
+    return sources | plain_weights("image_tokenizer", wanted, images_state, wiring.image_role)
 
 
 def edge_weights() -> dict[str, WeightSource]:
@@ -60,12 +61,12 @@ def edge_weights() -> dict[str, WeightSource]:
 
 def preview_weights(checkpoint: Checkpoint) -> dict[str, WeightSource]:
     """The linear map from codes to colour that previews are drawn with, fitted to the image decoder."""
-    config = checkpoint.image_tokenizer
-    decoder = Decoder(config).eval()
-    prefix = "decoder."
-    decoder.load_state_dict({n: checkpoint.image_tokenizer_weights[prefix + n].float() for n in decoder.state_dict()})
-    weight, bias = fit_preview(decoder, config.bits, config.patch_size)
+    config, wiring = checkpoint.image_tokenizer, wiring_of(checkpoint.transformer)
+    decoder: Any = wiring.decoder(config, (PREVIEW_GRID, PREVIEW_GRID))
+    prefix = wiring.decoder_prefix.removeprefix("image_tokenizer.")
+    weights = {name: checkpoint.image_tokenizer_weights[prefix + name].float() for name in decoder.weights}
+    weight, bias = fit_preview(lambda codes: decoder(codes, weights=weights), config.code_channels, config.patch_size)
     return {
-        "preview.weight": WeightSource((3, config.bits), lambda: weight),
+        "preview.weight": WeightSource((3, config.code_channels), lambda: weight),
         "preview.bias": WeightSource((3,), lambda: bias),
     }

@@ -116,10 +116,10 @@ def _stages(layout: Layout) -> Iterator[tuple[str, list[EngineCall]]]:
     if encoders:
         yield "text", encoders
     assert layout.condition is not None
-    yield "condition", [layout.condition, *layout.text_kv]
+    yield "condition", [layout.condition, *layout.layer_condition]
     for calls in layout.steps:
         h, w = calls.step.size
-        yield f"scale {calls.step.index}, {w}x{h}", [*calls.layers, calls.bridge]
+        yield f"scale {calls.step.index}, {w}x{h}", list(calls.calls)
     yield "decoder", layout.decode
 
 

@@ -6,11 +6,12 @@ selection and softmax are not. Bytes are every bound tensor read or written once
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from ..config import ImageTokenizerConfig, TransformerConfig
 from ..engines.dtypes import size_bytes
 from ..engines.manifest import Manifest
 from ..plan import GenerationPlan
@@ -20,15 +21,20 @@ from ..schedule import Size
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+_LEVEL = re.compile(r"(?:^|\.)up\.(\d+)\.")  # level 0 of a decoder is the finest
+
+
 class Kind(str, Enum):
     """What an engine does in a generation."""
 
     TEXT_ENCODER = "text encoder"
     CONDITION = "condition"
-    TEXT_KV = "text keys"
+    LAYER_CONDITION = "layer condition"
     PROJECT = "project"
     ATTEND = "attend"
+    PICK = "pick"
     BRIDGE = "bridge"
+    RESIDUAL = "residual"
     DECODER = "decoder"
 
 
@@ -108,18 +114,21 @@ def engine_costs(manifest: Manifest, rows: int) -> EngineCosts:
 
 
 def _calls(manifest: Manifest, layout: Layout) -> Iterator[CallCost]:
-    model = manifest.transformer
     if layout.text_encoder is not None:
         yield _cost(Kind.TEXT_ENCODER, layout.text_encoder, None, _text_encoder(manifest, layout.text_encoder))
     assert layout.condition is not None
-    yield _cost(Kind.CONDITION, layout.condition, None, _condition(model, layout.condition))
-    for call in layout.text_kv:
-        yield _cost(Kind.TEXT_KV, call, None, _text_kv(model, call))
+    yield _cost(Kind.CONDITION, layout.condition, None, _condition(manifest, layout.condition))
+    for call in layout.layer_condition:
+        yield _cost(Kind.LAYER_CONDITION, call, None, _layer_condition(manifest, call))
     for step in layout.steps:
+        if step.pick is not None:
+            yield _cost(Kind.PICK, step.pick, step, Cost())
         for call in step.layers:
             kind, count = (Kind.PROJECT, _project) if is_project(call) else (Kind.ATTEND, _attend)
-            yield _cost(kind, call, step, count(model, call))
-        yield _cost(Kind.BRIDGE, step.bridge, step, _bridge(manifest, layout.rows, step))
+            yield _cost(kind, call, step, count(manifest, call))
+        yield _cost(Kind.BRIDGE, step.bridge, step, _bridge(manifest, step))
+        if step.residual is not None:
+            yield _cost(Kind.RESIDUAL, step.residual, step, _residual(manifest, step.residual, step.rows))
     for call in layout.decode:
         count_stage = _decoder_stage if manifest.tiles else _decoder
         yield _cost(Kind.DECODER, call, None, count_stage(manifest, call))
@@ -134,14 +143,25 @@ def _cost(kind: Kind, call: EngineCall, step: StepCalls | None, flop: Cost) -> C
     cost = flop + Cost(bytes_moved=bytes_moved(call))
     if step is None:
         return CallCost(call.engine, kind, call.layer, None, None, cost)
-    tokens = step.step.tokens if kind is Kind.BRIDGE else _shape(call, "q")[0]
+    tokens = _shape(call, "q")[0] if kind in (Kind.PROJECT, Kind.ATTEND) else step.step.tokens
     return CallCost(call.engine, kind, call.layer, step.step.index, tokens, cost)
+
+
+def _codes_read(shapes: Shapes) -> int:
+    """Rows of the codebook: those of the codes drawn, or all where they are mixed."""
+    if "gumbel" in shapes:
+        return shapes["codebook.weight"][0]
+    return shapes["codes" if "codes" in shapes else "noise"][0]
 
 
 # Tables of which an engine reads some rows only: input -> how many, given the shapes of all that it is bound to.
 _TABLES: dict[str, Callable[[Shapes], int]] = {
     "shared.weight": lambda shapes: shapes["ids"][1],
     "lvl_embed.weight": lambda _: 1,
+    "embed_tokens.weight": lambda shapes: shapes["ids"][1],
+    "class_emb.weight": lambda shapes: shapes["labels"][0],
+    "position.weight": lambda shapes: shapes.get("x_next", (1,))[0],
+    "codebook.weight": _codes_read,
 }
 
 
@@ -172,46 +192,80 @@ def _shape(call: EngineCall, name: str) -> tuple[int, ...]:
     return call.tensors[name].shape
 
 
-def _condition(c: TransformerConfig, call: EngineCall) -> Cost:
-    """Text projections over T * R rows; pooling by one query; modulation of the blocks (6 C) and the head (2 C)."""
-    rows, length = _shape(call, "mask")
-    text = rows * length
-    projections = gemm(text, 2 * c.width, c.text_width) + gemm(text, c.width, c.text_width)
-    projections += gemm(text, c.width, c.width)
-    pooled = gemm(rows, c.width, c.width) + gemm(rows, 8 * c.width, c.width)
-    return Cost(gemm_flop=projections + pooled, attention_flop=rows * attention(1, length, c.width))
+def _matrices(manifest: Manifest, call: EngineCall) -> Shapes:
+    """The matrices that an engine multiplies by: its weights but for tables, gates and kernels."""
+    weights = _weights(manifest, call).items()
+    return {n: s for n, s in weights if len(s) == 2 and n.endswith(".weight") and n not in _TABLES}
 
 
-def _text_kv(c: TransformerConfig, call: EngineCall) -> Cost:
-    return Cost(gemm_flop=gemm(_shape(call, "text")[0], 2 * c.width, c.width))
+def _products(manifest: Manifest, call: EngineCall, rows: int) -> int:
+    """FLOP of every matrix once for each of so many rows."""
+    return sum(gemm(rows, *shape) for shape in _matrices(manifest, call).values())
 
 
-def _project(c: TransformerConfig, call: EngineCall) -> Cost:
+# Matrices of a condition that every text token goes through; all others see one row of each guidance row.
+_OF_EVERY_TOKEN = ("text_proj_for_ca.", "text_proj_for_sos.ca.mat_kv.", "context_embed.")
+
+
+def _condition(manifest: Manifest, call: EngineCall) -> Cost:
+    """Text projections over T * R rows; pooling by one query; modulation of the blocks and the head."""
+    rows, length = _shape(call, "head_modulation")[0], manifest.text_length
+    tokens = math.prod(_shape(call, "mask")) if "mask" in call.tensors else 0
+    flop = 0
+    for name, shape in _matrices(manifest, call).items():
+        flop += gemm(tokens if name.startswith(_OF_EVERY_TOKEN) else rows, *shape)
+    pools = any(name.endswith(".mat_q") for name in _weights(manifest, call))
+    return Cost(flop, rows * attention(1, length, manifest.transformer.width) if pools else 0)
+
+
+def _layer_condition(manifest: Manifest, call: EngineCall) -> Cost:
+    first = manifest.engines[call.engine].inputs[0].name
+    return Cost(_products(manifest, call, _shape(call, first)[0]))
+
+
+def _project(manifest: Manifest, call: EngineCall) -> Cost:
     kept, rows_heads, _ = _shape(call, "q")
-    return Cost(gemm_flop=gemm(kept * rows_heads // c.heads, 3 * c.width, c.width))
+    return Cost(_products(manifest, call, kept * rows_heads // manifest.transformer.heads))
 
 
-def _attend(c: TransformerConfig, call: EngineCall) -> Cost:
-    """Attention to the cache and to the text; the matrices of both, two in one and one in the other; feed-forward."""
+def _attend(manifest: Manifest, call: EngineCall) -> Cost:
+    """Attention to the cache, and to the text where a model has that; every matrix once."""
     kept, rows_heads, _ = _shape(call, "q")
-    rows = rows_heads // c.heads
-    matrices = 3 * gemm(kept * rows, c.width, c.width) + 2 * gemm(kept * rows, c.mlp_width, c.width)
-    keys = _shape(call, "keys")[0] + _shape(call, "text_keys")[0]
-    return Cost(gemm_flop=matrices, attention_flop=rows * attention(kept, keys, c.width))
+    rows = rows_heads // manifest.transformer.heads
+    keys = sum(_shape(call, name)[0] for name in ("keys", "guided_keys", "text_keys") if name in call.tensors)
+    products = _products(manifest, call, kept * rows)
+    return Cost(products, rows * attention(kept, keys, manifest.transformer.width))
 
 
-def _bridge(manifest: Manifest, rows: int, step: StepCalls) -> Cost:
-    """The head, and the embedding of the next scale; both resizes are products with a matrix per axis."""
-    c, plan = manifest.transformer, manifest.plan
-    flop = gemm(step.step.tokens * rows, 2 * c.code_channels, c.width)
-    own, final = _grid(plan, step.step.index, c.patch), _grid(plan, len(plan.schedule) - 1, c.patch)
-    if own != final:
-        flop += resize(c.bits, own, final)
+def _bridge(manifest: Manifest, step: StepCalls) -> Cost:
+    """The head, and the embedding of the next scale; both resizes are products with a matrix per axis; phi, where
+    there is one, is a convolution of the sum.
+    """
+    c, plan, call = manifest.transformer, manifest.plan, step.bridge
+    channels, *final = _shape(call, "summed_out")[1:]
+    area, shapes = final[0] * final[1], _weights(manifest, call)
+    flop = gemm(_shape(call, "logits")[0] * step.rows, *shapes["head.weight"])
+    own, last = _grid(plan, step.step.index, c.patch), _grid(plan, len(plan.schedule) - 1, c.patch)
+    if own != last:
+        flop += resize(channels, own, last)
     if step.step.next_index is not None:
-        following = _grid(plan, step.step.next_index, c.patch)
-        tokens = plan.schedule.tokens(step.step.next_index)
-        flop += resize(c.bits, final, following) + gemm(tokens, c.width, c.code_channels)
-    return Cost(gemm_flop=flop)
+        flop += resize(channels, last, _grid(plan, step.step.next_index, c.patch))
+        flop += gemm(plan.schedule.tokens(step.step.next_index), *shapes["word_embed.weight"])
+    kernels = [shape for shape in shapes.values() if len(shape) == 4]
+    return Cost(flop, convolution_flop=sum(convolution(i, o, k, area) for o, i, k, _ in kernels))
+
+
+def _residual(manifest: Manifest, call: EngineCall, rows: int) -> Cost:
+    """The diffusion head: its network once a step for every token and guidance row; what does not change from step to
+    step once, and what rows share once a token.
+    """
+    steps, tokens, _ = _shape(call, "residual_noise")
+    flop = 0
+    for name, shape in _matrices(manifest, call).items():
+        times = steps if name.startswith("diffusion.") and "cond_embed." not in name else 1
+        shared = "input_proj." in name or "word_embed." in name
+        flop += gemm(times * tokens * (1 if shared else rows), *shape)
+    return Cost(flop)
 
 
 def _grid(plan: GenerationPlan, scale: int, patch: int) -> Size:
@@ -240,7 +294,7 @@ def _weights(manifest: Manifest, call: EngineCall) -> dict[str, tuple[int, ...]]
 
 def _decoder(manifest: Manifest, call: EngineCall) -> Cost:
     height, width = _shape(call, "summed")[2:]
-    return Cost(convolution_flop=decoder_flop(manifest.image_tokenizer, (height, width)))
+    return decoder_cost(_weights(manifest, call), (height, width))
 
 
 def _decoder_stage(manifest: Manifest, call: EngineCall) -> Cost:
@@ -252,24 +306,21 @@ def _decoder_stage(manifest: Manifest, call: EngineCall) -> Cost:
     return Cost(convolution_flop=sum(convolution(i, o, kernel, rows * width) for o, i, kernel, _ in kernels))
 
 
-def decoder_flop(config: ImageTokenizerConfig, grid: Size) -> int:
-    """FLOP of the image decoder on a latent grid [h, w], convolution by convolution (export/image_tokenizer.py)."""
-    channels, area = config.level_channels, grid[0] * grid[1]
-    inputs = channels[-1]
-    flop = convolution(config.bits, inputs, 3, area) + 2 * residual_block(inputs, inputs, area)
-    for level, outputs in reversed(list(enumerate(channels))):
-        flop += residual_block(inputs, outputs, area) + config.residual_blocks * residual_block(outputs, outputs, area)
-        if level > 0:  # twice as high and wide, then a convolution
-            area *= 4
-            flop += convolution(outputs, outputs, 3, area)
-        inputs = outputs
-    return flop + convolution(inputs, 3, 3, area)
-
-
-def residual_block(inputs: int, outputs: int, area: int) -> int:
-    """Two 3x3 convolutions, and a 1x1 one where the width changes."""
-    shortcut = 0 if inputs == outputs else convolution(inputs, outputs, 1, area)
-    return convolution(inputs, outputs, 3, area) + convolution(outputs, outputs, 3, area) + shortcut
+def decoder_cost(weights: Shapes, grid: Size) -> Cost:
+    """The image decoder on a latent grid [h, w], convolution by convolution, by the resolution that names tell."""
+    last = max(int(found[1]) for name in weights if (found := _LEVEL.search(name)))
+    flop = pairs = 0
+    for name, shape in weights.items():
+        if len(shape) != 4:
+            continue
+        outputs, inputs, kernel, _ = shape
+        level = _LEVEL.search(name)
+        doublings = last - int(level[1]) if level else last if "conv_out." in name else 0
+        area = grid[0] * grid[1] * 4 ** (doublings + (".upsample." in name))
+        flop += convolution(inputs, outputs, kernel, area)
+        if name.endswith(".qkv.weight"):
+            pairs += attention(area, area, inputs)
+    return Cost(attention_flop=pairs, convolution_flop=flop)
 
 
 def convolution(inputs: int, outputs: int, kernel: int, area: int) -> int:

@@ -19,7 +19,7 @@ from .environment import environment
 from .memory_run import memory_run_apart
 from .records import BundleProfile, MemoryRun, Profile, Request
 from .rows import engine_rows, launch_medians, stage_rows, totals
-from .subject import Subject, settings_of, text_of
+from .subject import Subject, given_of, settings_of
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 LAUNCH_WARM_UP = 1  # launches one by one take another path than whole images: warmed up by themselves
@@ -74,7 +74,7 @@ def check_request(bundles: Sequence[Bundle], request: Request) -> None:
         raise InputError(f"{request.runs} runs after {request.warm_up} to warm up", expected="at least 1 of each")
     check_seed(request.seed)
     for bundle in bundles:
-        text_of(bundle, request)
+        given_of(bundle, request)
         bundle.manifest.engine_set(settings_of(bundle, request).rows)
     if len(bundles) == 2:
         _check_comparable(*(bundle.manifest for bundle in bundles))

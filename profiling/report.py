@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from ..engines.dtypes import human_bytes
 from . import plots
@@ -236,6 +237,11 @@ def _tables(profile: Profile) -> str:
     return _section("All figures", lede, *parts, f"<details><summary>Engine by engine</summary>{engines}</details>")
 
 
+def _draws(settings: dict[str, Any]) -> str:
+    """What a family draws by besides top_p."""
+    return "".join(f"{name} {settings[name]:g}, " for name in ("tau", "top_k") if settings.get(name) is not None)
+
+
 def _method(profile: Profile) -> str:
     s = profile.settings
     turns = " The two bundles took turns, image by image, in the same process." if profile.against else ""
@@ -248,7 +254,7 @@ def _method(profile: Profile) -> str:
         "Percentiles are over runs, interpolated between neighbours.",
         f"Memory: each bundle alone in a fresh process, sampled every {INTERVAL_S * 1e3:g} ms and behind every launch. "
         + _peak_line(profile),
-        f"Seed {s['seed']}, guidance scale {s['guidance_scale']:g} ({s['guidance_rows']} rows), tau {s['tau']:g}, "
+        f"Seed {s['seed']}, guidance scale {s['guidance_scale']:g} ({s['guidance_rows']} rows), {_draws(s)}"
         f"top_p {s['top_p']:g}; text features are {text}.",
     )
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)

@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ..config import TRANSFORMERS
 from ..doctor import examine
 from ..engines.bundle import Bundle
 from ..engines.dtypes import human_bytes
 from ..engines.manifest import Manifest
 from ..errors import FastvarError, InputError
+from ..families.infinity import TRANSFORMERS
 from ..runtime.fit import device_need
 from ..runtime.layout import lay_out
 from ..schedule import extended_schedules, official_schedules, parse_size, schedule_for

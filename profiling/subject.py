@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +15,16 @@ from ..engines.bundle import Bundle
 from ..engines.manifest import Manifest
 from ..errors import InputError
 from ..runtime.events import ImageTimings, ScaleTiming
-from ..runtime.generation import SamplingSettings, TextInput, with_overrides
+from ..runtime.generation import ImageInput, SamplingSettings, TextInput, default_settings, with_overrides
 from ..runtime.layout import EngineCall, StepCalls
 from ..runtime.noise import check_seed, uniform_noise
 from ..runtime.pipeline import to_image
-from ..runtime.prompt import PromptTokenizer
 from ..runtime.session import Session
+from ..runtime.subjects import Subjects, draws_labels
 from .records import KeptMap, Request
 
 DEFAULT_PROMPT = "a red circle above a blue square"
+DEFAULT_LABEL = "0"
 Launched = Iterator[tuple[StepCalls | None, EngineCall, float]]
 
 
@@ -41,7 +43,7 @@ class Subject:
         self.settings = settings_of(bundle, request)
         self.prompt = prompt_of(bundle, request)
         self._seed = check_seed(request.seed)
-        self._text = text_of(bundle, request)
+        self._given = given_of(bundle, request)
         self._session = Session(bundle, threads=request.threads, backend=backend)
         self.workspace = self._session.workspace(self.settings.rows)
         self.device = self._session.device
@@ -50,7 +52,7 @@ class Subject:
     def timed_image(self) -> ImageTimings:
         """Draw the image as a pipeline does; milliseconds on the device."""
         start = self.device.mark()
-        self._give_text()
+        self._give()
         told = self.device.mark()
         steps = [
             ScaleTiming(calls.step.index, calls.step.size, calls.step.tokens, calls.step.kept, ms)
@@ -64,13 +66,14 @@ class Subject:
 
     def launches(self) -> Launched:
         """Draw the image launch by launch."""
-        if self._text is None:
-            self._give_text()
-        yield from self.workspace.timed_launches(self._noise, self.settings, self._text)
+        text = self._given if isinstance(self._given, TextInput) else None
+        if text is None:
+            self._give()
+        yield from self.workspace.timed_launches(self._noise, self.settings, text)
 
     def kept_maps(self) -> Iterator[KeptMap]:
         """Draw the image and see, at every pruned scale, which tokens were kept."""
-        self._give_text()
+        self._give()
         for calls, _ in self.workspace.run_scales(self._noise, self.settings):
             if calls.kept:
                 yield self._kept_map(calls)
@@ -91,30 +94,34 @@ class Subject:
         grid = tuple(tuple(int(n) for n in line) for line in counts.reshape(step.size))
         return KeptMap(step.index, step.size, step.kept, len(views), grid)
 
-    def _give_text(self) -> None:
-        if self._text is not None:
-            self.workspace.encode_text(self._text)
+    def _give(self) -> None:
+        if self._given is not None:
+            self.workspace.give(self._given)
         else:
-            length = self._features.shape[1]
-            self.workspace.set_features(self._features[0], self._features[1], (length,) * self.settings.rows)
+            length, condition = self._features.shape[1], self.workspace.layout.condition
+            reads_both = condition is not None and "uncond" in condition.tensors
+            uncond = self._features[1] if reads_both else None
+            self.workspace.set_features(self._features[0], uncond, (length,) * self.settings.rows)
 
-    def _noise(self, scale: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        return uniform_noise(self._seed, scale, shape)
+    def _noise(self, scale: int, shape: tuple[int, ...], *stream: str) -> NDArray[Any]:
+        return uniform_noise(self._seed, scale, shape, *stream)
 
 
 def settings_of(bundle: Bundle, request: Request) -> SamplingSettings:
     """The bundle's own settings, with the guidance that was asked for."""
-    d = bundle.manifest.sampling
-    return with_overrides(SamplingSettings(d.guidance_scale, d.tau, d.top_p), guidance_scale=request.guidance_scale)
+    return with_overrides(default_settings(bundle.manifest), guidance_scale=request.guidance_scale)
 
 
 def prompt_of(bundle: Bundle, request: Request) -> str | None:
-    """The prompt to draw; None where the bundle cannot read one.
+    """The prompt or class label to draw; None where the bundle cannot read one.
 
     Raises:
         InputError: one was given, and the bundle has no text encoder.
     """
-    if bundle.manifest.text_tokenizer is not None and bundle.manifest.text_encoder:
+    manifest = bundle.manifest
+    if draws_labels(manifest):
+        return DEFAULT_LABEL if request.prompt is None else request.prompt
+    if manifest.text_tokenizer is not None and manifest.text_encoder:
         return DEFAULT_PROMPT if request.prompt is None else request.prompt
     if request.prompt is not None:
         raise InputError(
@@ -124,16 +131,18 @@ def prompt_of(bundle: Bundle, request: Request) -> str | None:
     return None
 
 
-def text_of(bundle: Bundle, request: Request) -> TextInput | None:
-    """The tokenized prompt; None where the bundle cannot read one.
+def given_of(bundle: Bundle, request: Request) -> ImageInput | None:
+    """What the image is drawn from; None where the bundle cannot read a prompt.
 
     Raises:
-        InputError: as `prompt_of`, or the prompt is empty or too long for the bundle.
+        InputError: as `prompt_of`, or the prompt is empty or too long for the bundle, or the class unknown.
     """
-    prompt, file = prompt_of(bundle, request), bundle.manifest.text_tokenizer
-    if prompt is None or file is None:
+    prompt = prompt_of(bundle, request)
+    if prompt is None:
         return None
-    return TextInput(PromptTokenizer(bundle.path / file.file, bundle.manifest.text_length).encode(prompt))
+    subjects = Subjects(bundle)
+    (subject,) = subjects.of(None, prompt) if draws_labels(bundle.manifest) else subjects.of(prompt)
+    return subjects.given(subject, None, settings_of(bundle, request))
 
 
 def random_features(manifest: Manifest) -> NDArray[np.float32]:

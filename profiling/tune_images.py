@@ -15,7 +15,8 @@ import numpy as np
 
 from ..engines.manifest import Manifest
 from ..errors import InputError
-from ..plan import DENSE, PruningPolicy, fastvar_policy
+from ..families import family_named
+from ..plan import DENSE, PruningPolicy
 from ..runtime.pipeline import Pipeline
 from .likeness import Pixels, psnr, ssim
 from .policy_space import PolicySpace
@@ -158,6 +159,8 @@ def tune_bundle(
     schedule, depth = manifest.plan.schedule, manifest.plan.depth
     budget, space = Budget(minutes), PolicySpace(schedule, depth)
     own = manifest.plan.policy
-    reference = own if space.key(own) != space.key(DENSE) else fastvar_policy(schedule, depth)
+    reference = (
+        own if space.key(own) != space.key(DENSE) else family_named(manifest.family).policy("fastvar", schedule, depth)
+    )
     gallery = Gallery(build, subject, scorer, threads=threads, spent=budget.spent, told=told)
     return search(space, gallery.judge, gallery.time, reference, constraints, budget.spent)

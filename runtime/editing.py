@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from ..config import TransformerConfig
 from ..errors import InputError
+from ..families.family import TransformerShape
 from ..plan import GenerationPlan
 from ..schedule import PIXELS_PER_TOKEN, Size
 from .noise import Noise, uniform_noise
@@ -65,7 +65,7 @@ class GivenTokens:
 
 
 def given_tokens(
-    latent: NDArray[np.float32], kept: Mapping[int, NDArray[np.bool_]], plan: GenerationPlan, model: TransformerConfig
+    latent: NDArray[np.float32], kept: Mapping[int, NDArray[np.bool_]], plan: GenerationPlan, model: TransformerShape
 ) -> GivenTokens:
     """Quantise a latent [bits, h, w] over the executed scales: what is skipped draws nothing, so it takes no bits."""
     p = model.patch

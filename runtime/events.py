@@ -56,6 +56,7 @@ class Output:
     seeds: list[int]
     settings: dict[str, Any]
     timings: list[ImageTimings]
+    draws: str = "prompt"  # what `prompts` are: prompts, or class labels
 
 
 def _no_preview() -> Image:

@@ -18,32 +18,46 @@ from ..engines.device import in_turn
 from ..engines.dtypes import all_finite
 from ..engines.manifest import Manifest
 from ..errors import InputError, InternalError, NumericsError
+from ..families import family_named
 from .layout import EngineCall, StepCalls, View
 from .memory import Memory
-from .noise import Noise
+from .noise import Noise, draw
 from .prompt import TokenizedPrompt
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Settings of one image, validated."""
+    """Settings of one image, validated. None: the family knows no such setting.
+
+    `guidance_off` is the guidance scale at which the unconditional row has no weight.
+    """
 
     guidance_scale: float
-    tau: float
+    tau: float | None
     top_p: float
+    top_k: int | None = None
+    guidance_off: float = 1.0
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 100):
             raise InputError(f"guidance_scale {self.guidance_scale} is out of range", expected="a number from 0 to 100")
-        if not (np.isfinite(self.tau) and 0 < self.tau <= 100):
+        if self.tau is not None and not (np.isfinite(self.tau) and 0 < self.tau <= 100):
             raise InputError(f"tau {self.tau} is out of range", expected="a temperature above 0, at most 100")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p {self.top_p} is out of range", expected="a share above 0, at most 1")
+        if self.top_k is not None and (isinstance(self.top_k, bool) or not 0 <= self.top_k < 1 << 31):
+            raise InputError(f"top_k {self.top_k} is out of range", expected="a number of codes, or 0 for all")
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Inputs [1] of the engines that draw codes, by name."""
+        found = {"guidance": self.guidance_scale, "tau": self.tau, "cut": 1 - self.top_p, "top_k": self.top_k}
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def rows(self) -> int:
         """Guidance rows to run: without guidance the unconditional row is not computed at all."""
-        return 1 if self.guidance_scale == 1 else 2
+        return 1 if self.guidance_scale == self.guidance_off else 2
 
 
 @dataclass(frozen=True)
@@ -54,9 +68,19 @@ class TextInput:
     negative: TokenizedPrompt | None = None
 
 
+@dataclass(frozen=True)
+class LabelInput:
+    """The class that one image is drawn of."""
+
+    label: int
+
+
+ImageInput = TextInput | LabelInput
+
+
 @dataclass
 class PreparedStep:
-    """One scale: its launches one by one (the layers', then the bridge), and all of them recorded as one."""
+    """One scale: its launches one by one, as `calls.calls` lists them, and all of them recorded as one."""
 
     calls: StepCalls
     launches: list[Launch]
@@ -66,8 +90,8 @@ class PreparedStep:
 class Workspace:
     """Static memory and prepared launches for one image with a given number of guidance rows.
 
-    `uncond` is the learned unconditional text [<= T, Ct], fp32. `record` False makes launches one by one on a device
-    that would record those of a scale as one.
+    `uncond` is the learned unconditional text [<= T, Ct], fp32, where the model has one. `record` False makes launches
+    one by one on a device that would record those of a scale as one.
     """
 
     def __init__(
@@ -76,24 +100,25 @@ class Workspace:
         engines: Mapping[str, Engine],
         memory: Memory,
         rows: int,
-        uncond: NDArray[np.float32],
+        uncond: NDArray[np.float32] | None,
         record: bool = True,
     ) -> None:
         self.manifest, self.layout = manifest, memory.layout(rows)
+        self._format = manifest.prompt_format
         self.device = memory.device
         self._engines, self._memory, self._uncond = engines, memory, uncond
         self._record = self.device.record if record else in_turn
         layout = self.layout
         self._text_encoder = self._prepare(layout.text_encoder)
         self._uncond_encoder = self._prepare(layout.uncond_encoder)
-        self._condition_launches = [self._prepare(layout.condition), *(self._prepare(call) for call in layout.text_kv)]
+        self._condition_launches = [self._prepare(call) for call in self._condition_calls]
         self._condition = self._record(self._condition_launches)
         self._steps = [self._prepare_step(calls) for calls in layout.steps]
         self._decode_launches = [self._prepare(call) for call in layout.decode]
         self._decode = self._record(self._decode_launches)
 
     def _prepare_step(self, calls: StepCalls) -> PreparedStep:
-        launches = [self._prepare(call) for call in (*calls.layers, calls.bridge)]
+        launches = [self._prepare(call) for call in calls.calls]
         return PreparedStep(calls, launches, self._record(launches))
 
     def _prepare(self, call: EngineCall | None) -> Launch:
@@ -152,71 +177,94 @@ class Workspace:
         """Prepared when first used: who only draws never loads the engine."""
         return self._prepare(self.layout.encoder)
 
+    def give(self, given: ImageInput) -> None:
+        """Tell what the image is drawn from: condition, and what it gives to each layer."""
+        if isinstance(given, TextInput):
+            self.encode_text(given)
+            return
+        classes = self.manifest.transformer.classes  # type: ignore[attr-defined]  # families of labels have them
+        self._write(self._condition_call, "labels", [given.label, classes][: self.layout.rows])
+        self._condition()
+
     def encode_text(self, text: TextInput) -> None:
         """Run the text encoder for the prompt, and for the negative prompt or with the learned rows."""
         self._finish_text(self._encode_texts(text))
 
-    def _encode_texts(self, text: TextInput) -> list[int]:
-        """Features of every guidance row; gives how many of them count."""
+    def _encode_texts(self, text: TextInput) -> list[NDArray[np.bool_]]:
+        """Features of every guidance row; gives which of them count."""
         self._memory.bring_text_encoder(self.layout)
-        self._encode(text.prompt, self.layout.text_encoder, self._text_encoder)
-        lengths = [text.prompt.length]
-        if self.layout.rows == 2 and text.negative is None:
+        counted = [self._encode(text.prompt, self.layout.text_encoder, self._text_encoder)]
+        if self.layout.rows == 2 and self._uncond is not None and text.negative is None:
             # The learned text is cut to the prompt's length, so its effect depends on that length (upstream).
             self._set_features("uncond", self._uncond, text.prompt.length)
-            lengths *= 2
+            counted *= 2
         elif text.negative is not None:
-            self._encode(text.negative, self.layout.uncond_encoder, self._uncond_encoder)
-            lengths.append(text.negative.length)
-        return lengths
+            counted.append(self._encode(text.negative, self.layout.uncond_encoder, self._uncond_encoder))
+        return counted
 
-    def _encode(self, prompt: TokenizedPrompt, call: EngineCall | None, launch: Launch) -> None:
+    def _encode(self, prompt: TokenizedPrompt, call: EngineCall | None, launch: Launch) -> NDArray[np.bool_]:
         if call is None:
             raise InternalError("the bundle has no text encoder; give text features instead")
         self._write(call, "ids", prompt.ids)
         self._write(call, "attention_mask", prompt.mask)
         launch()
-        self._clear_padding(self._view(call, "features"), prompt.length)
+        view = self._view(call, "features")
+        counted: NDArray[np.bool_] = prompt.mask[0, -view.shape[0] :].astype(bool)  # without the prefix
+        if not self._format.keeps_padding:
+            self._clear_padding(view, counted)
+        return counted
 
     def set_features(self, cond: NDArray[Any], uncond: NDArray[Any] | None, lengths: tuple[int, ...]) -> None:
         """Text features [<= T, Ct] of each guidance row and how many of them count; then condition and text keys."""
         for name, features, length in zip(("cond", "uncond"), (cond, uncond), lengths, strict=False):
-            if features is not None:
+            if features is not None and name in self._condition_call.tensors:
                 self._set_features(name, features, length)
-        self._finish_text(lengths)
+        self._finish_text([self._counted(length) for length in lengths])
 
     def _set_features(self, name: str, features: NDArray[Any], length: int) -> None:
         view = self._view(self._condition_call, name)
         padded = np.zeros(view.shape, np.float32)
-        padded[:length] = features[:length]
+        own = features if self._format.keeps_padding else features[:length]
+        padded[: len(own)] = own
         self._memory.write(self.layout, view, padded)
 
-    def _clear_padding(self, view: View, length: int) -> None:
-        """Rows behind the text: they are masked, not left out, so they must be finite."""
-        rows, width = view.shape
-        if length < rows:
-            start = view.start + length * width * np.dtype(np.float32).itemsize
-            self._memory.write(self.layout, replace(view, start=start, shape=(rows - length, width)), np.zeros(1))
+    def _clear_padding(self, view: View, counted: NDArray[np.bool_]) -> None:
+        """Rows beside the text: they are masked, not left out, so they must be finite."""
+        padding, row_bytes = np.flatnonzero(~counted), view.size // view.shape[0]
+        if padding.size:
+            start = view.start + int(padding[0]) * row_bytes
+            beside = replace(view, start=start, shape=(padding.size, view.shape[1]))
+            self._memory.write(self.layout, beside, np.zeros(1))
 
-    def _finish_text(self, lengths: Sequence[int]) -> None:
-        self._write_mask(lengths)
+    def _counted(self, length: int) -> NDArray[np.bool_]:
+        """Which tokens count, where so many do."""
+        tokens = np.arange(self.manifest.text_length)
+        return tokens >= len(tokens) - length if self._format.pad_left else tokens < length
+
+    def _finish_text(self, counted: Sequence[NDArray[np.bool_]]) -> None:
+        self._write_mask(counted)
         self._condition()
 
-    def _write_mask(self, lengths: Sequence[int]) -> None:
-        positions = np.arange(self.manifest.text_length)
-        self._write(self._condition_call, "mask", positions < np.array(lengths)[:, None])
+    def _write_mask(self, counted: Sequence[NDArray[np.bool_]]) -> None:
+        view = self._view(self._condition_call, "mask")  # of the rows that are given text
+        self._memory.write(self.layout, view, np.stack(counted[: view.shape[0]]))
 
     @property
     def _condition_call(self) -> EngineCall:
         assert self.layout.condition is not None
         return self.layout.condition
 
+    @property
+    def _condition_calls(self) -> tuple[EngineCall, ...]:
+        return (self._condition_call, *self.layout.layer_condition)
+
     def run_scales(
         self, noise: Noise, settings: SamplingSettings, *, wait: bool = True
     ) -> Iterator[tuple[StepCalls, float]]:
         """Run scale after scale; yields each step with its milliseconds on the device.
 
-        noise(scale index, shape [L, bits a token]): uniform in [0, 1); -1 forces a bit to one, 2 to zero.
+        noise(scale index, shape, name of the input): Infinity's [L, bits a token] is uniform in [0, 1), -1 forces a bit
+        to one, 2 to zero; where codes are chosen it is [L, 1], and -1 - i forces code i.
         `wait`: yield every step when it is done; else the device is given all of them, and all are yielded then.
 
         Raises:
@@ -252,18 +300,18 @@ class Workspace:
         """
         if text is not None:
             yield from self._timed_encoder(text)
-        yield from self._timed(None, (self._condition_call, *self.layout.text_kv), self._condition_launches)
+        yield from self._timed(None, self._condition_calls, self._condition_launches)
         self._reset(settings)
         for step in self._steps:
             self._draw_noise(step.calls, noise)
-            yield from self._timed(step.calls, (*step.calls.layers, step.calls.bridge), step.launches)
+            yield from self._timed(step.calls, step.calls.calls, step.launches)
         yield from self._timed(None, self.layout.decode, self._decode_launches)
 
     def _timed_encoder(self, text: TextInput) -> Iterator[tuple[None, EngineCall, float]]:
         start = self.device.mark()
-        lengths = self._encode_texts(text)
+        counted = self._encode_texts(text)
         end = self.device.mark()
-        self._write_mask(lengths)
+        self._write_mask(counted)
         self.device.wait()
         assert self.layout.text_encoder is not None
         yield None, self.layout.text_encoder, self.device.elapsed_ms(start, end)
@@ -279,37 +327,35 @@ class Workspace:
             yield step, call, self.device.elapsed_ms(start, end)
 
     def _draw_noise(self, calls: StepCalls, noise: Noise) -> None:
-        self._memory.write(self.layout, calls.noise, noise(calls.step.index, calls.noise.shape))
+        for name, view in calls.drawn.items():
+            self._memory.write(self.layout, view, draw(noise, calls.step, view.shape, name))
 
     def _reset(self, settings: SamplingSettings) -> None:
         first = self.layout.steps[0].bridge
         self._write(first, "summed", 0.0)
-        self._write(first, "tau", settings.tau)
-        self._write(first, "cut", 1 - settings.top_p)
-        if self.layout.rows == 2:
-            self._write(first, "guidance", settings.guidance_scale)
+        for name, value in settings.scalars.items():
+            places = [call.tensors[name] for step in self.layout.steps for call in step.calls if name in call.tensors]
+            for place in dict.fromkeys(places):  # one for all scales
+                assert isinstance(place, View)
+                self._memory.write(self.layout, place, np.asarray(value))
 
     def _first_bad_launch(self, noise: Noise, settings: SamplingSettings) -> str | None:
         """Draw once more and look at what every launch writes: later launches overwrite where it began."""
         if not self._writes_finite(self.layout.text_encoder, self.layout.uncond_encoder):
             return "the text features"
-        for call, launch in zip((self._condition_call, *self.layout.text_kv), self._condition_launches, strict=True):
+        for call, launch in zip(self._condition_calls, self._condition_launches, strict=True):
             launch()
             if not self._writes_finite(call):
-                return "the text condition" if call.layer is None else f"the text keys of layer {call.layer}"
+                return "the condition" if call.layer is None else f"the condition of layer {call.layer}"
         self._reset(settings)
         for step in self._steps:
             self._draw_noise(step.calls, noise)
-            *layers, bridge = step.launches
-            for call, launch in zip(step.calls.layers, layers, strict=True):
+            for call, launch in zip(step.calls.calls, step.launches, strict=True):
                 launch()
+                if call is step.calls.bridge and not np.isfinite(self.read(call, "logits")).all():
+                    return f"{_scale(step.calls)}, the head"
                 if not self._writes_finite(call):
-                    return f"{_scale(step.calls)}, layer {call.layer}"
-            bridge()
-            if not np.isfinite(self.read(step.calls.bridge, "logits")).all():
-                return f"{_scale(step.calls)}, the head"
-            if not self._writes_finite(step.calls.bridge):
-                return f"{_scale(step.calls)}, the tokens of the next scale"
+                    return f"{_scale(step.calls)}, {_part_of_scale(step.calls, call)}"
         return None
 
     def _writes_finite(self, *calls: EngineCall | None) -> bool:
@@ -345,6 +391,12 @@ def _scale(calls: StepCalls) -> str:
     return f"scale {calls.step.index} ({h}x{w})"
 
 
+def _part_of_scale(calls: StepCalls, call: EngineCall) -> str:
+    if call.layer is not None:
+        return f"layer {call.layer}"
+    return "the residual" if call is calls.residual else "the tokens of the next scale"
+
+
 def _not_finite(where: str) -> NumericsError:
     return NumericsError(
         f"{where}: numbers that are not finite",
@@ -357,6 +409,12 @@ def _nothing() -> None:
     raise InternalError("this launch was not planned")
 
 
-def with_overrides(defaults: SamplingSettings, **values: float | None) -> SamplingSettings:
+def with_overrides(defaults: SamplingSettings, **values: Any) -> SamplingSettings:
     """Settings with those replaced that were given."""
     return replace(defaults, **{name: value for name, value in values.items() if value is not None})
+
+
+def default_settings(manifest: Manifest) -> SamplingSettings:
+    """The bundle's own settings."""
+    d = manifest.sampling
+    return SamplingSettings(d.guidance_scale, d.tau, d.top_p, d.top_k, family_named(manifest.family).guidance_off)

@@ -13,6 +13,7 @@ from ..engines.dtypes import size_bytes
 from ..engines.manifest import EngineSet, Manifest, TensorSpec
 from ..errors import InternalError
 from ..plan import StepPlan
+from .noise import DRAWN, SCALARS
 from .placement import Need, Phase, Slot, aligned, place
 from .stripes import TiledDecoder
 
@@ -45,6 +46,9 @@ class WeightView:
 
 
 Binding = View | WeightView
+# Inputs that the host may write; all others have been written by an earlier engine.
+HOST_GIVEN = {"ids", "attention_mask", "cond", "uncond", "mask", "labels", "image", "summed", *SCALARS, *DRAWN}
+KEPT = "kept_"  # before the name of a sub-layer: the tokens it has chosen
 TEXT_ENCODER_WEIGHTS = "text_encoder_weights"  # the slot of weights that are brought for every prompt
 
 
@@ -80,10 +84,18 @@ class StepCalls:
     rows: int
     layers: tuple[EngineCall, ...]
     bridge: EngineCall
-    noise: View
+    drawn: Mapping[str, View]  # what the host draws at random, by the name of the input
     block_in: View
     summed: View
     kept: Mapping[int, Mapping[str, View]]  # layer -> sub-layer -> indices into [L * R]
+    pick: EngineCall | None = None
+    residual: EngineCall | None = None
+
+    @property
+    def calls(self) -> tuple[EngineCall, ...]:
+        """Every launch in order."""
+        before, after = ((call,) if call is not None else () for call in (self.pick, self.residual))
+        return (*before, *self.layers, self.bridge, *after)
 
 
 @dataclass
@@ -99,7 +111,7 @@ class Layout:
     text_encoder: EngineCall | None = None
     uncond_encoder: EngineCall | None = None
     condition: EngineCall | None = None
-    text_kv: list[EngineCall] = field(default_factory=list)
+    layer_condition: list[EngineCall] = field(default_factory=list)
     steps: list[StepCalls] = field(default_factory=list)
     decode: list[EngineCall] = field(default_factory=list)
     image: View | None = None
@@ -108,10 +120,10 @@ class Layout:
 
     def calls(self) -> Iterator[EngineCall]:
         """Every launch, in order."""
-        once = (self.encoder, self.text_encoder, self.uncond_encoder, self.condition, *self.text_kv)
+        once = (self.encoder, self.text_encoder, self.uncond_encoder, self.condition, *self.layer_condition)
         yield from (call for call in once if call is not None)
         for step in self.steps:
-            yield from (*step.layers, step.bridge)
+            yield from step.calls
         yield from self.decode
 
     def weights(self) -> dict[str, WeightView]:
@@ -131,17 +143,20 @@ class Planner:
         self.needs: dict[str, Need] = {}
         self.phase = Phase.ENCODE
         self.offloads = offload_text_encoder
-        # The residual stream alternates between two slots: every block and bridge reads one and writes the other.
-        self.x, self.other = "x0", "x1"
+        # The residual stream alternates between two slots: every block and bridge reads one and writes the other. So
+        # does the running sum of codes. A scale that is drawn in parts keeps all its tokens in one more slot.
+        self.x, self.other, self.whole = "x0", "x1", ""
+        self.summed, self.other_sum = "summed0", "summed1"
+        self.per_layer: frozenset[str] = frozenset()  # what the condition gives to each layer apart
 
     def plan(self) -> Layout:
         self._encoder()
         self.phase = Phase.TEXT
         self._text()
         self.phase = Phase.SCALES
-        for name in ("cond", "uncond", "mask"):  # kept, so that a bad number can be looked for from the start
-            if name in self.needs:
-                self._need(name, 0)
+        for tensor in self.manifest.engines[self.set.condition].inputs:
+            if tensor.name in self.needs:  # kept, so that a bad number can be looked for from the start
+                self._need(tensor.name, 0)
         for position, step in enumerate(self.manifest.plan.steps):
             self.layout.steps.append(self._step(position, step, self.set))
         self.phase = Phase.DECODE
@@ -170,6 +185,10 @@ class Planner:
         spec = self.manifest.engines[engine]
         named = {**spec.weights, **(constants or {})}
         tensors: dict[str, Binding] = {}
+        for tensor in spec.inputs:
+            given = tensor.name in named or tensor.name in HOST_GIVEN
+            if not given and slots.get(tensor.name, ("", 0))[0] not in self.needs:
+                raise InternalError(f"engine {engine}: nothing gives its input {tensor.name!r}")
         for tensor in (*spec.inputs, *spec.outputs):
             if tensor.name in named:
                 tensors[tensor.name] = self._weight(engine, named[tensor.name].format(layer=layer), tensor)
@@ -195,20 +214,28 @@ class Planner:
         encoder = {"ids": ("ids", 0), "attention_mask": ("attention_mask", 0)}
         if m.text_encoder:
             layout.text_encoder = self._bind(m.text_encoder, {**encoder, "features": ("cond", 0)})
-            if layout.rows == 2:
+            if layout.rows == 2 and "uncond" in self._names(self.set.condition):
                 layout.uncond_encoder = self._bind(m.text_encoder, {**encoder, "features": ("uncond", 0)})
-        names = ("cond", "uncond", "mask", "text", "modulation", "head_modulation", "text_bias")
-        layout.condition = self._bind(self.set.condition, {**{n: (n, 0) for n in names}, "x": ("x0", 0)})
+        layout.condition = self._bind(self.set.condition, {**self._own_names(self.set.condition), "x": ("x0", 0)})
+        if not self.set.layer_condition:
+            return
+        self.per_layer = frozenset(spec.name for spec in m.engines[self.set.layer_condition].outputs)
         for layer in range(m.plan.depth):
-            slots = {
-                "text": ("text", 0),
-                "text_keys": (f"text_keys.{layer}", 0),
-                "text_values": (f"text_values.{layer}", 0),
-            }
-            layout.text_kv.append(self._bind(self.set.text_kv, slots, layer))
+            slots = self._own_names(self.set.layer_condition, layer)
+            layout.layer_condition.append(self._bind(self.set.layer_condition, slots, layer))
+
+    def _names(self, engine: str) -> set[str]:
+        """What an engine is bound to beside weights."""
+        spec = self.manifest.engines[engine]
+        return {tensor.name for tensor in (*spec.inputs, *spec.outputs)} - set(spec.weights)
+
+    def _own_names(self, engine: str, layer: int | None = None) -> dict[str, tuple[str, int]]:
+        """Slots named as the tensors; one for each layer where the condition differs from layer to layer."""
+        return {n: (f"{n}.{layer}" if n in self.per_layer else n, 0) for n in self._names(engine)}
 
     def _step(self, position: int, step: StepPlan, engines: EngineSet) -> StepCalls:
         names = engines.steps[position]
+        pick = self._pick(names.pick) if names.pick else None
         calls: list[EngineCall] = []
         kept: dict[int, dict[str, View]] = {}
         for layer in range(self.manifest.plan.depth):
@@ -219,18 +246,34 @@ class Planner:
             if pruned and step.prunes:
                 # Sub-layers that share a selection have none of their own.
                 found = {"sa": project.tensors["kept"]}
-                found |= {n: attend.tensors[f"kept_{n}"] for n in ("ca", "ffn") if f"kept_{n}" in attend.tensors}
+                found |= {n.removeprefix(KEPT): t for n, t in attend.tensors.items() if n.startswith(KEPT)}
                 kept[layer] = {n: view for n, view in found.items() if isinstance(view, View)}
             self.x, self.other = self.other, self.x
-        summed = ("summed0", "summed1") if position % 2 == 0 else ("summed1", "summed0")
-        bridge = self._bridge(names.bridge, position, summed)
-        self.x, self.other = self.other, self.x
-        first = calls[0].tensors["x"]
-        noise, total = bridge.tensors["noise"], bridge.tensors["summed_out"]
+        bridge = self._summing(names.bridge, position)
+        residual = self._summing(names.residual, position) if names.residual else None
+        if "x_next" in bridge.tensors:
+            self.x, self.other = self.other, self.x
+        first, total = (pick or calls[0]).tensors["x"], (residual or bridge).tensors["summed_out"]
         assert isinstance(first, View)
-        assert isinstance(noise, View)
         assert isinstance(total, View)
-        return StepCalls(step, step.rows(self.layout.rows), tuple(calls), bridge, noise, first, total, kept)
+        row_count = step.rows(self.layout.rows)
+        found_calls = StepCalls(step, row_count, tuple(calls), bridge, {}, first, total, kept, pick, residual)
+        return replace(found_calls, drawn=_drawn(found_calls))
+
+    def _pick(self, engine: str) -> EngineCall:
+        """The first part's tokens and all later ones come from where the whole scale's tokens are."""
+        if not self.whole:
+            self.whole, self.x = self.x, "x2"
+        return self._bind(engine, {**self._own_names(engine), "x": (self.whole, 0), "x_out": (self.x, 0)})
+
+    def _summing(self, engine: str, position: int) -> EngineCall:
+        """An engine that adds to the running sum."""
+        slots = self._own_names(engine)
+        slots["logits"] = (f"logits.{position}", 0)  # looked at when all scales have run
+        slots |= {"x": (self.x, 0), "x_next": (self.other, 0)}
+        slots |= {"summed": (self.summed, 0), "summed_out": (self.other_sum, 0)}
+        self.summed, self.other_sum = self.other_sum, self.summed
+        return self._bind(engine, slots)
 
     def _project(self, engine: str, step: StepPlan, layer: int) -> EngineCall:
         pruned = self.manifest.plan.policy.prunes(layer)
@@ -240,7 +283,7 @@ class Planner:
             own, start = own - step.guided_past(pruned), self._unguided_start(keys, step, layer)
         start += own * size_bytes(keys.dtype, keys.shape[1:])
         cache = {name: (f"{name}.{layer}", start) for name in ("keys", "values")}
-        slots = {"x": (self.x, 0), "modulation": ("modulation", 0), "q": ("q", 0), "kept": (f"kept_sa.{layer}", 0)}
+        slots = {**self._own_names(engine, layer), "x": (self.x, 0), "kept": (f"kept_sa.{layer}", 0)}
         if start % self.manifest.address_alignment == 0:
             return self._bind(engine, {**slots, **cache}, layer)
         # Only small models: in the published ones a token's keys take a multiple of 256 bytes.
@@ -264,25 +307,17 @@ class Planner:
         return Copy(source, self._view(slot, start, source.dtype, source.shape))
 
     def _attend(self, engine: str, step: StepPlan, layer: int) -> EngineCall:
-        own = ("keys", "values", "text_keys", "text_values", "kept_ca", "kept_ffn")
-        slots = {name: (f"{name}.{layer}", 0) for name in own}
+        slots = self._own_names(engine, layer)
+        # The token cache is written at the cached scale, and read at the pruned ones.
+        slots |= {name: (f"cache_{name.split('_', 1)[1]}.{layer}", 0) for name in slots if name.startswith("cache")}
+        own = [name for name in slots if name in ("keys", "values") or name.startswith(KEPT)]
+        slots |= {name: (f"{name}.{layer}", 0) for name in own}
         if self._narrowed(step):
             start = self._unguided_start(self.manifest.engines[engine].tensor("keys"), step, layer)
             slots |= {f"guided_{name}": (f"{name}.{layer}", 0) for name in ("keys", "values")}
             slots |= {name: (f"{name}.{layer}", start) for name in ("keys", "values")}
-        slots |= {name: (name, 0) for name in ("q", "text_bias", "modulation")}
         slots |= {"x": (self.x, 0), "x_out": (self.other, 0), "kept": (f"kept_sa.{layer}", 0)}
-        for sub_layer in ("sa", "ca", "ffn"):
-            # Written at the cached scale, read at the pruned ones.
-            slots |= {f"{end}_{sub_layer}": (f"cache_{sub_layer}.{layer}", 0) for end in ("cache", "cached")}
         return self._bind(engine, slots, layer)
-
-    def _bridge(self, engine: str, position: int, summed: tuple[str, str]) -> EngineCall:
-        slots = {name: (name, 0) for name in ("head_modulation", "noise", "guidance", "tau", "cut")}
-        slots["logits"] = (f"logits.{position}", 0)  # looked at when all scales have run
-        slots |= {"x": (self.x, 0), "x_next": (self.other, 0)}
-        slots |= {"summed": (summed[0], 0), "summed_out": (summed[1], 0)}
-        return self._bind(engine, slots)
 
     def _encoder(self) -> None:
         if self.manifest.encoder:
@@ -302,6 +337,12 @@ class Planner:
         for launch in decoder.launches():
             layout.decode.append(self._bind(launch.engine, launch.slots, launch.layer, launch.constants))
         layout.image = self._view("image", 0, decoder.image.dtype, decoder.image.shape)
+
+
+def _drawn(calls: StepCalls) -> dict[str, View]:
+    """Inputs of a scale that the host draws."""
+    found = {n: t for call in calls.calls for n, t in call.tensors.items() if n in DRAWN}
+    return {name: view for name, view in found.items() if isinstance(view, View)}
 
 
 def lay_out(manifest: Manifest, rows: int, *, offload_text_encoder: bool = False) -> Layout:

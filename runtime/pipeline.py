@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,16 @@ from ..engines.base import Backend
 from ..engines.bundle import Bundle
 from ..engines.dtypes import parse_bytes
 from ..errors import InputError
+from ..families import family_named
 from ..schedule import Size
 from .editing import Editing, given_tokens, inpainting, upscaling
 from .events import ImageTimings, Output, ScaleEvent, ScaleTiming
-from .generation import SamplingSettings, TextInput, Workspace, with_overrides
+from .generation import ImageInput, SamplingSettings, Workspace, default_settings, with_overrides
 from .layout import StepCalls
 from .noise import Noise, check_seed, uniform_noise
-from .prompt import PromptTokenizer
 from .session import Session
 from .source_image import read_image, read_mask
+from .subjects import Subject, Subjects
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,11 +61,7 @@ class Pipeline:
             memory_budget=parse_bytes(memory_budget) if isinstance(memory_budget, str) else memory_budget,
             backend=backend,
         )
-        self._tokenizer: PromptTokenizer | None = None
-        if self.manifest.text_tokenizer is not None:
-            self._tokenizer = PromptTokenizer(
-                bundle.path / self.manifest.text_tokenizer.file, self.manifest.text_length
-            )
+        self._subjects = Subjects(bundle)
         self._turn = Lock()
         self._holder: int | None = None
 
@@ -112,36 +109,40 @@ class Pipeline:
 
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         *,
+        class_labels: int | str | Sequence[int | str] | None = None,
         seed: int = 0,
         guidance_scale: float | None = None,
         tau: float | None = None,
         top_p: float | None = None,
+        top_k: int | None = None,
         num_images: int = 1,
         negative_prompt: str | None = None,
         callback_on_scale_end: OnScaleEnd | None = None,
     ) -> Output:
-        """Draw images.
+        """Draw images, of prompts or of class labels, as the bundle's family draws.
 
         Args:
             prompt: one text, or several.
-            seed: of the first image of each prompt; the next ones count up from it.
-            guidance_scale: classifier-free guidance; 1 switches it off and runs half the work.
-            tau: sampling temperature.
-            top_p: a bit's rarer value goes when its probability is at most 1 - top_p.
-            num_images: images per prompt.
+            class_labels: one class or several, by number, or by name where the checkpoint has names.
+            seed: of the first image of each prompt or label; the next ones count up from it.
+            guidance_scale: classifier-free guidance; Infinity's 1, VAR's and HART's 0 switches it off and runs half the
+                work.
+            tau: sampling temperature (Infinity).
+            top_p: the rarest values of a choice go, as long as their probabilities sum to at most 1 - top_p.
+            top_k: only so many codes are drawn from; 0 for all (VAR).
+            num_images: images per prompt or label.
             negative_prompt: what to steer away from, in place of the learned unconditional text.
             callback_on_scale_end: called with a `ScaleEvent` after every scale.
 
         Raises:
-            InputError: a setting out of range, or a prompt too long for the bundle.
+            InputError: a setting out of range or unknown to the family, a prompt too long for the bundle, or a class
+                that it does not know.
         """
-        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-        if not prompts:
-            raise InputError("the list of prompts is empty", expected="at least one prompt")
-        settings = self._settings(guidance_scale, tau, top_p)
-        return self._draw_all(prompts, seed, num_images, settings, negative_prompt, callback_on_scale_end)
+        settings = self._settings(guidance_scale, tau, top_p, top_k)
+        subjects = self._subjects.of(prompt, class_labels)
+        return self._draw_all(subjects, seed, num_images, settings, negative_prompt, callback_on_scale_end)
 
     def upscale(
         self,
@@ -178,7 +179,9 @@ class Pipeline:
         plan = self.manifest.plan
         edit = upscaling(read_image(image), plan, keep_scales=keep_scales, fit=fit, consistency=consistency)
         settings = self._settings(guidance_scale, tau, top_p)
-        return self._draw_all([prompt], seed, num_images, settings, negative_prompt, callback_on_scale_end, edit)
+        return self._draw_all(
+            self._subjects.of(prompt), seed, num_images, settings, negative_prompt, callback_on_scale_end, edit
+        )
 
     def inpaint(
         self,
@@ -213,7 +216,9 @@ class Pipeline:
         self._require_encoder()
         edit = inpainting(read_image(image), read_mask(mask), self.manifest.plan, fit=fit, composite=composite)
         settings = self._settings(guidance_scale, tau, top_p)
-        return self._draw_all([prompt], seed, num_images, settings, negative_prompt, callback_on_scale_end, edit)
+        return self._draw_all(
+            self._subjects.of(prompt), seed, num_images, settings, negative_prompt, callback_on_scale_end, edit
+        )
 
     def _require_encoder(self) -> None:
         if not self.manifest.encoder:
@@ -224,7 +229,7 @@ class Pipeline:
 
     def _draw_all(
         self,
-        prompts: list[str],
+        subjects: list[Subject],
         seed: int,
         num_images: int,
         settings: SamplingSettings,
@@ -233,15 +238,16 @@ class Pipeline:
         edit: Editing | None = None,
     ) -> Output:
         seeds = _seeds(seed, num_images)
-        texts = [self._text(p, negative_prompt, settings) for p in prompts]
+        given = [self._subjects.given(subject, negative_prompt, settings) for subject in subjects]
         noise_of = self._noise_around(edit, settings) if edit else seeded_noise
-        drawn = [self._draw(text, noise_of(s), settings, callback) for text in texts for s in seeds]
+        drawn = [self._draw(text, noise_of(s), settings, callback) for text in given for s in seeds]
         return Output(
             images=[edit.finish(image) if edit else image for image, _ in drawn],
-            prompts=[p for p in prompts for _ in seeds],
-            seeds=seeds * len(prompts),
+            prompts=[str(subject) for subject in subjects for _ in seeds],
+            seeds=seeds * len(subjects),
             settings=self._record(settings, negative_prompt) | dict(edit.record if edit else {}),
             timings=[timing for _, timing in drawn],
+            draws=family_named(self.manifest.family).draws,
         )
 
     def _noise_around(self, edit: Editing, settings: SamplingSettings) -> Callable[[int], Noise]:
@@ -252,34 +258,37 @@ class Pipeline:
 
     def stream(
         self,
-        prompt: str,
+        prompt: str | None = None,
         *,
+        class_label: int | str | None = None,
         seed: int = 0,
         guidance_scale: float | None = None,
         tau: float | None = None,
         top_p: float | None = None,
+        top_k: int | None = None,
         negative_prompt: str | None = None,
     ) -> Iterator[ScaleEvent]:
         """Draw one image scale by scale; `preview()` of the last event is not the image, call the pipeline for that.
 
         Settings are checked here; the pipeline is held from the first event until the iterator ends or is closed.
         """
-        settings = self._settings(guidance_scale, tau, top_p)
-        text = self._text(prompt, negative_prompt, settings)
-        return self._stream(text, check_seed(seed), settings)
+        settings = self._settings(guidance_scale, tau, top_p, top_k)
+        (subject,) = self._subjects.of(prompt, class_label)
+        given = self._subjects.given(subject, negative_prompt, settings)
+        return self._stream(given, check_seed(seed), settings)
 
-    def _stream(self, text: TextInput, seed: int, settings: SamplingSettings) -> Iterator[ScaleEvent]:
+    def _stream(self, given: ImageInput, seed: int, settings: SamplingSettings) -> Iterator[ScaleEvent]:
         with self._workspace(settings.rows) as workspace:
-            workspace.encode_text(text)
+            workspace.give(given)
             yield from self._events(workspace, seeded_noise(seed), settings)
 
     def _draw(
-        self, text: TextInput, noise: Noise, settings: SamplingSettings, callback: OnScaleEnd | None
+        self, given: ImageInput, noise: Noise, settings: SamplingSettings, callback: OnScaleEnd | None
     ) -> tuple[Image, ImageTimings]:
         with self._workspace(settings.rows) as workspace:
             device = workspace.device
             start = device.mark()
-            workspace.encode_text(text)
+            workspace.give(given)
             encoded = device.mark()
             scales: list[ScaleTiming] = []
             # Nobody listens: the device is given all scales at once.
@@ -325,28 +334,19 @@ class Pipeline:
             finally:
                 self._holder = None
 
-    def _settings(self, guidance_scale: float | None, tau: float | None, top_p: float | None) -> SamplingSettings:
-        d = self.manifest.sampling
-        defaults = SamplingSettings(d.guidance_scale, d.tau, d.top_p)
-        return with_overrides(defaults, guidance_scale=guidance_scale, tau=tau, top_p=top_p)
-
-    def _text(self, prompt: str, negative: str | None, settings: SamplingSettings) -> TextInput:
-        if self._tokenizer is None:
-            raise InputError(
-                "this bundle has no text encoder, so it cannot read a prompt",
-                fix="build it from a checkpoint with a text encoder",
-            )
-        if negative is not None and settings.rows == 1:
-            raise InputError(
-                "negative_prompt has no effect at guidance_scale 1", fix="raise guidance_scale, or drop the prompt"
-            )
-        encoded = self._tokenizer.encode(negative) if negative is not None else None
-        return TextInput(self._tokenizer.encode(prompt), encoded)
+    def _settings(
+        self, guidance_scale: float | None, tau: float | None, top_p: float | None, top_k: int | None = None
+    ) -> SamplingSettings:
+        defaults = default_settings(self.manifest)
+        for name, value in (("tau", tau), ("top_k", top_k)):
+            if value is not None and getattr(defaults, name) is None:
+                raise InputError(f"{self.manifest.family} models have no {name}", fix="leave it away")
+        return with_overrides(defaults, guidance_scale=guidance_scale, tau=tau, top_p=top_p, top_k=top_k)
 
     def _record(self, settings: SamplingSettings, negative: str | None) -> dict[str, Any]:
         return {
             "guidance_scale": settings.guidance_scale,
-            "tau": settings.tau,
+            **{name: value for name, value in (("tau", settings.tau), ("top_k", settings.top_k)) if value is not None},
             "top_p": settings.top_p,
             "negative_prompt": negative,
             "policy": self.manifest.plan.policy.name,

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..errors import BundleError, InputError
+from ..families.family import PromptFormat
 
 MAX_PROMPT_BYTES = 64 * 1024  # beyond this nobody typed it, and tokenizing it only costs time
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """ids and mask, both int64 [1, T], padded with id 0; `length` tokens count."""
+    """ids and mask, both int64 [1, P + T]: a prefix of P tokens, and T of which `length` count; others are padding."""
 
     ids: NDArray[np.int64]
     mask: NDArray[np.int64]
@@ -26,14 +27,15 @@ class TokenizedPrompt:
 class PromptTokenizer:
     """Wraps tokenizer.json of the bundle."""
 
-    def __init__(self, path: Path, text_length: int) -> None:
+    def __init__(self, path: Path, text_length: int, prompt_format: PromptFormat | None = None) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:
             raise BundleError(f"cannot read {path}: {error}", fix="rebuild the bundle") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._length = text_length
+        self._length, self._format = text_length, prompt_format or PromptFormat()
+        self._prefix = self._tokenizer.encode(self._format.prefix, add_special_tokens=False).ids
 
     def encode(self, prompt: str) -> TokenizedPrompt:
         """Tokenize one prompt.
@@ -43,15 +45,21 @@ class PromptTokenizer:
         """
         _check_text(prompt)
         ids = self._tokenizer.encode(prompt).ids
-        if len(ids) > self._length:
+        count = len(ids)
+        if count > self._length:
             raise InputError(
-                f"the prompt has {len(ids)} tokens",
+                f"the prompt has {count} tokens",
                 expected=f"at most {self._length}, the text length this bundle was built for",
                 fix="shorten the prompt, or rebuild with a larger --text-length",
             )
-        padded = np.zeros((2, 1, self._length), dtype=np.int64)
-        padded[0, 0, : len(ids)], padded[1, 0, : len(ids)] = ids, 1
-        return TokenizedPrompt(padded[0], padded[1], len(ids))
+        padding = [self._format.pad_id] * (self._length - count)
+        counted, uncounted = [1] * count, [0] * len(padding)
+        if self._format.pad_left:
+            ids, mask = padding + ids, uncounted + counted
+        else:
+            ids, mask = ids + padding, counted + uncounted
+        ids, mask = self._prefix + ids, [1] * len(self._prefix) + mask
+        return TokenizedPrompt(np.array([ids], np.int64), np.array([mask], np.int64), count)
 
 
 def _check_text(prompt: str) -> None:

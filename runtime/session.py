@@ -14,7 +14,7 @@ from .layout import lay_out
 from .memory import Memory
 
 KERNEL_FOLDER = "kernels"  # in the bundle: what a library compiles on the GPU and keeps from run to run
-UNCONDITIONAL = "transformer.cfg_uncond"
+UNCONDITIONAL = "transformer.cfg_uncond"  # where a family learns the features of no text
 
 
 class Session:
@@ -74,7 +74,7 @@ class Session:
         """
         if rows not in self._workspaces:
             self.manifest.engine_set(rows)
-            uncond = self.weights[UNCONDITIONAL]
+            uncond = self.weights[UNCONDITIONAL] if UNCONDITIONAL in self.weights else None  # noqa: SIM401 no mapping
             self._workspaces[rows] = Workspace(
                 self.manifest, self.engines, self._memory, rows, uncond, record=self._cuda_graphs
             )

@@ -81,8 +81,8 @@ def tiny_checkpoint():
     """Random weights in a model of two layers that reads the demo's words."""
     from transformers import T5Config
 
-    from fastvar.config import ImageTokenizerConfig, TransformerConfig
     from fastvar.export.random_weights import random_checkpoint_for
+    from fastvar.families.infinity import ImageTokenizerConfig, TransformerConfig
 
     transformer = TransformerConfig(
         depth=2, width=64, heads=2, mlp_width=128, text_width=128, text_length=16, code_channels=8, chunks=1

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from fastvar.config import ImageTokenizerConfig, TransformerConfig
 from fastvar.engines.manifest import EngineSpec, FileRecord, Manifest, TensorSpec
 from fastvar.export.assembly import assemble
 from fastvar.export.coders import ImageDecoder
 from fastvar.export.graphs import StepGraph
 from fastvar.export.rows import border_dtype
+from fastvar.families.infinity import ImageTokenizerConfig, TransformerConfig
 from fastvar.plan import GenerationPlan
 from fastvar.precision import Precision
 

@@ -21,7 +21,6 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastvar.config import ImageTokenizerConfig, TransformerConfig, transformer_from_json
 from fastvar.engines.base import PROGRAM, TensorRef
 from fastvar.engines.bundle import Bundle
 from fastvar.engines.manifest import EngineSpec
@@ -37,6 +36,7 @@ from fastvar.export.random_weights import random_checkpoint_for
 from fastvar.export.reference import Sampling, generate_scales
 from fastvar.export.toolchain import make_toolchain
 from fastvar.export.weights import Role
+from fastvar.families.infinity import ImageTokenizerConfig, TransformerConfig, transformer_from_json
 from fastvar.plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
 from fastvar.precision import Precision
 from fastvar.runtime.generation import SamplingSettings, Workspace
@@ -369,7 +369,23 @@ def checkpoint_of(run: Run) -> Checkpoint:
 
 
 def compare_folder(folder: Path, backend: str = "onnxruntime") -> Iterator[Comparison]:
-    """Every comparison a folder allows."""
+    """Every comparison a folder allows, of whichever family its files are."""
+    if (folder / "weights_var.safetensors").exists():
+        from tests.parity_var import compare_var_folder
+        from tests.parity_var_engines import compare_var_engines
+
+        yield from compare_var_folder(folder)
+        with tempfile.TemporaryDirectory() as cache:
+            yield from compare_var_engines(folder, backend, Path(cache))
+        return
+    if (folder / "weights_short.safetensors").exists():
+        from tests.parity_hart import compare_hart_folder
+        from tests.parity_hart_engines import compare_hart_engines
+
+        yield from compare_hart_folder(folder)
+        with tempfile.TemporaryDirectory() as cache:
+            yield from compare_hart_engines(folder, backend, Path(cache))
+        return
     with torch.no_grad(), tempfile.TemporaryDirectory() as cache:
         for run in load_runs(folder):
             yield compare_reference(run)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
-from fastvar.config import ImageTokenizerConfig, TransformerConfig
 from fastvar.engines.bundle import BundleWriter
 from fastvar.engines.manifest import EngineSet, EngineSpec, Manifest, StepEngines, TensorSpec
 from fastvar.engines.weights import write_weights
+from fastvar.families.infinity import ImageTokenizerConfig, TransformerConfig
 from fastvar.plan import fastvar_policy, make_plan
 from fastvar.schedule import ScaleSchedule
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvar.config import ImageTokenizerConfig
 from fastvar.export.decoder_stages import HALO, ConvIn, StagePlan, Tiling, decoder_stages
 from fastvar.export.image_tokenizer import Decoder
+from fastvar.families.infinity import ImageTokenizerConfig
 
 NAN = float("nan")
 

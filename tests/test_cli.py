@@ -133,8 +133,12 @@ def test_build_from_files_gives_the_bundle_built_in_memory(
 
 
 BAD_BUILDS = {
-    "no scale schedule for 1000x1000": ("missing.pth", "--size", "1000x1000"),
-    "1024x1024, 896x1120": ("missing.pth", "--size", "1000x1000"),
+    "no scale schedule for 1000x1000": ("--random-weights", "infinity_layer12", "--size", "1000x1000"),
+    "1024x1024, 896x1120": ("--random-weights", "infinity_layer12", "--size", "1000x1000"),
+    "no scale schedule for 512x512": ("--random-weights", "var_d16", "--size", "512x512"),
+    "var models do not know residual": ("--random-weights", "var_d16", "--no-residual"),
+    "cannot run in stripes": ("--random-weights", "var_d16", "--decoder-tile", "8"),
+    "bundles hold no image encoder": ("--random-weights", "hart_0.7b", "--with-encoder"),
     "size 'big' not understood": ("missing.pth", "--size", "big"),
     "no backend 'vulkan'": ("missing.pth", "--backend", "vulkan"),
     "no checkpoint missing.pth": ("missing.pth",),

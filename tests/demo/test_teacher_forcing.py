@@ -3,9 +3,9 @@
 import torch
 
 from demo.teacher_forcing import SCHEDULE, all_logits, make_example, random_subset
-from fastvar.config import TransformerConfig
 from fastvar.export.infinity import InfinityTransformer
 from fastvar.export.reference import Sampling, generate_scales
+from fastvar.families.infinity import TransformerConfig
 from fastvar.plan import DENSE, make_plan
 
 CONFIG = TransformerConfig(

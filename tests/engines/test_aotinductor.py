@@ -15,12 +15,12 @@ from fastvar.engines.program_file import ProgramFile
 from fastvar.engines.registry import get_backend
 from fastvar.errors import BackendError, BuildError, BundleError
 from fastvar.export.assembly import LAYER_PREFIX
-from fastvar.export.block_steps import Attend
 from fastvar.export.factory import EngineFactory
 from fastvar.export.graphs import StepGraph
+from fastvar.export.infinity_blocks import Attend
+from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.module_backend import ModuleEngine
 from fastvar.export.toolchain import make_toolchain
-from fastvar.export.weights import transformer_weights
 from fastvar.precision import Precision
 from tests.export import tiny_models as tiny
 from tests.export.test_programs import example

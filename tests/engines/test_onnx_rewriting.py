@@ -8,16 +8,16 @@ import numpy as np
 import onnx
 import pytest
 
-from fastvar.config import TransformerConfig
 from fastvar.engines.onnx_attention import rewrite_attention
 from fastvar.engines.onnx_editor import GraphEditor
 from fastvar.engines.onnx_graph import clean_graph
 from fastvar.engines.onnx_restoration import rewrite_restorations
 from fastvar.engines.onnx_rewriting import rewritten
 from fastvar.engines.onnxruntime import OnnxRuntimeBackend
-from fastvar.export.block_steps import Attend
 from fastvar.export.graphs import StepGraph, layer_weights, trace
-from fastvar.export.weights import transformer_weights
+from fastvar.export.infinity_blocks import Attend
+from fastvar.export.infinity_weights import transformer_weights
+from fastvar.families.infinity import TransformerConfig
 from tests.engines.test_onnx_convolutions import numbers, operators, run
 from tests.small_bundle import linear
 

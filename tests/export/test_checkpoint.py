@@ -8,20 +8,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
-from fastvar.config import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig, image_tokenizer_for, to_json
 from fastvar.errors import CheckpointError, NumericsError
 from fastvar.export.checkpoint import (
     image_tokenizer_shapes,
-    infer_image_tokenizer,
-    infer_transformer,
     load_checkpoint,
     load_image_tokenizer,
     load_text_encoder,
     load_transformer,
     transformer_shapes,
 )
+from fastvar.export.image_tokenizer import infer_image_tokenizer
+from fastvar.export.infinity import infer_transformer
 from fastvar.export.random_weights import RandomWeights
+from fastvar.export.wirings import WIRINGS
+from fastvar.families.family import PromptFormat, to_json
+from fastvar.families.infinity import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig, image_tokenizer_for
 
+INFINITY = WIRINGS["infinity"]
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODEL = TransformerConfig(
     depth=4, width=64, heads=4, mlp_width=256, text_width=128, text_length=8, code_channels=16, chunks=2, levels=11
@@ -40,7 +43,7 @@ def _state(config=MODEL):
 
 
 def _image_state(config=IMAGES):
-    return dict(RandomWeights(image_tokenizer_shapes(config)))
+    return dict(RandomWeights(image_tokenizer_shapes(config, INFINITY)))
 
 
 def _equal(found, expected):
@@ -88,7 +91,7 @@ def test_published_image_tokenizer_has_our_tensors_and_is_recognised():
     masks = {"quantizer.lfq.mask", "quantize.lfq.mask"}
     config = image_tokenizer_for(TRANSFORMERS["infinity_2b"])
     assert masks < set(published)
-    assert image_tokenizer_shapes(config) == {k: v for k, v in published.items() if k not in masks}
+    assert image_tokenizer_shapes(config, INFINITY) == {k: v for k, v in published.items() if k not in masks}
     assert infer_image_tokenizer(published) == config
 
 
@@ -173,10 +176,12 @@ def test_an_empty_folder(tmp_path):
 
 def test_another_model(tmp_path):
     torch.save({"embed.weight": torch.zeros(3)}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"not an Infinity transformer: no tensor word_embed\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"not a transformer of a family that fastvar knows\nexpected: cfg_uncond \(infinity\)"
+    ):
         load_transformer(tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="not an image tokenizer"):
-        load_image_tokenizer(tmp_path / "w.pth")
+        load_image_tokenizer(tmp_path / "w.pth", INFINITY)
 
 
 def test_a_configuration_that_is_not_that_of_the_file(tmp_path):
@@ -216,7 +221,7 @@ def test_image_tokenizer_is_inferred(tmp_path, config):
     extras |= {"image_disc.main.0.weight": torch.zeros(2), "loss.logvar": torch.zeros(1)}
     torch.save({"vae": {**state, **extras}, "optimizer": {"x": 1}}, tmp_path / "nested.pth")
     for name in ("plain.pth", "nested.pth"):
-        found, weights = load_image_tokenizer(tmp_path / name)
+        found, weights = load_image_tokenizer(tmp_path / name, INFINITY)
         assert found == config
         _equal(weights, state)
 
@@ -224,14 +229,15 @@ def test_image_tokenizer_is_inferred(tmp_path, config):
 def test_a_quantiser_we_do_not_know_is_not_ignored(tmp_path):
     torch.save({**_image_state(), "post_quant_conv.weight": torch.zeros(2)}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"not part of the model: post_quant_conv\.weight"):
-        load_image_tokenizer(tmp_path / "w.pth")
+        load_image_tokenizer(tmp_path / "w.pth", INFINITY)
 
 
 # Text encoders
 
 
 def test_text_encoder(text_encoder):
-    config, weights, tokenizer_file = load_text_encoder(text_encoder)
+    config, weights, tokenizer_file, prompt_format = load_text_encoder(text_encoder)
+    assert prompt_format == PromptFormat()
     assert (config.d_model, config.num_layers) == (128, 1)
     assert tokenizer_file == text_encoder / "tokenizer.json"
     stored = load_file(text_encoder / "model.safetensors")

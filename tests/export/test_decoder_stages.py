@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastvar.config import ImageTokenizerConfig
 from fastvar.engines.registry import get_backend
 from fastvar.export.coders import image_tokenizer_role
 from fastvar.export.decoder_stages import (
@@ -26,6 +25,7 @@ from fastvar.export.decoder_stages import (
 from fastvar.export.graphs import WeightShape, trace
 from fastvar.export.image_tokenizer import Decoder
 from fastvar.export.weights import Role
+from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.precision import Precision
 from tests.stage_chain import tiled
 

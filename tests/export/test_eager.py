@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastvar.config import ImageTokenizerConfig
 from fastvar.errors import BackendError
 from fastvar.export import eager, pruning
 from fastvar.export.checkpoint import Checkpoint
@@ -16,6 +15,7 @@ from fastvar.export.image_tokenizer import Decoder
 from fastvar.export.infinity import InfinityTransformer
 from fastvar.export.random_weights import random_checkpoint_for
 from fastvar.export.reference import Sampling, generate_scales
+from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.plan import GenerationPlan
 from tests.export import tiny_models
 from tests.export.tiny_models import CONFIG, POLICY, dense_plan, noise, plan, without_guidance

@@ -1,11 +1,12 @@
 import onnx
 import pytest
 
-from fastvar.config import TransformerConfig
-from fastvar.export.block_steps import Attend, Project
 from fastvar.export.graphs import StepGraph, WeightShape, layer_weights, trace
-from fastvar.export.steps import Bridge
-from fastvar.export.weights import Role, transformer_weights
+from fastvar.export.infinity_blocks import Attend, Project
+from fastvar.export.infinity_steps import Bridge
+from fastvar.export.infinity_weights import transformer_weights
+from fastvar.export.weights import Role
+from fastvar.families.infinity import TransformerConfig
 from fastvar.precision import Precision
 
 # One block of this model weighs 15 MB, so a graph that held even one of its matrices could not be small.

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from fastvar.config import ImageTokenizerConfig
 from fastvar.engines.bundle import Bundle
 from fastvar.export.assembly import assemble
 from fastvar.export.build import build_bundle
 from fastvar.export.checkpoint import Checkpoint
 from fastvar.export.factory import EngineFactory
+from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.random_weights import random_checkpoint_for
 from fastvar.export.reference import Sampling, generate_scales
 from fastvar.export.toolchain import make_toolchain
-from fastvar.export.weights import transformer_weights
+from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.plan import PruningPolicy, ScaleRule
 from fastvar.runtime.generation import SamplingSettings
 from fastvar.runtime.session import Session

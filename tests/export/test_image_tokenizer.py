@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fastvar.config import ImageTokenizerConfig
 from fastvar.errors import CheckpointError
 from fastvar.export.image_tokenizer import (
     Downsample,
@@ -16,6 +15,7 @@ from fastvar.export.image_tokenizer import (
     bits_to_codes,
     enlarge,
 )
+from fastvar.families.infinity import ImageTokenizerConfig
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden/vae_quantiser.safetensors")
 GRIDS = [(1, 1), (2, 2), (4, 4), (6, 6), (8, 8), (12, 12), (16, 16)]

@@ -15,11 +15,12 @@ from fastvar.engines import int8_operator
 from fastvar.engines.native import LINEAR_INT8, build, cpu_lacks
 from fastvar.engines.program_passes import use_int8_gelu, use_onednn_linear
 from fastvar.errors import BuildError, InternalError
-from fastvar.export.block_steps import Attend
 from fastvar.export.graphs import TracedGraph, WeightShape, torch_type
+from fastvar.export.infinity_blocks import Attend
+from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.programs import fused_attention, trace_program
 from fastvar.export.quantise import SCALE, IntegerFactor, dequantise, integer_linear, quantise
-from fastvar.export.weights import Role, transformer_weights
+from fastvar.export.weights import Role
 from fastvar.precision import Precision
 from tests.export import tiny_models as tiny
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastvar.config import ImageTokenizerConfig
 from fastvar.engines.bundle import Bundle
 from fastvar.engines.dtypes import element_type
 from fastvar.engines.weights import WeightFile
@@ -19,6 +18,7 @@ from fastvar.export.module_backend import ModuleBackend
 from fastvar.export.random_weights import random_checkpoint_for
 from fastvar.export.reference import Sampling, generate_scales
 from fastvar.export.toolchain import make_toolchain
+from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.plan import ScaleRule
 from fastvar.runtime.generation import SamplingSettings
 from fastvar.runtime.session import Session
@@ -38,7 +38,7 @@ def checkpoint() -> Checkpoint:
     return replace(made, transformer_weights=dict(tiny.model(CONFIG).state_dict()))
 
 
-@pytest.fixture(scope="module", params=[None, "int8", "fp8"])
+@pytest.fixture(scope="module", params=[None, "fp8"])
 def bundle(request, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory, engine_cache: Path) -> Bundle:
     pytest.importorskip("tensorrt_rtx")
     toolchain = make_toolchain("tensorrt-rtx", "sm89", weights=request.param)

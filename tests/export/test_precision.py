@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastvar.config import ImageTokenizerConfig
 from fastvar.engines.registry import get_backend
 from fastvar.export import rows
-from fastvar.export.block_steps import Attend, Project
 from fastvar.export.checkpoint import image_tokenizer_shapes
 from fastvar.export.coders import ImageDecoder, TextEncoder, image_tokenizer_role, text_encoder_role
 from fastvar.export.graphs import StepGraph, TracedGraph, layer_weights, trace
+from fastvar.export.infinity_blocks import Attend, Project
+from fastvar.export.infinity_steps import Bridge, Condition, TextKV
+from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.random_weights import RandomWeights, text_encoder_shapes
-from fastvar.export.steps import Bridge, Condition, TextKV
-from fastvar.export.weights import Role, WeightSource, plain_weights, transformer_weights
+from fastvar.export.weights import Role, WeightSource, plain_weights
+from fastvar.export.wirings import WIRINGS
+from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.precision import Precision
 from tests.export import tiny_models as tiny
 
@@ -235,7 +237,7 @@ IMAGES = ImageTokenizerConfig(bits=8, base_channels=24, channel_multipliers=(1, 
 
 
 def decoder(compute: str) -> TracedGraph:
-    shapes = {n: s for n, s in image_tokenizer_shapes(IMAGES).items() if n.startswith("decoder.")}
+    shapes = {n: s for n, s in image_tokenizer_shapes(IMAGES, WIRINGS["infinity"]).items() if n.startswith("decoder.")}
     found = plain_weights("image_tokenizer", shapes, {}, image_tokenizer_role)
     graph = StepGraph("decoder", ImageDecoder, {}, "image_tokenizer.decoder.")
     module = ImageDecoder(IMAGES, (4, 4))

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastvar.config import ImageTokenizerConfig
 from fastvar.export.assembly import assemble
 from fastvar.export.graphs import StepGraph, layer_weights, torch_type
+from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.programs import border, constants, trace_program
 from fastvar.export.quantise import SCALE, quantise
 from fastvar.export.rows import rows_of
-from fastvar.export.weights import WeightSource, transformer_weights
+from fastvar.export.weights import WeightSource
+from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.plan import GenerationPlan
 from fastvar.precision import Precision
 from tests.export import tiny_models as tiny

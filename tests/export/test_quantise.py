@@ -12,11 +12,12 @@ from torch import Tensor
 from fastvar.engines.onnxruntime import OnnxRuntimeBackend
 from fastvar.engines.registry import get_backend
 from fastvar.errors import InternalError
-from fastvar.export.block_steps import Attend, Project
 from fastvar.export.graphs import TracedGraph, WeightShape, trace
+from fastvar.export.infinity_blocks import Attend, Project
+from fastvar.export.infinity_steps import TextKV
+from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.quantise import LARGEST, SCALE, dequantise, quantise, quantise_graph, quantise_sources
-from fastvar.export.steps import TextKV
-from fastvar.export.weights import Role, transformer_weights
+from fastvar.export.weights import Role
 from fastvar.precision import Precision
 from tests.export import tiny_models as tiny
 from tests.small_bundle import graph, tensor

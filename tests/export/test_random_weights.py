@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastvar.config import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig
 from fastvar.errors import CheckpointError
 from fastvar.export.image_tokenizer import ImageTokenizer
 from fastvar.export.infinity import InfinityTransformer
 from fastvar.export.pruning import LayerState, ScaleRun, run_block
 from fastvar.export.random_weights import BLOCK, RandomWeights, flan_t5_xl, random_checkpoint, random_checkpoint_for
+from fastvar.families.infinity import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig
 from fastvar.rotary import rotary_table
 
 MODEL = TransformerConfig(

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastvar.config import TransformerConfig
-from fastvar.export.block_steps import Attend, Project
 from fastvar.export.infinity import InfinityTransformer
+from fastvar.export.infinity_blocks import Attend, Project
+from fastvar.export.infinity_steps import Bridge, Condition, TextKV
+from fastvar.export.infinity_weights import halves_order, transformer_weights
 from fastvar.export.reference import Sampling, generate_scales
-from fastvar.export.steps import Bridge, Condition, TextKV
-from fastvar.export.weights import WeightSource, halves_order, transformer_weights
+from fastvar.export.weights import WeightSource
+from fastvar.families.infinity import TransformerConfig
 from fastvar.plan import DENSE, GenerationPlan, StepPlan
 from tests.export import tiny_models as tiny
 

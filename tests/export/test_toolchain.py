@@ -2,17 +2,17 @@ from dataclasses import replace
 
 import pytest
 
-from fastvar.config import TransformerConfig
 from fastvar.engines import cpu_target
 from fastvar.engines.cache import EngineCache
 from fastvar.engines.manifest import EngineReport
 from fastvar.engines.registry import backend_class, get_backend
 from fastvar.errors import BackendError, BuildError, PlanError
-from fastvar.export.block_steps import Attend
 from fastvar.export.factory import BuiltEngine, EngineFactory
 from fastvar.export.graphs import StepGraph
+from fastvar.export.infinity_blocks import Attend
+from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.toolchain import Toolchain, make_toolchain
-from fastvar.export.weights import transformer_weights
+from fastvar.families.infinity import TransformerConfig
 from fastvar.precision import Precision, parse_precision
 
 W8A8 = Precision("bfloat16", "int8", "int8")

@@ -10,11 +10,11 @@ import torch
 
 from fastvar.engines.manifest import TensorSpec
 from fastvar.errors import BackendError, BuildError
-from fastvar.export.block_steps import Attend
 from fastvar.export.graphs import layer_weights, trace
+from fastvar.export.infinity_blocks import Attend
+from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.toolchain import make_toolchain
 from fastvar.export.via_torch_tensorrt import compile_exported
-from fastvar.export.weights import transformer_weights
 from fastvar.precision import Precision
 from tests.export import tiny_models as tiny
 

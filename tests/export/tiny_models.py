@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastvar.config import TransformerConfig
 from fastvar.export.infinity import InfinityTransformer
+from fastvar.families.infinity import TransformerConfig
 from fastvar.plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
 from fastvar.schedule import ScaleSchedule
 

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastvar.config import TRANSFORMERS
 from fastvar.engines.bundle import Bundle
 from fastvar.errors import BundleError, DeviceMemoryError, InputError
+from fastvar.families.infinity import TRANSFORMERS
 from fastvar.plan import DENSE, make_plan
 from fastvar.profiling import memory_run as memory_module
 from fastvar.profiling import nvml_probe
@@ -194,7 +194,7 @@ def test_layers_of_an_engine_are_added_up_before_the_median(bundle: Bundle):
     runs = [[float(run)] * len(costs.calls) for run in (1, 2, 9)]
     events = [MemoryEvent("", None, 0, 1, i, i + 1) for i in range(len(costs.calls))]
     rows = engine_rows(bundle.manifest, costs, runs, events)
-    text_kv = next(row for row in rows if row.kind == "text keys")
+    text_kv = next(row for row in rows if row.kind == "layer condition")
     assert (text_kv.launches, text_kv.ms.median) == (2, 4.0)
     assert (text_kv.memory_before_bytes, text_kv.memory_after_bytes) == (2, 4)
 

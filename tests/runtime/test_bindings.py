@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastvar.config import TRANSFORMERS
 from fastvar.engines.base import Engine, Launch, Scratch, TensorRef, check_bindings
 from fastvar.engines.device import ALIGNMENT, Allocation, Device
 from fastvar.engines.dtypes import size_bytes, storage_dtype
 from fastvar.engines.manifest import EngineReport, EngineSpec, Manifest, TensorSpec
+from fastvar.families.infinity import TRANSFORMERS
 from fastvar.plan import DENSE, GenerationPlan, make_plan
 from fastvar.runtime.fit import device_need
 from fastvar.runtime.generation import SamplingSettings, TextInput, Workspace

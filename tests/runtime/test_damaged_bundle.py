@@ -45,9 +45,9 @@ def poison(bundle: Path, name: str, *, value: float = np.nan, row: int = 0) -> N
         (LAYER.format(1) + "ffn.fc2.weight", "scale 0 (1x1), layer 1:"),
         (LAYER.format(0) + "sa.qkv.weight", "scale 0 (1x1), layer 0:"),
         (LAYER.format(1) + "sa.qkv.weight", "scale 0 (1x1), layer 1:"),
-        (LAYER.format(1) + "ca.mat_kv.weight", "the text keys of layer 1:"),
+        (LAYER.format(1) + "ca.mat_kv.weight", "the condition of layer 1:"),
         ("transformer.head.weight", "scale 0 (1x1), the head:"),
-        ("transformer.text_proj_for_ca.0.weight", "the text condition:"),
+        ("transformer.text_proj_for_ca.0.weight", "the condition:"),
         ("text_encoder.encoder.final_layer_norm.weight", "the text features:"),
     ],
 )

@@ -371,9 +371,9 @@ def test_engines_that_want_more_and_more_scratch_all_keep_theirs(
     ("name", "where"),
     [
         (LAYER.format(1) + "ffn.fc2.weight", "scale 0 (1x1), layer 1:"),
-        (LAYER.format(1) + "ca.mat_kv.weight", "the text keys of layer 1:"),
+        (LAYER.format(1) + "ca.mat_kv.weight", "the condition of layer 1:"),
         ("transformer.head.weight", "scale 0 (1x1), the head:"),
-        ("transformer.text_proj_for_ca.0.weight", "the text condition:"),
+        ("transformer.text_proj_for_ca.0.weight", "the condition:"),
         ("text_encoder.encoder.final_layer_norm.weight", "the text features:"),
         ("image_tokenizer.decoder.conv_out.conv.bias", "the image decoder:"),
     ],

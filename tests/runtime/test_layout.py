@@ -46,7 +46,7 @@ class Play:
         self.call("prompt", layout.text_encoder, host=("ids", "attention_mask"))
         self.call("negative", layout.uncond_encoder, host=("ids", "attention_mask"))
         self.call("condition", layout.condition, host=("mask",))
-        for call in layout.text_kv:
+        for call in layout.layer_condition:
             self.call(("text_kv", call.layer), call)
         settings = ("summed", "tau", "cut", "guidance")
         self.write("settings", {n: v for n, v in views(layout.steps[0].bridge).items() if n in settings})
@@ -58,7 +58,7 @@ class Play:
         self.read("user", {"image": layout.image})
 
     def step(self, position: int, calls: StepCalls) -> None:
-        self.write(("host", position), {"noise": calls.noise})
+        self.write(("host", position), {"noise": calls.drawn["noise"]})
         self.read(("host", position), {"block_in": calls.block_in})
         for name, call in zip(itertools.cycle(("project", "attend")), calls.layers, strict=False):
             self.call((name, position, call.layer), call)
@@ -122,7 +122,7 @@ def extent(layout: Layout, view: View) -> slice:
 
 
 def all_calls(layout: Layout) -> Iterator[EngineCall]:
-    once = (layout.encoder, layout.text_encoder, layout.uncond_encoder, layout.condition, *layout.text_kv)
+    once = (layout.encoder, layout.text_encoder, layout.uncond_encoder, layout.condition, *layout.layer_condition)
     yield from (call for call in once if call is not None)
     for step in layout.steps:
         yield from (*step.layers, step.bridge)
@@ -400,6 +400,6 @@ def test_tensor_that_nobody_planned_is_a_bug():
     manifest = manifest_for(PRUNED, model(PRUNED.depth))
     name = manifest.sets[0].condition
     spec = manifest.engines[name]
-    strange = replace(spec, outputs=(*spec.outputs, TensorSpec("surprise", "float32", (1,))))
+    strange = replace(spec, inputs=(*spec.inputs, TensorSpec("surprise", "float32", (1,))))
     with pytest.raises(InternalError, match="surprise"):
         lay_out(replace(manifest, engines={**manifest.engines, name: strange}), 2)

@@ -51,7 +51,7 @@ def previews(pipe: Pipeline, **settings: object) -> list[bytes]:
 def codes(pipe: Pipeline, rows: int, guidance_scale: float, seed: int = 7) -> list[np.ndarray]:
     """Summed codes after each scale, on engines for that number of rows."""
     workspace = Session(pipe.bundle).workspace(rows)
-    workspace.encode_text(TextInput(pipe._tokenizer.encode(PROMPT)))
+    workspace.encode_text(TextInput(pipe._subjects.tokenizer.encode(PROMPT)))
     settings = SamplingSettings(guidance_scale, 1.0, 0.97)
     steps = workspace.run_scales(lambda scale, shape: uniform_noise(seed, scale, shape), settings)
     return [workspace.summed_codes(calls).copy() for calls, _ in steps]
@@ -317,7 +317,7 @@ def test_another_thread_waits_for_the_stream(pipe: Pipeline):
         ({"prompt": []}, "the list of prompts is empty"),
         ({"prompt": ["a red circle", " "]}, "the prompt is empty"),
         ({"prompt": 7}, "the prompt is a int"),
-        ({"prompt": None}, "the prompt is a NoneType"),
+        ({"prompt": None}, "no prompt given"),
         ({"prompt": b"a red circle"}, "the prompt is a bytes"),
         ({"prompt": "red " * 16}, "the prompt has 17 tokens"),
         ({"negative_prompt": ""}, "the prompt is empty"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fastvar.errors import BundleError, InputError
+from fastvar.families.family import PromptFormat
 from fastvar.runtime.prompt import MAX_PROMPT_BYTES, PromptTokenizer
 from tests.conftest import TOKENIZER
 
@@ -63,6 +64,24 @@ def test_truncation_and_padding_of_the_file_do_not_count(tmp_path: Path):
     encoded = PromptTokenizer(path, LENGTH).encode("a red circle")
     assert encoded.ids.tolist() == PromptTokenizer(TOKENIZER, LENGTH).encode("a red circle").ids.tolist()
     assert encoded.length == 4
+
+
+def test_prefix_and_padding_as_the_format_says(vocabulary: dict[str, int]):
+    """A prefix is tokenized apart, without the end token that prompts get."""
+    blue, *words = (vocabulary[word] for word in ("blue", "a", "red", "circle"))
+    rows = {}
+    for left in (False, True):
+        found = PromptTokenizer(TOKENIZER, LENGTH, PromptFormat("blue", UNKNOWN, left)).encode("a red circle")
+        assert found.length == 4
+        rows[left] = found.ids[0].tolist(), found.mask[0].tolist()
+    assert rows[False] == ([blue, *words, END, UNKNOWN, UNKNOWN], [1, 1, 1, 1, 1, 0, 0])
+    assert rows[True] == ([blue, UNKNOWN, UNKNOWN, *words, END], [1, 0, 0, 1, 1, 1, 1])
+
+
+def test_a_prefix_takes_no_room(vocabulary: dict[str, int]):
+    found = PromptTokenizer(TOKENIZER, LENGTH, PromptFormat("blue blue blue")).encode("a red circle on white")
+    assert found.ids.shape == (1, 3 + LENGTH)
+    assert found.length == LENGTH
 
 
 def test_emoji_and_other_scripts_are_tokens_like_any(tokenizer: PromptTokenizer):

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastvar.config import ImageTokenizerConfig
 from fastvar.engines.bundle import Bundle
 from fastvar.engines.dtypes import size_bytes
 from fastvar.engines.manifest import EDGE_INSIDE, EDGE_OUTSIDE, EngineReport, Manifest
 from fastvar.export.build import build_bundle
 from fastvar.export.random_weights import random_checkpoint_for
+from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.plan import DENSE, GenerationPlan, make_plan
 from fastvar.runtime.generation import SamplingSettings, Workspace
 from fastvar.runtime.layout import EngineCall, Layout, WeightView, lay_out

@@ -1,20 +1,39 @@
-"""The step graphs around the blocks: condition, text keys and values, and the bridge between two scales.
+"""Infinity's step graphs around the blocks: condition, text keys and values, the bridge between two scales; its wiring.
 
 Each is a torch module with weights as inputs and every shape static; the layout of activations is that of rows.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import TransformerConfig
+from ..errors import CheckpointError
+from ..families.infinity import INFINITY, ImageTokenizerConfig, TransformerConfig
+from ..plan import StepPlan
 from ..resize import bilinear_matrix
-from ..schedule import Size
-from .rows import ANY, OpenDims, Shapes, Weights, first, modulate, stand_in, tokens_of
+from ..schedule import PIXELS_PER_TOKEN, Size
+from .graphs import StepGraph
+from .image_tokenizer import ImageTokenizer, infer_image_tokenizer
+from .infinity import InfinityTransformer, infer_transformer
+from .infinity_blocks import Attend, Project
+from .infinity_weights import transformer_weights
+from .rows import (
+    ANY,
+    OpenDims,
+    Shapes,
+    Weights,
+    first,
+    modulate,
+    stand_in,
+    tokens_of,
+)
+from .weights import WeightSource
+from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, Wiring, bridge_graph
 
 
 class Condition(nn.Module):
@@ -251,3 +270,63 @@ class Bridge(nn.Module):
         one = torch.where(one <= cut, torch.zeros_like(one), torch.where(1 - one <= cut, torch.ones_like(one), one))
         size = self.config.bits**-0.5
         return torch.where(noise < one, size, -size)
+
+
+class InfinityWiring(Wiring):
+    """Text enters by cross-attention and modulation; positions are normalised to the 1M grid."""
+
+    family = INFINITY
+    marker = "cfg_uncond"
+    transformer = InfinityTransformer
+    image_tokenizer = ImageTokenizer
+    project = Project
+    attend = Attend
+    text_encoders = ("t5",)
+
+    def check_parts(self, transformer: TransformerConfig, images: ImageTokenizerConfig) -> None:
+        if transformer.bits != images.bits:
+            raise CheckpointError(
+                f"the transformer predicts {transformer.bits} bits a cell, the image tokenizer reads {images.bits}",
+                fix="give the image tokenizer that the transformer was trained with",
+            )
+        if images.patch_size * transformer.patch != PIXELS_PER_TOKEN:
+            raise CheckpointError(
+                f"a token would cover {images.patch_size * transformer.patch} pixels a side",
+                expected=f"{PIXELS_PER_TOKEN}: {PIXELS_PER_TOKEN // transformer.patch} pixels a cell of the image "
+                "tokenizer",
+                fix="give the image tokenizer that the transformer was trained with",
+            )
+
+    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]]) -> TransformerConfig:
+        return infer_transformer(shapes)
+
+    def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> ImageTokenizerConfig:
+        return infer_image_tokenizer(shapes)
+
+    def weights(
+        self,
+        transformer: TransformerConfig,
+        state: Mapping[str, Tensor],
+        images: ImageTokenizerConfig,
+        images_state: Mapping[str, Tensor],
+    ) -> dict[str, WeightSource]:
+        return transformer_weights(transformer, state)
+
+    def condition(self, setting: Setting) -> StepGraph:
+        return StepGraph(f"condition-{setting.label}", Condition, self._text(setting), SHARED_PREFIX)
+
+    def layer_condition(self, setting: Setting) -> StepGraph:
+        return StepGraph(f"text-kv-{setting.label}", TextKV, self._text(setting), LAYER_PREFIX)
+
+    def _text(self, setting: Setting) -> dict[str, Any]:
+        return {"config": setting.transformer, "rows": setting.rows, "text_length": setting.text_length}
+
+    def project_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
+        return {"position_grid": setting.plan.schedule.position_grid}
+
+    def attend_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
+        return {"text_length": setting.text_length}
+
+    def bridge(self, setting: Setting, step: StepPlan) -> StepGraph:
+        arguments = {"config": setting.transformer, "rows": step.rows(setting.rows), "text_rows": setting.rows}
+        return bridge_graph(Bridge, arguments, setting, step)

@@ -1,11 +1,14 @@
-"""The shape of a model, as frozen nouns. Knows sizes only: no weights, no torch, no files."""
+"""The shape of Infinity models, as frozen nouns. Knows sizes only: no weights, no torch, no files."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
+from ..plan import PRESETS
+from ..schedule import ScaleSchedule, Size, all_schedules
+from .family import Family, from_fields
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -52,6 +55,11 @@ class TransformerConfig:
         return self.text_width // (64 if self.width > 4096 else 128)
 
     @property
+    def first_tokens(self) -> int:
+        """Tokens of the first scale: the pooled text alone."""
+        return 1
+
+    @property
     def layers_per_chunk(self) -> int:
         return self.depth // self.chunks
 
@@ -81,6 +89,11 @@ class ImageTokenizerConfig:
                 channels % 32 == 0 or channels % 24 == 0,
                 f"{channels} channels do not divide into 32 or 24 normalisation groups",
             )
+
+    @property
+    def code_channels(self) -> int:
+        """Channels of the latent that the decoder reads."""
+        return self.bits
 
     @property
     def patch_size(self) -> int:
@@ -132,11 +145,6 @@ def image_tokenizer_for(transformer: TransformerConfig) -> ImageTokenizerConfig:
     return ImageTokenizerConfig(bits=transformer.bits, channel_multipliers=multipliers)
 
 
-def to_json(config: TransformerConfig | ImageTokenizerConfig) -> dict[str, Any]:
-    """A plain dictionary, tuples as lists."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-
-
 def transformer_from_json(data: dict[str, Any]) -> TransformerConfig:
     """Read a `config.json`: our field names, or the published program's.
 
@@ -145,18 +153,14 @@ def transformer_from_json(data: dict[str, Any]) -> TransformerConfig:
     """
     if "embed_dim" in data:
         data = _from_published(data)
-    try:
-        return TransformerConfig(**data)
-    except TypeError as error:
-        raise CheckpointError(
-            f"model configuration not understood: {error}",
-            expected=f"the fields {', '.join(TransformerConfig.__dataclass_fields__)}",
-        ) from error
+    config: TransformerConfig = from_fields(TransformerConfig, data)
+    return config
 
 
 def image_tokenizer_from_json(data: dict[str, Any]) -> ImageTokenizerConfig:
     """Read the tokenizer part of a manifest."""
-    return ImageTokenizerConfig(**{**data, "channel_multipliers": tuple(data["channel_multipliers"])})
+    config: ImageTokenizerConfig = from_fields(ImageTokenizerConfig, data)
+    return config
 
 
 def _from_published(data: dict[str, Any]) -> dict[str, Any]:
@@ -180,3 +184,21 @@ def _from_published(data: dict[str, Any]) -> dict[str, Any]:
         "chunks": data.get("block_chunks", 1),
         "spatial_patchify": bool(data.get("apply_spatial_patchify", 0)),
     }
+
+
+def _schedules(_transformer: TransformerConfig) -> dict[Size, ScaleSchedule]:
+    return all_schedules()
+
+
+INFINITY = Family(
+    name="infinity",
+    transformer=TransformerConfig,
+    image_tokenizer=ImageTokenizerConfig,
+    transformers=TRANSFORMERS,
+    image_tokenizer_for=image_tokenizer_for,
+    schedules=_schedules,
+    presets=PRESETS,
+    transformer_from_json=transformer_from_json,
+    image_tokenizer_from_json=image_tokenizer_from_json,
+    default_size=(1024, 1024),
+)

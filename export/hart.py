@@ -1,0 +1,313 @@
+"""HART's transformer in torch, under the official key names (upstream: hart/modules/models/transformer).
+
+Each sub-layer takes residual tokens and returns what is to be added to them, gate included, so that the dense and the
+pruned forward differ only in which tokens go in. Knows nothing of schedules, pruning or sampling.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..families.hart import TRANSFORMERS, HartConfig, check_settings
+from ..schedule import Size
+from .attention import attend
+from .hart_diffusion import DiffusionHead, NumberEmbedding
+from .infinity import MAX_LOG_SCALE
+from .tensor_shapes import dims, indices
+
+KIND = "a HART transformer"
+HEAD_WIDTH = 64  # in the published size
+ROTARY_BASE = 10000.0
+# Buffers that a checkpoint may hold and that are made anew: constants of the schedule, and a bias of zeros.
+DERIVED = re.compile(r"(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)$")
+
+Shapes = Mapping[str, tuple[int, ...]]
+T = TypeVar("T")
+
+
+@dataclass
+class Condition:
+    """What the text gives to every scale. B counts rows: conditional rows first, then unconditional ones."""
+
+    context: Tensor  # [B, Nc, C] the tokens of scale 0, before the level embedding
+    positions: Tensor  # [B, Nc] their rotary positions
+    head: Tensor  # [2, B, 1, C] scale and shift of the head's norm
+    pooled: Tensor | None  # [B, C] what modulates the blocks; None: nothing does
+
+    @property
+    def offset(self) -> Tensor:
+        """[B]: added to the rotary positions of every image token."""
+        return self.positions[:, -1]
+
+
+class RmsNorm(nn.Module):
+    """RMSNorm in fp32, eps 1e-6."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+class SelfAttention(nn.Module):
+    """Attention over all that is cached, with rotary positions; keys are cached after them.
+
+    Without `unit_queries` the softmax scale is a quarter of the usual one, as the published program has it.
+    """
+
+    def __init__(self, config: HartConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.qkv_proj = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(config.width))
+        self.v_bias = nn.Parameter(torch.zeros(config.width))
+        self.scale_mul_1H11: Tensor | None = None
+        if config.unit_queries:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4.0)))
+        self.proj = nn.Linear(config.width, config.width)
+
+    def project(self, h: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed tokens h [B, L, C], rotary [2, B, L, hd] -> q, k, v, each [B, H, L, hd]."""
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(h, self.qkv_proj.weight, bias).unflatten(-1, (3, self.heads, self.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if self.scale_mul_1H11 is not None:
+            q = F.normalize(q, dim=-1, eps=1e-12) * self.scale_mul_1H11.clamp(max=MAX_LOG_SCALE).exp()
+            k = F.normalize(k, dim=-1, eps=1e-12)
+        return rotate(q, rotary), rotate(k, rotary), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, H, L, hd] over k, v [B, H, S, hd] -> [B, L, C]. No mask: padding is attended to as any token."""
+        scale = 1.0 if self.scale_mul_1H11 is not None else 0.25 / math.sqrt(self.head_dim)
+        return self.proj(attend(q, k, v, scale).transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: HartConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward. One norm serves both; in spite of its key, it is learned."""
+
+    def __init__(self, config: HartConfig) -> None:
+        super().__init__()
+        self.attn = SelfAttention(config)
+        self.ffn = FeedForward(config)
+        self.ln_wo_grad = RmsNorm(config.width)
+        self.ada_lin: nn.Sequential | None = None
+        if config.modulated:
+            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
+
+    def modulation(self, pooled: Tensor | None) -> Tensor | None:
+        """pooled [B, C] -> gamma1, gamma2, scale1, scale2, shift1, shift2, [6, B, 1, C]; None: a plain block."""
+        if self.ada_lin is None:
+            return None
+        return self.ada_lin(pooled).unflatten(-1, (6, -1)).transpose(0, 1).unsqueeze(2)
+
+    def normed(self, x: Tensor, modulation: Tensor | None, sub_layer: int) -> Tensor:
+        """Residual tokens [B, L, C] as sub-layer 0 (attention) or 1 (feed-forward) takes them."""
+        h = self.ln_wo_grad(x)
+        return h if modulation is None else h * (1 + modulation[2 + sub_layer]) + modulation[4 + sub_layer]
+
+    def project_qkv(self, x: Tensor, modulation: Tensor | None, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Residual tokens [B, L, C] -> q, k, v [B, H, L, hd]."""
+        return self.attn.project(self.normed(x, modulation, 0), rotary)
+
+    def self_attention(self, q: Tensor, k: Tensor, v: Tensor, modulation: Tensor | None) -> Tensor:
+        out = self.attn.attend(q, k, v)
+        return out if modulation is None else modulation[0] * out
+
+    def feed_forward(self, x: Tensor, modulation: Tensor | None) -> Tensor:
+        out = self.ffn(self.normed(x, modulation, 1))
+        return out if modulation is None else modulation[1] * out
+
+
+class HeadNorm(nn.Module):
+    """A learned RMSNorm, then scale and shift from the context."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ln_wo_grad = RmsNorm(width)
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def modulation(self, pooled: Tensor) -> Tensor:
+        """pooled [B, C] -> scale, shift [2, B, 1, C]."""
+        return self.ada_lin(pooled).unflatten(-1, (2, -1)).transpose(0, 1).unsqueeze(2)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        scale, shift = modulation
+        return self.ln_wo_grad(x) * (1 + scale) + shift
+
+
+class HartTransformer(nn.Module):
+    """Context embedding, blocks, head and diffusion head. The image tokenizer is no part of it."""
+
+    def __init__(self, config: HartConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.word_embed = nn.Linear(config.code_channels, config.width)
+        self.context_embed = nn.Linear(config.context_width, config.width)
+        self.context_norm = RmsNorm(config.context_width) if config.context_norm else None
+        self.lvl_embed: nn.Module = (
+            NumberEmbedding(config.width) if config.timestep_levels else nn.Embedding(len(config.scales), config.width)
+        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head_nm = HeadNorm(config.width)
+        self.head = nn.Linear(config.width, config.codes)
+        self.decoder_norm = RmsNorm(config.width)
+        self.diffloss = DiffusionHead(config)
+
+    @property
+    def layers(self) -> list[Block]:
+        return list(self.blocks)  # type: ignore[arg-type]  # a module list does not know of what
+
+    def condition(self, features: Tensor, mask: Tensor, positions: Tensor) -> Condition:
+        """Text features [B, Nc, Ct], mask [B, Nc] (True: a token), positions [B, Nc] -> what every scale needs.
+
+        The mask counts in "avg" pooling alone. The head takes the maximum over all tokens, padding included, whatever
+        the pooling is.
+        """
+        context = self.context_embed(features if self.context_norm is None else self.context_norm(features))
+        largest = context.amax(dim=1)
+        pooled = self._pooled(context, mask, largest) if self.config.modulated else None
+        return Condition(context, positions, self.head_nm.modulation(largest), pooled)
+
+    def _pooled(self, context: Tensor, mask: Tensor, largest: Tensor) -> Tensor:
+        if self.config.pooling == "max":
+            return largest
+        counted = mask.unsqueeze(-1).to(context.dtype)
+        return (context * counted).sum(1) / counted.sum(1)
+
+    def level(self, scale: int) -> Tensor:
+        """Level embedding [1, C] of a scale."""
+        return self.lvl_embed(torch.tensor([scale]))
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Summed codes of one scale [B, Cv, h, w] -> tokens [B, h * w, C], before the level embedding."""
+        return self.word_embed(codes.flatten(2).transpose(1, 2))
+
+    def logits(self, x: Tensor, condition: Condition) -> Tensor:
+        """Residual stream [B, L, C] -> [B, L, codes]."""
+        return self.head(self.head_nm(x, condition.head))
+
+    def diffusion_condition(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """Last block's output and the drawn codes' embeddings, [B, L, C] and [B, L, Cv] -> rows [B * L, C]."""
+        return self.decoder_norm(x + self.word_embed(embedded)).flatten(0, 1)
+
+
+def context_rotary(positions: Tensor, head_dim: int) -> Tensor:
+    """Cosines and sines of context tokens at positions [B, Nc]: [2, B, Nc, hd], angles repeated for both halves."""
+    return _cos_sin((positions.float().unsqueeze(-1) * _frequencies(head_dim)).repeat(1, 1, 2))
+
+
+def image_rotary(size: Size, final: Size, offset: Tensor, head_dim: int) -> Tensor:
+    """Cosines and sines of an h x w scale's tokens, offset [B] added to their rows and columns: [2, B, h * w, hd].
+
+    Rows give the angles of the first half of a head, columns those of the second, frequencies alike. `rotate` pairs
+    the halves, so a pair is turned by two different angles: no rotation, but what the model was trained with.
+    """
+    rows, columns = (torch.arange(n) / n * end for n, end in zip(size, final, strict=True))
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)  # [L, 2]
+    positions = grid + offset.float()[:, None, None]  # [B, L, 2]
+    angles = positions.unsqueeze(-1) * _frequencies(head_dim // 2)  # [B, L, 2, hd / 4]
+    return _cos_sin(angles.repeat(1, 1, 1, 2).flatten(2))
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """x [B, H, L, hd] by cosines and sines [2, B, L, hd]: x * cos + (-second half, first half) * sin."""
+    cos, sin = rotary.unsqueeze(2)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _frequencies(channels: int) -> Tensor:
+    return 1.0 / ROTARY_BASE ** (torch.arange(0, channels, 2).float() / channels)
+
+
+def _cos_sin(angles: Tensor) -> Tensor:
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+@lru_cache(maxsize=8)
+def transformer_shapes(config: HartConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a transformer; derived buffers are none."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in HartTransformer(config).state_dict().items()}
+
+
+def without_derived(state: Mapping[str, T]) -> dict[str, T]:
+    """A checkpoint without the buffers that follow from its other tensors, which it may hold or not."""
+    return {name: tensor for name, tensor in state.items() if not DERIVED.match(name)}
+
+
+def infer_transformer(shapes: Shapes, settings: Mapping[str, Any] | None = None) -> HartConfig:
+    """Sizes of a transformer from its tensors; what leaves no trace comes from the settings of a config.json.
+
+    Without settings the published schedule, pooling and number of sampling steps stand in, heads of 64 channels where
+    no attention scale tells their number, and the published context length where no buffer tells it.
+
+    Raises:
+        CheckpointError: the tensors are not those of a HART transformer, or not those of the settings.
+    """
+    settings = dict(settings or {})
+    if any(".ada_gss" in name or name.startswith("shared_ada_lin") for name in shapes):
+        raise CheckpointError("HART with one modulation shared by all blocks is not supported", expected="its own each")
+    width, code_channels = dims(shapes, "word_embed.weight", 2, KIND)
+    scale_mul = "blocks.0.attn.scale_mul_1H11"
+    unit_queries, published = scale_mul in shapes, TRANSFORMERS["hart_0.7b"]
+    heads = dims(shapes, scale_mul, 4, KIND)[1] if unit_queries else settings.get("heads", width // HEAD_WIDTH)
+    scales = settings.get("scales", published.scales)
+    config = HartConfig(
+        depth=1 + max((layer for (layer,) in indices(shapes, r"blocks\.(\d+)\.")), default=-1),
+        width=width,
+        heads=heads,
+        mlp_width=dims(shapes, "blocks.0.ffn.gate_proj.weight", 2, KIND)[0],
+        context_length=_context_length(shapes, scales, settings.get("context_length", published.context_length)),
+        context_width=dims(shapes, "context_embed.weight", 2, KIND)[1],
+        codes=dims(shapes, "head.weight", 2, KIND)[0],
+        code_channels=code_channels,
+        scales=scales,
+        unit_queries=unit_queries,
+        modulated="blocks.0.ada_lin.1.weight" in shapes,
+        pooling=settings.get("pooling", published.pooling),
+        timestep_levels="lvl_embed.weight" not in shapes,
+        context_norm="context_norm.weight" in shapes,
+        diffusion_width=dims(shapes, "diffloss.net.input_proj.weight", 2, KIND)[0],
+        diffusion_depth=1 + max((i for (i,) in indices(shapes, r"diffloss\.net\.res_blocks\.(\d+)\.")), default=-1),
+        diffusion_steps=settings.get("diffusion_steps", published.diffusion_steps),
+    )
+    check_settings(config, settings)
+    return config
+
+
+def _context_length(shapes: Shapes, scales: tuple[int, ...], otherwise: int) -> int:
+    """From the buffers of the schedule where they are stored; a level table must have a row for every scale."""
+    levels = shapes.get("lvl_embed.weight", (len(scales),))[0]
+    length = shapes.get("lvl_1L", (1, otherwise + sum(side * side for side in scales[1:])))[-1]
+    if levels != len(scales) or length <= sum(side * side for side in scales[1:]):
+        raise CheckpointError(
+            f"the transformer was made for {levels} scales" + (f" and {length} tokens" if "lvl_1L" in shapes else ""),
+            expected=f"scales {list(scales)}",
+            fix='give the side of every token grid: "scales": [1, 2, ...] in config.json beside the transformer',
+        )
+    return length - sum(side * side for side in scales[1:])

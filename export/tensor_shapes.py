@@ -1,0 +1,48 @@
+"""What names and shapes of tensors say about a model. Knows no model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_of(state: Mapping[str, Any]) -> Shapes:
+    """Name -> shape of every tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def module_shapes(make: Any, config: Any) -> Shapes:
+    """Name -> shape of every tensor of a module, buffers included; nothing is allocated."""
+    with torch.device("meta"):
+        module: nn.Module = make(config)
+    return shapes_of(module.state_dict())
+
+
+def indices(names: Iterable[str], pattern: str) -> set[tuple[int, ...]]:
+    """The numbers in every name that begins with a pattern, one per group of it."""
+    matches = (re.match(pattern, name) for name in names)
+    return {tuple(int(group) for group in match.groups()) for match in matches if match}
+
+
+def dims(shapes: Mapping[str, tuple[int, ...]], name: str, count: int, kind: str) -> tuple[int, ...]:
+    """The shape of one tensor of a model of this kind.
+
+    Raises:
+        CheckpointError: there is no such tensor, or it has not `count` dimensions.
+    """
+    shape = shapes.get(name, ())
+    if len(shape) != count:
+        raise CheckpointError(
+            f"not {kind}: " + (f"{name} has shape {list(shape)}" if name in shapes else f"no tensor {name}"),
+            expected=f"the official names, {name} of {count} dimensions",
+            fix="check that this is the right file; a model of another family is not supported",
+        )
+    return shape

@@ -1,0 +1,192 @@
+"""VAR's class-conditional transformer in torch, under the official key names (upstream: VAR, models/var.py and
+models/basic_var.py).
+
+Each sub-layer takes residual tokens and returns what is to be added to them, gate included, so that the dense and the
+pruned forward differ only in which tokens go in and how the rest comes back. Knows nothing of pruning or sampling.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..families.var import SCALES_256, SCALES_512, VarConfig
+from .attention import attend
+from .infinity import MAX_LOG_SCALE, FeedForward, HeadNorm, layer_norm
+from .tensor_shapes import dims, indices
+
+KIND = "a VAR transformer"
+HEAD_WIDTH = 64  # in every published size; without l2-normalised queries nothing stored tells the number of heads
+# Buffers that upstream stores but makes itself: the mask of its training forward, each token's scale, a bias of zeros.
+DERIVED = re.compile(r"(attn_bias_for_masking|lvl_1L|blocks\.\d+\.attn\.zero_k_bias)$")
+
+T = TypeVar("T")
+
+
+@dataclass
+class Condition:
+    """What the class gives to every scale. B counts rows: conditional rows first, then unconditional ones."""
+
+    embedding: Tensor  # [B, C]
+    modulation: Tensor | None  # [B, 1, 6, C] shared part of the adaptive layer norm, in models that have one
+
+
+class SelfAttention(nn.Module):
+    """Attention over this scale and those before it. The key bias, a constant zero, is left out of the module."""
+
+    def __init__(self, config: VarConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.unit_queries = config.heads, config.head_dim, config.unit_queries
+        self.mat_qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(config.width))
+        self.v_bias = nn.Parameter(torch.zeros(config.width))
+        if config.unit_queries:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4.0)))
+        self.proj = nn.Linear(config.width, config.width)
+
+    def project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed tokens h [B, L, C] -> q, k, v, each [B, H, L, hd]; q carries the scale of the softmax."""
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(h, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, self.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if not self.unit_queries:
+            return q * (0.25 / math.sqrt(self.head_dim)), k, v  # a quarter of the usual scale, as published
+        q = F.normalize(q, dim=-1, eps=1e-12) * self.scale_mul_1H11.clamp(max=MAX_LOG_SCALE).exp()
+        return q, F.normalize(k, dim=-1, eps=1e-12), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """q [B, H, L, hd] over k, v [B, H, S, hd] -> [B, L, C]. Without a mask [L, S] (bool) all keys are seen."""
+        out = attend(q, k, v, 1.0) if mask is None else F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
+        projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return projected
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward: two sub-layers on one fp32 residual stream."""
+
+    def __init__(self, config: VarConfig) -> None:
+        super().__init__()
+        self.attn = SelfAttention(config)
+        self.ffn = FeedForward(config)  # type: ignore[arg-type]  # it reads the two widths alone
+        if config.shared_modulation:
+            self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, config.width))
+        else:
+            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
+
+    def modulation(self, condition: Condition) -> Tensor:
+        """gamma1, gamma2, scale1, scale2, shift1, shift2, stacked [6, B, 1, C]."""
+        if condition.modulation is not None:
+            return (self.ada_gss + condition.modulation).permute(2, 0, 1, 3)
+        own: Tensor = self.ada_lin(condition.embedding)
+        return own.unflatten(-1, (6, 1, -1)).transpose(0, 1)
+
+    def project_qkv(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
+        """Residual tokens [B, L, C] -> q, k, v [B, H, L, hd]."""
+        _, _, scale1, _, shift1, _ = self.modulation(condition)
+        return self.attn.project(layer_norm(x) * (1 + scale1) + shift1)
+
+    def self_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, condition: Condition, mask: Tensor | None = None
+    ) -> Tensor:
+        return self.modulation(condition)[0] * self.attn.attend(q, k, v, mask)
+
+    def feed_forward(self, x: Tensor, condition: Condition) -> Tensor:
+        _, gamma2, _, scale2, _, shift2 = self.modulation(condition)
+        return gamma2 * self.ffn(layer_norm(x) * (1 + scale2) + shift2)
+
+
+class VarTransformer(nn.Module):
+    """All weights of the transformer. The loop over scales is in var_reference.py."""
+
+    def __init__(self, config: VarConfig) -> None:
+        super().__init__()
+        c = config
+        self.config = config
+        self.pos_start = nn.Parameter(torch.zeros(1, 1, c.width))
+        self.pos_1LC = nn.Parameter(torch.zeros(1, c.tokens, c.width))
+        self.word_embed = nn.Linear(c.code_channels, c.width)
+        self.class_emb = nn.Embedding(c.classes + 1, c.width)
+        self.lvl_embed = nn.Embedding(c.levels, c.width)
+        if c.shared_modulation:
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c.width, 6 * c.width))
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.head_nm = HeadNorm(c.width)
+        self.head = nn.Linear(c.width, c.codes)
+
+    @property
+    def layers(self) -> list[Block]:
+        return list(self.blocks)  # type: ignore[arg-type]  # a module list does not know of what
+
+    def condition(self, labels: Tensor) -> Condition:
+        """Classes [B] (int64; `config.classes` stands for none) -> what every scale needs."""
+        embedding = self.class_emb(labels)
+        if not self.config.shared_modulation:
+            return Condition(embedding, None)
+        return Condition(embedding, self.shared_ada_lin(embedding).view(-1, 1, 6, self.config.width))
+
+    def first_tokens(self, condition: Condition) -> Tensor:
+        """Input of scale 0 [B, 1, C], before level and position embedding."""
+        return condition.embedding.unsqueeze(1) + self.pos_start
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """A latent at a scale's size [B, code_channels, h, w] -> tokens [B, h * w, C], before level and position."""
+        out: Tensor = self.word_embed(codes.flatten(2).transpose(1, 2))
+        return out
+
+    def place(self, scale: int) -> Tensor:
+        """Level and position embedding of a scale [1, L, C], added to its tokens before the first block."""
+        positions = self.pos_1LC[:, self.config.first_token(scale) : self.config.first_token(scale + 1)]
+        return positions + self.lvl_embed.weight[scale]
+
+    def logits(self, x: Tensor, condition: Condition) -> Tensor:
+        """Residual stream [B, L, C] -> [B, L, codes]."""
+        out: Tensor = self.head(self.head_nm(x, condition.embedding))
+        return out
+
+
+def without_derived(state: Mapping[str, T]) -> dict[str, T]:
+    """A checkpoint without the buffers that follow from its other tensors, which it may hold or not."""
+    return {name: tensor for name, tensor in state.items() if not DERIVED.match(name)}
+
+
+def infer_transformer(shapes: Mapping[str, tuple[int, ...]], scales: tuple[int, ...] | None = None) -> VarConfig:
+    """Sizes of a transformer from its tensors alone; its scales too, where they are published ones.
+
+    Raises:
+        CheckpointError: the tensors are not those of a VAR transformer, or of other scales than the published ones.
+    """
+    width, code_channels = dims(shapes, "word_embed.weight", 2, KIND)
+    unit_queries = "blocks.0.attn.scale_mul_1H11" in shapes
+    heads = dims(shapes, "blocks.0.attn.scale_mul_1H11", 4, KIND)[1] if unit_queries else width // HEAD_WIDTH
+    return VarConfig(
+        depth=1 + max((layer for (layer,) in indices(shapes, r"blocks\.(\d+)\.")), default=-1),
+        width=width,
+        heads=heads,
+        mlp_width=dims(shapes, "blocks.0.ffn.fc1.weight", 2, KIND)[0],
+        classes=dims(shapes, "class_emb.weight", 2, KIND)[0] - 1,
+        codes=dims(shapes, "head.weight", 2, KIND)[0],
+        code_channels=code_channels,
+        scales=scales or _published_scales(shapes),
+        shared_modulation="shared_ada_lin.1.weight" in shapes,
+        unit_queries=unit_queries,
+    )
+
+
+def _published_scales(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    tokens, levels = dims(shapes, "pos_1LC", 3, KIND)[1], dims(shapes, "lvl_embed.weight", 2, KIND)[0]
+    for scales in (SCALES_256, SCALES_512):
+        if (tokens, levels) == (sum(side * side for side in scales), len(scales)):
+            return scales
+    raise CheckpointError(
+        f"the transformer has {tokens} tokens in {levels} scales, which are not those of a published one",
+        expected=f"scales {list(SCALES_256)} or {list(SCALES_512)}",
+        fix='give the side of every token grid: "scales": [1, 2, ...] in config.json beside the transformer',
+    )

@@ -1,0 +1,261 @@
+"""VAR's step graphs: the class as condition, the halves of a block, the bridge between two scales; and its wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..families.var import VAR, VarConfig
+from ..families.vq import VqTokenizerConfig, phi_index
+from ..plan import StepPlan
+from .block_steps import AttendStep, ProjectStep, SubLayer, Tensors
+from .graphs import StepGraph
+from .rows import Shapes, Weights, first, modulate, scale_rows, tokens_of, unit
+from .var import DERIVED, VarTransformer, infer_transformer
+from .vq_steps import CodeBridge, LayerModulation, VqImageDecoder, attention_weights, codebook_weights
+from .vq_tokenizer import VqTokenizer, infer_vq_tokenizer
+from .weights import Role, WeightSource, getter
+from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, Wiring, bridge_graph
+
+QUARTER = 0.25  # of the usual softmax scale, in models without l2-normalised queries
+
+
+class Condition(nn.Module):
+    """labels [R] (int64; the number of classes stands for none) -> x [R, C], pooled [R, C], head_modulation [R, 2, C].
+
+    `pooled` is what layers are modulated by: the class embedding after SiLU, or in models of one shared adaptive norm
+    its output, flat [R, 6 C].
+    """
+
+    inputs = ("labels",)
+    outputs = ("x", "pooled", "head_modulation")
+
+    def __init__(self, config: VarConfig, rows: int) -> None:
+        super().__init__()
+        self.config, self.rows = config, rows
+        self.weights: tuple[str, ...] = ("class_emb.weight", "pos_start", "position.weight")
+        self.weights += ("head_nm.ada_lin.1.weight", "head_nm.ada_lin.1.bias")
+        if config.shared_modulation:
+            self.weights += ("shared_ada_lin.1.weight", "shared_ada_lin.1.bias")
+
+    def input_shapes(self) -> Shapes:
+        return {"labels": (self.rows,)}
+
+    def output_shapes(self) -> Shapes:
+        R, C = self.rows, self.config.width
+        return {"x": (R, C), "pooled": (R, pooled_width(self.config)), "head_modulation": (R, 2, C)}
+
+    def forward(self, labels: Tensor, weights: Weights) -> tuple[Tensor, ...]:
+        w, c = weights, self.config
+        embedding = w["class_emb.weight"].index_select(0, labels)
+        active = F.silu(embedding)
+        head = F.linear(active, w["head_nm.ada_lin.1.weight"], w["head_nm.ada_lin.1.bias"]).view(-1, 2, c.width)
+        x = embedding + w["pos_start"].flatten() + w["position.weight"][0]
+        if not c.shared_modulation:
+            return x, active, head
+        return x, F.linear(active, w["shared_ada_lin.1.weight"], w["shared_ada_lin.1.bias"]), head
+
+
+class SharedModulation(nn.Module):
+    """One layer's own offset on the modulation that all share: pooled [R, 6 C] -> modulation [R, 6, C]."""
+
+    inputs = ("pooled",)
+    outputs = ("modulation",)
+    weights = ("ada_gss",)
+
+    def __init__(self, config: VarConfig, rows: int) -> None:
+        super().__init__()
+        self.config, self.rows = config, rows
+
+    def input_shapes(self) -> Shapes:
+        return {"pooled": (self.rows, 6 * self.config.width)}
+
+    def output_shapes(self) -> Shapes:
+        return {"modulation": (self.rows, 6, self.config.width)}
+
+    def forward(self, pooled: Tensor, weights: Weights) -> Tensor:
+        return pooled.view(-1, 6, self.config.width) + weights["ada_gss"]
+
+
+class Project(ProjectStep):
+    """VAR's first half: modulated layer norm, cosine attention, no rotary."""
+
+    given = ("modulation",)
+
+    def __init__(self, config: VarConfig, rows: int, size: tuple[int, int], kept: int, text_rows: int = 0) -> None:
+        super().__init__(config, rows, size, kept, text_rows)
+        self.unit_queries = config.unit_queries
+        self.weights += ("sa.q_scale",) if config.unit_queries else ()
+
+    def given_shapes(self) -> Shapes:
+        return {"modulation": (self.text_rows, 6, self.config.width)}
+
+    def normed(self, x: Tensor, given: Tensors, weights: Weights) -> Tensor:
+        mod = first(given["modulation"], self.rows)
+        return modulate(x, mod[:, 2], mod[:, 4], self.rows)
+
+    def positioned(
+        self, q: Tensor, k: Tensor, token: Tensor | None, given: Tensors, weights: Weights
+    ) -> tuple[Tensor, Tensor]:
+        if not self.unit_queries:
+            return q * (QUARTER * self.config.head_dim**-0.5), k
+        scaled = unit(q.float()) * weights["sa.q_scale"].view(-1, 1)
+        return scaled.to(q.dtype), unit(k.float()).to(k.dtype)
+
+
+class Attend(AttendStep):
+    """VAR's second half: self-attention and feed-forward, both gated."""
+
+    given = ("modulation",)
+    sub_layers = ("sa", "ffn")
+    weights = (
+        "sa.proj.weight",
+        "sa.proj.bias",
+        "ffn.fc1.weight",
+        "ffn.fc1.bias",
+        "ffn.fc2.weight",
+        "ffn.fc2.bias",
+    )
+
+    def given_shapes(self) -> Shapes:
+        return {"modulation": (self.text_rows, 6, self.config.width)}
+
+    def branches(self, attend: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
+        w, R = weights, self.rows
+        mod = first(given["modulation"], R)
+
+        def self_attention(_: Tensor) -> Tensor:
+            return scale_rows(F.linear(attend(), w["sa.proj.weight"], w["sa.proj.bias"]), mod[:, 0], R)
+
+        def feed_forward(tokens: Tensor) -> Tensor:
+            h = modulate(tokens, mod[:, 3], mod[:, 5], R).to(w["ffn.fc1.weight"].dtype)
+            h = F.gelu(F.linear(h, w["ffn.fc1.weight"], w["ffn.fc1.bias"]), approximate="tanh")
+            return scale_rows(F.linear(h, w["ffn.fc2.weight"], w["ffn.fc2.bias"]), mod[:, 1], R)
+
+        return self_attention, feed_forward
+
+
+class Bridge(CodeBridge):
+    """VAR's bridge: the caller sets top-k; positions are learned, one for each token of all scales."""
+
+    place_table = "position.weight"
+
+    def further_inputs(self) -> tuple[str, ...]:
+        return ("top_k",)
+
+    def next_places(self) -> Tensor:
+        assert self.next_index is not None
+        assert self.next_size is not None
+        return self.config.first_token(self.next_index) + torch.arange(tokens_of(self.next_size))
+
+    @classmethod
+    def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """One program for all scales that go by the same phi."""
+        found, index, scales = super().stand_in(arguments), arguments["index"], arguments["scales"]
+        alike = next(i for i in range(scales) if phi_index(i, scales) == phi_index(index, scales))
+        return {**found, "index": alike, "next_index": arguments["next_index"] and 1}
+
+    def head_input(self, x: Tensor, modulation: Tensor, weights: Weights) -> Tensor:
+        return modulate(x, modulation[:, 0], modulation[:, 1], self.rows)
+
+
+class VarWiring(Wiring):
+    """A class enters by modulation and as the first token."""
+
+    family = VAR
+    marker = "class_emb.weight"
+    transformer = VarTransformer
+    image_tokenizer = VqTokenizer
+    project = Project
+    attend = Attend
+    decoder = VqImageDecoder
+    encoder = None
+    tiles_decoder = False
+    decoder_prefix = "image_tokenizer."
+    decoder_parts = ("decoder.", "post_quant_conv.")
+    derived = DERIVED
+
+    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]]) -> VarConfig:
+        return infer_transformer(shapes)
+
+    def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> VqTokenizerConfig:
+        return infer_vq_tokenizer(shapes)
+
+    def condition(self, setting: Setting) -> StepGraph:
+        return StepGraph(f"condition-{setting.label}", Condition, self._arguments(setting), SHARED_PREFIX)
+
+    def layer_condition(self, setting: Setting) -> StepGraph:
+        kind = SharedModulation if setting.transformer.shared_modulation else LayerModulation
+        return StepGraph(f"modulation-{setting.label}", kind, self._arguments(setting), LAYER_PREFIX)
+
+    def _arguments(self, setting: Setting) -> dict[str, Any]:
+        return {"config": setting.transformer, "rows": setting.rows}
+
+    def bridge(self, setting: Setting, step: StepPlan) -> StepGraph:
+        plan = setting.plan
+        scales = len(plan.schedule)
+        arguments = {"index": step.index, "scales": scales, "ratio": step.index / max(scales - 1, 1)}
+        arguments |= {"config": setting.transformer, "rows": step.rows(setting.rows), "text_rows": setting.rows}
+        return bridge_graph(Bridge, {**arguments, "smooth": plan.drawing.smooth}, setting, step)
+
+    def weights(
+        self,
+        transformer: VarConfig,
+        state: Mapping[str, Tensor],
+        images: VqTokenizerConfig,
+        images_state: Mapping[str, Tensor],
+    ) -> dict[str, WeightSource]:
+        sources = _shared_weights(transformer, state) | codebook_weights(images, images_state)
+        for layer in range(transformer.depth):
+            found = _layer_weights(transformer, state, f"blocks.{layer}.")
+            sources |= {f"blocks.{layer}.{name}": source for name, source in found.items()}
+        return {SHARED_PREFIX + name: source for name, source in sources.items()}
+
+
+def pooled_width(config: VarConfig) -> int:
+    """Channels of what the condition gives to every layer."""
+    return (6 if config.shared_modulation else 1) * config.width
+
+
+def _shared_weights(c: VarConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:
+    exact: dict[str, tuple[int, ...]] = {
+        "class_emb.weight": (c.classes + 1, c.width),
+        "pos_start": (1, 1, c.width),
+        "word_embed.weight": (c.width, c.code_channels),
+        "word_embed.bias": (c.width,),
+        "head_nm.ada_lin.1.weight": (2 * c.width, c.width),
+        "head_nm.ada_lin.1.bias": (2 * c.width,),
+    }
+    if c.shared_modulation:
+        exact |= {"shared_ada_lin.1.weight": (6 * c.width, c.width), "shared_ada_lin.1.bias": (6 * c.width,)}
+    operands = {"head.weight": (c.codes, c.width), "head.bias": (c.codes,)}
+    sources = {name: WeightSource(shape, getter(state, name)) for name, shape in exact.items()}
+    sources |= {name: WeightSource(shape, getter(state, name), Role.OPERAND) for name, shape in operands.items()}
+
+    def position() -> Tensor:
+        """Level and position embedding of every token, in one table."""
+        level_of = torch.repeat_interleave(torch.arange(c.levels), torch.tensor([side**2 for side in c.scales]))
+        return state["pos_1LC"][0].float() + state["lvl_embed.weight"].float()[level_of]
+
+    return sources | {"position.weight": WeightSource((c.tokens, c.width), position)}
+
+
+def _layer_weights(c: VarConfig, state: Mapping[str, Tensor], prefix: str) -> dict[str, WeightSource]:
+    sources = attention_weights(c, state, f"{prefix}attn.", "mat_qkv.weight", c.unit_queries)
+    kinds: list[tuple[str, tuple[int, ...], Role]] = [
+        ("ffn.fc1.weight", (c.mlp_width, c.width), Role.MATRIX),
+        ("ffn.fc1.bias", (c.mlp_width,), Role.OPERAND),
+        ("ffn.fc2.weight", (c.width, c.mlp_width), Role.MATRIX),
+        ("ffn.fc2.bias", (c.width,), Role.OPERAND),
+    ]
+    if not c.shared_modulation:
+        kinds.append(("ada_lin.1.weight", (6 * c.width, c.width), Role.OPERAND))
+        kinds.append(("ada_lin.1.bias", (6 * c.width,), Role.OPERAND))
+    sources |= {name: WeightSource(shape, getter(state, prefix + name), role) for name, shape, role in kinds}
+    if c.shared_modulation:
+        sources["ada_gss"] = WeightSource((6, c.width), lambda: state[prefix + "ada_gss"].view(6, c.width))
+    return sources

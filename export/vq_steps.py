@@ -1,0 +1,367 @@
+"""Step graphs of the families that choose codes from a codebook (VAR, HART): bridge, layers' modulation, decoder.
+
+Each is a torch module with weights as inputs and every shape static; the layout of activations is that of rows.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..families.family import TransformerShape
+from ..families.vq import VqTokenizerConfig, phi_index
+from ..resize import area_matrix, bicubic_matrix
+from ..schedule import Size
+from .block_steps import Tensors
+from .infinity import MAX_LOG_SCALE
+from .rows import ANY, LONGEST_TOPK, OpenDims, Shapes, Weights, first, stand_in, tokens_of
+from .vq_tokenizer import LatentDecoder
+from .weights import Role, WeightSource, getter
+
+HIDDEN = -1e30  # a logit that is out of the running
+BLOCK = 64  # of running sums
+COLDEST = 0.005  # temperature of smooth mixing, at least
+
+
+class LayerModulation(nn.Module):
+    """What one layer's adaptive norms and gates are in this image: gamma, scale and shift of both sub-layers.
+
+    pooled [R, C], SiLU done -> modulation [R, 6, C] (fp32). The matrix is a third of a VAR transformer's weights, so it
+    is stored in the compute precision, as the published programs run it.
+    """
+
+    inputs = ("pooled",)
+    outputs = ("modulation",)
+    weights = ("ada_lin.1.weight", "ada_lin.1.bias")
+
+    def __init__(self, config: TransformerShape, rows: int) -> None:
+        super().__init__()
+        self.config, self.rows = config, rows
+
+    def input_shapes(self) -> Shapes:
+        return {"pooled": (self.rows, self.config.width)}
+
+    def output_shapes(self) -> Shapes:
+        return {"modulation": (self.rows, 6, self.config.width)}
+
+    def forward(self, pooled: Tensor, weights: Weights) -> Tensor:
+        matrix = weights["ada_lin.1.weight"]
+        out = F.linear(pooled.to(matrix.dtype), matrix, weights["ada_lin.1.bias"])
+        return out.float().view(-1, 6, self.config.width)
+
+
+class CodeBridge(nn.Module):
+    """From the last block of one scale to the first of the next: head, guidance, choice of codes, sum, embedding.
+
+    x [L * R, C], head_modulation [Rt, 2, C], noise [L, 1], cut [1] (1 - top_p), summed [1, Cv, H, W]; with guidance
+    guidance [1]; where the caller sets it top_k [1] (int64); in smooth sampling gumbel [L, codes]
+    -> logits [L, codes] (guided, not filtered), summed_out, and but for the last scale x_next [L' * Rn, C].
+
+    A code is chosen where noise lies in the cumulative distribution, codes by falling logit; noise -1 - i forces
+    code i.
+    `ratio` says how far through the schedule a scale is: guidance grows with it, the smooth temperature falls.
+    A family says how many logits it ranks, and what its head and its embedding are.
+    """
+
+    enlarge_0: Tensor  # bicubic matrices [final, own] and area matrices [next, final], per axis
+    enlarge_1: Tensor
+    shrink_0: Tensor
+    shrink_1: Tensor
+    ratio: Tensor
+    places: Tensor  # rows of the place table for the next scale: one for each token, or one for all
+
+    head_weights: ClassVar[tuple[str, ...]] = ("head.weight", "head.bias")
+    place_table: ClassVar[str]  # the weight that holds level and position embeddings
+
+    def __init__(
+        self,
+        config: Any,
+        rows: int,
+        size: Size,
+        final: Size,
+        index: int,
+        scales: int,
+        ratio: float,
+        next_size: Size | None,
+        next_index: int | None,
+        text_rows: int = 0,
+        next_rows: int = 0,
+        smooth: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.rows, self.size, self.final, self.index = config, rows, size, final, index
+        self.text_rows, self.next_rows, self.smooth = text_rows or rows, next_rows or rows, smooth
+        self.next_size, self.next_index = next_size, next_index
+        self.phi = f"phi.{phi_index(index, scales)}" if self.has_phi() else ""
+        self.inputs: tuple[str, ...] = ("x", "head_modulation", "noise", "cut", "summed", *self.further_inputs())
+        self.inputs += (("guidance",) if rows == 2 else ()) + (("gumbel",) if smooth else ())
+        self.outputs = ("logits", "summed_out", *self.further_outputs())
+        self.outputs += () if next_size is None else ("x_next",)
+        self.weights: tuple[str, ...] = (*self.head_weights, "codebook.weight")
+        self.weights += (f"{self.phi}.weight", f"{self.phi}.bias") if self.phi else ()
+        self.register_buffer("ratio", torch.tensor([ratio]), persistent=False)
+        if size != final:
+            self._matrices("enlarge", size, final, bicubic_matrix)
+        if next_size is not None:
+            self.weights += ("word_embed.weight", "word_embed.bias", self.place_table)
+            self.register_buffer("places", self.next_places(), persistent=False)
+            self._matrices("shrink", final, next_size, area_matrix)
+
+    # What a family says
+
+    def has_phi(self) -> bool:
+        """Whether this scale's codes are smoothed by a phi convolution."""
+        return True
+
+    def ranked(self) -> int:
+        """How many of the largest logits may be drawn."""
+        return int(self.config.codes)
+
+    def further_inputs(self) -> tuple[str, ...]:
+        return ()
+
+    def further_outputs(self) -> tuple[str, ...]:
+        return ()
+
+    def next_places(self) -> Tensor:
+        """Rows of the place table that the next scale's tokens are given (int64)."""
+        raise NotImplementedError
+
+    def head_input(self, x: Tensor, modulation: Tensor, weights: Weights) -> Tensor:
+        """x [L * R, C], scale and shift [R, 2, C] -> what the head multiplies [L * R, C]."""
+        raise NotImplementedError
+
+    def drawing(self, x: Tensor) -> Tensor:
+        """The rows that codes are drawn of."""
+        return x
+
+    # Shapes
+
+    def tokens(self) -> int:
+        """Tokens of the scale as its blocks see them."""
+        return tokens_of(self.size)
+
+    def draws(self) -> int:
+        """Codes drawn."""
+        return tokens_of(self.size)
+
+    def open_dims(self) -> OpenDims:
+        matrices, sums = ("enlarge_0", "enlarge_1", "shrink_0", "shrink_1"), ("summed", "summed_out")
+        tokens: OpenDims = {key: {0: ANY} for key in ("x", "noise", "gumbel", "logits", "codes", "x_next")}
+        if self.next_size is not None and len(self.places) > 1:
+            tokens["places"] = {0: ANY}
+        return {**tokens, **{key: {0: ANY, 1: ANY} for key in matrices}, **{key: {2: ANY, 3: ANY} for key in sums}}
+
+    @classmethod
+    def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        size, final, following = (arguments[name] for name in ("size", "final", "next_size"))
+        own = stand_in(size, (6, 7))
+        sizes: dict[str, Any] = {"size": own, "final": own if size == final else stand_in(final, (11, 13))}
+        if following is not None:
+            sizes |= {"next_size": stand_in(following, (8, 9))}
+        return {**arguments, **sizes, "ratio": 0.5}
+
+    def take_sizes(self, memory: dict[str, Tensor]) -> None:
+        """All are in the shapes of the inputs and of the resizing matrices."""
+
+    def input_shapes(self) -> Shapes:
+        c = self.config
+        shapes: Shapes = {
+            "x": (self.tokens() * self.rows, c.width),
+            "head_modulation": (self.text_rows, 2, c.width),
+            "noise": (self.draws(), 1),
+            "cut": (1,),
+            "summed": (1, c.code_channels, *self.final),
+        }
+        further: Shapes = {"top_k": (1,), "guidance": (1,), "gumbel": (self.draws(), c.codes)}
+        return shapes | {name: self.further_shape(name) or further[name] for name in self.inputs[5:]}
+
+    def further_shape(self, name: str) -> tuple[int, ...] | None:
+        """Of an input or output that only this family has."""
+        return None
+
+    def output_shapes(self) -> Shapes:
+        c = self.config
+        shapes: Shapes = {"logits": (self.draws(), c.codes), "summed_out": (1, c.code_channels, *self.final)}
+        shapes |= {name: self.further_shape(name) or (self.draws(),) for name in self.further_outputs()}
+        if self.next_size is None:
+            return shapes
+        return shapes | {"x_next": (tokens_of(self.next_size) * self.next_rows, c.width)}
+
+    def _matrices(self, name: str, source: Size, target: Size, matrix: Any) -> None:
+        for axis in (0, 1):
+            found = torch.from_numpy(matrix(source[axis], target[axis])).float()
+            self.register_buffer(f"{name}_{axis}", found, persistent=False)
+
+    # Arithmetic
+
+    def forward(
+        self,
+        x: Tensor,
+        head_modulation: Tensor,
+        noise: Tensor,
+        cut: Tensor,
+        summed: Tensor,
+        *further: Tensor,
+        weights: Weights,
+    ) -> tuple[Tensor, ...]:
+        named: Tensors = dict(zip(self.inputs[5:], further, strict=True))
+        logits = self.guided(self.drawing(x), head_modulation, named, weights)
+        ranking = Ranking(logits, self.ranked(), cut, named.get("top_k"))
+        codes = ranking.draw(noise.squeeze(1))
+        embedded = weights["codebook.weight"].index_select(0, codes)  # [L, Cv]
+        if self.smooth:
+            embedded = ranking.mix(named["gumbel"], self.ratio) @ weights["codebook.weight"]
+        summed = self.added(summed, embedded, named, weights)
+        found = (logits, summed, *((codes,) if "codes" in self.outputs else ()))
+        return found if self.next_size is None else (*found, self.embedded(summed, weights))
+
+    def guided(self, x: Tensor, head_modulation: Tensor, named: Tensors, weights: Weights) -> Tensor:
+        """Logits [L, codes], fp32."""
+        h = self.head_input(x, first(head_modulation, self.rows), weights).to(weights["head.weight"].dtype)
+        logits = (
+            F.linear(h, weights["head.weight"], weights["head.bias"]).float().view(-1, self.rows, self.config.codes)
+        )
+        if "guidance" not in named:
+            return logits[:, 0]
+        strength = named["guidance"] * self.ratio
+        return (1 + strength) * logits[:, 0] - strength * logits[:, 1]
+
+    def added(self, summed: Tensor, embedded: Tensor, named: Tensors, weights: Weights) -> Tensor:
+        """The running sum with this scale's embedded codes [L, Cv]."""
+        if self.size == self.final:
+            grid = embedded.transpose(0, 1).reshape(summed.shape)
+        else:
+            grid = embedded.transpose(0, 1).reshape(1, -1, self.enlarge_0.shape[1], self.enlarge_1.shape[1])
+            grid = self.enlarge_0 @ grid @ self.enlarge_1.t()
+        if self.phi:
+            smoothed = F.conv2d(grid, weights[f"{self.phi}.weight"], weights[f"{self.phi}.bias"], padding=1)
+            grid = PHI_SHARE * smoothed + (1 - PHI_SHARE) * grid
+        return summed + grid
+
+    def embedded(self, summed: Tensor, weights: Weights) -> Tensor:
+        """Tokens of the next scale [L' * Rn, C]: the sum averaged down, embedded, and put in its place."""
+        following = self.shrink_0 @ summed @ self.shrink_1.t()
+        tokens = following.flatten(2).squeeze(0).transpose(0, 1).to(weights["word_embed.weight"].dtype)  # [L', Cv]
+        out = F.linear(tokens, weights["word_embed.weight"], weights["word_embed.bias"]).float()
+        out = out + weights[self.place_table].index_select(0, self.places)
+        return out.unsqueeze(1).expand(-1, self.next_rows, -1).reshape(-1, self.config.width)
+
+
+PHI_SHARE = VqTokenizerConfig.phi_ratio
+
+
+class Ranking:
+    """Logits [L, codes] by size, and which of them top-k and then top-p leave."""
+
+    def __init__(self, logits: Tensor, count: int, cut: Tensor, top_k: Tensor | None) -> None:
+        """count: how many are ranked; top_k [1] (int64) of those are left, 0 for all; cut [1] = 1 - top_p."""
+        self.logits = logits
+        self.values, self.index = largest(logits, count)
+        mass = (self.values - self.values[:, :1]).exp()
+        if top_k is not None:
+            rank = torch.where((top_k < 1) | (top_k > count), count, top_k) - 1
+            mass = torch.where(self.values >= self.values.index_select(1, rank), mass, 0.0)
+        # The rarest codes go whose probabilities together are at most `cut`; the likeliest never.
+        rest = running_sums(mass, falling=True)  # of a code and of all rarer ones
+        stays = rest > cut * rest[:, :1]
+        self.mass = torch.cat((mass[:, :1], torch.where(stays, mass, 0.0)[:, 1:]), dim=1)
+        self.last = ((self.mass > 0).sum(1) - 1).clamp(min=0)  # [L] rank of the rarest code that is left
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Codes [L] (int64) for one number each in [0, 1); -1 - i forces code i."""
+        sums = running_sums(self.mass)
+        rank = (sums <= uniform.unsqueeze(1) * sums[:, -1:]).sum(1).minimum(self.last)
+        drawn = self.index.gather(1, rank.unsqueeze(1)).squeeze(1)
+        return torch.where(uniform < 0, (-1 - uniform).to(torch.int64), drawn)
+
+    def mix(self, gumbel: Tensor, ratio: Tensor) -> Tensor:
+        """Weights [L, codes] of the codes that are left, sharper the later the scale."""
+        least = self.values.gather(1, self.last.unsqueeze(1))
+        left = torch.where(self.logits >= least, self.logits, HIDDEN)
+        temperature = (0.27 * (1 - 0.95 * ratio)).clamp(min=COLDEST)
+        return torch.softmax((left * (1 + ratio) + gumbel) / temperature, dim=-1)
+
+
+def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest of every row of x [L, V], falling, and where they are: [L, count]; in turns where the limit asks."""
+    if count <= LONGEST_TOPK:
+        return torch.topk(x, count, dim=1)
+    values, index = torch.topk(x, LONGEST_TOPK, dim=1)
+    rest = x.scatter(1, index, 2 * HIDDEN)
+    further, places = torch.topk(rest, count - LONGEST_TOPK, dim=1)
+    return torch.cat((values, further), dim=1), torch.cat((index, places), dim=1)
+
+
+def running_sums(x: Tensor, falling: bool = False) -> Tensor:
+    """Sums of x [L, K] up to each entry, or from each to the end; in blocks by matrices, which every compiler has."""
+    length = x.shape[1]
+    blocks = F.pad(x, (0, -length % BLOCK)).unflatten(1, (-1, BLOCK))  # [L, n, BLOCK]
+    count = blocks.shape[1]
+    within, before = torch.ones(BLOCK, BLOCK), torch.ones(count, count)
+    inner = blocks @ (within.tril() if falling else within.triu())
+    outer = blocks.sum(-1) @ (before.tril(-1) if falling else before.triu(1))  # [L, n]
+    return (inner + outer.unsqueeze(-1)).flatten(1)[:, :length]
+
+
+class VqImageDecoder(nn.Module):
+    """Summed codes [1, Cv, h, w] -> image [1, 3, H, W] in [-1, 1]."""
+
+    inputs = ("summed",)
+    outputs = ("image",)
+
+    def __init__(self, config: VqTokenizerConfig, grid: Size) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.decoder = LatentDecoder(config)
+        self.config, self.grid = config, grid
+        self.weights = tuple(self.decoder.state_dict())
+
+    def input_shapes(self) -> Shapes:
+        return {"summed": (1, self.config.code_channels, *self.grid)}
+
+    def output_shapes(self) -> Shapes:
+        p = self.config.patch_size
+        return {"image": (1, 3, self.grid[0] * p, self.grid[1] * p)}
+
+    def forward(self, summed: Tensor, weights: Weights) -> Tensor:
+        image: Tensor = functional_call(self.decoder, weights, (summed,))
+        return image.clamp(-1, 1)
+
+
+def codebook_weights(images: VqTokenizerConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:
+    """What bridges read of the image tokenizer: codebook and phi convolutions."""
+    channels = images.code_channels
+    sources = {"codebook.weight": WeightSource((images.codes, channels), getter(state, "quantize.embedding.weight"))}
+    for i in range(images.phis):
+        for kind, shape in (("weight", (channels, channels, 3, 3)), ("bias", (channels,))):
+            source = getter(state, f"quantize.quant_resi.qresi_ls.{i}.{kind}")
+            sources[f"phi.{i}.{kind}"] = WeightSource(shape, source)
+    return sources
+
+
+def attention_weights(
+    config: Any, state: Mapping[str, Tensor], prefix: str, qkv: str, unit_queries: bool
+) -> dict[str, WeightSource]:
+    """One layer's "sa.*" from the official names under `prefix`; `qkv` names the fused matrix there."""
+    width = config.width
+
+    def bias() -> Tensor:
+        q, v = state[prefix + "q_bias"], state[prefix + "v_bias"]
+        return torch.cat((q, torch.zeros_like(q), v))
+
+    def q_scale() -> Tensor:
+        return state[prefix + "scale_mul_1H11"].float().flatten().clamp(max=MAX_LOG_SCALE).exp()
+
+    sources = {
+        "sa.qkv.weight": WeightSource((3 * width, width), getter(state, prefix + qkv), Role.MATRIX),
+        "sa.qkv.bias": WeightSource((3 * width,), bias, Role.OPERAND),
+        "sa.proj.weight": WeightSource((width, width), getter(state, prefix + "proj.weight"), Role.MATRIX),
+        "sa.proj.bias": WeightSource((width,), getter(state, prefix + "proj.bias"), Role.OPERAND),
+    }
+    return sources | ({"sa.q_scale": WeightSource((config.heads,), q_scale)} if unit_queries else {})

@@ -1,0 +1,165 @@
+"""How a family's models become step graphs: one subclass a family, at the end of its `*_steps.py`."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..families.family import Family
+from ..plan import GenerationPlan, StepPlan
+from ..schedule import Size
+from .block_steps import AttendStep, ProjectStep
+from .coders import ImageDecoder, ImageEncoder, image_tokenizer_role
+from .graphs import StepGraph
+from .rows import Shapes
+from .weights import Role, WeightSource
+
+LAYER_PREFIX = "transformer.blocks.{layer}."
+SHARED_PREFIX = "transformer."
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What graphs are made for."""
+
+    plan: GenerationPlan
+    transformer: Any  # configurations of the family
+    image_tokenizer: Any
+    text_length: int
+    rows: int  # guidance rows at the first scale
+
+    @property
+    def label(self) -> str:
+        return f"t{self.text_length}-r{self.rows}" if self.text_length else f"r{self.rows}"
+
+    def following(self, step: StepPlan) -> StepPlan | None:
+        """The first step of the next executed scale."""
+        return next((later for later in self.plan.steps if later.index == step.next_index), None)
+
+    def rows_label(self, step: StepPlan) -> str:
+        """r2, or r1of2 where guidance has been switched off."""
+        own = step.rows(self.rows)
+        return f"r{own}" if own == self.rows else f"r{own}of{self.rows}"
+
+
+class Wiring(ABC):
+    """The exporter's side of a family: modules under the official key names, their weights, and step graphs."""
+
+    family: ClassVar[Family]
+    marker: ClassVar[str]  # a tensor that only this family's transformers have
+    transformer: ClassVar[type[nn.Module]]  # made with its configuration
+    image_tokenizer: ClassVar[type[nn.Module]]
+    project: ClassVar[type[ProjectStep]]
+    attend: ClassVar[type[AttendStep]]
+    decoder: ClassVar[type[nn.Module]] = ImageDecoder
+    encoder: ClassVar[type[nn.Module] | None] = ImageEncoder  # None: images of this family cannot be edited
+    decoder_prefix: ClassVar[str] = "image_tokenizer.decoder."
+    encoder_prefix: ClassVar[str] = "image_tokenizer.encoder."
+    tiles_decoder: ClassVar[bool] = True
+    decoder_parts: ClassVar[tuple[str, ...]] = ("decoder.",)  # prefixes of what the decoder reads of the tokenizer
+    encoder_parts: ClassVar[tuple[str, ...]] = ("encoder.",)
+    text_encoders: ClassVar[tuple[str, ...]] = ()  # kinds that the family's models are published with
+    derived: ClassVar[re.Pattern[str]] = re.compile(r"$^")  # stored tensors that follow from the configuration
+
+    def check_parts(self, transformer: Any, images: Any) -> None:
+        """Raises:
+        CheckpointError: the two were not trained together.
+        """
+        if transformer.code_channels != images.code_channels:
+            raise CheckpointError(
+                f"the transformer predicts codes of {transformer.code_channels} channels, "
+                f"the image tokenizer reads {images.code_channels}",
+                fix="give the image tokenizer that the transformer was trained with",
+            )
+
+    @abstractmethod
+    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """Configuration from the tensors alone.
+
+        Raises:
+            CheckpointError: the tensors are not those of this family.
+        """
+
+    def configured(self, shapes: Mapping[str, tuple[int, ...]], data: dict[str, Any]) -> Any:
+        """Configuration from the config.json beside the tensors.
+
+        Raises:
+            CheckpointError: it is not understood, or not that of these tensors.
+        """
+        return self.family.transformer_from_json(data)
+
+    @abstractmethod
+    def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """Configuration from the tensors alone.
+
+        Raises:
+            CheckpointError: the tensors are not those of this family.
+        """
+
+    @abstractmethod
+    def weights(self, transformer: Any, state: State, images: Any, images_state: State) -> dict[str, WeightSource]:
+        """Official tensors -> "transformer.*" tensors that step graphs are bound to; nothing is read yet."""
+
+    @abstractmethod
+    def condition(self, setting: Setting) -> StepGraph:
+        """Once an image: what it is drawn from -> first tokens and what every scale is given."""
+
+    def layer_condition(self, setting: Setting) -> StepGraph | None:
+        """Once an image for each layer, after the condition; None where layers need nothing of their own."""
+        return None
+
+    @abstractmethod
+    def bridge(self, setting: Setting, step: StepPlan) -> StepGraph:
+        """From the last block of a scale to the first of the next."""
+
+    def pick(self, setting: Setting, step: StepPlan) -> StepGraph | None:
+        """The tokens of a part of a scale; None where scales have no parts."""
+        return None
+
+    def residual(self, setting: Setting, step: StepPlan) -> StepGraph | None:
+        """Behind the bridge: what is added to the codes; None where nothing is."""
+        return None
+
+    def grid(self, setting: Setting, step: StepPlan) -> Size:
+        """The tokens of a step as its blocks see them."""
+        return step.size
+
+    def project_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
+        """Of the first half of a block, beside those that all families have."""
+        return {}
+
+    def attend_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
+        """Of the second half of a block, beside those that all families have."""
+        return {}
+
+    def image_role(self, name: str) -> Role:
+        """Of a tensor of the image tokenizer."""
+        return image_tokenizer_role(name)
+
+    def kept_shapes(self, shapes: Shapes, with_encoder: bool) -> Shapes:
+        """The image tokenizer's tensors that go into a bundle as they are."""
+        parts = self.decoder_parts + (self.encoder_parts if with_encoder else ())
+        return {name: shape for name, shape in shapes.items() if name.startswith(parts)}
+
+
+def size_label(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def bridge_graph(factory: type[nn.Module], arguments: dict[str, Any], setting: Setting, step: StepPlan) -> StepGraph:
+    """A bridge from a scale to the next one: the arguments that all families have, and its name."""
+    following, final = setting.following(step), setting.plan.schedule.final
+    own, further = step.rows(setting.rows), following.rows(setting.rows) if following else 0
+    arguments = {**arguments, "size": step.size, "final": final}
+    arguments |= {"next_size": following and following.size, "next_index": step.next_index, "next_rows": further}
+    onward = "end" if following is None else f"{size_label(following.size)}@{step.next_index}"
+    label = setting.rows_label(step) + (f"to{further}" if following and further < own else "")
+    name = f"bridge-{size_label(step.size)}-{onward}-of-{size_label(final)}-{label}"
+    return StepGraph(name, factory, arguments, SHARED_PREFIX)
