@@ -6,6 +6,7 @@ Here is what all families share: selection, gathering, attention over the cache,
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -45,7 +46,7 @@ def _kept(arguments: dict[str, Any], size: Size) -> int:
     return min(KEPT, tokens_of(size) - 1) if arguments["kept"] > 1 else 1
 
 
-class ProjectStep(nn.Module):
+class ProjectStep(nn.Module, ABC):
     """First half of a block: (select, gather,) norm, qkv, positions. Its keys and values go to the cache.
 
     x [L * R, C] and what the family's blocks are `given` -> q, keys, values [k, R * heads, hd], and when pruned
@@ -77,10 +78,11 @@ class ProjectStep(nn.Module):
         """Shapes of what the blocks are given."""
         return {}
 
+    @abstractmethod
     def normed(self, x: Tensor, given: Tensors, weights: Weights) -> Tensor:
         """The norm before the attention: x [k * R, C] -> [k * R, C], fp32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def positioned(
         self, q: Tensor, k: Tensor, token: Tensor | None, given: Tensors, weights: Weights
     ) -> tuple[Tensor, Tensor]:
@@ -88,7 +90,6 @@ class ProjectStep(nn.Module):
 
         token [k * R]: which token of the scale each row is; None where all are there.
         """
-        raise NotImplementedError
 
     def open_dims(self) -> OpenDims:
         kept = "kept" if self.prunes else "tokens"
@@ -127,7 +128,7 @@ class ProjectStep(nn.Module):
         return (q.reshape(shape), k.reshape(shape), v.reshape(shape), *kept)
 
 
-class AttendStep(nn.Module):
+class AttendStep(nn.Module, ABC):
     """Second half of a block: attention over the cache and the other sub-layers, each restored where pruned.
 
     x [L * R, C], q [k, R * heads, hd], keys, values [S, R * heads, hd] and what the family's blocks are `given`; when
@@ -186,13 +187,13 @@ class AttendStep(nn.Module):
         """Shapes of what the blocks are given."""
         return {}
 
+    @abstractmethod
     def branches(self, attend: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
         """The sub-layers in order, each with its norm and gate, giving fp32.
 
         The first one's tokens have been seen by the other half: it calls `attend` for what the attention over the cache
         makes of them [k * R, C], before the output projection.
         """
-        raise NotImplementedError
 
     @property
     def _cached(self) -> tuple[str, ...]:

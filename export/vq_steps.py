@@ -5,6 +5,7 @@ Each is a torch module with weights as inputs and every shape static; the layout
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -55,7 +56,7 @@ class LayerModulation(nn.Module):
         return out.float().view(-1, 6, self.config.width)
 
 
-class CodeBridge(nn.Module):
+class CodeBridge(nn.Module, ABC):
     """From the last block of one scale to the first of the next: head, guidance, choice of codes, sum, embedding.
 
     x [L * R, C], head_modulation [Rt, 2, C], noise [L, 1], cut [1] (1 - top_p), summed [1, Cv, H, W]; with guidance
@@ -128,13 +129,13 @@ class CodeBridge(nn.Module):
     def further_outputs(self) -> tuple[str, ...]:
         return ()
 
+    @abstractmethod
     def next_places(self) -> Tensor:
         """Rows of the place table that the next scale's tokens are given (int64)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head_input(self, x: Tensor, modulation: Tensor, weights: Weights) -> Tensor:
         """x [L * R, C], scale and shift [R, 2, C] -> what the head multiplies [L * R, C]."""
-        raise NotImplementedError
 
     def drawing(self, x: Tensor) -> Tensor:
         """The rows that codes are drawn of."""
