@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..families.family import ImageTokenizerShape
 from ..families.infinity import ImageTokenizerConfig
 from ..precision import Precision
 from ..schedule import Size
@@ -92,20 +93,21 @@ class TextEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Summed codes [1, bits, h, w] -> image [1, 3, H, W] in [-1, 1]."""
+    """Summed codes [1, channels, h, w] -> image [1, 3, H, W] in [-1, 1]."""
 
     inputs = ("summed",)
     outputs = ("image",)
+    kind: ClassVar[type[nn.Module]] = Decoder  # made with the configuration
 
-    def __init__(self, config: ImageTokenizerConfig, grid: Size) -> None:
+    def __init__(self, config: ImageTokenizerShape, grid: Size) -> None:
         super().__init__()
         with torch.device("meta"):
-            self.decoder = Decoder(config)
+            self.decoder = type(self).kind(config)
         self.config, self.grid = config, grid
         self.weights = tuple(self.decoder.state_dict())
 
     def input_shapes(self) -> Shapes:
-        return {"summed": (1, self.config.bits, *self.grid)}
+        return {"summed": (1, self.config.code_channels, *self.grid)}
 
     def output_shapes(self) -> Shapes:
         p = self.config.patch_size

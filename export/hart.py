@@ -22,7 +22,7 @@ from ..families.hart import TRANSFORMERS, HartConfig, check_settings
 from ..schedule import Size
 from .attention import attend
 from .hart_diffusion import DiffusionHead, NumberEmbedding
-from .infinity import MAX_LOG_SCALE
+from .infinity import MAX_LOG_SCALE, RmsNorm
 from .tensor_shapes import dims, indices
 
 KIND = "a HART transformer"
@@ -48,18 +48,6 @@ class Condition:
     def offset(self) -> Tensor:
         """[B]: added to the rotary positions of every image token."""
         return self.positions[:, -1]
-
-
-class RmsNorm(nn.Module):
-    """RMSNorm in fp32, eps 1e-6."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.float()
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
 
 
 class SelfAttention(nn.Module):

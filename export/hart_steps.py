@@ -25,10 +25,9 @@ from .hart_blocks import Attend, Project
 from .hart_residual import Residual, with_tokens
 from .hart_weights import hart_weights
 from .rows import ANY, OpenDims, Shapes, Weights, rms_norm, rows_of, tokens_of
-from .vq_steps import CodeBridge, LayerModulation, VqImageDecoder
-from .vq_tokenizer import VqTokenizer, infer_vq_tokenizer
+from .vq_steps import CodebookWiring, CodeBridge, LayerModulation
 from .weights import WeightSource
-from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, Wiring, bridge_graph, size_label
+from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph, size_label
 
 
 class Condition(nn.Module):
@@ -185,20 +184,14 @@ class Pick(nn.Module):
         return x.index_select(0, rows_of(positions.unsqueeze(1), self.rows))
 
 
-class HartWiring(Wiring):
+class HartWiring(CodebookWiring):
     """A prompt is the first scale itself; a diffusion head ends the last one."""
 
     family = HART
     marker = "context_embed.weight"
     transformer = HartTransformer
-    image_tokenizer = VqTokenizer
     project = Project
     attend = Attend
-    decoder = VqImageDecoder
-    encoder = None
-    tiles_decoder = False
-    decoder_prefix = "image_tokenizer."
-    decoder_parts = ("decoder.", "post_quant_conv.")
     text_encoders = ("qwen2",)
     derived = DERIVED
 
@@ -208,9 +201,6 @@ class HartWiring(Wiring):
     def configured(self, shapes: Mapping[str, tuple[int, ...]], data: dict[str, Any]) -> HartConfig:
         """A published config.json lacks sizes that the tensors tell."""
         return infer_transformer(shapes, settings_from_json(data))
-
-    def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> VqTokenizerConfig:
-        return infer_vq_tokenizer(shapes)
 
     def condition(self, setting: Setting) -> StepGraph:
         check_plan(setting.plan)

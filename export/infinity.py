@@ -69,7 +69,7 @@ class TextPool(nn.Module):
         return out
 
 
-class TextNorm(nn.Module):
+class RmsNorm(nn.Module):
     """RMSNorm in fp32, eps 1e-6."""
 
     def __init__(self, channels: int) -> None:
@@ -210,7 +210,7 @@ class InfinityTransformer(nn.Module):
         self.config = config
         self.cfg_uncond = nn.Parameter(torch.zeros(c.text_length, c.text_width))
         self.pos_start = nn.Parameter(torch.zeros(1, 1, c.width))
-        self.text_norm = TextNorm(c.text_width)
+        self.text_norm = RmsNorm(c.text_width)
         self.text_proj_for_sos = TextPool(c)
         self.text_proj_for_ca = nn.Sequential(
             nn.Linear(c.text_width, c.width), nn.GELU(approximate="tanh"), nn.Linear(c.width, c.width)

@@ -16,10 +16,9 @@ from .block_steps import AttendStep, ProjectStep, SubLayer, Tensors
 from .graphs import StepGraph
 from .rows import Shapes, Weights, first, modulate, scale_rows, tokens_of, unit
 from .var import DERIVED, VarTransformer, infer_transformer
-from .vq_steps import CodeBridge, LayerModulation, VqImageDecoder, attention_weights, codebook_weights
-from .vq_tokenizer import VqTokenizer, infer_vq_tokenizer
+from .vq_steps import CodebookWiring, CodeBridge, LayerModulation, attention_weights, codebook_weights
 from .weights import Role, WeightSource, getter
-from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, Wiring, bridge_graph
+from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph
 
 QUARTER = 0.25  # of the usual softmax scale, in models without l2-normalised queries
 
@@ -163,27 +162,18 @@ class Bridge(CodeBridge):
         return modulate(x, modulation[:, 0], modulation[:, 1], self.rows)
 
 
-class VarWiring(Wiring):
+class VarWiring(CodebookWiring):
     """A class enters by modulation and as the first token."""
 
     family = VAR
     marker = "class_emb.weight"
     transformer = VarTransformer
-    image_tokenizer = VqTokenizer
     project = Project
     attend = Attend
-    decoder = VqImageDecoder
-    encoder = None
-    tiles_decoder = False
-    decoder_prefix = "image_tokenizer."
-    decoder_parts = ("decoder.", "post_quant_conv.")
     derived = DERIVED
 
     def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]]) -> VarConfig:
         return infer_transformer(shapes)
-
-    def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> VqTokenizerConfig:
-        return infer_vq_tokenizer(shapes)
 
     def condition(self, setting: Setting) -> StepGraph:
         return StepGraph(f"condition-{setting.label}", Condition, self._arguments(setting), SHARED_PREFIX)

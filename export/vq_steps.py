@@ -12,17 +12,18 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..families.family import TransformerShape
 from ..families.vq import VqTokenizerConfig, phi_index
 from ..resize import area_matrix, bicubic_matrix
 from ..schedule import Size
 from .block_steps import Tensors
+from .coders import ImageDecoder
 from .infinity import MAX_LOG_SCALE
 from .rows import ANY, LONGEST_TOPK, OpenDims, Shapes, Weights, first, stand_in, tokens_of
-from .vq_tokenizer import LatentDecoder
+from .vq_tokenizer import LatentDecoder, VqTokenizer, infer_vq_tokenizer
 from .weights import Role, WeightSource, getter
+from .wiring import Wiring
 
 HIDDEN = -1e30  # a logit that is out of the running
 BLOCK = 64  # of running sums
@@ -310,29 +311,24 @@ def running_sums(x: Tensor, falling: bool = False) -> Tensor:
     return (inner + outer.unsqueeze(-1)).flatten(1)[:, :length]
 
 
-class VqImageDecoder(nn.Module):
-    """Summed codes [1, Cv, h, w] -> image [1, 3, H, W] in [-1, 1]."""
+class VqImageDecoder(ImageDecoder):
+    """The decoder of a VQ tokenizer, with the convolution before it."""
 
-    inputs = ("summed",)
-    outputs = ("image",)
+    kind = LatentDecoder
 
-    def __init__(self, config: VqTokenizerConfig, grid: Size) -> None:
-        super().__init__()
-        with torch.device("meta"):
-            self.decoder = LatentDecoder(config)
-        self.config, self.grid = config, grid
-        self.weights = tuple(self.decoder.state_dict())
 
-    def input_shapes(self) -> Shapes:
-        return {"summed": (1, self.config.code_channels, *self.grid)}
+class CodebookWiring(Wiring):
+    """What the wirings of families share that choose codes from a VQ tokenizer's codebook."""
 
-    def output_shapes(self) -> Shapes:
-        p = self.config.patch_size
-        return {"image": (1, 3, self.grid[0] * p, self.grid[1] * p)}
+    image_tokenizer = VqTokenizer
+    decoder = VqImageDecoder
+    encoder = None
+    tiles_decoder = False
+    decoder_prefix = "image_tokenizer."
+    decoder_parts = ("decoder.", "post_quant_conv.")
 
-    def forward(self, summed: Tensor, weights: Weights) -> Tensor:
-        image: Tensor = functional_call(self.decoder, weights, (summed,))
-        return image.clamp(-1, 1)
+    def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> VqTokenizerConfig:
+        return infer_vq_tokenizer(shapes)
 
 
 def codebook_weights(images: VqTokenizerConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:

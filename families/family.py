@@ -150,6 +150,11 @@ class Family:
         return make_plan(schedule, policy, transformer.depth, drawing, transformer.first_tokens)
 
 
+def own_schedule(transformer: Any) -> dict[Size, ScaleSchedule]:
+    """`Family.schedules` of families whose models draw at the one size that they were made for."""
+    return {transformer.schedule.pixels: transformer.schedule}
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """A configuration as a plain dictionary, tuples as lists."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}

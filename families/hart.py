@@ -12,8 +12,8 @@ from typing import Any
 
 from ..errors import CheckpointError, PlanError
 from ..plan import PruningPolicy, ScaleRule, dense_policy
-from ..schedule import ScaleSchedule, Size, square_schedule
-from .family import Family, SamplingDefaults
+from ..schedule import ScaleSchedule, square_schedule
+from .family import Family, SamplingDefaults, own_schedule
 from .vq import VqTokenizerConfig, vq_from_json
 
 PUBLISHED_SCALES = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
@@ -234,17 +234,13 @@ def top_k(scale: int) -> int:
     return 600 if scale < 7 else 300
 
 
-def _schedules(transformer: HartConfig) -> dict[Size, ScaleSchedule]:
-    return {transformer.schedule.pixels: transformer.schedule}
-
-
 HART = Family(
     name="hart",
     transformer=HartConfig,
     image_tokenizer=VqTokenizerConfig,
     transformers=TRANSFORMERS,
     image_tokenizer_for=lambda _: IMAGE_TOKENIZER,
-    schedules=_schedules,
+    schedules=own_schedule,
     presets={"dense": dense_policy, "fastvar": fastvar_policy},
     transformer_from_json=config_from_json,
     image_tokenizer_from_json=vq_from_json,

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..plan import PruningPolicy, ScaleRule, dense_policy
-from ..schedule import ScaleSchedule, Size, square_schedule
-from .family import Family, SamplingDefaults, from_fields
+from ..schedule import ScaleSchedule, square_schedule
+from .family import Family, SamplingDefaults, from_fields, own_schedule
 from .vq import VAR_TOKENIZER, VqTokenizerConfig, vq_from_json
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -142,17 +142,13 @@ def _from_json(data: dict[str, Any]) -> VarConfig:
     return config
 
 
-def _schedules(transformer: VarConfig) -> dict[Size, ScaleSchedule]:
-    return {transformer.schedule.pixels: transformer.schedule}
-
-
 VAR = Family(
     name="var",
     transformer=VarConfig,
     image_tokenizer=VqTokenizerConfig,
     transformers=TRANSFORMERS,
     image_tokenizer_for=lambda _: VAR_TOKENIZER,
-    schedules=_schedules,
+    schedules=own_schedule,
     presets={"dense": dense_policy, "fastvar": fastvar_policy},
     transformer_from_json=_from_json,
     image_tokenizer_from_json=vq_from_json,
