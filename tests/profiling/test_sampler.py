@@ -277,10 +277,10 @@ def test_host_without_a_process_file_system(tmp_path: Path):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
 def test_host_sees_what_this_process_takes():
     with sampler_for("cpu", interval_s=0.001) as sampler:
-        held = np.ones(64 * MIB, np.uint8)
+        held = np.ones(512 * MIB, np.uint8)  # far more than what other threads of a test run give back meanwhile
         middle = sampler.sample()
         del held
     found = sampler.recording
-    assert middle.process_bytes - found.before_bytes > 60 * MIB
+    assert middle.process_bytes - found.before_bytes > 480 * MIB
     assert found.peak_bytes >= middle.process_bytes
     assert found.samples[-1].process_bytes < middle.process_bytes
