@@ -23,7 +23,7 @@ from ..schedule import Size
 from .attention import attend
 from .hart_diffusion import DiffusionHead, NumberEmbedding
 from .infinity import MAX_LOG_SCALE, RmsNorm
-from .tensor_shapes import dims, indices
+from .tensor_shapes import dims, indices, module_shapes
 
 KIND = "a HART transformer"
 HEAD_WIDTH = 64  # in the published size
@@ -239,8 +239,7 @@ def _cos_sin(angles: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def transformer_shapes(config: HartConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a transformer; derived buffers are none."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in HartTransformer(config).state_dict().items()}
+    return module_shapes(HartTransformer, config)
 
 
 def without_derived(state: Mapping[str, T]) -> dict[str, T]:

@@ -21,7 +21,7 @@ from ..errors import InputError, InternalError, NumericsError
 from ..families import family_named
 from .layout import EngineCall, StepCalls, View
 from .memory import Memory
-from .noise import Noise, draw
+from .noise import SCALARS, Noise, draw
 from .prompt import TokenizedPrompt
 
 
@@ -334,10 +334,14 @@ class Workspace:
         first = self.layout.steps[0].bridge
         self._write(first, "summed", 0.0)
         for name, value in settings.scalars.items():
-            places = [call.tensors[name] for step in self.layout.steps for call in step.calls if name in call.tensors]
-            for place in dict.fromkeys(places):  # one for all scales
-                assert isinstance(place, View)
-                self._memory.write(self.layout, place, np.asarray(value))
+            if name in self._scalars:
+                self._memory.write(self.layout, self._scalars[name], np.asarray(value))
+
+    @cached_property
+    def _scalars(self) -> dict[str, View]:
+        """Where settings go, by name: one place for all scales."""
+        bound = {n: view for step in self.layout.steps for call in step.calls for n, view in call.tensors.items()}
+        return {name: view for name in SCALARS if isinstance(view := bound.get(name), View)}
 
     def _first_bad_launch(self, noise: Noise, settings: SamplingSettings) -> str | None:
         """Draw once more and look at what every launch writes: later launches overwrite where it began."""
