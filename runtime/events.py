@@ -48,6 +48,19 @@ class ImageTimings:
 
 
 @dataclass(frozen=True)
+class GeneratedImage:
+    """One image of a call, complete: its position in the call, what it was drawn from, and how long it took."""
+
+    index: int
+    image: Image
+    prompt: str  # or the class label
+    seed: int
+    settings: dict[str, Any]
+    timings: ImageTimings
+    draws: str = "prompt"  # what `prompt` is: a prompt, or a class label
+
+
+@dataclass(frozen=True)
 class Output:
     """Images in order: all images of the first prompt, then of the next."""
 

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..families import family_named
 from ..schedule import Size
 from .editing import Editing, given_tokens, inpainting, upscaling
-from .events import ImageTimings, Output, ScaleEvent, ScaleTiming
+from .events import GeneratedImage, ImageTimings, Output, ScaleEvent, ScaleTiming
 from .generation import ImageInput, SamplingSettings, Workspace, default_settings, with_overrides
 from .layout import StepCalls
 from .noise import Noise, check_seed, uniform_noise
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MAX_IMAGES = 1024
 OnScaleEnd = Callable[[ScaleEvent], None]
+OnImageEnd = Callable[[GeneratedImage], None]
 
 
 class Pipeline:
@@ -120,6 +121,7 @@ class Pipeline:
         num_images: int = 1,
         negative_prompt: str | None = None,
         callback_on_scale_end: OnScaleEnd | None = None,
+        callback_on_image_end: OnImageEnd | None = None,
     ) -> Output:
         """Draw images, of prompts or of class labels, as the bundle's family draws.
 
@@ -135,6 +137,7 @@ class Pipeline:
             num_images: images per prompt or label.
             negative_prompt: what to steer away from, in place of the learned unconditional text.
             callback_on_scale_end: called with a `ScaleEvent` after every scale.
+            callback_on_image_end: called with a `GeneratedImage` as soon as each image is complete.
 
         Raises:
             InputError: a setting out of range or unknown to the family, a prompt too long for the bundle, or a class
@@ -142,7 +145,8 @@ class Pipeline:
         """
         settings = self._settings(guidance_scale, tau, top_p, top_k)
         subjects = self._subjects.of(prompt, class_labels)
-        return self._draw_all(subjects, seed, num_images, settings, negative_prompt, callback_on_scale_end)
+        callbacks = (callback_on_scale_end, callback_on_image_end)
+        return self._draw_all(subjects, seed, num_images, settings, negative_prompt, callbacks)
 
     def upscale(
         self,
@@ -159,6 +163,7 @@ class Pipeline:
         num_images: int = 1,
         negative_prompt: str | None = None,
         callback_on_scale_end: OnScaleEnd | None = None,
+        callback_on_image_end: OnImageEnd | None = None,
     ) -> Output:
         """Enlarge an image to the bundle's size: its coarse scales are kept, the model draws the finer ones.
 
@@ -179,9 +184,8 @@ class Pipeline:
         plan = self.manifest.plan
         edit = upscaling(read_image(image), plan, keep_scales=keep_scales, fit=fit, consistency=consistency)
         settings = self._settings(guidance_scale, tau, top_p)
-        return self._draw_all(
-            self._subjects.of(prompt), seed, num_images, settings, negative_prompt, callback_on_scale_end, edit
-        )
+        callbacks = (callback_on_scale_end, callback_on_image_end)
+        return self._draw_all(self._subjects.of(prompt), seed, num_images, settings, negative_prompt, callbacks, edit)
 
     def inpaint(
         self,
@@ -198,6 +202,7 @@ class Pipeline:
         num_images: int = 1,
         negative_prompt: str | None = None,
         callback_on_scale_end: OnScaleEnd | None = None,
+        callback_on_image_end: OnImageEnd | None = None,
     ) -> Output:
         """Redraw the white part of the mask: at every scale, tokens that it does not touch are the image's.
 
@@ -216,9 +221,8 @@ class Pipeline:
         self._require_encoder()
         edit = inpainting(read_image(image), read_mask(mask), self.manifest.plan, fit=fit, composite=composite)
         settings = self._settings(guidance_scale, tau, top_p)
-        return self._draw_all(
-            self._subjects.of(prompt), seed, num_images, settings, negative_prompt, callback_on_scale_end, edit
-        )
+        callbacks = (callback_on_scale_end, callback_on_image_end)
+        return self._draw_all(self._subjects.of(prompt), seed, num_images, settings, negative_prompt, callbacks, edit)
 
     def _require_encoder(self) -> None:
         if not self.manifest.encoder:
@@ -234,20 +238,30 @@ class Pipeline:
         num_images: int,
         settings: SamplingSettings,
         negative_prompt: str | None,
-        callback: OnScaleEnd | None,
+        callbacks: tuple[OnScaleEnd | None, OnImageEnd | None],
         edit: Editing | None = None,
     ) -> Output:
+        on_scale_end, on_image_end = callbacks
         seeds = _seeds(seed, num_images)
         given = [self._subjects.given(subject, negative_prompt, settings) for subject in subjects]
         noise_of = self._noise_around(edit, settings) if edit else seeded_noise
-        drawn = [self._draw(text, noise_of(s), settings, callback) for text in given for s in seeds]
+        record = self._record(settings, negative_prompt) | dict(edit.record if edit else {})
+        draws = family_named(self.manifest.family).draws
+        results: list[GeneratedImage] = []
+        for subject, text in zip(subjects, given, strict=True):
+            for s in seeds:
+                image, timings = self._draw(text, noise_of(s), settings, on_scale_end)
+                image = edit.finish(image) if edit else image
+                results.append(GeneratedImage(len(results), image, str(subject), s, record, timings, draws))
+                if on_image_end is not None:
+                    on_image_end(results[-1])
         return Output(
-            images=[edit.finish(image) if edit else image for image, _ in drawn],
-            prompts=[str(subject) for subject in subjects for _ in seeds],
-            seeds=seeds * len(subjects),
-            settings=self._record(settings, negative_prompt) | dict(edit.record if edit else {}),
-            timings=[timing for _, timing in drawn],
-            draws=family_named(self.manifest.family).draws,
+            images=[result.image for result in results],
+            prompts=[result.prompt for result in results],
+            seeds=[result.seed for result in results],
+            settings=record,
+            timings=[result.timings for result in results],
+            draws=draws,
         )
 
     def _noise_around(self, edit: Editing, settings: SamplingSettings) -> Callable[[int], Noise]:

@@ -60,6 +60,27 @@ def codes(pipe: Pipeline, rows: int, guidance_scale: float, seed: int = 7) -> li
 # Reproducibility
 
 
+def test_each_image_is_handed_over_when_it_is_complete(pipe: Pipeline):
+    seen = []
+    output = pipe(["a red circle", "a blue square"], seed=3, num_images=2, callback_on_image_end=seen.append)
+    assert [result.image for result in seen] == output.images
+    assert [(r.index, r.prompt, r.seed) for r in seen] == [
+        (i, prompt, seed) for i, (prompt, seed) in enumerate(zip(output.prompts, output.seeds, strict=True))
+    ]
+
+
+def test_images_before_a_stop_were_handed_over(pipe: Pipeline):
+    seen = []
+
+    def stop(result):
+        seen.append(result.image)
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        pipe(PROMPT, seed=7, num_images=3, callback_on_image_end=stop)
+    assert len(seen) == 1
+
+
 def test_same_seed_same_bits_whatever_was_drawn_between(pipe: Pipeline, tiny_bundle: Path, image: Image):
     assert image.size == (256, 256)
     assert len(image.getcolors(256 * 256)) > 100, "not a flat image"
