@@ -13,7 +13,7 @@ from typing import Any
 
 from . import __version__
 from .engines.cache import default_folder
-from .machine import usable_cores
+from .machine import cpu_quota, memory_bytes, memory_limit_bytes, usable_cores
 
 # CPU features that decide which kernels run: Linux names of x86 and Arm flags.
 CPU_FEATURES = (
@@ -87,8 +87,10 @@ def examine() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cpu_cores": usable_cores(),
+        "cpu_quota": cpu_quota(),
         "cpu_features": _cpu_features(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes(),
+        "memory_limit_bytes": memory_limit_bytes(),
         "cxx": shutil.which(os.environ.get("CXX", "g++")),
         "nvidia_driver": _nvidia_driver(),
         "packages": packages,
@@ -127,13 +129,6 @@ def _cpu_model() -> str:
 def _cpu_features() -> list[str]:
     flags = set(_cpuinfo("flags", "Features").split())
     return [feature for feature in CPU_FEATURES if feature in flags]
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # not a Unix
-        return None
 
 
 def _nvidia_driver() -> str | None:

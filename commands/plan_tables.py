@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..engines.dtypes import human_bytes
+from ..machine import memory_bytes
 from ..profiling.budget import MemoryPlan, Part
 from ..profiling.fitting import Fit
 from .planning import Subject
@@ -36,6 +37,7 @@ def plan_facts(subject: Subject, shown: Fit, budget: int | None) -> dict[str, An
         "workspace_estimated": subject.estimated,
         "allocated": {**vars(need), "total_bytes": need.total_bytes},
         "budget_bytes": budget,
+        "machine_bytes": memory_bytes() if subject.on_host else None,
         "fits": None if budget is None else need.total_bytes <= budget,
         "timeline": [
             {"what": m.what, "total_bytes": m.total, "parts": {p.value: b for p, b in m.used.items()}}
@@ -78,6 +80,10 @@ def verdict_lines(subject: Subject, shown: Fit, budget: int | None) -> list[str]
     ]
     if subject.estimated:
         lines.append("workspace is estimated: nothing has been compiled yet; all else is exact")
+    here = memory_bytes() if subject.on_host else None
+    if here is not None:
+        fits = "does not fit into" if need.total_bytes > here else "fits into"
+        lines.append(f"{fits} this machine's memory, {human_bytes(here)}")
     if budget is None or need.total_bytes > budget:
         return lines
     chosen = shown.choice.differences(subject.asked)

@@ -46,6 +46,7 @@ class Subject:
     plan_of: PlanOf
     changes: Callable[[], Iterator[Change]]
     estimated: bool  # scratch memory, where nothing has been compiled
+    on_host: bool  # engines take the memory of this machine, not of a GPU
 
 
 def bundle_subject(path: Path, asked: Choice) -> Subject:
@@ -60,6 +61,7 @@ def bundle_subject(path: Path, asked: Choice) -> Subject:
         lambda choice: memory_plan(manifest, offload_text_encoder=choice.offload_text_encoder),
         lambda: iter(()),
         estimated=False,
+        on_host=backend_class(manifest.backend).runs_on_host(manifest.target),
     )
 
 
@@ -82,6 +84,7 @@ def build_subject(checkpoint: Checkpoint, asked: Asked) -> Subject:
         _plans(checkpoint, asked),
         lambda: _changes(checkpoint, asked, schedule),
         estimated=True,
+        on_host=backend_class(asked.backend).runs_on_host(""),
     )
 
 

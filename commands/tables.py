@@ -264,12 +264,18 @@ def _machine_table(facts: Facts) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     memory, cache = facts["memory_bytes"], facts["cache"]
+    quota = "" if facts["cpu_quota"] is None else f", a container's quota of {facts['cpu_quota']:g}"
+    limited = (
+        ""
+        if facts["memory_limit_bytes"] is None
+        else f", a container's limit of {human_bytes(facts['memory_limit_bytes'])}"
+    )
     rows = {
         "fastvar": facts["fastvar"],
         "python": f"{facts['python']} on {facts['platform']}",
-        "cpu": f"{facts['cpu']}, {facts['cpu_cores']} cores usable",
+        "cpu": f"{facts['cpu']}, {facts['cpu_cores']} cores usable{quota}",
         "features": " ".join(facts["cpu_features"]) or "unknown",
-        "memory": human_bytes(memory) if memory else "unknown",
+        "memory": (human_bytes(memory) if memory else "unknown") + limited,
         "C++ compiler": facts["cxx"] or "none: the backend aotinductor builds with one",
         "nvidia driver": facts["nvidia_driver"] or "none",
         "engine cache": f"{cache['folder']} ({cache['files']} files, {human_bytes(cache['bytes'])})",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import BackendError, BuildError
+from ..machine import usable_cores
 from ..packages import import_extra
 from ..precision import Precision
 from . import attention_kernel, int8_operator, linear_operator
@@ -56,7 +57,7 @@ class AotInductorBackend(Backend):
     """Programs through AOTInductor.
 
     Args:
-        threads: CPU threads of torch, for the whole process; torch's own choice by default.
+        threads: CPU threads of torch, for the whole process; by default torch's choice, one per usable core at most.
         target: "cuda" or "cuda-sm90" for a GPU; the CPU by default.
 
     Raises:
@@ -76,8 +77,8 @@ class AotInductorBackend(Backend):
         self._on_host = self.runs_on_host(target or CPU)
         self._device: Device | None = None
         self._libraries: dict[str, Library] = {}
-        if threads is not None:
-            self._torch.set_num_threads(threads)
+        # torch counts the cores of the machine, not the quota of a container.
+        self._torch.set_num_threads(threads or min(self._torch.get_num_threads(), usable_cores()))
 
     @classmethod
     def make(cls, threads: int | None, cache_folder: Path | None, target: str | None) -> AotInductorBackend:

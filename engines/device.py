@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InternalError
+from ..machine import memory_bytes
 from .base import Launch, TensorRef
 from .dtypes import size_bytes, storage_dtype
 
@@ -91,7 +92,10 @@ class HostDevice(Device):
         return _HostAllocation(size)
 
     def free_bytes(self) -> int | None:
-        return None
+        """All memory of the machine, or of the container around this process: the host swaps, and drops what it can
+        read again, so what is free this moment says little.
+        """
+        return memory_bytes()
 
     def write(self, target: TensorRef, values: NDArray[Any]) -> None:
         host_array(target)[...] = values

@@ -54,7 +54,9 @@ def require_fit(
     Raises:
         DeviceMemoryError: names what is needed, what is free or allowed, and the choices that would fit.
     """
-    limits = [(n, what) for n, what in ((free_bytes, "are free"), (budget_bytes, "are its budget")) if n is not None]
+    # On the host the engines' library takes memory too, and `free_bytes` is all that the machine or container has.
+    known = ((free_bytes, "are all there is" if need.library_bytes else "are free"), (budget_bytes, "are its budget"))
+    limits = [(n, what) for n, what in known if n is not None]
     limit, what = min(limits, default=(need.total_bytes, ""))
     if need.total_bytes <= limit:
         return
