@@ -69,6 +69,7 @@ def run_child(
 def _in_child(work: Callable[[], Any], reading: int, writing: int) -> None:
     """Never returns: the parent's clean-up is not the child's to do."""
     os.close(reading)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
         told: tuple[str, Any] = ("done", work())
     except FastvarError as error:

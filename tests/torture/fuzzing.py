@@ -32,7 +32,7 @@ GOOD = {"refused", "same", "read"}
 Trial = Callable[[random.Random], str]
 
 
-@dataclass
+@dataclass(eq=False)
 class Kind:
     """What is mutated: `prepare` makes, in a child, the function that runs a trial and says how it ended."""
 
