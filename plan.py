@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from .errors import PlanError
-from .schedule import BUDGETS, ScaleSchedule, Size
+from .schedule import ScaleSchedule, Size
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -66,50 +66,8 @@ class PruningPolicy:
 
 
 DENSE = PruningPolicy("dense")
-
-# The published policy for Infinity (FastVAR, Infinity/): at 1:1, 40 % of the 32x32 tokens and half of the
-# 40x40 tokens are dropped, the last two scales of 1M and the last of 0.60M are left out, restored from 24x24.
-_PUBLISHED_RULES = {9: ScaleRule(0.6), 10: ScaleRule(0.5), 11: ScaleRule(skip=True), 12: ScaleRule(skip=True)}
-# Beyond the trained resolution no rule is published. Ours goes from the last pruned scale to the final one at once, and
-# there forwards a quarter of the tokens.
-_ZERO_SHOT_KEEP = 0.25
-# The paper prunes nothing below the 0.25M budget; this rule for the seven-scale schedules is ours. Measured on the
-# demo: accuracy on 200 held-out captions 1.004 of dense; pruning the 12x12 scale to 0.4 besides gave 0.990.
-_SMALL_RULES = {6: ScaleRule(0.25)}
-PUBLISHED_LAYERS = (3, 28)
-SMALL_SCHEDULE = 7  # scales of the 0.06M budget, which the paper does not prune
-
-
-def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
-    """The `fastvar` preset for a schedule and a model depth."""
-    small = len(schedule) <= SMALL_SCHEDULE
-    rules = {i: r for i, r in (_SMALL_RULES if small else _PUBLISHED_RULES).items() if i < len(schedule)}
-    if schedule.zero_shot:
-        rules |= dict.fromkeys(range(BUDGETS["1M"], len(schedule) - 1), ScaleRule(skip=True))
-        rules[len(schedule) - 1] = ScaleRule(_ZERO_SHOT_KEEP)
-    first, stop = PUBLISHED_LAYERS
-    return PruningPolicy("fastvar", rules, min(first, depth), min(stop, depth), 4 if small else 8)
-
-
-def strong_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
-    """The `fastvar-strong` preset: guidance off at the last scale besides, at 256x256 and the sizes like it.
-
-    Chosen from the front of `make tune-demo`, 40 held-out captions, fp32: all scales 1.47 times as fast as dense
-    (fastvar 1.08), PSNR to the dense images 27.3 dB (fastvar 28.0), accuracy 0.838 (dense and fastvar 0.836).
-
-    Raises:
-        PlanError: a longer schedule, for which nothing was measured.
-    """
-    if len(schedule) > SMALL_SCHEDULE:
-        raise PlanError(
-            f"the policy fastvar-strong is not made for schedules of {len(schedule)} scales",
-            expected=f"at most {SMALL_SCHEDULE}: it was measured on the 256x256 demo alone",
-            fix="choose fastvar, or find a policy with `fastvar tune`",
-        )
-    base = fastvar_policy(schedule, depth)
-    last = len(schedule) - 1
-    rules = {**base.rules, last: replace(base.rule(last), guidance=False)}
-    return replace(base, name="fastvar-strong", rules=rules)
+# A policy made for a schedule and a model depth.
+Preset = Callable[[ScaleSchedule, int], PruningPolicy]
 
 
 def dense_policy(_schedule: ScaleSchedule, _depth: int) -> PruningPolicy:
@@ -117,21 +75,13 @@ def dense_policy(_schedule: ScaleSchedule, _depth: int) -> PruningPolicy:
     return DENSE
 
 
-# Infinity's policies by name; each is made for a schedule and a model depth.
-PRESETS: dict[str, Callable[[ScaleSchedule, int], PruningPolicy]] = {
-    "dense": dense_policy,
-    "fastvar": fastvar_policy,
-    "fastvar-strong": strong_policy,
-}
-
-
 def load_policy(
     name_or_file: str,
     schedule: ScaleSchedule,
     depth: int,
-    presets: Mapping[str, Callable[[ScaleSchedule, int], PruningPolicy]] = PRESETS,
+    presets: Mapping[str, Preset],
 ) -> PruningPolicy:
-    """A preset by name (Infinity's by default), or a TOML file.
+    """A preset by name, or a TOML file.
 
     The file: `cached_scale = 8`, `layers = [3, 28]`, `shared_selection = true`, and tables `[scale.9]` with
     `keep = 0.6`, `skip = true` or `guidance = false`.
@@ -149,7 +99,7 @@ def load_policy(
             fix="check the spelling or the path",
         )
     try:
-        return _policy_from_toml(path.stem, tomllib.loads(path.read_text()))
+        return _policy_from_toml(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise PlanError(f"cannot read policy file {path}: {error.strerror}", fix="check its permissions") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from ..engines.bundle import Bundle
 from ..errors import BuildError, InputError
-from ..families.infinity import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig
-from ..plan import GenerationPlan, load_policy, make_plan
+from ..families.infinity import INFINITY, TRANSFORMERS, ImageTokenizerConfig, TransformerConfig
+from ..families.infinity_presets import schedule_for
+from ..plan import GenerationPlan, make_plan
 from ..profiling.apart import run_apart
 from ..profiling.bench import Record, memory_record
 from ..profiling.contenders import EAGER, Contender, EngineContender, Entry
@@ -26,7 +27,7 @@ from ..profiling.costs import EngineCosts, engine_costs
 from ..profiling.memory_run import device_kind
 from ..profiling.sampler import sampler_for
 from ..runtime.generation import SamplingSettings
-from ..schedule import parse_size, schedule_for
+from ..schedule import parse_size
 
 if TYPE_CHECKING:
     from ..engines.manifest import Manifest
@@ -91,7 +92,7 @@ class Model:
 
     def plan(self, size: str, policy: str) -> GenerationPlan:
         schedule, depth = schedule_for(parse_size(size)), self.checkpoint().transformer.depth
-        return make_plan(schedule, load_policy(policy, schedule, depth), depth)
+        return make_plan(schedule, INFINITY.policy(policy, schedule, depth), depth)
 
     def costs(self, plan: GenerationPlan) -> tuple[Manifest, EngineCosts]:
         """Counted from shapes alone, the same for whoever draws after the plan."""

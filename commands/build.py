@@ -10,7 +10,7 @@ import typer
 from rich.progress import Progress
 
 from ..errors import InputError
-from ..plan import PRESETS
+from ..families.infinity_presets import PRESETS
 from .options import as_typed, given_parameters, progress_bar
 
 if TYPE_CHECKING:
@@ -206,11 +206,11 @@ def _rebuild(
 
 def _check_size(size: str | None, random_weights: str | None) -> None:
     """A size that no model draws; which ones a checkpoint draws is known when it has been read."""
-    from ..families import family_of, named_transformer
+    from ..families import FAMILIES, family_of, named_transformer
     from ..schedule import parse_size
 
     if size is not None:
-        parse_size(size)
+        parse_size(size, [shape for family in FAMILIES.values() for shape in family.shapes()])
     if random_weights is not None:
         model = named_transformer(random_weights)
         family = family_of(model)

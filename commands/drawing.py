@@ -100,9 +100,10 @@ def load(
 
 def check_size(pipe: Pipeline, size: str | None) -> None:
     """Raises InputError where a size is asked for that the bundle does not draw."""
-    from ..schedule import parse_size
+    from ..families import family_named
 
-    wanted = pipe.size if size is None else parse_size(size)
+    family = family_named(pipe.manifest.family)
+    wanted = pipe.size if size is None else family.size(size, pipe.manifest.transformer)
     if wanted != pipe.size:
         raise InputError(
             f"--size {wanted[1]}x{wanted[0]}, but this bundle draws {pipe.size[1]}x{pipe.size[0]}",

@@ -19,14 +19,16 @@ from demo.bundles import CHECKPOINT, OUT, SAMPLING, SIZE, exit_on_user_error
 from demo.score import evaluate
 from fastvar import Pipeline
 from fastvar.doctor import examine
-from fastvar.plan import PruningPolicy, ScaleRule, load_policy, policy_to_toml
+from fastvar.families.infinity import INFINITY
+from fastvar.families.infinity_presets import schedule_for
+from fastvar.plan import PruningPolicy, ScaleRule, policy_to_toml
 from fastvar.profiling.environment import FACTS
-from fastvar.schedule import parse_size, schedule_for
+from fastvar.schedule import parse_size
 
 DEPTH = 8  # layers of the demo model
 SCHEDULE = schedule_for(parse_size(SIZE))
 LAST = len(SCHEDULE) - 1
-PUBLISHED, STRONG = (load_policy(name, SCHEDULE, DEPTH) for name in ("fastvar", "fastvar-strong"))
+PUBLISHED, STRONG = (INFINITY.policy(name, SCHEDULE, DEPTH) for name in ("fastvar", "fastvar-strong"))
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def keeping(ratio: float) -> PruningPolicy:
 
 
 OPTIONS = {
-    "dense": Option(load_policy("dense", SCHEDULE, DEPTH)),
+    "dense": Option(INFINITY.policy("dense", SCHEDULE, DEPTH)),
     "fastvar": Option(PUBLISHED),
     "keep 0.15": Option(keeping(0.15)),
     "one selection a layer": Option(replace(PUBLISHED, shared_selection=True)),

@@ -23,7 +23,8 @@ from fastvar.export.image_tokenizer import ImageTokenizer, bits_to_codes, enlarg
 from fastvar.export.infinity import InfinityTransformer
 from fastvar.export.pruning import LayerState
 from fastvar.export.reference import Sampling, run_layers, sample_bits
-from fastvar.plan import GenerationPlan, load_policy, make_plan
+from fastvar.families.infinity import INFINITY
+from fastvar.plan import GenerationPlan, make_plan
 
 SAMPLES = Path(__file__).parent / "training" / "samples.png"
 SAMPLING = Sampling(guidance_scale=3.0, tau=0.5)
@@ -71,7 +72,7 @@ def sample_images(
     sampling: Sampling = SAMPLING,
 ) -> np.ndarray:
     """uint8 [N, H, W, 3]; the same captions give the same images."""
-    plan = make_plan(SCHEDULE, load_policy(policy, SCHEDULE, model.config.depth), model.config.depth)
+    plan = make_plan(SCHEDULE, INFINITY.policy(policy, SCHEDULE, model.config.depth), model.config.depth)
     generator = torch.Generator().manual_seed(0)
     images = []
     for i in range(0, len(captions), ROWS):

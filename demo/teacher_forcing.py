@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fastvar.export.image_tokenizer import bits_to_codes, enlarge
 from fastvar.export.infinity import Block, Condition, InfinityTransformer
+from fastvar.families.infinity_presets import schedule_for
 from fastvar.rotary import rotary_table
-from fastvar.schedule import ScaleSchedule, schedule_for
+from fastvar.schedule import ScaleSchedule
 
 SCHEDULE = schedule_for((256, 256))
 MASKED_SCALES = 5  # the small scales share one attention call under a block-causal mask

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from ..errors import CheckpointError, PlanError
-from ..plan import Drawing, GenerationPlan, PruningPolicy, load_policy, make_plan
+from ..plan import Drawing, GenerationPlan, Preset, PruningPolicy, load_policy, make_plan
 from ..schedule import ScaleSchedule, Size, find_schedule, parse_size
 
 
@@ -81,9 +81,6 @@ class PromptFormat:
     keeps_padding: bool = False  # features of padding are real, and read
 
 
-Preset = Callable[[ScaleSchedule, int], PruningPolicy]  # (schedule, depth of the model) -> policy
-
-
 @dataclass(frozen=True)
 class Family:
     """One family of models.
@@ -106,6 +103,7 @@ class Family:
     draws: str = "prompt"
     drawings: frozenset[str] = frozenset()  # fields of `Drawing` that the family knows
     default_size: Size | None = None  # (height, width) in pixels; the largest by default
+    shapes: Callable[[], Sequence[Size]] = tuple  # sizes that a shape as 16:9 may stand for
 
     def size(self, text: str | None, transformer: Any) -> Size:
         """The image size that a text stands for, (height, width) in pixels; the default size for None.
@@ -113,7 +111,9 @@ class Family:
         Raises:
             PlanError: not a size.
         """
-        return parse_size(text) if text is not None else self.default_size or max(self.schedules(transformer))
+        if text is None:
+            return self.default_size or max(self.schedules(transformer))
+        return parse_size(text, self.shapes())
 
     def schedule_for(self, size: Size, transformer: Any) -> ScaleSchedule:
         """The schedule of an image size in pixels.

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from ..plan import PRESETS
-from ..schedule import ScaleSchedule, Size, all_schedules
+from ..schedule import ScaleSchedule, Size
 from .family import Family, from_fields
+from .infinity_presets import PRESETS, all_schedules, shapes
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -201,4 +201,5 @@ INFINITY = Family(
     transformer_from_json=transformer_from_json,
     image_tokenizer_from_json=image_tokenizer_from_json,
     default_size=(1024, 1024),
+    shapes=shapes,
 )

@@ -9,7 +9,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 
-from ..plan import DENSE, PUBLISHED_LAYERS, GenerationPlan, PruningPolicy, ScaleRule, make_plan
+from ..families.infinity_presets import PUBLISHED_LAYERS
+from ..plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
 from ..schedule import ScaleSchedule
 
 LATE_SHARE = 0.08  # of all tokens: scales with fewer are not worth pruning

@@ -23,9 +23,10 @@ from ..engines.dtypes import human_bytes
 from ..engines.manifest import Manifest
 from ..errors import FastvarError, InputError
 from ..families.infinity import TRANSFORMERS
+from ..families.infinity_presets import extended_schedules, official_schedules, schedule_for
 from ..runtime.fit import device_need
 from ..runtime.layout import lay_out
-from ..schedule import extended_schedules, official_schedules, parse_size, schedule_for
+from ..schedule import parse_size
 from .charts import Line, log_lines
 from .contenders import Contender, EngineContender
 from .contest import timed_in_turn

@@ -37,12 +37,13 @@ from fastvar.export.reference import Sampling, generate_scales
 from fastvar.export.toolchain import make_toolchain
 from fastvar.export.weights import Role
 from fastvar.families.infinity import ImageTokenizerConfig, TransformerConfig, transformer_from_json
+from fastvar.families.infinity_presets import official_schedules
 from fastvar.plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
 from fastvar.precision import Precision
 from fastvar.runtime.generation import SamplingSettings, Workspace
 from fastvar.runtime.layout import StepCalls
 from fastvar.runtime.session import Session
-from fastvar.schedule import ScaleSchedule, official_schedules
+from fastvar.schedule import ScaleSchedule
 from tests.stage_chain import tiled
 
 DEFAULT_TOLERANCE = {"block_in": 1e-4, "block_out": 3e-4, "logits": 2e-4, "summed_codes": 1e-5, "cond": 1e-4}

@@ -11,7 +11,8 @@ from fastvar.engines.bundle import BundleWriter
 from fastvar.engines.manifest import EngineSet, EngineSpec, Manifest, StepEngines, TensorSpec
 from fastvar.engines.weights import write_weights
 from fastvar.families.infinity import ImageTokenizerConfig, TransformerConfig
-from fastvar.plan import fastvar_policy, make_plan
+from fastvar.families.infinity_presets import fastvar_policy
+from fastvar.plan import make_plan
 from fastvar.schedule import ScaleSchedule
 
 ROOT = Path(__file__).parents[1]  # where child processes find this module

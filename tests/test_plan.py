@@ -5,19 +5,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvar.errors import PlanError
+from fastvar.families.infinity import INFINITY
+from fastvar.families.infinity_presets import (
+    PRESETS,
+    extended_schedules,
+    fastvar_policy,
+    official_schedules,
+    schedule_for,
+)
 from fastvar.plan import (
     DENSE,
-    PRESETS,
     PruningPolicy,
     ScaleRule,
-    fastvar_policy,
-    load_policy,
     make_plan,
     policy_from_json,
     policy_to_json,
     policy_to_toml,
 )
-from fastvar.schedule import extended_schedules, official_schedules, schedule_for
 
 SQUARE_1M = schedule_for((1024, 1024))
 SQUARE_SMALL = schedule_for((512, 512))
@@ -131,7 +135,7 @@ def test_policies_that_do_not_fit(policy, complaint):
 def test_a_policy_file(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("cached_scale = 7\nlayers = [1, 3]\n[scale.8]\nkeep = 0.25\n[scale.9]\nskip = true\n")
-    policy = load_policy(str(file), SQUARE_SMALL, 4)
+    policy = INFINITY.policy(str(file), SQUARE_SMALL, 4)
     assert policy == PruningPolicy("mine", {8: ScaleRule(0.25), 9: ScaleRule(skip=True)}, 1, 3, 7)
     plan = make_plan(SQUARE_SMALL, policy, 4)
     assert [step.kept for step in plan.steps[7:]] == [400, 144]
@@ -146,7 +150,7 @@ def test_policy_files_that_are_not_understood(tmp_path, text):
     file = tmp_path / "mine.toml"
     file.write_text(text)
     with pytest.raises(PlanError, match="not understood"):
-        load_policy(str(file), SQUARE_SMALL, 4)
+        INFINITY.policy(str(file), SQUARE_SMALL, 4)
 
 
 OFF = ScaleRule(guidance=False)
@@ -181,17 +185,17 @@ def test_guidance_that_cannot_be_planned(rules, complaint):
 def test_guidance_in_a_policy_file(tmp_path):
     file = tmp_path / "late.toml"
     file.write_text("[scale.8]\nguidance = false\n[scale.9]\nguidance = false\n")
-    assert load_policy(str(file), SQUARE_SMALL, 4).rules == {8: OFF, 9: OFF}
+    assert INFINITY.policy(str(file), SQUARE_SMALL, 4).rules == {8: OFF, 9: OFF}
     file.write_text("[scale.9]\nguidance = 0\n")
     with pytest.raises(PlanError, match="guidance is 0, expected true or false"):
-        load_policy(str(file), SQUARE_SMALL, 4)
+        INFINITY.policy(str(file), SQUARE_SMALL, 4)
 
 
 def test_presets_by_name():
-    assert load_policy("dense", SQUARE_1M, 32) is DENSE
-    assert load_policy("fastvar", SQUARE_1M, 32) == fastvar_policy(SQUARE_1M, 32)
+    assert INFINITY.policy("dense", SQUARE_1M, 32) is DENSE
+    assert INFINITY.policy("fastvar", SQUARE_1M, 32) == fastvar_policy(SQUARE_1M, 32)
     with pytest.raises(PlanError, match=r"no policy 'fastvr'\nexpected: " + ", ".join(PRESETS)):
-        load_policy("fastvr", SQUARE_1M, 32)
+        INFINITY.policy("fastvr", SQUARE_1M, 32)
 
 
 @pytest.mark.parametrize("policy", [DENSE, fastvar_policy(SQUARE_1M, 32), fastvar_policy(schedule_for((256, 256)), 6)])
@@ -201,13 +205,13 @@ def test_a_policy_survives_the_manifest(policy):
 
 def test_the_strong_preset_keeps_less_and_is_for_small_schedules_alone():
     small = schedule_for((256, 256))
-    plans = [make_plan(small, load_policy(name, small, 8), 8) for name in ("fastvar-strong", "fastvar", "dense")]
+    plans = [make_plan(small, INFINITY.policy(name, small, 8), 8) for name in ("fastvar-strong", "fastvar", "dense")]
     assert [step.kept for step in plans[0].steps] == [1, 4, 16, 36, 64, 144, 64]
     assert [step.guided for step in plans[0].steps] == [True] * 6 + [False]
     shares = [plan.forwarded(2) / plans[-1].forwarded(2) for plan in plans]
     assert [round(share, 2) for share in shares] == [0.64, 0.77, 1.0]
     with pytest.raises(PlanError, match="fastvar tune"):
-        load_policy("fastvar-strong", SQUARE_SMALL, 8)
+        INFINITY.policy("fastvar-strong", SQUARE_SMALL, 8)
 
 
 @st.composite
@@ -222,4 +226,4 @@ def _policies(draw: st.DrawFn) -> PruningPolicy:
 def test_a_policy_survives_its_file(policy, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "mine.toml"
     file.write_text(policy_to_toml(policy))
-    assert load_policy(str(file), SQUARE_1M, 32) == policy
+    assert INFINITY.policy(str(file), SQUARE_1M, 32) == policy

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fastvar.families.infinity_presets import all_schedules, extended_schedules, schedule_for
 from fastvar.rotary import grid_positions, rotary_table
-from fastvar.schedule import all_schedules, extended_schedules, schedule_for
 
 GOLDEN = load_file(Path(__file__).parent / "golden/rotary.safetensors")
 RUNS = [("dense_1x1_1M", (1024, 1024)), ("dense_hdivw0.5_0.60M", (592, 1184))]

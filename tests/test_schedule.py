@@ -4,15 +4,15 @@ from pathlib import Path
 import pytest
 
 from fastvar.errors import PlanError
-from fastvar.schedule import (
+from fastvar.families.infinity_presets import (
     BUDGETS,
-    ScaleSchedule,
     all_schedules,
     extended_schedules,
     official_schedules,
-    parse_size,
     schedule_for,
+    shapes,
 )
+from fastvar.schedule import ScaleSchedule, parse_size
 
 PUBLISHED = json.loads((Path(__file__).parent / "golden/infinity_schedules.json").read_text())
 CASES = [(ratio, budget) for ratio, budgets in PUBLISHED.items() for budget in budgets]
@@ -94,7 +94,7 @@ def test_sizes_are_written_width_first(text, size):
     ],
 )
 def test_a_shape_takes_the_nearest_size_of_1m(shape, size):
-    assert parse_size(shape) == size
+    assert parse_size(shape, shapes()) == size
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,11 @@ def test_a_shape_takes_the_nearest_size_of_1m(shape, size):
 def test_what_is_not_a_size(text):
     with pytest.raises(PlanError, match="WIDTHxHEIGHT"):
         parse_size(text)
+
+
+def test_a_shape_needs_sizes_to_choose_among():
+    with pytest.raises(PlanError, match="16:9 stands for no size"):
+        parse_size("16:9")
 
 
 def test_unsupported_size_names_the_nearest_ones_width_first():

@@ -7,8 +7,8 @@ import pytest
 
 from fastvar.export.rebuild import rebuild
 from fastvar.export.rebuilder import Rebuilder
-from fastvar.plan import load_policy
-from fastvar.schedule import schedule_for
+from fastvar.families.infinity import INFINITY
+from fastvar.families.infinity_presets import schedule_for
 from tests.conftest import TINY_POLICY
 
 
@@ -50,10 +50,10 @@ def test_it_writes_what_it_found(run, tiny_bundle, prompts, built, tmp_path):
     assert f"best: {data['best']}" in out
     assert {"best.toml", "tune.svg", "tune.json", "front"} == {path.name for path in (tmp_path / "found").iterdir()}
     schedule = schedule_for((256, 256))
-    members = {path.stem: load_policy(str(path), schedule, 2) for path in (tmp_path / "found" / "front").iterdir()}
+    members = {path.stem: INFINITY.policy(str(path), schedule, 2) for path in (tmp_path / "found" / "front").iterdir()}
     assert sorted(members) == sorted(data["front"])
     assert "dense" in members
-    best = load_policy(str(tmp_path / "found" / "best.toml"), schedule, 2)
+    best = INFINITY.policy(str(tmp_path / "found" / "best.toml"), schedule, 2)
     assert best.rules == members[data["best"]].rules
 
 

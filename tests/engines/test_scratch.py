@@ -14,16 +14,17 @@ from fastvar.export.factory import EngineFactory
 from fastvar.export.random_weights import random_checkpoint
 from fastvar.export.sources import engine_weights
 from fastvar.export.toolchain import make_toolchain
-from fastvar.plan import load_policy, make_plan
+from fastvar.families.infinity import INFINITY
+from fastvar.families.infinity_presets import schedule_for
+from fastvar.plan import make_plan
 from fastvar.precision import Precision
-from fastvar.schedule import schedule_for
 
 BF16 = Precision("bfloat16")
 
 
 def described(size: int, policy: str = "fastvar", backend: str = "tensorrt-rtx", **options: object) -> Manifest:
     checkpoint, schedule = random_checkpoint("infinity_layer12"), schedule_for((size, size))
-    plan = make_plan(schedule, load_policy(policy, schedule, 12), 12)
+    plan = make_plan(schedule, INFINITY.policy(policy, schedule, 12), 12)
     precision = BF16 if backend == "tensorrt-rtx" else Precision()
     return describe(checkpoint, plan, backend_class(backend), precision, rows=(2,), **options)
 

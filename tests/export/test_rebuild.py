@@ -15,8 +15,8 @@ from fastvar.engines.bundle import Bundle
 from fastvar.engines.manifest import SamplingDefaults
 from fastvar.errors import BackendError, BundleError, PlanError
 from fastvar.export.rebuild import rebuild
-from fastvar.plan import load_policy
-from fastvar.schedule import schedule_for
+from fastvar.families.infinity import INFINITY
+from fastvar.families.infinity_presets import schedule_for
 from tests.conftest import TINY_POLICY
 
 OTHER_POLICY = TINY_POLICY.replace("keep = 0.5", "keep = 0.25")
@@ -56,7 +56,7 @@ def test_it_is_the_bundle_that_the_checkpoint_gives(
 
 def test_it_draws_the_same_image(tiny_checkpoint, tiny_bundle, other_policy, engine_cache, tmp_path: Path):
     schedule = schedule_for((256, 256))
-    rebuild(tiny_bundle, tmp_path / "a", policy=load_policy(other_policy, schedule, 2), cache=engine_cache)
+    rebuild(tiny_bundle, tmp_path / "a", policy=INFINITY.policy(other_policy, schedule, 2), cache=engine_cache)
     fastvar.build(tiny_checkpoint, size="256x256", policy=other_policy, out=tmp_path / "b", cache=engine_cache)
     a, b, old = (Pipeline.load(path)("red", seed=3).images[0] for path in (tmp_path / "a", tmp_path / "b", tiny_bundle))
     assert np.array_equal(a, b)

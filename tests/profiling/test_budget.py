@@ -14,14 +14,16 @@ from fastvar.engines.registry import backend_class
 from fastvar.export.build import build
 from fastvar.export.describe import describe
 from fastvar.export.random_weights import random_checkpoint
-from fastvar.plan import load_policy, make_plan
+from fastvar.families.infinity import INFINITY
+from fastvar.families.infinity_presets import schedule_for
+from fastvar.plan import make_plan
 from fastvar.precision import Precision
 from fastvar.profiling.budget import MemoryPlan, Part, memory_plan, part_of
 from fastvar.profiling.memory_run import memory_run_apart
 from fastvar.profiling.records import Request
 from fastvar.runtime.fit import host_need
 from fastvar.runtime.layout import lay_out
-from fastvar.schedule import parse_size, schedule_for
+from fastvar.schedule import parse_size
 from tests.runtime.test_bindings import Played
 
 GIB = 2**30
@@ -30,7 +32,7 @@ GIB = 2**30
 def described(size: str, policy: str, **options: object) -> Manifest:
     """Infinity-2B with its text encoder, as TensorRT-RTX engines in bf16."""
     checkpoint, schedule = random_checkpoint("infinity_2b", text_encoder=True), schedule_for(parse_size(size))
-    plan = make_plan(schedule, load_policy(policy, schedule, 32), 32)
+    plan = make_plan(schedule, INFINITY.policy(policy, schedule, 32), 32)
     return describe(checkpoint, plan, backend_class("tensorrt-rtx"), Precision("bfloat16"), **options)
 
 

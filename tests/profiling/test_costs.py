@@ -20,11 +20,11 @@ from fastvar.export.random_weights import random_checkpoint
 from fastvar.export.rows import INTEGERS
 from fastvar.families import family_of, named_transformer
 from fastvar.families.infinity import TRANSFORMERS, image_tokenizer_for
-from fastvar.plan import DENSE, Drawing, GenerationPlan, fastvar_policy, make_plan
+from fastvar.families.infinity_presets import fastvar_policy, schedule_for
+from fastvar.plan import DENSE, Drawing, GenerationPlan, make_plan
 from fastvar.precision import Precision
 from fastvar.profiling.costs import Cost, EngineCosts, Kind, add, decoder_cost, engine_costs
 from fastvar.runtime.layout import lay_out
-from fastvar.schedule import schedule_for
 
 T = 10**12
 GIB = 1 << 30

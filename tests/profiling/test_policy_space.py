@@ -1,8 +1,8 @@
 import pytest
 
-from fastvar.plan import DENSE, PruningPolicy, ScaleRule, fastvar_policy
+from fastvar.families.infinity_presets import fastvar_policy, official_schedules, schedule_for
+from fastvar.plan import DENSE, PruningPolicy, ScaleRule
 from fastvar.profiling.policy_space import GRID, PolicySpace, name_of, spread
-from fastvar.schedule import official_schedules, schedule_for
 
 SMALL = PolicySpace(schedule_for((256, 256)), 8)
 LARGE = PolicySpace(schedule_for((1024, 1024)), 32)

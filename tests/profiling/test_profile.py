@@ -16,6 +16,7 @@ import pytest
 from fastvar.engines.bundle import Bundle
 from fastvar.errors import BundleError, DeviceMemoryError, InputError
 from fastvar.families.infinity import TRANSFORMERS
+from fastvar.families.infinity_presets import schedule_for
 from fastvar.plan import DENSE, make_plan
 from fastvar.profiling import memory_run as memory_module
 from fastvar.profiling import nvml_probe
@@ -27,7 +28,6 @@ from fastvar.profiling.records import MemoryEvent, Profile, Request, spread
 from fastvar.profiling.rows import engine_rows
 from fastvar.profiling.subject import Subject
 from fastvar.runtime.events import ImageTimings, ScaleTiming
-from fastvar.schedule import schedule_for
 from tests.fake_nvml import FakeNvml
 from tests.fake_tensorrt import FakeBackend, fake_gpu_bundle
 

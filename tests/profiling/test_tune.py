@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvar.errors import InputError
-from fastvar.plan import DENSE, PruningPolicy, fastvar_policy
+from fastvar.families.infinity_presets import fastvar_policy, schedule_for
+from fastvar.plan import DENSE, PruningPolicy
 from fastvar.profiling.policy_space import PolicySpace
 from fastvar.profiling.tune import Constraints, Quality, Timing, Trial, Tuning, front, search
-from fastvar.schedule import schedule_for
 
 SPACE = PolicySpace(schedule_for((256, 256)), 8)
 FASTVAR = fastvar_policy(SPACE.schedule, 8)

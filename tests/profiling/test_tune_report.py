@@ -6,11 +6,12 @@ import pytest
 from rich.console import Console
 
 from fastvar.errors import InputError
-from fastvar.plan import DENSE, load_policy
+from fastvar.families.infinity import INFINITY
+from fastvar.families.infinity_presets import schedule_for
+from fastvar.plan import DENSE
 from fastvar.profiling.policy_space import PolicySpace
 from fastvar.profiling.tune import Constraints, Quality, Timing, Trial, Tuning
 from fastvar.profiling.tune_report import best_line, front_plot, front_table, write_policies
-from fastvar.schedule import schedule_for
 
 SPACE = PolicySpace(schedule_for((256, 256)), 8)
 FAST, FASTER, WORSE = SPACE.policy({6: 0.5}), SPACE.policy({}, skipped=1), SPACE.policy({5: 0.5, 6: 0.5})
@@ -41,9 +42,9 @@ def test_policy_files_are_the_policies(tmp_path: Path):
     written = write_policies(tuning(), tmp_path)
     assert [path.name for path in written] == ["6x.toml", "6k50-c5-l3.toml", "dense.toml", "best.toml"]
     for path, policy in zip(written, (FASTER, FAST, DENSE), strict=False):
-        read = load_policy(str(path), SPACE.schedule, 8)
+        read = INFINITY.policy(str(path), SPACE.schedule, 8)
         assert (read.name, SPACE.key(read)) == (policy.name, SPACE.key(policy))
-    assert SPACE.key(load_policy(str(written[-1]), SPACE.schedule, 8)) == SPACE.key(FASTER)
+    assert SPACE.key(INFINITY.policy(str(written[-1]), SPACE.schedule, 8)) == SPACE.key(FASTER)
 
 
 def test_the_plot_names_the_best_and_the_reference():

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 
 from fastvar.export.image_tokenizer import ImageTokenizer, bits_to_codes
 from fastvar.export.reference import codes_grid
+from fastvar.families.infinity_presets import schedule_for
 from fastvar.resize import area_matrix
 from fastvar.runtime.quantiser import quantize, tokens_of
-from fastvar.schedule import schedule_for
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden/vae_quantiser.safetensors")
 SQUARE = [(1, 1), (2, 2), (4, 4), (6, 6), (8, 8), (12, 12), (16, 16)]
