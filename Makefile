@@ -10,7 +10,7 @@ RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(comma)t
 GPU_VENV := .venv-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff tune-demo precisions gpu gpu-bench gpu-pack clean
+.PHONY: help venv demo test lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -87,6 +87,15 @@ gpu-bench: ## there too: engines against eager torch, infinity_2b to 2048x2048; 
 
 gpu-pack: $(STAMP) ## pack the TensorRT-RTX library for WHEELS=FOLDER: 228 MiB become 61, in four minutes
 	$(BIN)/python profiling/gpu_install.py --pack dist/gpu
+
+docs: $(STAMP) ## build the documentation site into build/site; warnings are errors
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	mkdir -p build/source && ln -sfn ../.. build/source/fastvar
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+torture: $(STAMP) ## campaigns that kill, fill disks, damage files and drop streams; JSON to profiling/results; TORTURE=OPTIONS
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[torture]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture $(TORTURE)
 
 clean: ## remove .venv, caches and everything made by the demo
 	rm -rf $(VENV) $(GPU_VENV) demo/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

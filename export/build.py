@@ -71,7 +71,8 @@ def build(
         out: the bundle folder; replaced as a whole when the build is complete.
         size: image size, "WIDTHxHEIGHT" in pixels; Infinity's default is 1024x1024, other families' their largest.
         policy: "dense", "fastvar" as the checkpoint's family has it, or a TOML policy file.
-        backend, target: who compiles, and for which devices; the backend's default for None.
+        backend: who compiles.
+        target: for which devices; the backend's default for None.
         precision: "fp32", "bf16" or "fp16"; the backend's default for None.
         weights: "int8" or "fp8" to store the layers' matrices in 8 bits, "w8a8" for int8 activations besides.
         allow_unfused: accept GPU engines whose attention is more than one kernel.

@@ -51,7 +51,9 @@ def rebuild(
         out: the new bundle's folder; replaced as a whole when it is complete.
         policy: "dense", "fastvar", a TOML policy file, or a policy.
         size: "WIDTHxHEIGHT" in pixels; the bundle's own by default.
-        cache, jobs, progress: as for `build`.
+        cache: as for `build`.
+        jobs: as for `build`.
+        progress: as for `build`.
 
     Raises:
         BundleError: not a bundle, a damaged one, or one whose weights this version names or shapes otherwise.
