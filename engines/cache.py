@@ -10,12 +10,12 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
+from .files import write_whole
 from .lock import FolderLock
 from .manifest import EngineReport, TensorSpec
 
@@ -148,18 +148,6 @@ def save_shared(path: Path, data: bytes) -> None:
         _log.warning("%s cannot be written: %s", path, error.strerror)
     finally:
         lock.release()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write under a temporary name, then rename."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _specs(data: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

@@ -25,11 +25,13 @@ class TokenizedPrompt:
 
 
 class PromptTokenizer:
-    """Wraps tokenizer.json of the bundle."""
+    """Wraps tokenizer.json of the bundle: its content where that has been read, else the file."""
 
-    def __init__(self, path: Path, text_length: int, prompt_format: PromptFormat | None = None) -> None:
+    def __init__(
+        self, path: Path, text_length: int, prompt_format: PromptFormat | None = None, content: bytes | None = None
+    ) -> None:
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_buffer(path.read_bytes() if content is None else content)
         except Exception as error:
             raise BundleError(f"cannot read {path}: {error}", fix="rebuild the bundle") from error
         self._tokenizer.no_padding()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..engines.bundle import Bundle
@@ -32,8 +32,8 @@ class Subjects:
         self._labels = draws_labels(m)
         self.tokenizer: PromptTokenizer | None = None
         if m.text_tokenizer is not None:
-            path = bundle.path / m.text_tokenizer.file
-            self.tokenizer = PromptTokenizer(path, m.text_length, m.prompt_format)
+            path, content = bundle.path / m.text_tokenizer.file, bundle.read(m.text_tokenizer)
+            self.tokenizer = PromptTokenizer(path, m.text_length, m.prompt_format, content)
         self._names = _read_names(bundle)
 
     def of(self, prompt: str | Sequence[str] | None, labels: Label | Sequence[Label] | None = None) -> list[Subject]:
@@ -122,7 +122,14 @@ def _read_names(bundle: Bundle) -> list[list[str]]:
         return []
     path = bundle.path / record.file
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"cannot read {path}: {error}", fix="rebuild the bundle") from error
-    return [[part.strip().casefold() for part in str(entry).split(",")] for entry in data]
+        entries = msgspec.json.decode(bundle.read(record), type=list[str])
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is no list of names: {error}", fix="rebuild the bundle") from error
+    classes = bundle.manifest.transformer.classes if draws_labels(bundle.manifest) else 0  # type: ignore[attr-defined]
+    if len(entries) != classes:
+        raise BundleError(
+            f"{path} has {len(entries)} entries",
+            expected=f"one for each of {classes} classes",
+            fix="rebuild the bundle",
+        )
+    return [[part.strip().casefold() for part in entry.split(",")] for entry in entries]
