@@ -18,6 +18,7 @@ from .dtypes import BY_NAME, size_bytes
 from .manifest import EngineSpec, Manifest, TensorSpec
 from .registry import BACKEND_NAMES
 
+MOST_TOKEN_PIXELS = 256  # along a side
 MOST_TEXT = 1 << 16  # tokens
 MOST_RANK, MOST_TENSOR_BYTES = 8, 1 << 40
 MOST_SCRATCH_BYTES = 1 << 38
@@ -87,7 +88,7 @@ def _problems_of_plan(m: Manifest) -> Iterator[str]:
         yield f"the first scale has {plan.first_tokens} tokens, the transformer gives {m.transformer.first_tokens}"
     if len(schedule) > m.transformer.levels:
         yield f"it draws {len(schedule)} scales, the transformer knows {m.transformer.levels}"
-    if schedule.pixels_per_token != m.image_tokenizer.patch_size * m.transformer.patch:
+    if not 1 <= schedule.pixels_per_token <= MOST_TOKEN_PIXELS:
         yield f"a token is {schedule.pixels_per_token} pixels wide"
     if not 0 <= m.text_length <= MOST_TEXT:
         yield f"texts of {m.text_length} tokens"
@@ -144,8 +145,6 @@ def _problems_of_names(m: Manifest) -> Iterator[str]:
         yield from _missing(m, (*needed, *filter(None, (engine_set.layer_condition,))))
     yield from _missing(m, filter(None, (m.text_encoder, m.encoder)))
     yield from _problems_of_decoder(m)
-    if m.text_tokenizer is not None and not m.text_encoder:
-        yield "it has a tokenizer and no text encoder"
 
 
 def _missing(m: Manifest, names: Any) -> Iterator[str]:

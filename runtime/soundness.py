@@ -5,6 +5,7 @@ A manifest may say anything; what it says is followed here launch by launch. Pur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,16 +19,16 @@ from .noise import DRAWN, SCALARS
 from .stripes import SLOT
 
 UNCONDITIONAL = "transformer.cfg_uncond"  # where a family learns the features of no text
+# What the first stage of a tiled decoder has beside its weights, and what the others.
 _FIRST_STAGE = {"summed", "stripe_out", "statistics_out"}
-# What a stage of a tiled decoder has beside its weights; the others have further ones for what lies beyond their ends.
 _STAGES = (
-    {"stripe", "statistics", "inner_stripe_out", "statistics_out"},
-    {"inner_stripe", "residual", "statistics", "stripe_out", "statistics_out"},
-    {"stripe", "statistics", "stripe_out", "statistics_out"},
-    {"stripe", "statistics", "image"},
+    {"stripe", "inner_stripe_out", "statistics_out"},
+    {"inner_stripe", "residual", "stripe_out", "statistics_out"},
+    {"stripe", "stripe_out", "statistics_out"},
+    {"stripe", "image"},
 )
+_OF_STAGES = {"statistics", "above", "below"}  # which many of them read besides
 _ALWAYS_GIVEN = HOST_GIVEN - {"cond", "uncond", "summed"}  # the host writes these before every launch that reads them
-_EDGES = {"above", "below"}
 
 
 def check_engines(manifest: Manifest) -> None:
@@ -123,14 +124,15 @@ def _drawn_problems(m: Manifest, step: StepPlan, names: tuple[str, ...]) -> Iter
         for scalar in SCALARS:
             if any(shape != (1,) for shape in _shapes(spec, scalar)):
                 yield f"engine {name!r} has more than one {scalar}"
+        counts = {step.tokens, math.prod(step.size)} if step.part is None else {step.tokens}
         for tensor in spec.inputs:
-            where = 1 if tensor.name == "residual_noise" else 0
-            if tensor.name in DRAWN and tensor.shape[where : where + 1] != (step.tokens,):
+            drawn = tensor.shape[1 if tensor.name == "residual_noise" else 0 :]
+            if tensor.name in DRAWN and not (drawn and drawn[0] in counts):
                 yield f"engine {name!r} has {tensor.name} of shape {list(tensor.shape)} for {step.tokens} tokens"
 
 
 def _decoder_problems(m: Manifest) -> Iterator[str]:
-    height, width = m.plan.schedule.pixels
+    height, width = (side * m.transformer.patch * m.image_tokenizer.patch_size for side in m.plan.schedule.final)
     if m.encoder and _shape(m.engines[m.encoder], "image") != (1, 3, height, width):
         yield f"engine {m.encoder!r} reads images of another size than {width}x{height}"
     if m.tiles is None:
@@ -140,7 +142,7 @@ def _decoder_problems(m: Manifest) -> Iterator[str]:
         return
     for position, stage in enumerate(m.tiles.stages):
         whole, last = m.engines[stage.engine], m.engines[stage.last]
-        names = _names(whole) - _EDGES
+        names = _names(whole) - _OF_STAGES
         fitting = names == _FIRST_STAGE if position == 0 else any(names == kind for kind in _STAGES)
         if not fitting or ("image" in names) != (position == len(m.tiles.stages) - 1):
             yield f"stage {position} of the decoder has tensors {sorted(names)}"
@@ -203,7 +205,7 @@ class _Written:
             return False
         if found[0].start == view.start and len(found) == 1:
             return found[0].shape == view.shape
-        joined = all(a.shape[1:] == b.shape[1:] == view.shape[1:] for a, b in pairwise(found))
+        joined = all(view.shape[1:] in (old.shape[1:], old.shape) for old in found)  # rows of it, or one each
         return joined and found[0].start == view.start and _end(found[-1]) == _end(view) and _adjacent(found)
 
 

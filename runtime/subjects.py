@@ -31,7 +31,7 @@ class Subjects:
         m = self._manifest = bundle.manifest
         self._labels = draws_labels(m)
         self.tokenizer: PromptTokenizer | None = None
-        if m.text_tokenizer is not None:
+        if m.text_tokenizer is not None and m.text_encoder:
             path, content = bundle.path / m.text_tokenizer.file, bundle.read(m.text_tokenizer)
             self.tokenizer = PromptTokenizer(path, m.text_length, m.prompt_format, content)
         self._names = _read_names(bundle)
