@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,14 @@ class EngineCache:
                 engine_file.unlink(missing_ok=True)
                 raise ValueError(f"sha256 is {found}, expected {data['sha256']}")
             report = EngineReport(**data["report"])
-            return CachedEngine(engine, _specs(data["inputs"]), _specs(data["outputs"]), report)
+            found_engine = CachedEngine(engine, _specs(data["inputs"]), _specs(data["outputs"]), report)
+            _note_use(entry, engine_file)
+            return found_engine
         except FileNotFoundError as error:
             if error.filename == str(entry):
                 return None
             self._drop(entry, error)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             self._drop(entry, error)
         return None
 
@@ -101,6 +104,13 @@ class EngineCache:
             entry.unlink(missing_ok=True)
         except OSError as failure:
             _log.warning("%s cannot be removed: %s", entry, failure.strerror)
+
+
+def _note_use(*files: Path) -> None:
+    """By the time of change, which says what was used last: times of reading are often switched off."""
+    for file in files:
+        with suppress(OSError):
+            os.utime(file)
 
 
 def default_folder() -> Path:

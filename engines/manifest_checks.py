@@ -165,6 +165,8 @@ def _problems_of_decoder(m: Manifest) -> Iterator[str]:
 
 
 def _problems_of_settings(m: Manifest) -> Iterator[str]:
+    if not 0 <= m.prompt_format.pad_id <= MOST_SIZE:
+        yield f"texts are padded with token {m.prompt_format.pad_id}"
     usual, found = family_named(m.family).sampling, m.sampling
     for name in ("tau", "top_k"):
         if (getattr(usual, name) is None) != (getattr(found, name) is None):

@@ -39,6 +39,11 @@ class PromptTokenizer:
         self._length, self._format = text_length, prompt_format or PromptFormat()
         self._prefix = self._tokenizer.encode(self._format.prefix, add_special_tokens=False).ids
 
+    @property
+    def prefix_length(self) -> int:
+        """Tokens before every prompt."""
+        return len(self._prefix)
+
     def encode(self, prompt: str) -> TokenizedPrompt:
         """Tokenize one prompt.
 

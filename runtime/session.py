@@ -10,7 +10,7 @@ from ..engines.registry import get_backend
 from .fit import device_need, host_need, require_fit
 from .generation import Workspace
 from .memory import Memory
-from .soundness import UNCONDITIONAL, check_engines, check_weights, sound_layout
+from .soundness import UNCONDITIONAL, check_weights, sound_layout
 
 
 class Session:
@@ -47,7 +47,6 @@ class Session:
         )
         self.device = self._backend.device()
         offloads = offload_text_encoder and not self.device.shares_host_memory
-        check_engines(self.manifest)
         layouts = [sound_layout(self.manifest, s.rows, offload_text_encoder=offloads) for s in self.manifest.sets]
         check_weights(self.manifest, layouts, self.weights)
         need = host_need(self.manifest, layouts) if self.device.shares_host_memory else device_need(layouts)

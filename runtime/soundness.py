@@ -31,21 +31,16 @@ _OF_STAGES = {"statistics", "above", "below"}  # which many of them read besides
 _ALWAYS_GIVEN = HOST_GIVEN - {"cond", "uncond", "summed"}  # the host writes these before every launch that reads them
 
 
-def check_engines(manifest: Manifest) -> None:
-    """Every engine has the tensors of its role, of the plan's sizes: a layout can be made.
+def sound_layout(manifest: Manifest, rows: int, *, offload_text_encoder: bool = False) -> Layout:
+    """`lay_out`, of a manifest that may say anything.
+
+    Every engine has the tensors of its role, in the plan's sizes; all that a launch reads has been written, as it is
+    read.
 
     Raises:
-        BundleError: says which has not.
+        BundleError: says what is otherwise.
     """
     _report(_engine_problems(manifest))
-
-
-def sound_layout(manifest: Manifest, rows: int, *, offload_text_encoder: bool = False) -> Layout:
-    """`lay_out`, of engines that `check_engines` accepts. All that a launch reads has been written, as it is read.
-
-    Raises:
-        BundleError: says what has not.
-    """
     try:
         layout = lay_out(manifest, rows, offload_text_encoder=offload_text_encoder)
     except InternalError as error:  # here it is the file that is wrong

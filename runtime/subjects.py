@@ -34,6 +34,7 @@ class Subjects:
         if m.text_tokenizer is not None and m.text_encoder:
             path, content = bundle.path / m.text_tokenizer.file, bundle.read(m.text_tokenizer)
             self.tokenizer = PromptTokenizer(path, m.text_length, m.prompt_format, content)
+            _check_prefix(m, self.tokenizer.prefix_length)
         self._names = _read_names(bundle)
 
     def of(self, prompt: str | Sequence[str] | None, labels: Label | Sequence[Label] | None = None) -> list[Subject]:
@@ -112,6 +113,21 @@ class Subjects:
             if self._names
             else "a class number: this bundle has no class names",
             fix=f"did you mean {', '.join(near)}?" if near else "give the number",
+        )
+
+
+def _check_prefix(manifest: Manifest, prefix_length: int) -> None:
+    """The prefix and the longest prompt fill the text encoder's input.
+
+    Raises:
+        BundleError: they do not.
+    """
+    _, length = manifest.engines[manifest.text_encoder].tensor("ids").shape
+    if prefix_length + manifest.text_length != length:
+        raise BundleError(
+            f"the bundle is inconsistent: a prefix of {prefix_length} tokens and prompts of {manifest.text_length}",
+            expected=f"{length} together, for its text encoder",
+            fix="rebuild the bundle",
         )
 
 

@@ -11,7 +11,7 @@ from fastvar.engines.bundle import Bundle
 from fastvar.engines.manifest import EngineSpec, Manifest, TensorSpec
 from fastvar.errors import BundleError
 from fastvar.runtime.layout import lay_out
-from fastvar.runtime.soundness import check_engines, check_weights, sound_layout
+from fastvar.runtime.soundness import check_weights, sound_layout
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,6 @@ def reshaped(spec: EngineSpec, name: str, **changes: object) -> dict[str, object
 
 
 def checked(m: Manifest) -> None:
-    check_engines(m)
     for engine_set in m.sets:
         sound_layout(m, engine_set.rows)
 
