@@ -13,12 +13,14 @@ import typer
 
 from . import __version__
 from .commands.build import build
+from .commands.cache import cache
 from .commands.doctor import doctor
 from .commands.generate import generate
 from .commands.inpaint import inpaint
 from .commands.inspect import inspect
 from .commands.plan import plan
 from .commands.profile import profile
+from .commands.sign import sign
 from .commands.sizes import sizes
 from .commands.tune import tune
 from .commands.upscale import upscale
@@ -66,7 +68,7 @@ def _fastvar(
     pass
 
 
-for command in (build, generate, upscale, inpaint, profile, tune, inspect, plan, sizes, doctor):
+for command in (build, generate, upscale, inpaint, profile, tune, inspect, sign, plan, sizes, cache, doctor):
     app.command()(command)
 
 

@@ -29,7 +29,7 @@ CPU_FEATURES = (
     "sve",
 )
 PACKAGES = {  # extra -> distributions; "" is the base install
-    "": ("numpy", "safetensors", "tokenizers", "pillow", "typer", "rich"),
+    "": ("numpy", "safetensors", "tokenizers", "pillow", "msgspec", "typer", "rich"),
     "export": ("torch", "onnx", "onnxscript", "transformers"),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-python"),
@@ -38,6 +38,7 @@ PACKAGES = {  # extra -> distributions; "" is the base install
     "torch-tensorrt": ("torch-tensorrt",),
     "flash": ("flash-attn",),
     "nvml": ("nvidia-ml-py",),
+    "sign": ("cryptography",),
 }
 
 

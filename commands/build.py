@@ -11,14 +11,15 @@ from rich.progress import Progress
 
 from ..errors import InputError
 from ..families.infinity_presets import PRESETS
-from .options import as_typed, given_parameters, progress_bar
+from .options import RequireSignature, TrustRemoteCode, as_typed, given_parameters, progress_bar
 
 if TYPE_CHECKING:
     from ..export.bundling import BuildReport
     from ..export.checkpoint import Checkpoint
 
+TRUST = ("trust_remote_code", "require_signature")  # what they are asked about is a bundle
 # Parameters that --from-bundle goes with.
-WITH_BUNDLE = ("from_bundle", "out", "policy", "size", "jobs", "no_cache", "cache")
+WITH_BUNDLE = ("from_bundle", "out", "policy", "size", "jobs", "no_cache", "cache", *TRUST)
 
 
 def build(
@@ -131,6 +132,8 @@ def build(
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Engine cache folder. [dim]default: see `fastvar doctor`[/dim]")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    require_signature: RequireSignature = None,
 ) -> None:
     """Turn a checkpoint into a bundle of engines. No GPU is needed."""
     from ..engines.registry import get_backend
@@ -140,8 +143,11 @@ def build(
     found = False if no_cache else cache or True
     if from_bundle is not None:
         given = given_parameters(context)
-        _rebuild(from_bundle, out, policy, size if "size" in given else None, found, jobs, given)
+        trust = (trust_remote_code, require_signature)
+        _rebuild(from_bundle, out, policy, size if "size" in given else None, found, jobs, given, trust)
         return
+    if trust_remote_code or require_signature:
+        raise InputError("--trust-remote-code and --require-signature go with --from-bundle", fix="leave them away")
     # What is wrong with the options is told before torch takes its seconds to import.
     drawing = Drawing(smooth, final_iterations, not no_residual)
     _check_size(size, random_weights)
@@ -176,7 +182,14 @@ def build(
 
 
 def _rebuild(
-    bundle: Path, out: Path, policy: str, size: str | None, cache: Path | bool, jobs: int | None, given: Sequence[str]
+    bundle: Path,
+    out: Path,
+    policy: str,
+    size: str | None,
+    cache: Path | bool,
+    jobs: int | None,
+    given: Sequence[str],
+    trust: tuple[bool, Path | None],
 ) -> None:
     """Another policy or size for a bundle."""
     refused = [as_typed(name) for name in given if name not in WITH_BUNDLE]
@@ -190,7 +203,7 @@ def _rebuild(
     from ..families import family_named
 
     # What is wrong with the options is told before torch takes its seconds to import.
-    source = Bundle.open(bundle, verify="all")
+    source = Bundle.open(bundle, "all", trust_remote_code=trust[0], require_signature=trust[1])
     old = source.manifest
     family, transformer, plan = family_named(old.family), old.transformer, old.plan
     schedule = plan.schedule if size is None else family.schedule_for(family.size(size, transformer), transformer)

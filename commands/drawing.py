@@ -85,7 +85,13 @@ def seed_or_drawn(seed: int | None) -> int:
 
 
 def load(
-    bundle: Path, threads: int | None, offload_text_encoder: bool, no_cuda_graphs: bool, memory: str | None
+    bundle: Path,
+    threads: int | None,
+    offload_text_encoder: bool,
+    no_cuda_graphs: bool,
+    memory: str | None,
+    trust_remote_code: bool = False,
+    require_signature: Path | None = None,
 ) -> Pipeline:
     from ..runtime.pipeline import Pipeline
 
@@ -95,6 +101,8 @@ def load(
         offload_text_encoder=offload_text_encoder,
         cuda_graphs=not no_cuda_graphs,
         memory_budget=memory,
+        trust_remote_code=trust_remote_code,
+        require_signature=require_signature,
     )
 
 

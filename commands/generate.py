@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import drawing
-from .options import BundlePath, progress_bar
+from .options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
 
 
 def generate(
@@ -33,6 +33,8 @@ def generate(
     offload_text_encoder: drawing.OffloadTextEncoder = False,
     no_cuda_graphs: drawing.NoCudaGraphs = False,
     memory: drawing.Memory = None,
+    trust_remote_code: TrustRemoteCode = False,
+    require_signature: RequireSignature = None,
     timings: drawing.Timings = False,
 ) -> None:
     """Draw images. PNG files carry prompt, seed, settings and bundle digest as metadata."""
@@ -40,7 +42,8 @@ def generate(
 
     to_file = drawing.is_file(out, len(prompts) * num_images)
     check_writable(out.parent if to_file else out)
-    pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory)
+    trust = (trust_remote_code, require_signature)
+    pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
     count = len(prompts) * num_images * len(pipe.manifest.plan.steps)
     with progress_bar() as progress:
         output = pipe(

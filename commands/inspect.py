@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import AsJson, BundlePath, print_json
+from .options import AsJson, BundlePath, RequireSignature, print_json
 
 
 def inspect(
@@ -17,12 +17,14 @@ def inspect(
     verify: Annotated[
         str, typer.Option(help="auto hashes engines, and weights up to 256 MiB; all hashes everything.")
     ] = "auto",
+    require_signature: RequireSignature = None,
 ) -> None:
     """Show what a bundle does, scale by scale, after checking its files."""
     from ..engines.bundle import Bundle
     from .tables import bundle_facts, engine_table, header_table, plan_table
 
-    opened = Bundle.open(bundle, verify=verify)
+    # Nothing of it is run.
+    opened = Bundle.open(bundle, verify=verify, trust_remote_code=True, require_signature=require_signature)
     facts = bundle_facts(opened)
     if as_json:
         print_json(facts)

@@ -11,6 +11,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 BundlePath = Annotated[Path, typer.Argument(help="Folder made by `fastvar build`.", show_default=False)]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run native code of a bundle that came from a hub: it can do anything here."
+    ),
+]
+RequireSignature = Annotated[
+    Path | None,
+    typer.Option(
+        "--require-signature",
+        metavar="FILE",
+        help="Public Ed25519 key in PEM: refuse a bundle that its owner did not sign. See `fastvar sign`.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from .options import AsJson, BundlePath, print_json, progress_bar
+from .options import AsJson, BundlePath, RequireSignature, TrustRemoteCode, print_json, progress_bar
 
 
 def profile(
@@ -40,6 +40,8 @@ def profile(
         typer.Option("--out", "-o", help="Folder of the report. [dim]default: profile-BUNDLE[/dim]"),
     ] = None,
     as_json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
+    require_signature: RequireSignature = None,
 ) -> None:
     """Measure latency, arithmetic, memory and kept tokens per scale; writes an HTML report, JSON, CSV and a trace."""
     from ..engines.bundle import Bundle
@@ -51,8 +53,9 @@ def profile(
 
     budget = parse_bytes(memory) if memory is not None else None
     request = Request(prompt, seed, runs, warm_up, guidance_scale, threads, budget)
-    opened = Bundle.open(bundle)
-    other = Bundle.open(against) if against is not None else None
+    trust = {"trust_remote_code": trust_remote_code, "require_signature": require_signature}
+    opened = Bundle.open(bundle, **trust)  # type: ignore[arg-type]
+    other = Bundle.open(against, **trust) if against is not None else None  # type: ignore[arg-type]
     folder = out or Path(f"profile-{bundle.resolve().name}")
     check_folder(folder)
     with progress_bar() as progress:

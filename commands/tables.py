@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from ..engines.bundle_folder import SIGNATURE
 from ..engines.dtypes import human_bytes
 from ..engines.manifest import EngineSet, Manifest, StepEngines
 from ..plan import StepPlan
-from ..runtime.layout import lay_out
+from ..runtime.soundness import sound_layout
 
 if TYPE_CHECKING:
     from ..engines.bundle import Bundle
@@ -43,6 +44,8 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "backend": engine.backend,
         "library_version": engine.library_version,
         "target": engine.target,
+        "native_code": bundle.holds_native_code,
+        "signature": _signature(bundle),
         "precision": manifest.precision.label,
         "text_length": manifest.text_length,
         "decoder_tile": manifest.tiles.rows if manifest.tiles else None,
@@ -54,7 +57,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "fastvar_version": manifest.fastvar_version,
         "format_version": manifest.format_version,
         "weight_bytes": manifest.weights.size_bytes,
-        "activation_bytes": {str(s.rows): lay_out(manifest, s.rows).arena_bytes for s in manifest.sets},
+        "activation_bytes": {str(s.rows): sound_layout(manifest, s.rows).arena_bytes for s in manifest.sets},
         "scales": _scale_facts(manifest),
         "skipped_scales": [i for i in range(len(plan.schedule)) if policy.rule(i).skip],
         "totals": {
@@ -78,6 +81,12 @@ def bundle_facts(bundle: Bundle) -> Facts:
             for name, spec in manifest.engines.items()
         },
     }
+
+
+def _signature(bundle: Bundle) -> str:
+    if bundle.opening.public_key is not None:
+        return "of the given key"
+    return "there, not checked" if (bundle.path / SIGNATURE).is_file() else "none"
 
 
 def _scale_facts(manifest: Manifest) -> list[Facts]:
@@ -136,6 +145,8 @@ def header_table(facts: Facts) -> Table:
         "size": f"{facts['size']}, schedule {facts['budget']}",
         "policy": f"{policy['name']}: {pruned}{restored}",
         "backend": f"{facts['backend']} {facts['library_version']}, target {facts['target']}, {facts['precision']}",
+        "code": "native: loading it runs what its maker compiled" if facts["native_code"] else "none of its own",
+        "signature": facts["signature"],
         "decoder": _decoder(facts["decoder_tile"]),
         "prompt": f"at most {facts['text_length']} tokens"
         if facts["text_length"]

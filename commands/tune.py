@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from ..errors import InputError
-from .options import BundlePath
+from .options import BundlePath, RequireSignature, TrustRemoteCode
 
 if TYPE_CHECKING:
     from ..profiling.tune_images import Scorer
@@ -68,6 +68,8 @@ def tune(
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Engine cache folder. [dim]default: see `fastvar doctor`[/dim]")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    require_signature: RequireSignature = None,
 ) -> None:
     """Search pruning policies, and show the front of quality and speed against dense images at equal seeds."""
     from ..engines.bundle import Bundle
@@ -82,11 +84,11 @@ def tune(
     texts = read_prompts(prompts)
     subject = Subject(texts, images or len(texts), seed, runs)
     found = None if scorer is None else load_scorer(scorer)
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust_remote_code=trust_remote_code, require_signature=require_signature)
     make_folder(out)
     with (
         tempfile.TemporaryDirectory(dir=out, prefix=".bundles-") as folder,
-        Rebuilder(bundle, Path(folder), cache=cache or True, jobs=jobs) as rebuilder,
+        Rebuilder(bundle, Path(folder), cache=cache or True, jobs=jobs, opening=opened.opening) as rebuilder,
         Console(stderr=True).status("starting") as status,
     ):
         tuning = tune_bundle(

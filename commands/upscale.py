@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import drawing
-from .options import BundlePath, progress_bar
+from .options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
 
 
 def upscale(
@@ -39,6 +39,8 @@ def upscale(
     offload_text_encoder: drawing.OffloadTextEncoder = False,
     no_cuda_graphs: drawing.NoCudaGraphs = False,
     memory: drawing.Memory = None,
+    trust_remote_code: TrustRemoteCode = False,
+    require_signature: RequireSignature = None,
     timings: drawing.Timings = False,
 ) -> None:
     """Enlarge an image: its coarse scales are kept, the model draws the finer ones. Needs a bundle --with-encoder."""
@@ -46,7 +48,8 @@ def upscale(
 
     to_file = drawing.is_file(out, num_images)
     check_writable(out.parent if to_file else out)
-    pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory)
+    trust = (trust_remote_code, require_signature)
+    pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
     drawing.check_size(pipe, size)
     with progress_bar() as progress:
         output = pipe.upscale(

@@ -43,6 +43,7 @@ from .program_file import ProgramFile
 from .program_graph import tidy
 from .program_passes import use_attention_kernel, use_int8_gelu, use_onednn_linear
 from .torch_cuda import TorchCudaDevice
+from .unpacking import MOST_BYTES
 
 CUDA = "cuda"
 ON_GPU = {"aot_inductor.embed_kernel_binary": True}  # options of the compiler
@@ -268,8 +269,10 @@ def _prepared(torch: Any, program: Any, target: str) -> dict[str, Any]:
 def _library(package: Path) -> bytes:
     """The shared library out of a package: its sources, which lie beside it, are not needed."""
     with zipfile.ZipFile(package) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".so"))
-        return archive.read(name)
+        (found,) = (info for info in archive.infolist() if info.filename.endswith(".so"))
+        if found.file_size > MOST_BYTES:  # the archive reads no more than it declares
+            raise BuildError(f"the compiled program has {found.file_size} bytes", expected=f"at most {MOST_BYTES}")
+        return archive.read(found)
 
 
 def _first_lines(error: Exception) -> str:

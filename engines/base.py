@@ -73,6 +73,7 @@ class Backend(ABC):
     precisions: ClassVar[tuple[str, ...]]  # element types it computes in, the default first
     quantises_activations: ClassVar[bool] = False  # for products of integers: `Precision.activations`
     graph_form: ClassVar[str] = ONNX  # of the graphs that it builds engines from
+    native_code: ClassVar[bool] = True  # loading an engine runs code that came with it
     address_alignment: ClassVar[int] = 1  # bytes that the address of every tensor must be a multiple of
 
     @classmethod

@@ -7,76 +7,200 @@ Knows files and digests; never opens an engine.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from ..errors import BundleError, FastvarError, InternalError
+from ..errors import BundleError, InternalError
+from .bundle_files import (
+    BeingReplaced,
+    Stamp,
+    check_file,
+    hub_model,
+    open_checked,
+    read_checked,
+    read_manifest,
+    read_signature,
+    stamp_of,
+)
+from .bundle_folder import (
+    ENGINES,
+    JOURNAL,
+    KERNELS,
+    MANIFEST,
+    beside,
+    check_replaceable,
+    discard,
+    journalled_files,
+    siblings,
+    written_files,
+)
+from .cache import default_folder
+from .digest_memo import DigestMemo
+from .files import BLOCK_BYTES, digest_of_file, sync_file, sync_folder, whole_file, write_whole
 from .lock import FolderLock
-from .manifest import EngineSpec, FileRecord, Manifest, manifest_from_json, manifest_to_json
+from .manifest import EngineSpec, FileRecord, Manifest
+from .manifest_file import parse_manifest, print_manifest
+from .registry import backend_class
+from .signature import check_signature, read_public_key
+from .weights import WeightFile
 
-MANIFEST = "manifest.json"
 # Larger weight files are hashed only when asked: 4 GiB take seconds, a wrong size is noticed either way.
 HASHED_WEIGHTS_BYTES = 256 << 20
 VERIFY_MODES = ("auto", "all")
+# A bundle that is being replaced is absent between two renames.
+_SWAP_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a bundle is opened: what is checked, and what is allowed. Can be given to another process."""
+
+    verify: str = "auto"
+    trust_remote_code: bool = False
+    public_key: bytes | None = None  # in PEM, of the signature that is required
+
+    def __post_init__(self) -> None:
+        if self.verify not in VERIFY_MODES:
+            raise BundleError(f"verify {self.verify!r} not understood", expected=f"one of {', '.join(VERIFY_MODES)}")
+
+    def hashes(self, weights: FileRecord) -> bool:
+        """Whether the weight file is hashed. All other files always are."""
+        signed = self.public_key is not None
+        return self.verify == "all" or signed or weights.size_bytes <= HASHED_WEIGHTS_BYTES
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. `digest` is the sha256 of manifest.json, and so names everything in the bundle."""
+    """An opened bundle: what was in the folder at one moment, whatever becomes of the folder.
+
+    Engines and small files are held as bytes, the weights as a mapped file: another build into the folder changes
+    nothing for who has it open. `digest` is the sha256 of `text`, the manifest as it was read, and so names everything
+    in the bundle.
+    """
 
     path: Path
     manifest: Manifest
     digest: str
+    text: bytes = field(repr=False)
+    weights: WeightFile = field(repr=False)
+    opening: Opening
+    _contents: Mapping[str, bytes] = field(repr=False)
+    _stamp: Stamp = field(repr=False)
 
     @classmethod
-    def open(cls, path: str | Path, verify: str = "auto") -> Bundle:
-        """Read the manifest and check the files against it.
+    def open(
+        cls,
+        path: str | Path,
+        verify: str = "auto",
+        *,
+        trust_remote_code: bool = False,
+        require_signature: str | Path | bytes | None = None,
+    ) -> Bundle:
+        """Read the manifest, check the files against it, and take hold of them.
 
         Args:
             path: folder made by `fastvar build`.
             verify: "auto" hashes engines and tokenizer, and weights up to 256 MiB (larger ones by size only);
-                "all" hashes everything.
+                "all" hashes everything, large weights once: their digest is remembered by path, size and time.
+            trust_remote_code: allow native code in a bundle that lies in a Hugging Face hub cache.
+            require_signature: a public Ed25519 key in PEM, or its file: refuse, before anything is parsed, a bundle
+                that its owner did not sign, then hash everything.
 
         Raises:
-            BundleError: not a bundle, made for another version, incomplete or damaged.
+            BundleError: not a bundle, made for another version, incomplete or damaged; or not trusted.
+            BackendError: a signature is required, and the package cryptography is not installed.
         """
-        if verify not in VERIFY_MODES:
-            raise BundleError(f"verify {verify!r} not understood", expected=f"one of {', '.join(VERIFY_MODES)}")
-        path = Path(path)
-        text = _read_manifest(path)
-        bundle = cls(path, _parse_manifest(path, text), hashlib.sha256(text).hexdigest())
-        for record in bundle.files():
-            is_weights = record == bundle.manifest.weights
-            hashed = verify == "all" or not is_weights or record.size_bytes <= HASHED_WEIGHTS_BYTES
-            _check_file(path, record, hashed=hashed)
+        key = None if require_signature is None else read_public_key(require_signature)
+        return cls.open_with(Path(path), Opening(verify, trust_remote_code, key))
+
+    @classmethod
+    def open_with(cls, path: Path, opening: Opening, *, remember: bool = True) -> Bundle:
+        """`open`, as another process was told to. `remember`: large weights are hashed once a machine."""
+        memo = DigestMemo() if remember and opening.public_key is None else None
+        try:
+            return cls._read(path, opening, memo)
+        except BeingReplaced:
+            time.sleep(_SWAP_SECONDS)
+        try:
+            return cls._read(path, opening, memo)
+        except BeingReplaced as error:
+            raise BundleError(f"{path} is replaced again and again while it is read", fix="try again") from error
+
+    @classmethod
+    def _read(cls, path: Path, opening: Opening, memo: DigestMemo | None) -> Bundle:
+        """One attempt.
+
+        Raises:
+            BeingReplaced: another bundle is in the folder now.
+        """
+        text, stamp = read_manifest(path)
+        try:
+            if opening.public_key is not None:
+                check_signature(text, read_signature(path), opening.public_key, str(path))
+            bundle = cls._of(path, opening, text, stamp, memo)
+        except BundleError as error:
+            if stamp_of(path) != stamp:
+                raise BeingReplaced from error
+            raise
+        if not bundle.is_current():  # files of two builds may have been mixed
+            raise BeingReplaced
         return bundle
 
-    def files(self) -> tuple[FileRecord, ...]:
-        """Every file that the manifest names, once each."""
-        manifest = self.manifest
-        engines = (FileRecord(spec.file, spec.sha256, spec.size_bytes) for spec in manifest.engines.values())
-        return tuple(dict.fromkeys((*engines, *manifest.side_files, manifest.weights)))
+    @classmethod
+    def _of(cls, path: Path, opening: Opening, text: bytes, stamp: Stamp, memo: DigestMemo | None) -> Bundle:
+        manifest = parse_manifest(path / MANIFEST, text)
+        if not opening.trust_remote_code:
+            _refuse_remote_code(path, manifest)
+        contents = {record.file: read_checked(path, record) for record in manifest.files if record != manifest.weights}
+        record = manifest.weights
+        large = record.size_bytes > HASHED_WEIGHTS_BYTES
+        with open_checked(path, record, hashed=opening.hashes(record), memo=memo if large else None) as handle:
+            weights = WeightFile(path / record.file, handle)
+        return cls(path, manifest, hashlib.sha256(text).hexdigest(), text, weights, opening, contents, stamp)
 
-    def read_engine(self, spec: EngineSpec) -> bytes:
-        """Bytes of an engine, checked once more: the file may have changed since the bundle was opened.
+    def read(self, record: FileRecord | EngineSpec) -> bytes:
+        """A file beside the weights, as it was when the bundle was opened.
 
         Raises:
-            BundleError: missing or changed.
+            BundleError: the bundle holds no such file.
         """
-        record = FileRecord(spec.file, spec.sha256, spec.size_bytes)
-        with _readable(self.path, record) as file:
-            data = file.read_bytes()
-        found = hashlib.sha256(data).hexdigest()
-        if found != record.sha256:
-            raise _changed(self.path, record, found)
-        return data
+        try:
+            return self._contents[record.file]
+        except KeyError:
+            raise BundleError(
+                f"{self.path} holds no file {record.file!r}",
+                expected="a file inside the bundle",
+                fix="check its manifest",
+            ) from None
+
+    def read_engine(self, spec: EngineSpec) -> bytes:
+        """Bytes of an engine, as they were when the bundle was opened.
+
+        Raises:
+            BundleError: the bundle holds no such engine.
+        """
+        return self.read(spec)
+
+    @property
+    def kernel_folder(self) -> Path:
+        """Where a library keeps what it compiles: in the bundle, unless that is signed or belongs to a hub cache."""
+        apart = self.opening.public_key is not None or hub_model(self.path) is not None
+        return default_folder() / KERNELS if apart else self.path / KERNELS
+
+    @property
+    def holds_native_code(self) -> bool:
+        """Whether loading its engines runs code that came with it."""
+        return backend_class(self.manifest.backend).native_code
+
+    def is_current(self) -> bool:
+        """Whether the folder still holds this bundle."""
+        return stamp_of(self.path) == self._stamp
 
 
 class BundleWriter:
@@ -95,13 +219,11 @@ class BundleWriter:
         if not self.out.name:
             raise BundleError(f"{self.out} cannot be a bundle", expected="a folder with a name")
         self._lock = FolderLock(self.out)
-        self._building = self.out.with_name(f"{self._prefix('building')}{os.getpid()}")
-        self._replaced = self.out.with_name(f"{self._prefix('replaced')}{os.getpid()}")
+        self._building = self.out.with_name(f"{beside(self.out, 'building')}{os.getpid()}")
+        self._replaced = self.out.with_name(f"{beside(self.out, 'replaced')}{os.getpid()}")
         self._by_digest: dict[str, str] = {}
+        self._noted: set[str] = set()
         self._linked: set[Path] = set()  # brought to the disk with the bundle that they come from
-
-    def _prefix(self, state: str) -> str:
-        return f".{self.out.name}.{state}-"
 
     def __enter__(self) -> BundleWriter:
         with _disk(self.out):
@@ -110,22 +232,33 @@ class BundleWriter:
         try:
             with _disk(self.out):
                 self._clear_leftovers()
-                _check_replaceable(self.out)
-                (self._building / "engines").mkdir(parents=True)
+                check_replaceable(self.out)
+                (self._building / ENGINES).mkdir(parents=True)
+                write_whole(self._building / JOURNAL, b"")
         except BaseException:
-            self._lock.release()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         try:
-            shutil.rmtree(self._building, ignore_errors=True)
+            with suppress(OSError):
+                discard(self._building, self.out, journalled_files(self._building))
         finally:
             self._lock.release()
 
     def path(self, file: str) -> Path:
-        """Where to write a file of the bundle."""
-        return self._building / file
+        """Where to write a file of the bundle. Its name is noted first: a killed build's leavings are known by it.
+
+        Raises:
+            BundleError: the disk is full or the folder cannot be written.
+        """
+        path = self._building / file
+        if file not in self._noted:
+            with _disk(path), (self._building / JOURNAL).open("a", encoding="utf-8") as journal:
+                journal.write(f"{file}\n")
+            self._noted.add(file)
+        return path
 
     def add_engine(self, name: str, data: bytes, suffix: str) -> tuple[str, str, int]:
         """Store an engine; equal content is stored once, under the first name it came with.
@@ -135,17 +268,19 @@ class BundleWriter:
         """
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._by_digest:
-            file = f"engines/{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{digest[:8]}{suffix}"
+            file = f"{ENGINES}/{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{digest[:8]}{suffix}"
             with _disk(self.path(file)):
-                self.path(file).write_bytes(data)
+                write_whole(self.path(file), data)
             self._by_digest[digest] = file
         return self._by_digest[digest], digest, len(data)
 
     def add_file(self, source: Path, file: str) -> FileRecord:
         """Copy a file into the bundle."""
-        with _disk(self.path(file)):
-            shutil.copyfile(source, self.path(file))
-            return FileRecord(file, _digest(self.path(file)), self.path(file).stat().st_size)
+        target = self.path(file)
+        with _disk(target):
+            _copy(source, target)
+            with target.open("rb") as handle:
+                return FileRecord(file, digest_of_file(handle), target.stat().st_size)
 
     def link_file(self, source: Path, record: FileRecord) -> bool:
         """Take over a file of another bundle as it is: the same file on the disk where the file system can, else a
@@ -155,7 +290,7 @@ class BundleWriter:
             Whether it is the same file.
 
         Raises:
-            BundleError: the copy is not what the record says, or the disk is full.
+            BundleError: the file is not what the record says, or the disk is full.
         """
         target = self.path(record.file)
         try:
@@ -163,9 +298,11 @@ class BundleWriter:
             os.link(source.resolve(), target)
         except OSError:  # another file system, or one without links
             with _disk(target):
-                shutil.copyfile(source, target)
-            _check_file(self._building, record, hashed=True)
+                _copy(source, target)
+            check_file(self._building, record, hashed=True)
             return False
+        # The other bundle may have been replaced since its digests were checked.
+        check_file(self._building, record, hashed=record.size_bytes <= HASHED_WEIGHTS_BYTES)
         self._linked.add(target)
         return True
 
@@ -174,21 +311,23 @@ class BundleWriter:
 
         Raises:
             InternalError: the manifest names a file that was not written.
-            BundleError: the disk is full or the folder cannot be written.
+            BundleError: the disk is full, the folder cannot be written, or somebody has put a file into it meanwhile.
         """
-        bundle = Bundle(self._building, manifest, "")
-        for record in bundle.files():
+        for record in manifest.files:
             if not self.path(record.file).is_file():
                 raise InternalError(f"the manifest names {record.file!r}, which was not written")
         with _disk(self.out):
-            text = json.dumps(manifest_to_json(manifest), indent=1, sort_keys=True, allow_nan=False)
-            self.path(MANIFEST).write_text(text + "\n", encoding="utf-8")
-            _sync_tree(self._building, self._linked)
-            _check_replaceable(self.out)
+            write_whole(self.path(MANIFEST), print_manifest(manifest))
+            for folder, _, files in os.walk(self._building):
+                for file in {Path(folder) / name for name in files} - self._linked:
+                    sync_file(file)
+                sync_folder(Path(folder))
+            check_replaceable(self.out)
             self._swap()
 
     def _swap(self) -> None:
         """Two renames; between them only a killed process leaves no bundle, and the next build restores it."""
+        (self._building / JOURNAL).unlink()  # from here on the manifest says what is in it
         replaces = self.out.exists()
         if replaces:
             self.out.rename(self._replaced)
@@ -198,20 +337,20 @@ class BundleWriter:
             if replaces:
                 self._replaced.rename(self.out)
             raise
-        _sync_folder(self.out.parent)
-        shutil.rmtree(self._replaced, ignore_errors=True)
+        sync_folder(self.out.parent)
+        if replaces:
+            with suppress(OSError):
+                discard(self._replaced, self.out, written_files(self._replaced) or ())
 
     def _clear_leftovers(self) -> None:
         """Of killed builds; the lock is ours, so no such folder is in use."""
-        replaced = sorted(_siblings(self.out, self._prefix("replaced")))
-        if replaced and not self.out.exists():
-            replaced.pop().rename(self.out)
-        for folder in (*replaced, *_siblings(self.out, self._prefix("building"))):
-            shutil.rmtree(folder)
-
-
-def _siblings(out: Path, prefix: str) -> Iterator[Path]:
-    return (p for p in out.parent.iterdir() if p.name.startswith(prefix) and p.name[len(prefix) :].isdigit())
+        replaced = siblings(self.out, "replaced")
+        whole = [folder for folder in replaced if written_files(folder) is not None]
+        if whole and not self.out.exists():
+            whole[-1].rename(self.out)
+            replaced.remove(whole[-1])
+        for folder in (*replaced, *siblings(self.out, "building")):
+            discard(folder, self.out, journalled_files(folder))
 
 
 @contextmanager
@@ -225,119 +364,20 @@ def _disk(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_replaceable(out: Path) -> None:
-    if not out.exists() or (out / MANIFEST).is_file():
-        return
-    if not out.is_dir() or any(out.iterdir()):
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as given, whole_file(target) as copy:
+        shutil.copyfileobj(given, copy, BLOCK_BYTES)
+
+
+def _refuse_remote_code(path: Path, manifest: Manifest) -> None:
+    if hub_model(path) is not None and backend_class(manifest.backend).native_code:
         raise BundleError(
-            f"{out} is there already and is not a bundle",
-            expected=f"a new folder, an empty one, or a bundle with its {MANIFEST}",
-            fix="choose another folder, or remove this one yourself",
+            f"{path} came from a hub and holds native code: engines of {manifest.backend}, which can do anything here",
+            expected="trust_remote_code=True (--trust-remote-code), from who trusts its maker",
+            fix="use a bundle for onnxruntime, which runs no code of its own; or build from the checkpoint",
         )
-
-
-def _sync_tree(root: Path, synced: Collection[Path] = ()) -> None:
-    for folder, _, files in os.walk(root):
-        for file in {Path(folder) / name for name in files}.difference(synced):
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        _sync_folder(Path(folder))
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there, and need not be
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_manifest(path: Path) -> bytes:
-    try:
-        return (path / MANIFEST).read_bytes()
-    except OSError as error:
-        raise BundleError(
-            f"{path} is not a bundle: cannot read its {MANIFEST}: {error.strerror}",
-            expected="a folder made by `fastvar build`",
-            fix="check the path, or build the bundle",
-        ) from error
-
-
-def _parse_manifest(path: Path, text: bytes) -> Manifest:
-    rebuild = "copy the bundle again, or rebuild it with `fastvar build`"
-    try:
-        data: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path / MANIFEST} is not JSON: {error}", fix=rebuild) from error
-    if not isinstance(data, dict):
-        raise BundleError(f"{path / MANIFEST} holds a {type(data).__name__}", expected="a JSON object", fix=rebuild)
-    try:
-        manifest = manifest_from_json(data)
-        _check_types(manifest)
-    except BundleError:
-        raise
-    except (FastvarError, AttributeError, TypeError) as error:  # a plan that this version refuses, or a wrong type
-        raise BundleError(f"{path / MANIFEST} not understood: {error}", fix=rebuild) from error
-    return manifest
-
-
-def _check_types(manifest: Manifest) -> None:
-    """The fields that lead to files are what they are annotated to be; JSON could hold anything."""
-    records: list[FileRecord | EngineSpec] = [manifest.weights, *manifest.engines.values()]
-    records += manifest.side_files
-    for record in records:
-        if not (isinstance(record.file, str) and isinstance(record.sha256, str) and type(record.size_bytes) is int):
-            raise TypeError(f"a file is described as {record.file!r}, {record.sha256!r}, {record.size_bytes!r}")
 
 
 def is_bundle(path: Path) -> bool:
     """Whether a folder holds a manifest, of whatever worth."""
     return (path / MANIFEST).is_file()
-
-
-@contextmanager
-def _readable(root: Path, record: FileRecord) -> Iterator[Path]:
-    """The record's file, of the right size; a manifest must not lead outside its bundle."""
-    relative = PurePosixPath(record.file)
-    if relative.is_absolute() or ".." in relative.parts or any(c in record.file for c in "\\:\0"):
-        raise BundleError(
-            f"the manifest of {root} names {record.file!r}", expected="a file inside the bundle", fix="do not use it"
-        )
-    file = root / relative
-    try:
-        size = file.stat().st_size
-        if size != record.size_bytes:
-            raise BundleError(
-                f"{file} is damaged: it has {size} bytes",
-                expected=f"{record.size_bytes} bytes",
-                fix="copy the bundle again, or rebuild it with `fastvar build`",
-            )
-        yield file
-    except OSError as error:
-        raise BundleError(
-            f"{file} cannot be read: {error.strerror}", fix="copy the bundle again, or rebuild it with `fastvar build`"
-        ) from error
-
-
-def _check_file(root: Path, record: FileRecord, *, hashed: bool) -> None:
-    with _readable(root, record) as file:
-        if hashed and (found := _digest(file)) != record.sha256:
-            raise _changed(root, record, found)
-
-
-def _changed(root: Path, record: FileRecord, found: str) -> BundleError:
-    return BundleError(
-        f"{root / record.file} is damaged: its sha256 is {found}",
-        expected=f"sha256 {record.sha256}",
-        fix="copy the bundle again, or rebuild it with `fastvar build`",
-    )
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -10,12 +10,13 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
+from .files import write_whole
 from .lock import FolderLock
 from .manifest import EngineReport, TensorSpec
 
@@ -62,12 +63,14 @@ class EngineCache:
                 engine_file.unlink(missing_ok=True)
                 raise ValueError(f"sha256 is {found}, expected {data['sha256']}")
             report = EngineReport(**data["report"])
-            return CachedEngine(engine, _specs(data["inputs"]), _specs(data["outputs"]), report)
+            found_engine = CachedEngine(engine, _specs(data["inputs"]), _specs(data["outputs"]), report)
+            _note_use(entry, engine_file)
+            return found_engine
         except FileNotFoundError as error:
             if error.filename == str(entry):
                 return None
             self._drop(entry, error)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             self._drop(entry, error)
         return None
 
@@ -101,6 +104,13 @@ class EngineCache:
             entry.unlink(missing_ok=True)
         except OSError as failure:
             _log.warning("%s cannot be removed: %s", entry, failure.strerror)
+
+
+def _note_use(*files: Path) -> None:
+    """By the time of change, which says what was used last: times of reading are often switched off."""
+    for file in files:
+        with suppress(OSError):
+            os.utime(file)
 
 
 def default_folder() -> Path:
@@ -148,18 +158,6 @@ def save_shared(path: Path, data: bytes) -> None:
         _log.warning("%s cannot be written: %s", path, error.strerror)
     finally:
         lock.release()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write under a temporary name, then rename."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _specs(data: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

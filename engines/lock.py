@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,10 @@ from ..errors import BundleError
 
 if sys.platform != "win32":
     import fcntl
+
+
+# What file systems without locks answer: some network and cluster ones, and some of containers.
+_NO_LOCKS = {getattr(errno, name, None) for name in ("ENOLCK", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EINVAL")}
 
 
 class FolderLock:
@@ -28,7 +33,7 @@ class FolderLock:
         """Take the lock, or fail at once.
 
         Raises:
-            BundleError: another process holds it, or the lock file cannot be made.
+            BundleError: another process holds it, the file system has no locks, or the lock file cannot be made.
         """
         while self._handle is None:
             try:
@@ -64,6 +69,12 @@ class FolderLock:
                 expected="one build at a time into a folder",
                 fix="wait for it, or choose another folder",
             ) from None
+        except OSError as error:
+            raise BundleError(
+                f"{self._path} cannot be locked: {error.strerror}",
+                expected="a file system that locks files" if error.errno in _NO_LOCKS else "a lock that nobody holds",
+                fix="choose a folder on a local disk, and copy or move the result" if error.errno in _NO_LOCKS else "",
+            ) from error
 
     def _is_current(self, handle: BinaryIO) -> bool:
         """Whether the file is still the one under that name: its last holder may have removed it meanwhile."""

@@ -5,17 +5,21 @@ Knows names, shapes and digests; never opens an engine.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
+
+import msgspec
 
 from ..errors import BundleError
 from ..families import family_named
 from ..families.family import ImageTokenizerShape, PromptFormat, SamplingDefaults, TransformerShape, to_json
-from ..plan import Drawing, GenerationPlan, make_plan, policy_from_json, policy_to_json
+from ..plan import Drawing, GenerationPlan, PruningPolicy, ScaleRule, make_plan, policy_to_json
 from ..precision import Precision
 from ..schedule import ScaleSchedule
 
 FORMAT_VERSION = 4
+MOST_LAYERS, MOST_SCALES, MOST_SIDE = 1024, 64, 4096  # of a plan; a side in tokens
 # Weights [1] that tell a stripe of a tiled decoder whether the image goes on beyond its end.
 EDGE_INSIDE, EDGE_OUTSIDE = "decoder_edge.inside", "decoder_edge.outside"
 
@@ -161,6 +165,12 @@ class Manifest:
         return tuple(record for record in (self.text_tokenizer, self.class_names) if record is not None)
 
     @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """Every file that the manifest names, once each."""
+        engines = (FileRecord(spec.file, spec.sha256, spec.size_bytes) for spec in self.engines.values())
+        return tuple(dict.fromkeys((*engines, *self.side_files, self.weights)))
+
+    @property
     def any_engine(self) -> EngineSpec:
         """One of them: backend, target and library version are those of all."""
         return next(iter(self.engines.values()))
@@ -223,51 +233,77 @@ def manifest_from_json(data: dict[str, Any]) -> Manifest:
         )
     try:
         return _manifest(data)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"manifest.json is incomplete: {error!r}", fix="rebuild the bundle") from error
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise BundleError(f"manifest.json is not understood: {error}", fix="rebuild the bundle") from error
+
+
+@dataclass(frozen=True)
+class _PolicyFile:
+    """A policy as the manifest holds it."""
+
+    name: str
+    layers: tuple[int, int]
+    cached_scale: int | None
+    scale: dict[str, ScaleRule]  # by index
+    shared_selection: bool = False
+
+    def policy(self) -> PruningPolicy:
+        rules = {int(index): rule for index, rule in self.scale.items() if index.isascii() and index.isdecimal()}
+        if [str(index) for index in rules] != list(self.scale):
+            raise ValueError(f"scales {list(self.scale)}, expected whole numbers")
+        return PruningPolicy(self.name, rules, *self.layers, self.cached_scale, self.shared_selection)
+
+
+@dataclass(frozen=True)
+class _PlanFile:
+    """A plan as the manifest holds it: what the steps follow from."""
+
+    schedule: ScaleSchedule
+    policy: _PolicyFile
+    depth: int
+    drawing: Drawing
+    first_tokens: int
+
+    def plan(self) -> GenerationPlan:
+        """Laid out, if it is no larger than any that is built: laying out takes time and memory."""
+        sizes = self.schedule.sizes
+        sides = [side for size in (*sizes, self.schedule.position_grid) for side in size]
+        if self.depth > MOST_LAYERS or len(sizes) > MOST_SCALES or not all(1 <= side <= MOST_SIDE for side in sides):
+            raise ValueError(f"a plan of {self.depth} layers and {len(sizes)} scales, up to {max(sides)} tokens wide")
+        return make_plan(self.schedule, self.policy.policy(), self.depth, self.drawing, self.first_tokens)
 
 
 def _manifest(data: dict[str, Any]) -> Manifest:
-    family = family_named(data["family"])
-    sets = tuple(EngineSet(**{**s, "steps": tuple(StepEngines(**e) for e in s["steps"])}) for s in data["sets"])
-    return Manifest(
-        **{
-            **data,
-            "transformer": family.transformer_from_json(data["transformer"]),
-            "image_tokenizer": family.image_tokenizer_from_json(data["image_tokenizer"]),
-            "plan": _plan(data["plan"]),
-            "engines": {name: _engine(spec) for name, spec in data["engines"].items()},
-            "sets": sets,
-            "weights": FileRecord(**data["weights"]),
-            "text_tokenizer": FileRecord(**data["text_tokenizer"]) if data["text_tokenizer"] else None,
-            "class_names": FileRecord(**data["class_names"]) if data.get("class_names") else None,
-            "precision": Precision(**data["precision"]),
-            "sampling": SamplingDefaults(**data["sampling"]),
-            "prompt_format": PromptFormat(**data["prompt_format"]),
-            "tiles": _tiles(data["tiles"]) if data.get("tiles") else None,
-        }
-    )
+    family = family_named(str(data["family"]))
+    kinds: dict[str, Any] = get_type_hints(Manifest)
+    kinds |= {"transformer": family.transformer, "image_tokenizer": family.image_tokenizer, "plan": _PlanFile}
+    if unknown := sorted(data.keys() - kinds.keys()):
+        raise ValueError(f"unknown entries {unknown}")
+    nouns = {name: _noun(name, value, kinds[name]) for name, value in data.items()}
+    return Manifest(**{**nouns, "plan": nouns["plan"].plan()})
 
 
-def _plan(data: dict[str, Any]) -> GenerationPlan:
-    schedule = data["schedule"]
-    sizes, grid = tuple((h, w) for h, w in schedule["sizes"]), tuple(schedule["position_grid"])
-    return make_plan(
-        ScaleSchedule(sizes, grid, schedule["budget"], schedule["pixels_per_token"]),
-        policy_from_json(data["policy"]),
-        data["depth"],
-        Drawing(**data["drawing"]),
-        data["first_tokens"],
-    )
+def _noun(name: str, data: Any, kind: Any) -> Any:
+    """JSON as the type that it stands for, strictly: no number for a text, no entry that the type does not have.
+
+    Raises:
+        ValueError: it is none; says where.
+    """
+    try:
+        found = msgspec.convert(data, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if unknown := list(_unknown(data, msgspec.to_builtins(found))):
+        raise ValueError(f"{name}: unknown entries {unknown}")
+    return found
 
 
-def _tiles(data: dict[str, Any]) -> DecoderTiles:
-    return DecoderTiles(**{**data, "stages": tuple(DecoderStage(**stage) for stage in data["stages"])})
-
-
-def _engine(data: dict[str, Any]) -> EngineSpec:
-    tensors = {
-        key: tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in data[key])
-        for key in ("inputs", "outputs")
-    }
-    return EngineSpec(**{**data, **tensors, "report": EngineReport(**data["report"])})
+def _unknown(data: Any, understood: Any) -> Iterator[str]:
+    """Entries that were read over."""
+    if isinstance(data, dict):
+        yield from sorted(data.keys() - understood.keys())
+        for name in data.keys() & understood.keys():
+            yield from _unknown(data[name], understood[name])
+    elif isinstance(data, list):
+        for one, other in zip(data, understood, strict=True):
+            yield from _unknown(one, other)

@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import BuildError
 from ..packages import import_extra
-from .cache import default_folder, write_whole
+from .cache import default_folder
+from .files import write_whole
 
 KERNELS = Path(__file__).parent / "kernels"
 # As /proc/cpuinfo names them, each a flag of the compiler too. Only what calls a kernel needs those of its source.

@@ -49,6 +49,7 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
     suffix: ClassVar[str] = ".onnx"
+    native_code: ClassVar[bool] = False  # graphs of the library's own operators; no library of custom ones is loaded
     # fp16 runs by conversion, slower than fp32: to check 16-bit graphs with. Its CPU kernels know no bfloat16.
     precisions: ClassVar[tuple[str, ...]] = ("float32", "float16")
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ..errors import BundleError
+from .unpacking import UnpackingError, unpack_xz
 
 LIBRARY = "library"
 
@@ -39,11 +40,11 @@ class ProgramFile:
     @property
     def library(self) -> bytes:
         """Raises:
-        BundleError: it is not packed with xz.
+        BundleError: it is not packed with xz, or is absurdly large.
         """
         try:
-            return lzma.decompress(self.packed)
-        except lzma.LZMAError as error:
+            return unpack_xz(self.packed)
+        except UnpackingError as error:
             raise _no_engine(error) from error
 
     def to_bytes(self) -> bytes:
@@ -59,9 +60,9 @@ class ProgramFile:
         try:
             tensors = load(data)
             packed = tensors.pop(LIBRARY).tobytes()
-        except (SafetensorError, KeyError) as error:
+            numbered = sorted((int(name.partition(".")[0]), name) for name in tensors)
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:  # no such names, or element types
             raise _no_engine(error) from error
-        numbered = sorted((int(name.partition(".")[0]), name) for name in tensors)
         return cls(packed, {name.partition(".")[2]: tensors[name] for _, name in numbered})
 
 

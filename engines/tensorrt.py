@@ -22,6 +22,7 @@ from .manifest import EngineSpec
 from .onnx_graph import check_static, clean_graph
 from .tensorrt_report import BuildLog, listening_logger
 from .tensorrt_runtime import EngineLoader, TrtEngine
+from .unpacking import UnpackingError, unpack_xz
 
 CURRENT, ANY = "current", "any"
 SM80, SM89 = 80, 89
@@ -104,10 +105,10 @@ class TensorRTBackend(Backend):
             stamp = f"{self.name}-{self.version()}"
             self._loader = EngineLoader(self._trt, self.device(), self._cache_folder, stamp)
         try:
-            plan = lzma.decompress(engine)
-        except lzma.LZMAError as error:
+            plan = unpack_xz(engine)
+        except UnpackingError as error:
             raise BundleError(
-                f"engine {spec.name!r} is not packed with xz: {error}", fix="rebuild the bundle"
+                f"engine {spec.name!r} cannot be unpacked with xz: {error}", fix="rebuild the bundle"
             ) from error
         return self._loader.load(plan, spec)
 

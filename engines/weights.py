@@ -8,17 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BundleError, InternalError, NumericsError
+from ..errors import BundleError, CheckpointError, InternalError, NumericsError
 from .base import TensorRef
 from .dtypes import BY_SAFETENSORS, all_finite, element_type, size_bytes, storage_dtype
+from .files import whole_file
 from .manifest import FileRecord, TensorSpec
 
 ALIGNMENT_BYTES = 64
@@ -44,16 +48,27 @@ class WeightFile:
 
     `file[name]` copies nothing and holds the map open; bfloat16 comes as uint16, its name from `dtype(name)`.
 
+    Args:
+        path: the file; only its name where `handle` is given.
+        handle: the file, opened for reading in binary; may be closed afterwards.
+
     Raises:
-        BundleError: not a safetensors file, truncated, or with an element type unknown here.
+        BundleError: not a safetensors file, truncated, with an element type unknown here, or with tensors that overlap,
+            lie across their elements' alignment, or leave room for what belongs to none.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, handle: BinaryIO | None = None) -> None:
         self.path = Path(path)
-        start, self._entries = _read_header(self.path)
-        self._data: Array = np.memmap(self.path, np.uint8, mode="r")[start:]
-        for name, entry in self._entries.items():
-            _check_entry(self.path, name, entry, self._data.size)
+        try:
+            with self.path.open("rb") if handle is None else nullcontext(handle) as file:
+                start, self._entries = _read_header(self.path, file)
+                mapped = np.memmap(file, np.uint8, mode="r")
+        except OSError as error:
+            raise BundleError(
+                f"cannot read {self.path}: {error.strerror}", fix="check the path and its permissions"
+            ) from error
+        self._data: Array = mapped[start:]
+        _check_places(self.path, self._entries, start, self._data.size)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,23 +115,30 @@ def _damaged(path: Path, problem: str) -> BundleError:
     )
 
 
-def _read_header(path: Path) -> tuple[int, dict[str, _Entry]]:
+def _read_header(path: Path, handle: BinaryIO) -> tuple[int, dict[str, _Entry]]:
     """Start of the data in bytes, and the tensors in the order of the file."""
+    handle.seek(0)
+    available = os.fstat(handle.fileno()).st_size - _LENGTH_BYTES
+    length = int.from_bytes(handle.read(_LENGTH_BYTES), "little")
+    if not 2 <= length <= min(available, _LONGEST_HEADER_BYTES):
+        raise _damaged(path, f"its header is {length} bytes long, {max(available, 0)} bytes are there")
     try:
-        with path.open("rb") as handle:
-            available = os.fstat(handle.fileno()).st_size - _LENGTH_BYTES
-            length = int.from_bytes(handle.read(_LENGTH_BYTES), "little")
-            if not 2 <= length <= min(available, _LONGEST_HEADER_BYTES):
-                raise _damaged(path, f"its header is {length} bytes long, {max(available, 0)} bytes are there")
-            header = json.loads(handle.read(length))
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}", fix="check the path and its permissions") from error
+        header = json.loads(handle.read(length), object_pairs_hook=partial(_without_duplicates, path))
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not a JSON object")
     tensors = {name: _entry_from_json(path, name, e) for name, e in header.items() if name != "__metadata__"}
     return _LENGTH_BYTES + length, tensors
+
+
+def _without_duplicates(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two tensors of one name, readers disagree which counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise _damaged(path, f"its header names {twice[0]!r} twice")
+    return found
 
 
 def _entry_from_json(path: Path, name: str, data: Any) -> _Entry:
@@ -135,12 +157,28 @@ def _entry_from_json(path: Path, name: str, data: Any) -> _Entry:
     return _Entry(BY_SAFETENSORS[code].name, shape, start, stop)
 
 
-def _check_entry(path: Path, name: str, entry: _Entry, data_bytes: int) -> None:
-    size = size_bytes(entry.dtype, entry.shape)
-    if entry.stop - entry.start != size:
-        raise _damaged(path, f"tensor {name!r} takes {entry.stop - entry.start} bytes, its shape {size}")
-    if entry.stop > data_bytes:
-        raise _damaged(path, f"tensor {name!r} ends at byte {entry.stop} of {data_bytes}: truncated")
+def _check_places(path: Path, entries: Mapping[str, _Entry], start: int, data_bytes: int) -> None:
+    """Every tensor has bytes of its own, and every byte belongs to one. The data begins at byte `start` of the file."""
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        size = size_bytes(entry.dtype, entry.shape)
+        if entry.stop - entry.start != size:
+            raise _damaged(path, f"tensor {name!r} takes {entry.stop - entry.start} bytes, its shape {size}")
+        if entry.stop > data_bytes:
+            raise _damaged(path, f"tensor {name!r} ends at byte {entry.stop} of {data_bytes}: truncated")
+        if (start + entry.start) % storage_dtype(entry.dtype).itemsize:
+            raise _damaged(path, f"tensor {name!r} begins at byte {start + entry.start}, across its elements")
+        if entry.start < end and size:
+            raise _damaged(path, f"tensor {name!r} overlaps the one before it")
+        _check_gap(path, entry.start - end, f"before tensor {name!r}")
+        end = max(end, entry.stop)
+    _check_gap(path, data_bytes - end, "at its end")
+
+
+def _check_gap(path: Path, gap: int, where: str) -> None:
+    """Some programs leave out bytes so that tensors begin on a cache line; what is larger holds something."""
+    if gap >= ALIGNMENT_BYTES:
+        raise _damaged(path, f"{gap} bytes {where} belong to no tensor")
 
 
 def write_weights(path: str | Path, specs: Mapping[str, TensorSpec], fetch: Callable[[str], Array]) -> FileRecord:
@@ -158,20 +196,34 @@ def write_weights(path: str | Path, specs: Mapping[str, TensorSpec], fetch: Call
         NumericsError: a tensor holds NaN or infinity.
         InternalError: `fetch` gave another shape or element type than `specs` says.
         BundleError: the file cannot be written.
+        CheckpointError: `fetch` cannot read a tensor.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     order = sorted(specs, key=lambda name: _layout_key(specs[name]))
+    with _refused(path), whole_file(path, sync=True) as handle:
+        writer = _Writer(handle)
+        writer.write(_header(order, specs))
+        for name in order:
+            _write_tensor(writer, name, specs[name], _fetched(name, fetch))
+        return FileRecord(path.name, writer.digest.hexdigest(), writer.size_bytes)
+
+
+def _fetched(name: str, fetch: Callable[[str], Array]) -> Array:
     try:
-        with _Writer(partial) as writer:
-            writer.write(_header(order, specs))
-            for name in order:
-                _write_tensor(writer, name, specs[name], fetch(name))
-            record = writer.finish(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return record
+        return fetch(name)
+    except OSError as error:
+        raise CheckpointError(f"weight {name!r} cannot be read: {error}", fix="check the checkpoint's files") from error
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Full disks and missing permissions, as errors of the bundle."""
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(
+            f"cannot write {path}: {error.strerror}", fix="check the free space and the permissions"
+        ) from error
 
 
 def _layout_key(spec: TensorSpec) -> tuple[bool, int]:
@@ -212,46 +264,14 @@ def _write_tensor(writer: _Writer, name: str, spec: TensorSpec, values: Array) -
 
 
 class _Writer:
-    """A file written once, hashed on the way. OSError becomes BundleError here, and only here."""
+    """Hashes what it writes."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._digest = hashlib.sha256()
-        self._size_bytes = 0
-        self._handle: BinaryIO
-
-    def __enter__(self) -> _Writer:
-        try:
-            self._handle = self.path.open("wb")
-        except OSError as error:
-            raise self._failure(error) from error
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        try:
-            self._handle.close()
-        except OSError as error:
-            raise self._failure(error) from error
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self.digest = hashlib.sha256()
+        self.size_bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
-        self._digest.update(data)
-        self._size_bytes += len(data)
-        try:
-            self._handle.write(data)
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def finish(self, path: Path) -> FileRecord:
-        try:
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
-            self._handle.close()
-            self.path.replace(path)
-        except OSError as error:
-            raise self._failure(error) from error
-        return FileRecord(path.name, self._digest.hexdigest(), self._size_bytes)
-
-    def _failure(self, error: OSError) -> BundleError:
-        return BundleError(
-            f"cannot write {self.path}: {error.strerror}", fix="check the free space and the permissions"
-        )
+        self.digest.update(data)
+        self.size_bytes += len(data)
+        self._handle.write(data)

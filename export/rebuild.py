@@ -64,7 +64,7 @@ def rebuild(
     old, out = source.manifest, Path(out)
     plan = _plan(old, policy, size)
     toolchain = _toolchain(old)
-    weights = WeightFile(source.path / old.weights.file)
+    weights = source.weights
     assembly = _assemble(old, plan, with_encoder=_holds_encoder(weights))
     sources = model_sources(old.transformer, {}, old.image_tokenizer, {}, _holds_encoder(weights))
     sources |= edge_weights() if old.tiles else {}

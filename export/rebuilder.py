@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
+from ..engines.bundle import Bundle, Opening
 from ..errors import BuildError, FastvarError
 from ..plan import PruningPolicy, policy_from_json, policy_to_json
 
@@ -25,11 +26,26 @@ class Rebuilder:
         bundle: the bundle that is rebuilt.
         folder: where the bundles go, each under its policy's name.
         cache, jobs: as for `rebuild`.
+        opening: how the bundle is opened there; every digest is checked besides.
     """
 
-    def __init__(self, bundle: Path, folder: Path, *, cache: Path | bool = True, jobs: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        folder: Path,
+        *,
+        cache: Path | bool = True,
+        jobs: int | None = None,
+        opening: Opening | None = None,
+    ) -> None:
+        opening = opening or Opening()
         self._bundle, self._folder = bundle.resolve(), folder.resolve()
-        self._options = {"cache": str(cache) if isinstance(cache, Path) else cache, "jobs": jobs}
+        self._options = {
+            "cache": str(cache) if isinstance(cache, Path) else cache,
+            "jobs": jobs,
+            "trust_remote_code": opening.trust_remote_code,
+            "public_key": opening.public_key.decode() if opening.public_key else None,
+        }
         self._process: subprocess.Popen[str] | None = None
         self._built: dict[str, Path] = {}
 
@@ -75,16 +91,17 @@ class Rebuilder:
 
 def serve(bundle: Path, options: dict[str, Any], requests: IO[str], answers: IO[str]) -> None:
     """Answer requests until there are none; a bug ends the process with its traceback."""
-    from ..engines.bundle import Bundle
     from .rebuild import rebuild
 
     source: Bundle | None = None
+    key = options["public_key"]
+    opening = Opening("all", options["trust_remote_code"], key.encode() if key else None)
     cache = Path(options["cache"]) if isinstance(options["cache"], str) else options["cache"]
     for line in requests:
         request = json.loads(line)
         answer: dict[str, str] = {}
         try:
-            source = source or Bundle.open(bundle, verify="all")
+            source = source or Bundle.open_with(bundle, opening)
             policy = policy_from_json(request["policy"])
             rebuild(source, request["out"], policy=policy, cache=cache, jobs=options["jobs"])
         except FastvarError as error:

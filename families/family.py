@@ -97,7 +97,6 @@ class Family:
     schedules: Callable[[Any], dict[Size, ScaleSchedule]]  # of a transformer, by image (height, width) in pixels
     presets: Mapping[str, Preset]
     transformer_from_json: Callable[[dict[str, Any]], Any]
-    image_tokenizer_from_json: Callable[[dict[str, Any]], Any]
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     guidance_off: float = 1.0
     draws: str = "prompt"

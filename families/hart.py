@@ -14,7 +14,7 @@ from ..errors import CheckpointError, PlanError
 from ..plan import PruningPolicy, ScaleRule, dense_policy
 from ..schedule import ScaleSchedule, square_schedule
 from .family import Family, SamplingDefaults, own_schedule
-from .vq import VqTokenizerConfig, vq_from_json
+from .vq import VqTokenizerConfig
 
 PUBLISHED_SCALES = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
 POOLINGS = ("max", "avg")
@@ -243,7 +243,6 @@ HART = Family(
     schedules=own_schedule,
     presets={"dense": dense_policy, "fastvar": fastvar_policy},
     transformer_from_json=config_from_json,
-    image_tokenizer_from_json=vq_from_json,
     sampling=SamplingDefaults(guidance_scale=4.5, tau=None, top_p=1.0),  # the published sampling script's
     guidance_off=0.0,
     drawings=frozenset({"smooth", "final_iterations", "residual"}),

@@ -36,6 +36,7 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         _require(self.depth > 0 and self.width > 0 and self.heads > 0, "depth, width and heads must be positive")
+        _require(self.chunks > 0, f"{self.depth} layers do not divide into {self.chunks} chunks")
         _require(
             self.width % self.heads == 0,
             f"width {self.width} does not divide into {self.heads} attention heads",
@@ -157,12 +158,6 @@ def transformer_from_json(data: dict[str, Any]) -> TransformerConfig:
     return config
 
 
-def image_tokenizer_from_json(data: dict[str, Any]) -> ImageTokenizerConfig:
-    """Read the tokenizer part of a manifest."""
-    config: ImageTokenizerConfig = from_fields(ImageTokenizerConfig, data)
-    return config
-
-
 def _from_published(data: dict[str, Any]) -> dict[str, Any]:
     unsupported = {
         "rms_norm": False,
@@ -199,7 +194,6 @@ INFINITY = Family(
     schedules=_schedules,
     presets=PRESETS,
     transformer_from_json=transformer_from_json,
-    image_tokenizer_from_json=image_tokenizer_from_json,
     default_size=(1024, 1024),
     shapes=shapes,
 )

@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from ..plan import PruningPolicy, ScaleRule, dense_policy
 from ..schedule import ScaleSchedule, square_schedule
 from .family import Family, SamplingDefaults, from_fields, own_schedule
-from .vq import VAR_TOKENIZER, VqTokenizerConfig, vq_from_json
+from .vq import VAR_TOKENIZER, VqTokenizerConfig
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -151,7 +151,6 @@ VAR = Family(
     schedules=own_schedule,
     presets={"dense": dense_policy, "fastvar": fastvar_policy},
     transformer_from_json=_from_json,
-    image_tokenizer_from_json=vq_from_json,
     sampling=SamplingDefaults(guidance_scale=4.0, tau=None, top_p=0.95, top_k=900),  # upstream's demo
     guidance_off=0.0,
     draws="class label",

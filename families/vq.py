@@ -6,12 +6,10 @@ Knows no weights, no torch, no files.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..errors import CheckpointError
-from .family import from_fields
 
 NORM_GROUPS = 32
 PHIS = 4  # upstream places the ticks of another number of them by another rule; none was published
@@ -67,9 +65,3 @@ def phi_index(scale: int, scales: int) -> int:
     """
     ticks = np.linspace(1 / 3 / PHIS, 1 - 1 / 3 / PHIS, PHIS)
     return int(np.argmin(np.abs(ticks - scale / max(scales - 1, 1))))
-
-
-def vq_from_json(data: dict[str, Any]) -> VqTokenizerConfig:
-    """Read the tokenizer part of a manifest."""
-    config: VqTokenizerConfig = from_fields(VqTokenizerConfig, data)
-    return config

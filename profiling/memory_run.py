@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engines.base import Backend
-from ..engines.bundle import Bundle
+from ..engines.bundle import Bundle, Opening
 from ..engines.registry import backend_class
 from .apart import run_apart
 from .records import MemoryEvent, MemoryRun, Request
@@ -30,18 +30,18 @@ class _Interval:
     after: Sample
 
 
-def memory_run_apart(path: Path, request: Request) -> MemoryRun:
-    """`memory_run` in a fresh process.
+def memory_run_apart(path: Path, request: Request, opening: Opening | None = None) -> MemoryRun:
+    """`memory_run` in a fresh process, which opens the bundle as it is told.
 
     Raises:
         FastvarError: whatever stopped it there, told in one piece.
         DeviceMemoryError: the operating system stopped it.
     """
-    return run_apart(f"loaded {path}", _open_and_run, path, request)
+    return run_apart(f"loaded {path}", _open_and_run, path, request, opening or Opening())
 
 
-def _open_and_run(path: Path, request: Request) -> MemoryRun:
-    return memory_run(Bundle.open(path), request)
+def _open_and_run(path: Path, request: Request, opening: Opening) -> MemoryRun:
+    return memory_run(Bundle.open_with(path, opening), request)
 
 
 def memory_run(

@@ -48,7 +48,7 @@ def profile(
     memory = []
     for number, one in enumerate(bundles):
         tell("memory", number, len(bundles))
-        memory.append(memory_run_apart(one.path, request))
+        memory.append(memory_run_apart(one.path, request, one.opening))
     subjects = [Subject(one, request) for one in bundles]
     measured = measure(subjects, request, tell)
     labels = labels_of(bundles)

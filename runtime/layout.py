@@ -49,6 +49,7 @@ Binding = View | WeightView
 # Inputs that the host may write; all others have been written by an earlier engine.
 HOST_GIVEN = {"ids", "attention_mask", "cond", "uncond", "mask", "labels", "image", "summed", *SCALARS, *DRAWN}
 KEPT = "kept_"  # before the name of a sub-layer: the tokens it has chosen
+LAYER = "{layer}"  # in the names of weights: the layer that an engine is run for
 TEXT_ENCODER_WEIGHTS = "text_encoder_weights"  # the slot of weights that are brought for every prompt
 
 
@@ -191,7 +192,7 @@ class Planner:
                 raise InternalError(f"engine {engine}: nothing gives its input {tensor.name!r}")
         for tensor in (*spec.inputs, *spec.outputs):
             if tensor.name in named:
-                tensors[tensor.name] = self._weight(engine, named[tensor.name].format(layer=layer), tensor)
+                tensors[tensor.name] = self._weight(engine, named[tensor.name].replace(LAYER, str(layer)), tensor)
                 continue
             if tensor.name not in slots:
                 raise InternalError(f"engine {engine}: nothing is planned for its tensor {tensor.name!r}")

@@ -76,6 +76,8 @@ class Pipeline:
         offload_text_encoder: bool = False,
         cuda_graphs: bool = True,
         memory_budget: str | int | None = None,
+        trust_remote_code: bool = False,
+        require_signature: str | Path | bytes | None = None,
     ) -> Pipeline:
         """Open a bundle, check its digests, place its weights and memory on the device.
 
@@ -87,14 +89,18 @@ class Pipeline:
                 drawing uses afterwards; no effect on the CPU.
             cuda_graphs: on a GPU, replay the launches of a scale as one; no effect on the CPU.
             memory_budget: "15GiB", or bytes: refuse a bundle that would take more, rather than fail while drawing.
+            trust_remote_code: run the native code of a bundle in a Hugging Face hub cache.
+            require_signature: a public Ed25519 key in PEM, or its file: refuse a bundle that its owner did not sign.
 
         Raises:
-            BundleError: damaged, incomplete, or made for another version.
+            BundleError: damaged, incomplete, made for another version, or not trusted.
             BackendError: the backend's library, driver or device is missing or does not fit.
             DeviceMemoryError: the GPU has too little free memory, or the budget is too small; says what would fit.
             PlanError: the budget is no amount of memory.
         """
-        bundle = Bundle.open(Path(path), verify=verify)
+        bundle = Bundle.open(
+            Path(path), verify, trust_remote_code=trust_remote_code, require_signature=require_signature
+        )
         return cls(
             bundle,
             threads=threads,

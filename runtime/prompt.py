@@ -25,17 +25,24 @@ class TokenizedPrompt:
 
 
 class PromptTokenizer:
-    """Wraps tokenizer.json of the bundle."""
+    """Wraps tokenizer.json of the bundle: its content where that has been read, else the file."""
 
-    def __init__(self, path: Path, text_length: int, prompt_format: PromptFormat | None = None) -> None:
+    def __init__(
+        self, path: Path, text_length: int, prompt_format: PromptFormat | None = None, content: bytes | None = None
+    ) -> None:
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_buffer(path.read_bytes() if content is None else content)
         except Exception as error:
             raise BundleError(f"cannot read {path}: {error}", fix="rebuild the bundle") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._length, self._format = text_length, prompt_format or PromptFormat()
         self._prefix = self._tokenizer.encode(self._format.prefix, add_special_tokens=False).ids
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens before every prompt."""
+        return len(self._prefix)
 
     def encode(self, prompt: str) -> TokenizedPrompt:
         """Tokenize one prompt.

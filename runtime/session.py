@@ -7,14 +7,10 @@ from collections.abc import Iterator, Mapping
 from ..engines.base import Backend, Engine
 from ..engines.bundle import Bundle
 from ..engines.registry import get_backend
-from ..engines.weights import WeightFile
 from .fit import device_need, host_need, require_fit
 from .generation import Workspace
-from .layout import lay_out
 from .memory import Memory
-
-KERNEL_FOLDER = "kernels"  # in the bundle: what a library compiles on the GPU and keeps from run to run
-UNCONDITIONAL = "transformer.cfg_uncond"  # where a family learns the features of no text
+from .soundness import UNCONDITIONAL, check_weights, sound_layout
 
 
 class Session:
@@ -29,6 +25,7 @@ class Session:
 
     Raises:
         BackendError: the backend's library, driver or device is missing or does not fit.
+        BundleError: engines, weights and plan do not fit together.
         DeviceMemoryError: the device has too little free memory, or the budget is too small; nothing was allocated.
     """
 
@@ -42,16 +39,16 @@ class Session:
         memory_budget: int | None = None,
         backend: Backend | None = None,
     ) -> None:
-        self.manifest = bundle.manifest
+        self.manifest, self._bundle = bundle.manifest, bundle
         self._cuda_graphs = cuda_graphs
-        self.weights = WeightFile(bundle.path / self.manifest.weights.file)
-        folder = bundle.path / KERNEL_FOLDER
+        self.weights = bundle.weights
         self._backend = backend or get_backend(
-            self.manifest.backend, threads=threads, cache_folder=folder, target=self.manifest.target
+            self.manifest.backend, threads=threads, cache_folder=bundle.kernel_folder, target=self.manifest.target
         )
         self.device = self._backend.device()
         offloads = offload_text_encoder and not self.device.shares_host_memory
-        layouts = [lay_out(self.manifest, s.rows, offload_text_encoder=offloads) for s in self.manifest.sets]
+        layouts = [sound_layout(self.manifest, s.rows, offload_text_encoder=offloads) for s in self.manifest.sets]
+        check_weights(self.manifest, layouts, self.weights)
         need = host_need(self.manifest, layouts) if self.device.shares_host_memory else device_need(layouts)
         require_fit(
             self.manifest,
@@ -83,12 +80,16 @@ class Session:
     def settle(self) -> None:
         """After an image: keep what the library compiled for engines that ran for the first time."""
         if self.engines.loaded != self._settled:
-            self._backend.settle()
+            if self._bundle.is_current():  # else they would lie in the folder of another bundle
+                self._backend.settle()
             self._settled = self.engines.loaded
 
 
 class LazyEngines(Mapping[str, Engine]):
-    """Engines of a bundle, each loaded when it is first asked for: one guidance mode costs only its own."""
+    """Engines of a bundle, each loaded when it is first asked for: one guidance mode costs only its own.
+
+    Their bytes are the opened bundle's: another build into its folder changes nothing here.
+    """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self._bundle, self._backend = bundle, backend

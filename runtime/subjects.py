@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..engines.bundle import Bundle
@@ -31,9 +31,10 @@ class Subjects:
         m = self._manifest = bundle.manifest
         self._labels = draws_labels(m)
         self.tokenizer: PromptTokenizer | None = None
-        if m.text_tokenizer is not None:
-            path = bundle.path / m.text_tokenizer.file
-            self.tokenizer = PromptTokenizer(path, m.text_length, m.prompt_format)
+        if m.text_tokenizer is not None and m.text_encoder:
+            path, content = bundle.path / m.text_tokenizer.file, bundle.read(m.text_tokenizer)
+            self.tokenizer = PromptTokenizer(path, m.text_length, m.prompt_format, content)
+            _check_prefix(m, self.tokenizer.prefix_length)
         self._names = _read_names(bundle)
 
     def of(self, prompt: str | Sequence[str] | None, labels: Label | Sequence[Label] | None = None) -> list[Subject]:
@@ -115,6 +116,21 @@ class Subjects:
         )
 
 
+def _check_prefix(manifest: Manifest, prefix_length: int) -> None:
+    """The prefix and the longest prompt fill the text encoder's input.
+
+    Raises:
+        BundleError: they do not.
+    """
+    _, length = manifest.engines[manifest.text_encoder].tensor("ids").shape
+    if prefix_length + manifest.text_length != length:
+        raise BundleError(
+            f"the bundle is inconsistent: a prefix of {prefix_length} tokens and prompts of {manifest.text_length}",
+            expected=f"{length} together, for its text encoder",
+            fix="rebuild the bundle",
+        )
+
+
 def _read_names(bundle: Bundle) -> list[list[str]]:
     """Names of every class, the first one first; empty where the checkpoint had none."""
     record = bundle.manifest.class_names
@@ -122,7 +138,14 @@ def _read_names(bundle: Bundle) -> list[list[str]]:
         return []
     path = bundle.path / record.file
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"cannot read {path}: {error}", fix="rebuild the bundle") from error
-    return [[part.strip().casefold() for part in str(entry).split(",")] for entry in data]
+        entries = msgspec.json.decode(bundle.read(record), type=list[str])
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is no list of names: {error}", fix="rebuild the bundle") from error
+    classes = bundle.manifest.transformer.classes if draws_labels(bundle.manifest) else 0  # type: ignore[attr-defined]
+    if len(entries) != classes:
+        raise BundleError(
+            f"{path} has {len(entries)} entries",
+            expected=f"one for each of {classes} classes",
+            fix="rebuild the bundle",
+        )
+    return [[part.strip().casefold() for part in entry.split(",")] for entry in entries]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fastvar.engines.manifest import EngineSpec, Manifest
 from fastvar.engines.registry import backend_class
+from fastvar.engines.weights import WeightFile
 from fastvar.export.build import _write_weights
 from fastvar.export.checkpoint import Checkpoint
 from fastvar.export.describe import describe
@@ -24,10 +25,15 @@ class ModuleBundle:
         self.manifest: Manifest = describe(checkpoint, plan, backend_class("onnxruntime"), precision)
         sources = engine_weights(checkpoint, False, precision) | preview_weights(checkpoint)
         _write_weights(folder / self.manifest.weights.file, sources, precision)
+        self.weights = WeightFile(folder / self.manifest.weights.file)
+        self.kernel_folder = folder
         self._text_encoder = checkpoint.text_encoder
 
     def read_engine(self, spec: EngineSpec) -> bytes:
         return b""
+
+    def is_current(self) -> bool:
+        return True
 
     def session(self) -> Session:
         return Session(self, backend=ModuleBackend(self.manifest, self._text_encoder))  # type: ignore[arg-type]

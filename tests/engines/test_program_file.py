@@ -1,7 +1,12 @@
+from functools import partial
+
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
+from fastvar.engines import program_file
 from fastvar.engines.program_file import ProgramFile
+from fastvar.engines.unpacking import unpack_xz
 from fastvar.errors import BundleError
 
 
@@ -20,7 +25,22 @@ def test_same_content_same_bytes():
     assert ProgramFile.of(b"library").to_bytes() == ProgramFile.of(b"library").to_bytes()
 
 
-@pytest.mark.parametrize("data", [b"", b"no engine", ProgramFile.of(b"library").to_bytes()[:-5]], ids=len)
+def named(name: str) -> bytes:
+    return bytes(save({"library": np.zeros(3, np.uint8), name: np.zeros(3, np.float32)}))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no engine", ProgramFile.of(b"library").to_bytes()[:-5], named("rotary"), named("²0.rotary")],
+    ids=["empty", "other", "cut", "unnumbered", "no number"],
+)
 def test_refuses_other_files(data: bytes):
     with pytest.raises(BundleError, match="not an engine of AOTInductor"):
         ProgramFile.from_bytes(data)
+
+
+def test_a_library_that_unpacks_to_more_than_allowed_is_refused(monkeypatch):
+    monkeypatch.setattr(program_file, "unpack_xz", partial(unpack_xz, limit=10_000))
+    assert ProgramFile.of(b"\0" * 10_000).library == b"\0" * 10_000
+    with pytest.raises(BundleError, match="would unpack to 10001 bytes"):
+        ProgramFile.of(b"\0" * 10_001).library  # noqa: B018

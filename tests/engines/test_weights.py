@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from fastvar.engines.dtypes import BY_NAME, storage_dtype
 from fastvar.engines.manifest import TensorSpec
 from fastvar.engines.weights import ALIGNMENT_BYTES, WeightFile, write_weights
-from fastvar.errors import BundleError, InternalError, NumericsError
+from fastvar.errors import BundleError, CheckpointError, InternalError, NumericsError
 
 
 def specs(**tensors: tuple[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
@@ -196,3 +196,67 @@ def test_a_tensor_that_is_not_there(tmp_path):
     assert "b" not in file
     with pytest.raises(BundleError, match="holds no tensor 'b'"):
         file["b"]
+
+
+def _layout(**offsets: tuple[int, int]) -> dict[str, object]:
+    """float32 tensors at places of the data."""
+    return {
+        name: {"dtype": "F32", "shape": [(stop - start) // 4], "data_offsets": [start, stop]}
+        for name, (start, stop) in offsets.items()
+    }
+
+
+def _aligned(header: object, data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    ("layout", "size", "match"),
+    [
+        (_layout(a=(0, 16), b=(8, 24)), 24, "'b' overlaps"),
+        (_layout(a=(0, 16), b=(0, 16)), 16, "overlaps"),
+        (_layout(a=(0, 64), b=(16, 32)), 64, "'b' overlaps"),
+        (_layout(a=(2, 18)), 18, "'a' begins at byte .*, across its elements"),
+        (_layout(a=(0, 16), b=(80, 96)), 96, "64 bytes before tensor 'b' belong to no tensor"),
+        (_layout(a=(64, 80)), 80, "64 bytes before tensor 'a'"),
+        (_layout(a=(0, 16)), 80, "64 bytes at its end belong to no tensor"),
+        ({}, 64, "64 bytes at its end"),
+    ],
+)
+def test_tensors_have_bytes_of_their_own_and_every_byte_a_tensor(tmp_path, layout, size, match):
+    (tmp_path / "w").write_bytes(_aligned(layout, bytes(size)))
+    with pytest.raises(BundleError, match=match):
+        WeightFile(tmp_path / "w")
+
+
+def test_gaps_that_align_are_no_harm(tmp_path):
+    (tmp_path / "w").write_bytes(_aligned(_layout(b=(64, 80), a=(0, 4)), bytes(96)))
+    assert sorted(WeightFile(tmp_path / "w")) == ["a", "b"]
+
+
+def test_a_header_that_does_not_align_its_data(tmp_path):
+    text = json.dumps(_layout(a=(0, 16))).encode()
+    text += b" " * (-len(text) % 4 + 1)
+    (tmp_path / "w").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+    with pytest.raises(BundleError, match="across its elements"):
+        WeightFile(tmp_path / "w")
+
+
+@pytest.mark.parametrize("twice", ['"a": {}, "a"', '"b": {"dtype": "F32", "dtype": "F16"}, "a"'])
+def test_names_that_come_twice_in_the_header(tmp_path, twice):
+    text = json.dumps(_layout(a=(0, 16))).replace('"a"', twice).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    (tmp_path / "w").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+    with pytest.raises(BundleError, match=r"names '.*' twice"):
+        WeightFile(tmp_path / "w")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_a_disk_that_cannot_be_written(tmp_path):
+    def fetch(_name):
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(CheckpointError, match="weight 'a' cannot be read"):
+        write_weights(tmp_path / "w", specs(a=("float32", (4,))), fetch)
+    assert list(tmp_path.iterdir()) == []

@@ -125,13 +125,12 @@ def test_flipped_byte_is_found_when_loading(bundle: Path, pattern: str):
     assert "rebuild" in error.value.fix
 
 
-def test_byte_flipped_between_loading_and_use_is_found(bundle: Path):
-    """Engines are opened when first needed; guidance 1 has engines of its own."""
+def test_byte_flipped_between_loading_and_use_changes_nothing(bundle: Path):
+    """Engines are made when first needed, of the bytes that were checked; guidance 1 has engines of its own."""
+    right = [event.preview().tobytes() for event in Pipeline.load(bundle).stream(PROMPT, guidance_scale=1)]
     pipe = Pipeline.load(bundle)
     next(pipe.stream(PROMPT, guidance_scale=3.0)).preview()
-    path = next(bundle.glob("engines/bridge-*-r1-*"))
-    flip(path)
-    with pytest.raises(BundleError, match="is damaged") as error:
-        next(pipe.stream(PROMPT, guidance_scale=1))
-    assert path.name in error.value.problem
-    assert len(list(pipe.stream(PROMPT, guidance_scale=3.0))) == 3
+    flip(next(bundle.glob("engines/bridge-*-r1-*")))
+    assert [event.preview().tobytes() for event in pipe.stream(PROMPT, guidance_scale=1)] == right
+    with pytest.raises(BundleError, match="is damaged"):
+        Pipeline.load(bundle)

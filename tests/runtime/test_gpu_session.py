@@ -405,15 +405,21 @@ def test_flipped_byte_is_found_before_the_library_sees_it(copied: Path, load: Lo
     assert driver.calls == []
 
 
-def test_byte_flipped_after_loading_is_found_before_the_library_sees_it(copied: Path, load: Load):
-    driver = FakeDriver()
-    library = FakeTensorRT(driver)
-    gpu, _ = load(copied, driver, library)
+def test_bytes_flipped_after_loading_never_reach_the_library(cpu: Pipeline, copied: Path, load: Load):
+    gpu, _ = load(copied)
     for path in copied.glob("engines/*"):
         flip(path)
-    with pytest.raises(BundleError, match="is damaged"):
-        gpu(PROMPT)
-    assert library.plans == []
+    assert pixels(gpu(PROMPT).images) == pixels(cpu(PROMPT).images)
+
+
+def test_kernels_do_not_go_into_the_bundle_that_took_the_place(copied: Path, gpu_bundle: Path, load: Load):
+    gpu, _ = load(copied)
+    shutil.rmtree(copied)
+    gpu(PROMPT)
+    assert not copied.exists(), "nor does a folder come back that was removed"
+    shutil.copytree(gpu_bundle, copied)
+    gpu(PROMPT, guidance_scale=1)
+    assert not (copied / "kernels").exists()
 
 
 def test_bundle_for_another_gpu_is_refused(gpu_bundle: Path, load: Load):
@@ -439,8 +445,10 @@ def test_failure_while_drawing_leaves_the_pipeline_usable(cpu: Pipeline, gpu_bun
 
 def test_kernels_are_kept_in_the_bundle(copied: Path):
     for first in (True, False):
-        backend = FakeBackend(cache_folder=copied / session_module.KERNEL_FOLDER)
-        session = Session(Bundle.open(copied), backend=backend)
+        bundle = Bundle.open(copied)
+        assert bundle.kernel_folder == copied / "kernels"
+        backend = FakeBackend(cache_folder=bundle.kernel_folder)
+        session = Session(bundle, backend=backend)
         session.workspace(2)
         session.settle()
         assert (backend.library.compiled > 0) is first
