@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,8 @@ class Pipeline:
         if not isinstance(path, str | os.PathLike):
             raise InputError(f"the path {shown(path)} is a {type(path).__name__}", expected="the folder of a bundle")
         bundle = Bundle.open(Path(path), verify=verify)
+        # Engines are read when first needed: from there, wherever the process has gone meanwhile.
+        bundle = replace(bundle, path=bundle.path.absolute())
         pipe = cls(
             bundle,
             threads=threads,
@@ -116,7 +119,7 @@ class Pipeline:
             memory_budget=memory_budget,
             busy_timeout=busy_timeout,
         )
-        pipe._origin = Path(path).absolute(), arguments
+        pipe._origin = bundle.path, arguments
         return pipe
 
     @property

@@ -36,8 +36,7 @@ def stream(turns: Turns, events: Generator[Any, None, None] | None = None, timeo
 def counting(count: int = 3, seen: list[Any] | None = None) -> Generator[Any, None, None]:
     """Events 0, 1, 2; tells when it ended."""
     try:
-        for i in range(count):
-            yield i
+        yield from range(count)
     finally:
         if seen is not None:
             seen.append("ended")
