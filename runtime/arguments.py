@@ -101,7 +101,10 @@ def callback(name: str, value: Called | None) -> Called | None:
 
 def shown(value: Any) -> str:
     """How a value is written, without the middle where that is long."""
-    return repr(value) if isinstance(value, Real) else reprlib.repr(value)
+    try:
+        return repr(value) if isinstance(value, Real) else reprlib.repr(value)
+    except ValueError:  # Python does not write numbers of thousands of digits
+        return "of thousands of digits"
 
 
 def _single(value: Any) -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..plan import StepPlan, part_counts
+from .arguments import shown
 
 MAX_SEED = 2**63 - 1
 DRAWN_SEED_BITS = 32  # of a seed that nobody chose: short enough to type again
@@ -40,7 +41,7 @@ def check_seed(seed: int) -> int:
         InputError: out of range or not a whole number.
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
-        raise InputError(f"seed {seed!r} is out of range", expected=f"a whole number from 0 to {MAX_SEED}")
+        raise InputError(f"seed {shown(seed)} is out of range", expected=f"a whole number from 0 to {MAX_SEED}")
     return int(seed)
 
 

@@ -20,6 +20,7 @@ from .generation import ImageInput, LabelInput, SamplingSettings, TextInput
 from .prompt import PromptTokenizer, TokenizedPrompt
 
 MOST_WORDS = 8  # that a warning names
+LONGEST_NUMBER = 20  # digits: what is longer is no class, and Python may refuse to read it
 Read = TypeVar("Read")
 Subject = str | int  # a prompt, or the number of a class
 Label = int | str
@@ -143,11 +144,12 @@ class Subjects:
 
     def _class_number(self, label: Label) -> int:
         classes = self._manifest.transformer.classes  # type: ignore[attr-defined]  # families of labels have them
-        if isinstance(label, str) and not label.strip().isdigit():
+        if isinstance(label, str) and not (label.strip().isdecimal() and len(label) < LONGEST_NUMBER):
             return self._named(label)
         number = int(label) if isinstance(label, str | int | np.integer) and not isinstance(label, bool) else -1
         if not 0 <= number < classes:
-            raise InputError(f"class {label!r} is out of range", expected=f"a whole number from 0 to {classes - 1}")
+            expected = f"a whole number from 0 to {classes - 1}"
+            raise InputError(f"class {shown(label)} is out of range", expected=expected)
         return number
 
     def _named(self, name: str) -> int:
@@ -157,7 +159,7 @@ class Subjects:
             return exact[0]
         near = [f"{i} ({names[0]})" for i, names in enumerate(self._names) if any(wanted in n for n in names)][:5]
         raise InputError(
-            f"no class is named {name!r}" if not exact else f"{len(exact)} classes are named {name!r}",
+            f"no class is named {shown(name)}" if not exact else f"{len(exact)} classes are named {shown(name)}",
             expected="a class number, or a name of the bundle's class_names.json"
             if self._names
             else "a class number: this bundle has no class names",

@@ -61,3 +61,8 @@ def test_seeds_count_up_from_the_one_given_or_drawn():
     assert len({first for first, _ in drawn}) > 15
     with pytest.raises(InputError, match="seed 9223372036854775808"):
         seeds_from(MAX_SEED, 2)
+
+
+def test_a_seed_that_python_does_not_write():
+    with pytest.raises(InputError, match="seed of thousands of digits is out of range"):
+        check_seed(10**5000)
