@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import threading
 import time
@@ -150,6 +151,21 @@ def test_an_interrupted_wait_leaves_the_line(turns: Turns, pool: ThreadPoolExecu
         turn.withdrawn = True
         turns.wake()
         assert isinstance(job.exception(5), Withdrawn)
+        assert not turns._line
+    take(turns, timeout=0)
+
+
+def test_ctrl_c_ends_a_wait(turns: Turns, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "POLL", 0.05)
+
+    def interrupt() -> None:
+        waits(turns, 1)
+        _thread.interrupt_main()
+
+    with held(turns, pool):
+        pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            take(turns)
         assert not turns._line
     take(turns, timeout=0)
 
