@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engines.base import Backend
 from ..engines.bundle import Bundle
 from ..errors import BundleError, InputError
-from ..families import family_named
-from ..plan import StepPlan
 from ..schedule import Size
 from .arguments import byte_count, callback, flag, seconds, shown, whole
-from .editing import Editing, given_tokens, inpainting, upscaling
-from .events import GeneratedImage, ImageTimings, Output, ScaleEvent, ScaleTiming
-from .generation import ImageInput, SamplingSettings, Workspace
-from .noise import Noise, seeded_noise, seeds_from
-from .preview import Colours, Previews, to_image
+from .drawing import Drawer, OnImageEnd, OnScaleEnd, Request
+from .editing import Editing, inpainting, upscaling
+from .events import Output
+from .generation import SamplingSettings
+from .noise import seeds_from
 from .session import Session
 from .settings import chosen_settings, recorded
 from .source_image import ImageSource, read_image, read_mask
 from .stream import Stream, StreamTurn
 from .subjects import Label, Subject, Subjects, stated
-from .turns import CallTurn, Turns, closed
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .turns import Turns, closed
 
 MAX_IMAGES = 1024
 MAX_THREADS = 4096
-OnScaleEnd = Callable[[ScaleEvent], object]
-OnImageEnd = Callable[[GeneratedImage], object]
 
 
 class Pipeline:
@@ -60,7 +50,7 @@ class Pipeline:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self._turns = Turns(seconds("busy_timeout", busy_timeout))
-        self._opened: Session | None = Session(
+        session = Session(
             bundle,
             threads=None if threads is None else whole("threads", threads, 1, MAX_THREADS),
             offload_text_encoder=flag("offload_text_encoder", offload_text_encoder),
@@ -68,6 +58,7 @@ class Pipeline:
             memory_budget=None if memory_budget is None else byte_count("memory_budget", memory_budget),
             backend=backend,
         )
+        self._drawer = Drawer(session, self._turns)
         self._subjects = Subjects(bundle)
         self._origin: tuple[Path, dict[str, Any]] | None = None  # path and arguments of `load`
 
@@ -130,7 +121,7 @@ class Pipeline:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._opened is None
+        return self._drawer.is_closed
 
     def close(self, timeout: float | None = None) -> None:
         """Give back engines and memory; images and previews that were drawn stay. Closing again does nothing.
@@ -141,10 +132,7 @@ class Pipeline:
         Raises:
             PipelineBusy: from within a callback, or others draw for longer than `timeout` seconds.
         """
-        self._turns.close(self._free, seconds("timeout", timeout))
-
-    def _free(self) -> None:
-        self._opened = None
+        self._drawer.close(seconds("timeout", timeout))
 
     def __enter__(self) -> Pipeline:
         return self
@@ -164,9 +152,7 @@ class Pipeline:
 
     @property
     def _session(self) -> Session:
-        if self._opened is None:
-            raise closed()
-        return self._opened
+        return self._drawer.session
 
     def __call__(
         self,
@@ -214,7 +200,7 @@ class Pipeline:
         settings = self._settings(guidance_scale=guidance_scale, tau=tau, top_p=top_p, top_k=top_k)
         callbacks = (callback_on_scale_end, callback_on_image_end)
         subjects = self._subjects.of(prompt, class_labels)
-        return self._draw_all(subjects, seed, num_images, settings, negative_prompt, callbacks, timeout)
+        return self._draw(subjects, seed, num_images, settings, negative_prompt, callbacks, timeout)
 
     def upscale(
         self,
@@ -257,7 +243,7 @@ class Pipeline:
         settings = self._settings(guidance_scale=guidance_scale, tau=tau, top_p=top_p)
         callbacks = (callback_on_scale_end, callback_on_image_end)
         subjects = self._subjects.of(prompt)
-        return self._draw_all(subjects, seed, num_images, settings, negative_prompt, callbacks, timeout, edit)
+        return self._draw(subjects, seed, num_images, settings, negative_prompt, callbacks, timeout, edit)
 
     def inpaint(
         self,
@@ -299,7 +285,7 @@ class Pipeline:
         settings = self._settings(guidance_scale=guidance_scale, tau=tau, top_p=top_p)
         callbacks = (callback_on_scale_end, callback_on_image_end)
         subjects = self._subjects.of(prompt)
-        return self._draw_all(subjects, seed, num_images, settings, negative_prompt, callbacks, timeout, edit)
+        return self._draw(subjects, seed, num_images, settings, negative_prompt, callbacks, timeout, edit)
 
     def _require_encoder(self) -> None:
         if not self.manifest.encoder:
@@ -308,7 +294,7 @@ class Pipeline:
                 fix="rebuild it with `fastvar build --with-encoder` (with_encoder=True)",
             )
 
-    def _draw_all(
+    def _draw(
         self,
         subjects: list[Subject],
         seed: int | None,
@@ -319,43 +305,18 @@ class Pipeline:
         timeout: float | None,
         edit: Editing | None = None,
     ) -> Output:
-        on_scale_end = callback("callback_on_scale_end", callbacks[0])
-        on_image_end = callback("callback_on_image_end", callbacks[1])
-        seeds = seeds_from(seed, whole("num_images", num_images, 1, MAX_IMAGES))
-        patience = seconds("timeout", timeout)
         negative = stated(negative_prompt)
-        given = self._subjects.inputs(subjects, negative, settings)
-        noise_of: Callable[[int], Noise] = seeded_noise
-        if edit is not None:
-            noise_of, patience = self._noise_around(edit, settings, patience), None
-        record = recorded(self.manifest, settings, negative) | dict(edit.record if edit else {})
-        draws = family_named(self.manifest.family).draws
-        results: list[GeneratedImage] = []
-        for subject, text in zip(subjects, given, strict=True):
-            for s in seeds:
-                image, timings = self._draw(text, noise_of(s), settings, on_scale_end, patience)
-                patience = None  # what was begun is not lost because others draw in between
-                image = edit.finish(image) if edit else image
-                results.append(GeneratedImage(len(results), image, str(subject), s, record, timings, draws))
-                if on_image_end is not None:
-                    on_image_end(results[-1])
-        return Output(
-            images=[result.image for result in results],
-            prompts=[result.prompt for result in results],
-            seeds=[result.seed for result in results],
-            settings=record,
-            timings=[result.timings for result in results],
-            draws=draws,
+        request = Request(
+            subjects,
+            self._subjects.inputs(subjects, negative, settings),
+            seeds_from(seed, whole("num_images", num_images, 1, MAX_IMAGES)),
+            settings,
+            recorded(self.manifest, settings, negative),
+            edit,
+            callback("callback_on_scale_end", callbacks[0]),
+            callback("callback_on_image_end", callbacks[1]),
         )
-
-    def _noise_around(
-        self, edit: Editing, settings: SamplingSettings, patience: float | None
-    ) -> Callable[[int], Noise]:
-        """Seed -> noise that forces the tokens kept of an image. Encodes the image."""
-        with self._turns.taken(CallTurn(), patience):
-            latent = self._session.workspace(settings.rows).encode_image(edit.pixels)
-            self._session.settle()
-        return given_tokens(latent, edit.kept, self.manifest.plan, self.manifest.transformer).noise
+        return self._drawer.images(request, seconds("timeout", timeout))
 
     def stream(
         self,
@@ -386,70 +347,8 @@ class Pipeline:
         negative = stated(negative_prompt)
         (given,) = self._subjects.inputs([subject], negative, settings)
         (seed,) = seeds_from(seed, 1)
-        turn = StreamTurn(self._turns, self._scales(given, seed, settings), seconds("timeout", timeout))
+        turn = StreamTurn(self._turns, self._drawer.scales(given, seed, settings), seconds("timeout", timeout))
         return Stream(turn, seed, recorded(self.manifest, settings, negative))
-
-    def _scales(self, given: ImageInput, seed: int, settings: SamplingSettings) -> Generator[ScaleEvent, None, None]:
-        """What a stream steps through, its turn once taken."""
-        session = self._session
-        workspace = session.workspace(settings.rows)
-        workspace.give(given)
-        yield from self._events(workspace, seeded_noise(seed), settings)
-        session.settle()
-
-    def _draw(
-        self,
-        given: ImageInput,
-        noise: Noise,
-        settings: SamplingSettings,
-        on_scale_end: OnScaleEnd | None,
-        patience: float | None,
-    ) -> tuple[Image, ImageTimings]:
-        turn = CallTurn()
-        with self._turns.taken(turn, patience):
-            session = self._session
-            workspace = session.workspace(settings.rows)
-            device = workspace.device
-            start = device.mark()
-            workspace.give(given)
-            encoded = device.mark()
-            if on_scale_end is None:  # nobody listens: the device is given all scales at once
-                run = workspace.run_scales(noise, settings, wait=False)
-                scales = [ScaleTiming(*_facts(calls.step), ms) for calls, ms in run]
-            else:
-                scales = self._tell(workspace, noise, settings, turn, on_scale_end)
-            begun = time.perf_counter()
-            image = to_image(workspace.decode())
-            decode_ms = (time.perf_counter() - begun) * 1e3
-            session.settle()
-            return image, ImageTimings(device.elapsed_ms(start, encoded), tuple(scales), decode_ms)
-
-    def _tell(
-        self, workspace: Workspace, noise: Noise, settings: SamplingSettings, turn: CallTurn, listener: OnScaleEnd
-    ) -> list[ScaleTiming]:
-        """Run all scales, and tell of each."""
-        scales: list[ScaleTiming] = []
-        with closing(self._events(workspace, noise, settings)) as events:
-            for event in events:
-                scales.append(ScaleTiming(event.index, event.size, event.tokens, event.kept, event.ms))
-                with turn.in_callback():
-                    listener(event)
-                del event  # unless the listener holds it, its preview need not be kept
-        return scales
-
-    def _events(
-        self, workspace: Workspace, noise: Noise, settings: SamplingSettings
-    ) -> Generator[ScaleEvent, None, None]:
-        previews = Previews(self._colours)
-        for calls, ms in workspace.run_scales(noise, settings):
-            try:
-                yield ScaleEvent(*_facts(calls.step), ms, previews.of(partial(workspace.summed_codes, calls)))
-            finally:  # also where the reader stops here, and others draw
-                previews.keep()
-
-    @cached_property
-    def _colours(self) -> Colours:
-        return Colours(self._session.weights, self.size)
 
     def _settings(self, **given: Any) -> SamplingSettings:
         if self.closed:
@@ -471,7 +370,3 @@ def _load_again(cls: type[Pipeline], path: Path, arguments: dict[str, Any], dige
             fix="load the bundle by its path, or put the former one back",
         )
     return pipe
-
-
-def _facts(step: StepPlan) -> tuple[int, Size, int, int]:
-    return step.index, step.size, step.tokens, step.kept
