@@ -165,7 +165,7 @@ def soak(pipe_or_bundle: Pipeline | str | Path, images: int = 60, threads: int =
         (threads that did not come to an end), "rss_mib" (resident memory after every image, where the system tells).
     """
     own = not isinstance(pipe_or_bundle, Pipeline)
-    pipe = Pipeline.load(pipe_or_bundle, threads=1) if own else pipe_or_bundle
+    pipe = Pipeline.load(pipe_or_bundle) if own else pipe_or_bundle
     run = Soak(pipe, _all_alone(pipe), SimpleQueue(), seed)
     for job in range(images):
         run.jobs.put(job)
@@ -207,7 +207,7 @@ def rss_mib() -> float:
 
 if __name__ == "__main__":
     bundle, *numbers = sys.argv[1:]
-    result = soak(bundle, *map(int, numbers))
+    result = soak(Pipeline.load(bundle, threads=1), *map(int, numbers))
     memory = result.pop("rss_mib")
     print(result, f"RSS {memory[len(memory) // 3]:.0f} MiB after a third, {memory[-1]:.0f} MiB at the end", sep="\n")
     sys.exit(bool(result["differing"] or result["errors"] or result["alive"]))

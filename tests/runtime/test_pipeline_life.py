@@ -18,6 +18,7 @@ import pytest
 from fastvar import Pipeline
 from fastvar.engines.bundle import Bundle
 from fastvar.errors import BundleError, FastvarError, InputError, PlanError
+from fastvar.machine import usable_cores
 
 PROMPT = "a red circle above a blue square"
 
@@ -57,7 +58,8 @@ def test_what_load_refuses(tiny_bundle: Path, wrong: dict[str, object], named: s
 
 
 def test_what_load_takes(tiny_bundle: Path):
-    pipe = Pipeline.load(str(tiny_bundle), threads=np.int64(1), memory_budget=np.int64(1 << 30), busy_timeout=np.inf)
+    cores = np.int64(usable_cores())  # what other tests of the process have by default
+    pipe = Pipeline.load(str(tiny_bundle), threads=cores, memory_budget=np.int64(1 << 30), busy_timeout=np.inf)
     assert len(drawn(pipe)) == 256 * 256 * 3
 
 
