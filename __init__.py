@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .errors import PipelineBusy
+
 if TYPE_CHECKING:
     from .export.build import build
     from .runtime.pipeline import Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__", "build"]
+__all__ = ["Pipeline", "PipelineBusy", "__version__", "build"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,10 @@ Start-up stays light: torch, onnxruntime and numpy are imported by the commands 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated, NoReturn
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -24,7 +26,7 @@ from .commands.sign import sign
 from .commands.sizes import sizes
 from .commands.tune import tune
 from .commands.upscale import upscale
-from .errors import FastvarError
+from .errors import FastvarError, UnknownWordsWarning
 
 USER_ERROR = 2  # exit code of everything a user can cause; click uses the same for a wrong option
 
@@ -41,6 +43,7 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit: 0 done, 2 the user's error in plain words, 130 interrupted; a bug is a traceback."""
+    _tell_warnings_plainly()
     try:
         app(args=arguments, prog_name="fastvar")
     except FastvarError as error:
@@ -50,6 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         typer.echo("interrupted", err=True)
         sys.exit(130)
     sys.exit(0)
+
+
+def _tell_warnings_plainly() -> None:
+    warnings.simplefilter("always", UnknownWordsWarning)
+    warnings.showwarning = partial(_show_warning, warnings.showwarning)
+
+
+def _show_warning(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """What the user should know is one line; other warnings keep their place in the code."""
+    if issubclass(category, UnknownWordsWarning):
+        typer.echo(f"warning: {message}", err=True)
+    else:
+        others(message, category, *where)
 
 
 def _print_version(wanted: bool) -> None:

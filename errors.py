@@ -44,6 +44,14 @@ class InputError(FastvarError):
     """A prompt, seed or sampling setting outside what is supported."""
 
 
+class PipelineBusy(FastvarError):  # noqa: N818  it tells of a state that passes, like BlockingIOError
+    """The pipeline draws for somebody else, and the time to wait for it is over."""
+
+
+class UnknownWordsWarning(UserWarning):
+    """The tokenizer has no token for some words of a prompt, so they have no say in the image."""
+
+
 class NumericsError(FastvarError):
     """A weight or an activation is not finite."""
 

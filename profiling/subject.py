@@ -18,7 +18,7 @@ from ..runtime.events import ImageTimings, ScaleTiming
 from ..runtime.generation import ImageInput, SamplingSettings, TextInput, default_settings, with_overrides
 from ..runtime.layout import EngineCall, StepCalls
 from ..runtime.noise import check_seed, uniform_noise
-from ..runtime.pipeline import to_image
+from ..runtime.preview import to_image
 from ..runtime.session import Session
 from ..runtime.subjects import Subjects, draws_labels
 from .records import KeptMap, Request

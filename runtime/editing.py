@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..families.family import TransformerShape
 from ..plan import GenerationPlan
 from ..schedule import PIXELS_PER_TOKEN, Size
+from .arguments import flag, whole
 from .noise import Noise, uniform_noise
 from .quantiser import Bits, quantize, tokens_of
 from .source_image import Mask, box_to_use, check_same_aspect, same_part, touched
@@ -82,9 +83,10 @@ def upscaling(
     Raises:
         InputError: another aspect ratio, a number of scales out of range, or an image too large or too small.
     """
-    size = plan.schedule.pixels
+    consistency, size = flag("consistency", consistency), plan.schedule.pixels
     small = source.crop(box_to_use(source.size[::-1], size, fit))
-    count = scales_of(small.size[::-1], plan) if keep_scales is None else _checked(keep_scales, plan)
+    scales = len(plan.schedule)
+    count = scales_of(small.size[::-1], plan) if keep_scales is None else whole("keep_scales", keep_scales, 1, scales)
     kept = {step.index: np.full(step.tokens, step.index < count) for step in plan.steps}
 
     def finish(image: Image.Image) -> Image.Image:
@@ -117,20 +119,13 @@ def scales_of(image: Size, plan: GenerationPlan) -> int:
     return count
 
 
-def _checked(keep_scales: int, plan: GenerationPlan) -> int:
-    scales = len(plan.schedule)
-    if isinstance(keep_scales, bool) or not isinstance(keep_scales, int) or not 1 <= keep_scales <= scales:
-        raise InputError(f"keep_scales {keep_scales!r} is out of range", expected=f"a whole number from 1 to {scales}")
-    return keep_scales
-
-
 def inpainting(source: Image.Image, mask: Mask, plan: GenerationPlan, *, fit: str, composite: bool) -> Editing:
     """In-painting of an RGB image where the mask [h, w] is True, at the plan's size.
 
     Raises:
         InputError: another aspect ratio, or a mask that marks nothing or leaves nothing.
     """
-    size, own = plan.schedule.pixels, source.size[::-1]
+    composite, size, own = flag("composite", composite), plan.schedule.pixels, source.size[::-1]
     check_same_aspect((mask.shape[0], mask.shape[1]), own)
     box = box_to_use(own, size, fit)
     left, top, right, bottom = same_part(box, own, (mask.shape[0], mask.shape[1]))

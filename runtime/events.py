@@ -25,7 +25,7 @@ class ScaleTiming:
 
 @dataclass(frozen=True)
 class ScaleEvent(ScaleTiming):
-    """A scale that has just run. `preview()` draws what is known so far; call it before the next event."""
+    """A scale that has run. `preview()` draws what was known of the image then, at whatever time it is called."""
 
     preview: Callable[[], Image] = field(repr=False, default=lambda: _no_preview())
 

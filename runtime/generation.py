@@ -19,10 +19,13 @@ from ..engines.dtypes import all_finite
 from ..engines.manifest import Manifest
 from ..errors import InputError, InternalError, NumericsError
 from ..families import family_named
+from .arguments import number, whole
 from .layout import EngineCall, StepCalls, View
 from .memory import Memory
 from .noise import SCALARS, Noise, draw
 from .prompt import TokenizedPrompt
+
+MAX_TOP_K = (1 << 31) - 1  # an int32 in the engines
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class SamplingSettings:
             raise InputError(f"tau {self.tau} is out of range", expected="a temperature above 0, at most 100")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p {self.top_p} is out of range", expected="a share above 0, at most 1")
-        if self.top_k is not None and (isinstance(self.top_k, bool) or not 0 <= self.top_k < 1 << 31):
+        if self.top_k is not None and (isinstance(self.top_k, bool) or not 0 <= self.top_k <= MAX_TOP_K):
             raise InputError(f"top_k {self.top_k} is out of range", expected="a number of codes, or 0 for all")
 
     @property
@@ -131,11 +134,12 @@ class Workspace:
 
     def _with_copies(self, launch: Launch, call: EngineCall) -> Launch:
         copies = [tuple(self._memory.ref(self.layout, view) for view in (c.target, c.source)) for c in call.copies]
+        device = self.device  # not `self`: memory goes with the workspace, not with the next garbage collection
 
         def run() -> None:
             launch()
             for target, source in copies:
-                self.device.copy(target, source)
+                device.copy(target, source)
 
         return run
 
@@ -414,8 +418,17 @@ def _nothing() -> None:
 
 
 def with_overrides(defaults: SamplingSettings, **values: Any) -> SamplingSettings:
-    """Settings with those replaced that were given."""
-    return replace(defaults, **{name: value for name, value in values.items() if value is not None})
+    """Settings with those replaced that were given.
+
+    Raises:
+        InputError: a value that is no number, or one out of range.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    checked: dict[str, Any] = {
+        name: whole(name, value, 0, MAX_TOP_K) if name == "top_k" else number(name, value)
+        for name, value in given.items()
+    }
+    return replace(defaults, **checked)
 
 
 def default_settings(manifest: Manifest) -> SamplingSettings:

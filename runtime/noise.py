@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..plan import StepPlan, part_counts
+from .arguments import shown
 
 MAX_SEED = 2**63 - 1
+DRAWN_SEED_BITS = 32  # of a seed that nobody chose: short enough to type again
 ORDER = "order"
 CHOICE = "noise"  # one uniform number for each choice of a bit or of a code
 # What the host draws for a scale, by the name of the input, and how it is distributed.
@@ -37,8 +41,18 @@ def check_seed(seed: int) -> int:
         InputError: out of range or not a whole number.
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
-        raise InputError(f"seed {seed!r} is out of range", expected=f"a whole number from 0 to {MAX_SEED}")
+        raise InputError(f"seed {shown(seed)} is out of range", expected=f"a whole number from 0 to {MAX_SEED}")
     return int(seed)
+
+
+def seeds_from(seed: int | None, count: int) -> list[int]:
+    """The seeds of `count` images: `seed` and those that follow it. None draws the first one.
+
+    Raises:
+        InputError: a seed out of range.
+    """
+    first = secrets.randbits(DRAWN_SEED_BITS) if seed is None else check_seed(seed)
+    return [check_seed(first + i) for i in range(count)]
 
 
 def uniform_noise(seed: int, scale: int, shape: tuple[int, ...], stream: str = CHOICE) -> NDArray[np.float32]:
@@ -57,6 +71,11 @@ def uniform_noise(seed: int, scale: int, shape: tuple[int, ...], stream: str = C
     if kind == ORDER:
         return generator.permutation(shape[0]).astype(np.float32)
     return generator.standard_normal(shape, dtype=np.float32)
+
+
+def seeded_noise(seed: int) -> Noise:
+    """Noise of a seed, drawn anew for every scale."""
+    return partial(uniform_noise, seed)
 
 
 def draw(noise: Noise, step: StepPlan, shape: tuple[int, ...], name: str) -> NDArray[np.float32] | NDArray[np.int64]:

@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+import os
+from collections.abc import Iterable
 from pathlib import Path
-from threading import Lock, get_ident
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from ..engines.base import Backend
 from ..engines.bundle import Bundle
-from ..engines.dtypes import parse_bytes
-from ..errors import InputError
-from ..families import family_named
+from ..errors import BundleError, InputError
 from ..schedule import Size
-from .editing import Editing, given_tokens, inpainting, upscaling
-from .events import GeneratedImage, ImageTimings, Output, ScaleEvent, ScaleTiming
-from .generation import ImageInput, SamplingSettings, Workspace, default_settings, with_overrides
-from .layout import StepCalls
-from .noise import Noise, check_seed, uniform_noise
+from .arguments import byte_count, callback, flag, seconds, shown, whole
+from .drawing import Drawer, OnImageEnd, OnScaleEnd, Request
+from .editing import Editing, inpainting, upscaling
+from .events import Output
+from .generation import SamplingSettings
+from .noise import seeds_from
 from .session import Session
-from .source_image import read_image, read_mask
-from .subjects import Subject, Subjects
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .settings import chosen_settings, recorded
+from .source_image import ImageSource, read_image, read_mask
+from .stream import Stream, StreamTurn
+from .subjects import Label, Subject, Subjects, stated
+from .turns import Turns, closed
 
 MAX_IMAGES = 1024
-OnScaleEnd = Callable[[ScaleEvent], None]
-OnImageEnd = Callable[[GeneratedImage], None]
+MAX_THREADS = 4096
 
 
 class Pipeline:
     """Draws images from a bundle.
 
-    Thread-safe: memory is static, so images are drawn one at a time and further callers wait their turn.
+    Thread-safe: memory is static, so images are drawn one at a time, first come first served. Pickled and copied, it is
+    its path and the arguments of `load`: whoever unpickles it loads the bundle anew, unless that has changed.
     """
 
     def __init__(
@@ -50,26 +43,28 @@ class Pipeline:
         offload_text_encoder: bool = False,
         cuda_graphs: bool = True,
         memory_budget: str | int | None = None,
+        busy_timeout: float | None = None,
         backend: Backend | None = None,
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self._session = Session(
+        self._turns = Turns(seconds("busy_timeout", busy_timeout))
+        session = Session(
             bundle,
-            threads=threads,
-            offload_text_encoder=offload_text_encoder,
-            cuda_graphs=cuda_graphs,
-            memory_budget=parse_bytes(memory_budget) if isinstance(memory_budget, str) else memory_budget,
+            threads=None if threads is None else whole("threads", threads, 1, MAX_THREADS),
+            offload_text_encoder=flag("offload_text_encoder", offload_text_encoder),
+            cuda_graphs=flag("cuda_graphs", cuda_graphs),
+            memory_budget=None if memory_budget is None else byte_count("memory_budget", memory_budget),
             backend=backend,
         )
+        self._drawer = Drawer(session, self._turns)
         self._subjects = Subjects(bundle)
-        self._turn = Lock()
-        self._holder: int | None = None
+        self._origin: tuple[Path, dict[str, Any]] | None = None  # path and arguments of `load`
 
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | os.PathLike[str],
         *,
         threads: int | None = None,
         verify: str = "auto",
@@ -78,6 +73,7 @@ class Pipeline:
         memory_budget: str | int | None = None,
         trust_remote_code: bool = False,
         require_signature: str | Path | bytes | None = None,
+        busy_timeout: float | None = None,
     ) -> Pipeline:
         """Open a bundle, check its digests, place its weights and memory on the device.
 
@@ -91,35 +87,82 @@ class Pipeline:
             memory_budget: "15GiB", or bytes: refuse a bundle that would take more, rather than fail while drawing.
             trust_remote_code: run the native code of a bundle in a Hugging Face hub cache.
             require_signature: a public Ed25519 key in PEM, or its file: refuse a bundle that its owner did not sign.
+            busy_timeout: seconds that a call waits for others to draw theirs, before `PipelineBusy`. None waits for as
+                long as they draw, but for ten minutes at most where one is inside its own callback. A stream that
+                nobody reads keeps nobody waiting: calls draw its remaining scales for it.
 
         Raises:
             BundleError: damaged, incomplete, made for another version, or not trusted.
             BackendError: the backend's library, driver or device is missing or does not fit.
             DeviceMemoryError: the GPU has too little free memory, or the budget is too small; says what would fit.
             PlanError: the budget is no amount of memory.
+            InputError: an argument of another kind, or out of range.
         """
+        # Before anything else has a name: whatever `load` takes, a pickled pipeline is loaded with again.
+        arguments = {name: value for name, value in locals().items() if name not in ("cls", "path")}
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"the path {shown(path)} is a {type(path).__name__}", expected="the folder of a bundle")
         bundle = Bundle.open(
-            Path(path), verify, trust_remote_code=trust_remote_code, require_signature=require_signature
+            Path(path).absolute(), verify, trust_remote_code=trust_remote_code, require_signature=require_signature
         )
-        return cls(
+        pipe = cls(
             bundle,
             threads=threads,
             offload_text_encoder=offload_text_encoder,
             cuda_graphs=cuda_graphs,
             memory_budget=memory_budget,
+            busy_timeout=busy_timeout,
         )
+        pipe._origin = bundle.path, arguments
+        return pipe
 
     @property
     def size(self) -> Size:
         """(height, width) in pixels."""
         return self.manifest.plan.schedule.pixels
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._drawer.is_closed
+
+    def close(self, timeout: float | None = None) -> None:
+        """Give back engines and memory; images and previews that were drawn stay. Closing again does nothing.
+
+        Waits for the image that is being drawn and for calls in line, as any call does. Streams end: their readers get
+        what was drawn, then an InputError, as does every later call.
+
+        Raises:
+            PipelineBusy: from within a callback, or others draw for longer than `timeout` seconds.
+        """
+        self._drawer.close(seconds("timeout", timeout))
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.closed:
+            raise closed()
+        if self._origin is None:
+            raise InputError(
+                "this Pipeline was not made by Pipeline.load, so it cannot be pickled or copied",
+                fix="send the bundle's path, and load it where it is needed",
+            )
+        return _load_again, (type(self), *self._origin, self.bundle.digest)
+
+    @property
+    def _session(self) -> Session:
+        return self._drawer.session
+
     def __call__(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: str | Iterable[str] | None = None,
         *,
-        class_labels: int | str | Sequence[int | str] | None = None,
-        seed: int = 0,
+        class_labels: Label | Iterable[Label] | None = None,
+        seed: int | None = None,
         guidance_scale: float | None = None,
         tau: float | None = None,
         top_p: float | None = None,
@@ -128,41 +171,49 @@ class Pipeline:
         negative_prompt: str | None = None,
         callback_on_scale_end: OnScaleEnd | None = None,
         callback_on_image_end: OnImageEnd | None = None,
+        timeout: float | None = None,
     ) -> Output:
         """Draw images, of prompts or of class labels, as the bundle's family draws.
 
         Args:
             prompt: one text, or several.
             class_labels: one class or several, by number, or by name where the checkpoint has names.
-            seed: of the first image of each prompt or label; the next ones count up from it.
+            seed: of the first image of each prompt or label; the next ones count up from it. None draws one, which the
+                output tells.
             guidance_scale: classifier-free guidance; Infinity's 1, VAR's and HART's 0 switches it off and runs half the
                 work.
             tau: sampling temperature (Infinity).
             top_p: the rarest values of a choice go, as long as their probabilities sum to at most 1 - top_p.
             top_k: only so many codes are drawn from; 0 for all (VAR).
             num_images: images per prompt or label.
-            negative_prompt: what to steer away from, in place of the learned unconditional text.
-            callback_on_scale_end: called with a `ScaleEvent` after every scale.
-            callback_on_image_end: called with a `GeneratedImage` as soon as each image is complete.
+            negative_prompt: what to steer away from, in place of the learned unconditional text; "" is none.
+            callback_on_scale_end: called with a `ScaleEvent` after every scale; may not draw with this pipeline.
+            callback_on_image_end: called with a `GeneratedImage` as soon as each image is complete; may draw.
+            timeout: seconds to wait for others before the first image; `busy_timeout` by default.
 
         Raises:
             InputError: a setting out of range or unknown to the family, a prompt too long for the bundle, or a class
-                that it does not know.
+                that it does not know. Nothing was drawn then.
+            PipelineBusy: the time to wait for others is over, or this is a callback of a drawing that has not ended.
+            BundleError: the bundle has no engines for this guidance.
+
+        Warns:
+            UnknownWordsWarning: the tokenizer does not know some words of a prompt.
         """
-        settings = self._settings(guidance_scale, tau, top_p, top_k)
-        subjects = self._subjects.of(prompt, class_labels)
+        settings = self._settings(guidance_scale=guidance_scale, tau=tau, top_p=top_p, top_k=top_k)
         callbacks = (callback_on_scale_end, callback_on_image_end)
-        return self._draw_all(subjects, seed, num_images, settings, negative_prompt, callbacks)
+        subjects = self._subjects.of(prompt, class_labels)
+        return self._draw(subjects, seed, num_images, settings, negative_prompt, callbacks, timeout)
 
     def upscale(
         self,
-        image: Image | str | Path,
-        prompt: str,
+        image: ImageSource,
+        prompt: str | Iterable[str],
         *,
         keep_scales: int | None = None,
         fit: str = "exact",
         consistency: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         guidance_scale: float | None = None,
         tau: float | None = None,
         top_p: float | None = None,
@@ -170,12 +221,14 @@ class Pipeline:
         negative_prompt: str | None = None,
         callback_on_scale_end: OnScaleEnd | None = None,
         callback_on_image_end: OnImageEnd | None = None,
+        timeout: float | None = None,
     ) -> Output:
         """Enlarge an image to the bundle's size: its coarse scales are kept, the model draws the finer ones.
 
         Args:
-            image: a PIL image or a file.
-            prompt: what the image shows.
+            image: a PIL image; a file by path, as bytes, or opened in binary; or an array [H, W] or [H, W, 3 or 4] of
+                uint8, or of floats from 0 to 1.
+            prompt: what the image shows; of several, each is drawn.
             keep_scales: how many scales are the image's; by default those whose token grid, at 16 pixels a token,
                 does not exceed the image.
             fit: "crop" to cut another aspect ratio around the centre; "exact" refuses it.
@@ -185,23 +238,25 @@ class Pipeline:
 
         Raises:
             InputError: no encoder in the bundle, an image that cannot be used, or a setting out of range.
+            PipelineBusy, BundleError: as a call.
         """
         self._require_encoder()
         plan = self.manifest.plan
         edit = upscaling(read_image(image), plan, keep_scales=keep_scales, fit=fit, consistency=consistency)
-        settings = self._settings(guidance_scale, tau, top_p)
+        settings = self._settings(guidance_scale=guidance_scale, tau=tau, top_p=top_p)
         callbacks = (callback_on_scale_end, callback_on_image_end)
-        return self._draw_all(self._subjects.of(prompt), seed, num_images, settings, negative_prompt, callbacks, edit)
+        subjects = self._subjects.of(prompt)
+        return self._draw(subjects, seed, num_images, settings, negative_prompt, callbacks, timeout, edit)
 
     def inpaint(
         self,
-        image: Image | str | Path,
-        mask: Image | str | Path,
-        prompt: str,
+        image: ImageSource,
+        mask: ImageSource,
+        prompt: str | Iterable[str],
         *,
         fit: str = "exact",
         composite: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         guidance_scale: float | None = None,
         tau: float | None = None,
         top_p: float | None = None,
@@ -209,26 +264,31 @@ class Pipeline:
         negative_prompt: str | None = None,
         callback_on_scale_end: OnScaleEnd | None = None,
         callback_on_image_end: OnImageEnd | None = None,
+        timeout: float | None = None,
     ) -> Output:
-        """Redraw the white part of the mask: at every scale, tokens that it does not touch are the image's.
+        """Redraw a part of an image: at every scale, tokens that the mask does not touch are the image's.
 
         Args:
-            image: a PIL image or a file; resized to the bundle's size.
-            mask: of the image's aspect ratio; white is redrawn.
-            prompt: what the whole image shall show.
+            image: as for `upscale`; resized to the bundle's size.
+            mask: of the image's aspect ratio, given in the same ways, or an array of booleans: white, True or 1 is
+                redrawn. Of a picture with holes, the holes are: where it is transparent.
+            prompt: what the whole image shall show; of several, each is drawn.
             fit: "crop" to cut another aspect ratio around the centre, of image and mask; "exact" refuses it.
             composite: put the image's own pixels back outside the mask, with a soft edge.
 
         The other arguments are those of a call.
 
         Raises:
-            InputError: no encoder in the bundle, an image or mask that cannot be used, or a setting out of range.
+            InputError: no encoder in the bundle, an image or mask that cannot be used, a mask that marks nothing or
+                everything, or a setting out of range.
+            PipelineBusy, BundleError: as a call.
         """
         self._require_encoder()
         edit = inpainting(read_image(image), read_mask(mask), self.manifest.plan, fit=fit, composite=composite)
-        settings = self._settings(guidance_scale, tau, top_p)
+        settings = self._settings(guidance_scale=guidance_scale, tau=tau, top_p=top_p)
         callbacks = (callback_on_scale_end, callback_on_image_end)
-        return self._draw_all(self._subjects.of(prompt), seed, num_images, settings, negative_prompt, callbacks, edit)
+        subjects = self._subjects.of(prompt)
+        return self._draw(subjects, seed, num_images, settings, negative_prompt, callbacks, timeout, edit)
 
     def _require_encoder(self) -> None:
         if not self.manifest.encoder:
@@ -237,158 +297,79 @@ class Pipeline:
                 fix="rebuild it with `fastvar build --with-encoder` (with_encoder=True)",
             )
 
-    def _draw_all(
+    def _draw(
         self,
         subjects: list[Subject],
-        seed: int,
+        seed: int | None,
         num_images: int,
         settings: SamplingSettings,
         negative_prompt: str | None,
         callbacks: tuple[OnScaleEnd | None, OnImageEnd | None],
+        timeout: float | None,
         edit: Editing | None = None,
     ) -> Output:
-        on_scale_end, on_image_end = callbacks
-        seeds = _seeds(seed, num_images)
-        given = [self._subjects.given(subject, negative_prompt, settings) for subject in subjects]
-        noise_of = self._noise_around(edit, settings) if edit else seeded_noise
-        record = self._record(settings, negative_prompt) | dict(edit.record if edit else {})
-        draws = family_named(self.manifest.family).draws
-        results: list[GeneratedImage] = []
-        for subject, text in zip(subjects, given, strict=True):
-            for s in seeds:
-                image, timings = self._draw(text, noise_of(s), settings, on_scale_end)
-                image = edit.finish(image) if edit else image
-                results.append(GeneratedImage(len(results), image, str(subject), s, record, timings, draws))
-                if on_image_end is not None:
-                    on_image_end(results[-1])
-        return Output(
-            images=[result.image for result in results],
-            prompts=[result.prompt for result in results],
-            seeds=[result.seed for result in results],
-            settings=record,
-            timings=[result.timings for result in results],
-            draws=draws,
+        negative = stated(negative_prompt)
+        request = Request(
+            subjects,
+            self._subjects.inputs(subjects, negative, settings),
+            seeds_from(seed, whole("num_images", num_images, 1, MAX_IMAGES)),
+            settings,
+            recorded(self.manifest, settings, negative),
+            edit,
+            callback("callback_on_scale_end", callbacks[0]),
+            callback("callback_on_image_end", callbacks[1]),
         )
-
-    def _noise_around(self, edit: Editing, settings: SamplingSettings) -> Callable[[int], Noise]:
-        """Seed -> noise that forces the tokens kept of an image. Encodes the image."""
-        with self._workspace(settings.rows) as workspace:
-            latent = workspace.encode_image(edit.pixels)
-        return given_tokens(latent, edit.kept, self.manifest.plan, self.manifest.transformer).noise
+        return self._drawer.images(request, seconds("timeout", timeout))
 
     def stream(
         self,
         prompt: str | None = None,
         *,
-        class_label: int | str | None = None,
-        seed: int = 0,
+        class_label: Label | None = None,
+        seed: int | None = None,
         guidance_scale: float | None = None,
         tau: float | None = None,
         top_p: float | None = None,
         top_k: int | None = None,
         negative_prompt: str | None = None,
-    ) -> Iterator[ScaleEvent]:
+        timeout: float | None = None,
+    ) -> Stream:
         """Draw one image scale by scale; `preview()` of the last event is not the image, call the pipeline for that.
 
-        Settings are checked here; the pipeline is held from the first event until the iterator ends or is closed.
+        Settings are checked here; the pipeline draws from the first event on, for which it waits `timeout` seconds at
+        most. Other calls may be made between events: they have the remaining scales drawn first.
+
+        Raises:
+            InputError, BundleError: as a call.
+
+        Warns:
+            UnknownWordsWarning: as a call.
         """
-        settings = self._settings(guidance_scale, tau, top_p, top_k)
-        (subject,) = self._subjects.of(prompt, class_label)
-        given = self._subjects.given(subject, negative_prompt, settings)
-        return self._stream(given, check_seed(seed), settings)
+        settings = self._settings(guidance_scale=guidance_scale, tau=tau, top_p=top_p, top_k=top_k)
+        subject = self._subjects.one(prompt, class_label)
+        negative = stated(negative_prompt)
+        (given,) = self._subjects.inputs([subject], negative, settings)
+        (seed,) = seeds_from(seed, 1)
+        turn = StreamTurn(self._turns, self._drawer.scales(given, seed, settings), seconds("timeout", timeout))
+        return Stream(turn, seed, recorded(self.manifest, settings, negative))
 
-    def _stream(self, given: ImageInput, seed: int, settings: SamplingSettings) -> Iterator[ScaleEvent]:
-        with self._workspace(settings.rows) as workspace:
-            workspace.give(given)
-            yield from self._events(workspace, seeded_noise(seed), settings)
-
-    def _draw(
-        self, given: ImageInput, noise: Noise, settings: SamplingSettings, callback: OnScaleEnd | None
-    ) -> tuple[Image, ImageTimings]:
-        with self._workspace(settings.rows) as workspace:
-            device = workspace.device
-            start = device.mark()
-            workspace.give(given)
-            encoded = device.mark()
-            scales: list[ScaleTiming] = []
-            # Nobody listens: the device is given all scales at once.
-            for event in self._events(workspace, noise, settings, wait=callback is not None):
-                scales.append(ScaleTiming(event.index, event.size, event.tokens, event.kept, event.ms))
-                if callback is not None:
-                    callback(event)
-            begun = time.perf_counter()
-            image = to_image(workspace.decode())
-            decode_ms = (time.perf_counter() - begun) * 1e3
-            return image, ImageTimings(device.elapsed_ms(start, encoded), tuple(scales), decode_ms)
-
-    def _events(
-        self, workspace: Workspace, noise: Noise, settings: SamplingSettings, wait: bool = True
-    ) -> Iterator[ScaleEvent]:
-        for calls, ms in workspace.run_scales(noise, settings, wait=wait):
-            step = calls.step
-            yield ScaleEvent(step.index, step.size, step.tokens, step.kept, ms, self._previewer(workspace, calls))
-
-    def _previewer(self, workspace: Workspace, calls: StepCalls) -> Callable[[], Image]:
-        def preview() -> Image:
-            # A linear map from codes to colour, fitted when the bundle was built: the decoder costs far more.
-            codes = workspace.summed_codes(calls)
-            weights = self._session.weights
-            colour = np.tensordot(weights["preview.weight"], codes, axes=1)
-            return to_image((colour + weights["preview.bias"][:, None, None]).clip(-1, 1)).resize(self.size[::-1])
-
-        return preview
-
-    @contextmanager
-    def _workspace(self, rows: int) -> Iterator[Workspace]:
-        if self._holder == get_ident():
-            raise InputError(
-                "this thread is still streaming an image from this pipeline",
-                expected="one image at a time: memory is static",
-                fix="finish or close the stream first, or load a second pipeline",
-            )
-        with self._turn:
-            self._holder = get_ident()
-            try:
-                yield self._session.workspace(rows)
-                self._session.settle()
-            finally:
-                self._holder = None
-
-    def _settings(
-        self, guidance_scale: float | None, tau: float | None, top_p: float | None, top_k: int | None = None
-    ) -> SamplingSettings:
-        defaults = default_settings(self.manifest)
-        for name, value in (("tau", tau), ("top_k", top_k)):
-            if value is not None and getattr(defaults, name) is None:
-                raise InputError(f"{self.manifest.family} models have no {name}", fix="leave it away")
-        return with_overrides(defaults, guidance_scale=guidance_scale, tau=tau, top_p=top_p, top_k=top_k)
-
-    def _record(self, settings: SamplingSettings, negative: str | None) -> dict[str, Any]:
-        return {
-            "guidance_scale": settings.guidance_scale,
-            **{name: value for name, value in (("tau", settings.tau), ("top_k", settings.top_k)) if value is not None},
-            "top_p": settings.top_p,
-            "negative_prompt": negative,
-            "policy": self.manifest.plan.policy.name,
-            "model": self.manifest.model,
-            "size": f"{self.size[1]}x{self.size[0]}",
-        }
+    def _settings(self, **given: Any) -> SamplingSettings:
+        if self.closed:
+            raise closed()
+        return chosen_settings(self.manifest, **given)
 
 
-def to_image(pixels: NDArray[np.float32]) -> Image:
-    """[3, H, W] in [-1, 1] -> a PIL image, rounded to the nearest level."""
-    from PIL import Image as PilImage
+def _load_again(cls: type[Pipeline], path: Path, arguments: dict[str, Any], digest: str) -> Pipeline:
+    """What a pickled pipeline becomes.
 
-    levels = np.rint((pixels + 1) * 127.5).astype(np.uint8)
-    return PilImage.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
-
-
-def seeded_noise(seed: int) -> Noise:
-    """Noise of a seed, drawn anew for every scale."""
-    return partial(uniform_noise, seed)
-
-
-def _seeds(seed: int, count: int) -> list[int]:
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_IMAGES:
-        raise InputError(f"num_images {count!r} is out of range", expected=f"a whole number from 1 to {MAX_IMAGES}")
-    return [check_seed(check_seed(seed) + i) for i in range(count)]
+    Raises:
+        BundleError: another bundle lies there by now, besides what `load` raises.
+    """
+    pipe = cls.load(path, **arguments)
+    if pipe.bundle.digest != digest:
+        raise BundleError(
+            f"{path} is another bundle than the one whose Pipeline was pickled",
+            expected=f"digest {digest[:16]}, found {pipe.bundle.digest[:16]}",
+            fix="load the bundle by its path, or put the former one back",
+        )
+    return pipe

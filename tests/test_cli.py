@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -197,6 +198,25 @@ def test_bad_input_is_told_plainly_and_leaves_nothing(run, tiny_bundle, tmp_path
 def test_emoji_in_a_prompt_are_drawn(run, tiny_bundle, tmp_path):
     assert run("generate", tiny_bundle, "🙂 🟥", "--seed", 1)[0] == 0
     assert read_metadata(tmp_path / "image-1.png")["prompt"] == "🙂 🟥"
+
+
+def test_words_that_the_tokenizer_does_not_know_are_told_in_a_line(run, tiny_bundle, tmp_path):
+    for options in ((), ("--negative-prompt", "blurry")):
+        code, _, err = run("generate", tiny_bundle, "a zorped circle", "--seed", 1, *options)
+        assert code == 0
+        lines = err.splitlines()
+        assert lines[0] == "warning: the tokenizer does not know: 'zorped' (prompt); the image cannot follow them"
+        assert len(lines) == 1 + len(options) // 2
+        assert all(line.startswith("warning: ") for line in lines)
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_other_warnings_keep_their_place(capsys):
+    with warnings.catch_warnings(record=True) as told:
+        cli._tell_warnings_plainly()
+        warnings.warn("look", stacklevel=1)
+    assert [(str(warning.message), warning.filename) for warning in told] == [("look", __file__)]
+    assert capsys.readouterr().err == ""
 
 
 def test_unwritable_output_is_told_before_anything_is_drawn(run, tiny_bundle, tmp_path, monkeypatch):

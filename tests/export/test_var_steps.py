@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -105,6 +106,9 @@ def test_images_of_numbers_and_names(bundle):
     fewer = pipe(class_labels=1, seed=5, top_k=1).images[0]
     assert fewer.tobytes() != again.tobytes()
     assert fewer.tobytes() == pipe(class_labels=1, seed=6, top_k=1).images[0].tobytes(), "nothing is left to draw"
+    for labels in (np.array([1]), np.int64(1), (1,), iter([1])):
+        out = pipe(class_labels=labels, seed=5, top_k=np.int64(900), negative_prompt="")
+        assert (out.prompts, out.images[0].tobytes()) == (["1"], again.tobytes())
 
 
 def test_streams_and_images_are_one(bundle):
@@ -112,6 +116,8 @@ def test_streams_and_images_are_one(bundle):
     *_, last = pipe.stream(class_label=1, seed=5)
     assert (last.size, last.kept) == ((8, 8), 16)
     assert last.preview().size == (128, 128)
+    with pytest.raises(InputError, match=r"class_label \[1\] is a list"):
+        pipe.stream(class_label=[1])
 
 
 def test_every_command_takes_the_bundle(run, bundle, tmp_path):
@@ -141,6 +147,12 @@ def test_every_command_takes_the_bundle(run, bundle, tmp_path):
         ({"class_labels": 10}, "a whole number from 0 to 9"),
         ({"class_labels": -1}, "class -1 is out of range"),
         ({"class_labels": True}, "class True is out of range"),
+        ({"class_labels": 1.0}, r"class 1\.0 is out of range"),
+        ({"class_labels": "\u00b2"}, "no class is named"),
+        ({"class_labels": "9" * 30}, "no class is named"),
+        ({"class_labels": [1, 2, 10]}, "^class label 3 of 3, 10: class 10 is out of range"),
+        ({"class_labels": np.array([[1, 2]])}, r"^class \[1, 2\] is out of range"),
+        ({"class_labels": {1, 2}}, "is a set"),
         ({"class_labels": "goldfish"}, "2 classes are named 'goldfish'"),
         ({"class_labels": "tinc"}, r"did you mean 0 \(tench\)"),
         ({"class_labels": 1, "negative_prompt": "fog"}, "read no negative prompt"),

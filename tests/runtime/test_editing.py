@@ -163,6 +163,29 @@ def test_outside_the_mask_the_pixels_are_the_images_own(pipe: Pipeline, picture,
     assert (decoded[far] != levels(picture)[far]).any()
 
 
+def test_arrays_in_place_of_images(pipe: Pipeline, picture, mask):
+    expected = pipe.inpaint(picture, mask, PROMPT, seed=4).images[0].tobytes()
+    array, marked = np.asarray(picture), np.asarray(mask) > 0
+    for given in (marked, marked.astype(int), marked.astype(float), np.asarray(mask)):
+        assert pipe.inpaint(array, given, PROMPT, seed=4).images[0].tobytes() == expected
+    erased = Image.fromarray(np.dstack([array, np.where(marked, 0, 255).astype(np.uint8)]))
+    assert pipe.inpaint(picture, erased, PROMPT, seed=4).images[0].tobytes() == expected
+
+
+def test_masks_of_nothing_and_of_everything(pipe: Pipeline, picture, mask):
+    for marked, named in ((False, "the mask marks nothing"), (True, "the mask leaves nothing of the image")):
+        with pytest.raises(InputError, match=named):
+            pipe.inpaint(picture, np.full((256, 256), marked), PROMPT)
+
+
+@pytest.mark.parametrize("wrong", [{"composite": "no"}, {"composite": 1}])
+def test_composite_is_true_or_false(pipe: Pipeline, picture, mask, wrong: dict[str, object]):
+    with pytest.raises(InputError, match=r"composite .* is"):
+        pipe.inpaint(picture, mask, PROMPT, **wrong)
+    with pytest.raises(InputError, match="consistency 'no' is text"):
+        pipe.upscale(picture.resize((64, 64)), PROMPT, consistency="no")
+
+
 @pytest.mark.parametrize("side", [96, 512])
 def test_image_and_mask_of_other_sizes(pipe: Pipeline, picture, mask, side: int):
     """The mask's grid differs from the image's; what it marks is the same."""
@@ -230,7 +253,12 @@ def test_manifest_from_before_there_was_an_encoder(tiny_bundle: Path):
     assert manifest_from_json(manifest_to_json(named)) == named
 
 
-@pytest.mark.parametrize("keep", [0, 8, -1, 2.0, True])
+def test_scales_kept_as_numpy_counts(pipe: Pipeline, picture):
+    small = picture.resize((64, 64))
+    assert pipe.upscale(small, PROMPT, keep_scales=np.int64(2)).settings["keep_scales"] == 2
+
+
+@pytest.mark.parametrize("keep", [0, 8, -1, 2.0, True, "2", [2]])
 def test_keep_scales_out_of_range(pipe: Pipeline, picture, keep: object):
     with pytest.raises(InputError, match="keep_scales"):
         pipe.upscale(picture.resize((64, 64)), PROMPT, keep_scales=keep)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fastvar.errors import InputError
-from fastvar.runtime.noise import MAX_SEED, check_seed, uniform_noise
+from fastvar.runtime.noise import DRAWN_SEED_BITS, MAX_SEED, check_seed, seeds_from, uniform_noise
 
 
 def test_same_seed_and_scale_give_the_same_numbers():
@@ -52,3 +52,17 @@ def test_refused_seeds(seed: object):
         check_seed(seed)
     assert repr(seed) in error.value.problem
     assert str(MAX_SEED) in error.value.expected
+
+
+def test_seeds_count_up_from_the_one_given_or_drawn():
+    assert seeds_from(5, 3) == [5, 6, 7]
+    drawn = [seeds_from(None, 2) for _ in range(20)]
+    assert all(second == first + 1 and 0 <= first < 2**DRAWN_SEED_BITS for first, second in drawn)
+    assert len({first for first, _ in drawn}) > 15
+    with pytest.raises(InputError, match="seed 9223372036854775808"):
+        seeds_from(MAX_SEED, 2)
+
+
+def test_a_seed_that_python_does_not_write():
+    with pytest.raises(InputError, match="seed of thousands of digits is out of range"):
+        check_seed(10**5000)

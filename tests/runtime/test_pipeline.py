@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +16,11 @@ from PIL.Image import Image
 
 from fastvar import Pipeline
 from fastvar.engines.bundle import Bundle
-from fastvar.errors import BundleError, InputError
+from fastvar.errors import BundleError, InputError, PipelineBusy, UnknownWordsWarning
 from fastvar.runtime.events import ScaleEvent
 from fastvar.runtime.generation import SamplingSettings, TextInput
 from fastvar.runtime.noise import MAX_SEED, uniform_noise
+from fastvar.runtime.preview import Preview
 from fastvar.runtime.session import Session
 
 PROMPT = "a red circle above a blue square"
@@ -45,6 +49,7 @@ class StoppedError(Exception):
 
 def previews(pipe: Pipeline, **settings: object) -> list[bytes]:
     """Every scale of a generation, without the decoder."""
+    settings.setdefault("seed", 0)
     return [event.preview().tobytes() for event in pipe.stream(settings.pop("prompt", PROMPT), **settings)]
 
 
@@ -228,11 +233,23 @@ def test_bundle_built_for_guidance_only(tiny_bundle: Path):
     bundle = Bundle.open(tiny_bundle)
     sets = tuple(s for s in bundle.manifest.sets if s.rows == 2)
     pipe = Pipeline(replace(bundle, manifest=replace(bundle.manifest, sets=sets)))
-    with pytest.raises(BundleError, match=r"no engines for 1 guidance row") as error:
-        pipe(PROMPT, guidance_scale=1)
-    assert error.value.expected == "one of [2]"
-    assert error.value.fix == "rebuild with --guidance both"
+    for draw in (pipe, pipe.stream):
+        with pytest.raises(BundleError, match=r"^guidance_scale 1 switches guidance off, .* guidance only") as error:
+            draw(PROMPT, guidance_scale=1)
+        assert error.value.expected == "a guidance_scale other than 1"
+        assert "--guidance both" in error.value.fix
     assert len(previews(pipe, guidance_scale=3)) == len(SCALES), "the other way still works"
+
+
+def test_bundle_built_without_guidance(tiny_bundle: Path):
+    bundle = Bundle.open(tiny_bundle)
+    sets = tuple(s for s in bundle.manifest.sets if s.rows == 1)
+    pipe = Pipeline(replace(bundle, manifest=replace(bundle.manifest, sets=sets)))
+    for given, named in ((None, "guidance_scale 3, the default, draws"), (2, "guidance_scale 2 draws")):
+        with pytest.raises(BundleError, match=named) as error:
+            pipe(PROMPT, guidance_scale=given)
+        assert "guidance_scale=1" in error.value.fix
+    assert len(previews(pipe, guidance_scale=1)) == len(SCALES)
 
 
 # Callback and stream
@@ -263,8 +280,16 @@ def test_callback_that_raises_leaves_the_pipeline_usable(pipe: Pipeline, image: 
 
 
 def test_callback_may_not_draw_with_its_own_pipeline(pipe: Pipeline):
-    with pytest.raises(InputError, match="still streaming"):
-        pipe(PROMPT, callback_on_scale_end=lambda _: pipe(PROMPT))
+    for draw in (lambda _: pipe(PROMPT), lambda _: next(pipe.stream(PROMPT)), lambda _: pipe.close()):
+        with pytest.raises(PipelineBusy, match="this thread is inside it"):
+            pipe(PROMPT, callback_on_scale_end=draw)
+
+
+def test_callback_between_images_may_draw(pipe: Pipeline, image: Image):
+    inner: list[bytes] = []
+    out = pipe(PROMPT, seed=6, num_images=2, callback_on_image_end=lambda _: inner.extend(previews(pipe, seed=8)))
+    assert pixels(out.images[1]) == pixels(image)
+    assert inner == previews(pipe, seed=8) * 2
 
 
 def test_previews_are_images_that_get_nearer(pipe: Pipeline):
@@ -274,40 +299,126 @@ def test_previews_are_images_that_get_nearer(pipe: Pipeline):
     assert [len(image.getcolors(256 * 256)) > 1 for image in found] == [False, True, True], "one colour at 1x1"
 
 
-def test_drawing_while_streaming_is_refused_until_the_stream_is_closed(pipe: Pipeline, image: Image):
+def test_previews_stay_those_of_their_scale(pipe: Pipeline):
+    own = previews(pipe, seed=7)
+    events = list(pipe.stream(PROMPT, seed=7))
+    kept: list[ScaleEvent] = []
+    pipe(PROMPT, seed=7, callback_on_scale_end=kept.append)
     stream = pipe.stream(PROMPT, seed=7)
-    next(stream)
-    with pytest.raises(InputError, match="still streaming") as error:
-        pipe(PROMPT)
-    assert "close the stream" in error.value.fix
-    with pytest.raises(InputError, match="still streaming"):
-        next(pipe.stream(PROMPT))
-    stream.close()
+    left = [next(stream), next(stream)]
+    del stream
+    pipe("a green triangle", seed=1)
+    for late in (events, kept, left):
+        assert [event.preview().tobytes() for event in late] == own[: len(late)]
+
+
+def test_codes_are_copied_for_those_who_can_still_ask(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    kept: list[Preview] = []
+    keep = Preview.keep
+    monkeypatch.setattr(Preview, "keep", lambda preview: (kept.append(preview), keep(preview)))
+    pipe(PROMPT, callback_on_scale_end=lambda _: None)
+    assert not kept, "the listener let every event go"
+    pipe(PROMPT)
+    assert not kept, "nobody listens"
+    events: list[ScaleEvent] = []
+    pipe(PROMPT, callback_on_scale_end=events.append)
+    assert kept == [event.preview for event in events]
+
+
+def test_drawing_between_the_events_of_a_stream(pipe: Pipeline, image: Image):
+    """The stream is drawn to its end first, and its events wait."""
+    undisturbed = previews(pipe, seed=8)
+    stream = pipe.stream(PROMPT, seed=8)
+    found = [next(stream).preview().tobytes()]
     assert pixels(pipe(PROMPT, seed=7).images[0]) == pixels(image)
-
-
-def test_refusal_leaves_the_stream_running(pipe: Pipeline):
-    undisturbed = previews(pipe, seed=7)
-    found = []
-    for event in pipe.stream(PROMPT, seed=7):
-        with pytest.raises(InputError):
-            pipe("a green triangle")
-        found.append(event.preview().tobytes())
+    found += [event.preview().tobytes() for event in stream]
     assert found == undisturbed
 
 
-def test_another_thread_waits_for_the_stream(pipe: Pipeline):
-    undisturbed, other = previews(pipe, seed=7), previews(pipe, seed=8)
-    waited: list[bytes] = []
-    thread = threading.Thread(target=lambda: waited.extend(previews(pipe, seed=8)), daemon=True)
-    stream = pipe.stream(PROMPT, seed=7)
-    found = [next(stream).preview().tobytes()]
-    thread.start()
-    thread.join(0.05)
-    assert not waited
-    found += [event.preview().tobytes() for event in stream]
-    thread.join(60)
-    assert (found, waited) == (undisturbed, other)
+def test_two_streams_step_by_step(pipe: Pipeline):
+    pair = zip(pipe.stream(PROMPT, seed=7), pipe.stream(PROMPT, seed=8, guidance_scale=1), strict=True)
+    found = [(a.preview().tobytes(), b.preview().tobytes()) for a, b in pair]
+    assert [list(one) for one in zip(*found, strict=True)] == [
+        previews(pipe, seed=7),
+        previews(pipe, seed=8, guidance_scale=1),
+    ]
+
+
+def test_abandoned_streams_keep_nobody_waiting(pipe: Pipeline, image: Image):
+    """Dropped, forgotten with its thread, or just not read on."""
+    next(pipe.stream(PROMPT, seed=1))
+    forgotten: list[Iterator[ScaleEvent]] = []
+
+    def open_and_leave() -> None:
+        forgotten.append(pipe.stream(PROMPT, seed=2))
+        next(forgotten[0])
+
+    in_threads([open_and_leave])
+    assert pixels(pipe(PROMPT, seed=7, timeout=60).images[0]) == pixels(image)
+
+
+def test_a_pool_smaller_than_its_requests(pipe: Pipeline):
+    """All threads of the pool wait for a stream that only a thread of the pool could read on."""
+    with ThreadPoolExecutor(2) as pool:
+        stream = pipe.stream(PROMPT, seed=7)
+        found = [pool.submit(next, stream).result()]
+        others = [pool.submit(pipe, PROMPT, seed=seed) for seed in range(3)]
+        while (event := pool.submit(next, stream, None).result(60)) is not None:
+            found.append(event)
+        images = [pixels(other.result(60).images[0]) for other in others]
+    assert [event.preview().tobytes() for event in found] == previews(pipe, seed=7)
+    assert images == [pixels(pipe(PROMPT, seed=seed).images[0]) for seed in range(3)]
+
+
+def test_another_thread_waits_while_a_scale_is_drawn(pipe: Pipeline):
+    """The time to wait counts; without one, it waits."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(event: ScaleEvent) -> None:
+        begun.set()
+        go_on.wait(60)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(pipe, PROMPT, seed=7, callback_on_scale_end=hold)
+        assert begun.wait(60)
+        with pytest.raises(PipelineBusy, match="a call draws an image that it began"):
+            pipe(PROMPT, timeout=0.05)
+        with pytest.raises(PipelineBusy):
+            next(pipe.stream(PROMPT, timeout=0))
+        second = pool.submit(previews, pipe, seed=8)
+        go_on.set()
+        assert first.result(60).seeds == [7]
+        assert second.result(60) == previews(pipe, seed=8)
+
+
+def test_pipelines_own_time_to_wait(tiny_bundle: Path):
+    impatient = Pipeline.load(tiny_bundle, busy_timeout=0)
+    stream = impatient.stream(PROMPT)
+    next(stream)
+    with pytest.raises(PipelineBusy, match=r"a stream opened \d+ s ago"):
+        impatient(PROMPT)
+    impatient(PROMPT, timeout=60)
+    left: list[Iterator[ScaleEvent]] = []
+
+    def leave_a_stream(_: object) -> None:
+        left.append(impatient.stream(PROMPT, timeout=60))
+        next(left[-1])
+
+    assert len(impatient(PROMPT, num_images=3, callback_on_image_end=leave_a_stream).images) == 3, "begun is finished"
+
+
+# Seeds that nobody chose
+
+
+def test_a_seed_is_drawn_and_told(pipe: Pipeline):
+    out = [pipe(PROMPT, num_images=2) for _ in range(2)]
+    (first, second), other = out[0].seeds, out[1].seeds[0]
+    assert second == first + 1
+    assert first != other
+    assert pixels(pipe(PROMPT, seed=second).images[0]) == pixels(out[0].images[1])
+    stream = pipe.stream(PROMPT)
+    assert [event.preview().tobytes() for event in stream] == previews(pipe, seed=stream.seed)
+    assert stream.settings == {**out[0].settings, "seed": stream.seed}
 
 
 # Settings out of range
@@ -341,7 +452,27 @@ def test_another_thread_waits_for_the_stream(pipe: Pipeline):
         ({"prompt": None}, "no prompt given"),
         ({"prompt": b"a red circle"}, "the prompt is a bytes"),
         ({"prompt": "red " * 16}, "the prompt has 17 tokens"),
-        ({"negative_prompt": ""}, "the prompt is empty"),
+        ({"prompt": ["a red circle", "red " * 16]}, r"^prompt 2 of 2, 'red .*': the prompt has 17 tokens"),
+        ({"prompt": ["a red circle", 7]}, "^prompt 2 of 2, 7: the prompt is a int"),
+        ({"prompt": {"a red circle": 1}}, "is a dict"),
+        ({"negative_prompt": "red " * 16}, "^the negative prompt has 17 tokens"),
+        ({"negative_prompt": ["white"]}, "^the negative prompt is a list"),
+        ({"guidance_scale": "4"}, "^guidance_scale '4' is text"),
+        ({"guidance_scale": True}, "^guidance_scale True is a bool"),
+        ({"guidance_scale": [4]}, r"^guidance_scale \[4\] is a list"),
+        ({"guidance_scale": 10**400}, "^guidance_scale is out of range"),
+        ({"guidance_scale": 10**30}, "^guidance_scale 1e"),
+        ({"tau": "1"}, "^tau '1' is text"),
+        ({"top_p": np.array([0.5])}, r"^top_p array\(\[0\.5\]\) is a ndarray"),
+        ({"seed": "7"}, "^seed '7'"),
+        ({"seed": [1]}, r"^seed \[1\]"),
+        ({"num_images": "2"}, "^num_images '2'"),
+        ({"num_images": np.float32(2)}, "^num_images .*2"),
+        ({"callback_on_scale_end": "print"}, "^callback_on_scale_end 'print' cannot be called"),
+        ({"callback_on_image_end": 7}, "^callback_on_image_end 7 cannot be called"),
+        ({"timeout": -1}, "^timeout -1 is out of range"),
+        ({"timeout": float("nan")}, "^timeout nan is out of range"),
+        ({"timeout": "1"}, "^timeout '1' is text"),
     ],
 )
 def test_out_of_range(pipe: Pipeline, wrong: dict[str, object], named: str):
@@ -352,11 +483,63 @@ def test_out_of_range(pipe: Pipeline, wrong: dict[str, object], named: str):
     assert not drawn, "nothing is drawn before everything is checked"
 
 
-@pytest.mark.parametrize("wrong", [{"tau": 0}, {"top_p": 2}, {"seed": -1}, {"guidance_scale": 101}, {"prompt": ""}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tau": 0},
+        {"top_p": 2},
+        {"seed": -1},
+        {"guidance_scale": 101},
+        {"prompt": ""},
+        {"prompt": ["a red circle"]},
+        {"prompt": ("a red circle", "a blue square")},
+        {"prompt": None},
+        {"timeout": True},
+    ],
+)
 def test_stream_out_of_range(pipe: Pipeline, wrong: dict[str, object]):
     with pytest.raises(InputError):
         next(pipe.stream(**{"prompt": PROMPT, **wrong}))
     assert len(previews(pipe)) == len(SCALES)
+
+
+def test_numbers_of_numpy_are_numbers(pipe: Pipeline):
+    numbers = {"guidance_scale": np.float32(2), "tau": np.array(0.5), "seed": np.uint8(7), "num_images": np.int64(1)}
+    out = pipe(PROMPT, **numbers)
+    assert pixels(out.images[0]) == pixels(pipe(PROMPT, guidance_scale=2, tau=0.5, seed=7).images[0])
+    assert json.loads(json.dumps([out.settings, out.seeds]))[1] == [7]
+
+
+@pytest.mark.parametrize(
+    "several",
+    [tuple, np.array, iter, lambda prompts: (prompt for prompt in prompts)],
+)
+def test_prompts_in_whatever_they_come(pipe: Pipeline, several: Callable[[list[str]], object]):
+    out = pipe(several(["a red circle", "a blue square"]), seed=7)
+    assert out.prompts == ["a red circle", "a blue square"]
+    assert pixels(out.images[1]) == pixels(pipe("a blue square", seed=7).images[0])
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "\n", None])
+def test_no_negative_prompt(pipe: Pipeline, nothing: str | None):
+    assert previews(pipe, negative_prompt=nothing) == previews(pipe)
+    out = pipe(PROMPT, negative_prompt=nothing, guidance_scale=1, seed=7)
+    assert out.settings["negative_prompt"] is None
+
+
+def test_words_that_the_tokenizer_does_not_know(pipe: Pipeline):
+    prompts = ["a zorped circle", "\u4e00\u4e2a", "a red circle", "a zorped circle"]
+    with pytest.warns(UnknownWordsWarning) as told:
+        pipe(prompts, negative_prompt="blurry")
+    assert [str(warning.message) for warning in told] == [
+        "the tokenizer does not know: 'zorped' (prompt 'a zorped circle'); the image cannot follow them",
+        "the tokenizer does not know: '\u4e00\u4e2a' (prompt '\u4e00\u4e2a'); nothing of the prompt is known",
+        "the tokenizer does not know: 'blurry' (negative prompt); nothing of the negative prompt is known",
+    ]
+    assert {warning.filename for warning in told} == {__file__}, "where the prompt was given"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe(PROMPT)
 
 
 def test_bundle_without_text_encoder_cannot_read(tiny_bundle: Path):

@@ -1,8 +1,10 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fastvar.errors import BundleError, InputError
 from fastvar.families.family import PromptFormat
@@ -86,6 +88,40 @@ def test_a_prefix_takes_no_room(vocabulary: dict[str, int]):
 
 def test_emoji_and_other_scripts_are_tokens_like_any(tokenizer: PromptTokenizer):
     assert tokenizer.encode("🙂 日本").ids[0, :3].tolist() == [UNKNOWN, UNKNOWN, END]
+
+
+def test_unknown_pieces_are_told_as_they_were_written(tokenizer: PromptTokenizer):
+    found = tokenizer.encode("a  Zorped circle, Zorped")
+    assert (found.unknown, found.is_known) == (("Zorped",), True)
+    found = tokenizer.encode("\u4e00\u4e2a 🙂")
+    assert (found.unknown, found.is_known) == (("\u4e00\u4e2a", "🙂"), False)
+    assert tokenizer.encode("a red circle").unknown == ()
+
+
+def saved(tmp_path: Path, model: Any, splitter: Any) -> PromptTokenizer:
+    made = Tokenizer(model)
+    made.pre_tokenizer = splitter
+    made.save(str(tmp_path / "tokenizer.json"))
+    return PromptTokenizer(tmp_path / "tokenizer.json", 32)
+
+
+def test_unknown_pieces_of_a_vocabulary_as_t5_has_it(tmp_path: Path):
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("\u2581red", -4.0)]
+    made = saved(tmp_path, models.Unigram(pieces, unk_id=2), pre_tokenizers.Metaspace())
+    for prompt, unknown, is_known in (
+        ("red \u4e00\u4e2a", ("\u4e00\u4e2a",), True),
+        ("\u4e00\u4e2a red", ("\u4e00\u4e2a",), True),
+        ("\u4e00 \u4e2a", ("\u4e00", "\u4e2a"), False),
+    ):
+        found = made.encode(prompt)
+        assert (found.unknown, found.is_known) == (unknown, is_known)
+
+
+def test_a_vocabulary_of_bytes_knows_everything(tmp_path: Path):
+    """As Qwen2's."""
+    vocabulary = {letter: i for i, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    made = saved(tmp_path, models.BPE(vocabulary, []), pre_tokenizers.ByteLevel())
+    assert (made.encode("red \u4e00\u4e2a").unknown, made.encode("\u4e00\u4e2a").is_known) == ((), True)
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t ", "\u3000"])

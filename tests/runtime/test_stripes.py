@@ -21,7 +21,7 @@ from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.plan import DENSE, GenerationPlan, make_plan
 from fastvar.runtime.generation import SamplingSettings, Workspace
 from fastvar.runtime.layout import EngineCall, Layout, WeightView, lay_out
-from fastvar.runtime.pipeline import to_image
+from fastvar.runtime.preview import to_image
 from fastvar.runtime.session import Session
 from fastvar.runtime.stripes import HALO, SLOT, WITH_HALO, Rows, over
 from fastvar.schedule import ScaleSchedule
