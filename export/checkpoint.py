@@ -157,7 +157,8 @@ def _class_names(source: Path, model: Any) -> Path | None:
 def load_transformer(path: Path, config: Any = None) -> tuple[Any, dict[str, Tensor]]:
     """Read a transformer of any family: a `.safetensors` or `.pth` file, or a folder holding one (or its shards).
 
-    Without a configuration, a folder's `config.json` gives it, or else the names and shapes of the tensors.
+    Without a configuration, names and shapes of the tensors tell it, and a `config.json` in the folder, or beside the
+    file, what they do not tell.
     The constant key biases (`zero_k_bias`) may be missing; they are returned all the same.
 
     Raises:
@@ -169,9 +170,7 @@ def load_transformer(path: Path, config: Any = None) -> tuple[Any, dict[str, Ten
     index = files[0] if files[0].suffix == ".json" else None
     state = read_shards(index) if index else read_tensors(files[0], TRANSFORMER_WRAPPERS)
     wiring = wiring_of(config) if config is not None else _recognised(state, path)
-    if config is None and path.is_dir() and (path / "config.json").exists():
-        config = wiring.configured(shapes_of(state), read_json(path / "config.json"))
-    config = config or wiring.infer_transformer(shapes_of(state))
+    config = config or wiring.infer_transformer(shapes_of(state), _settings(path, wiring))
     expected = transformer_shapes(config)
     for name, shape in expected.items():
         if name.endswith("zero_k_bias"):
@@ -192,6 +191,12 @@ def load_image_tokenizer(path: Path, wiring: Wiring, config: Any = None) -> tupl
     state = {name: tensor for name, tensor in stored.items() if not TOKENIZER_EXTRAS.match(name)}
     config = config or wiring.infer_image_tokenizer(shapes_of(state))
     return config, _checked(state, image_tokenizer_shapes(config, wiring), path)
+
+
+def _settings(path: Path, wiring: Wiring) -> dict[str, Any]:
+    """What the config.json beside a transformer says; empty where there is none."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    return wiring.family.settings_from_json(read_json(file)) if file.exists() else {}
 
 
 def _recognised(state: Mapping[str, Tensor], path: Path) -> Wiring:

@@ -27,7 +27,7 @@ from fastvar.export.hart_reference import (
     generate_scales,
 )
 from fastvar.export.vq_tokenizer import VqTokenizer, infer_vq_tokenizer
-from fastvar.families.hart import HartConfig, fastvar_policy, settings_from_json
+from fastvar.families.hart import HartConfig, fastvar_policy, settings_of
 from fastvar.plan import DENSE, GenerationPlan, make_plan
 from tests.parity import Comparison
 
@@ -109,7 +109,7 @@ def load_hart_runs(folder: Path) -> Iterator[HartRun]:
         state = _fp32(folder / case["weights"])
         state = {k: v for k, v in state.items() if not k.endswith("zero_k_bias")}
         shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-        model = HartTransformer(infer_transformer(shapes, settings_from_json(case["config"]))).eval()
+        model = HartTransformer(infer_transformer(shapes, settings_of(case["config"]))).eval()
         model.load_state_dict(state)
         tokenizer, decodes = _tokenizer(_fp32(folder / case["tokenizer"]), case["config"])
         tensors = {k: _widened(v) for k, v in load_file(folder / f"{name}.safetensors").items()}

@@ -114,7 +114,7 @@ def compare_image(run: HartRun, engines: EngineRun, to: Comparison) -> Compariso
     """All that is recorded of one image."""
     workspace, s = engines.workspace, run.sampling
     engines.give_text()
-    settings = SamplingSettings(s.guidance_scale, None, s.top_p or 1.0, guidance_off=HART.guidance_off)
+    settings = SamplingSettings(s.guidance_scale, None, s.top_p, guidance_off=HART.guidance_off)
     expected, whole, block_in = torch.zeros(()), torch.zeros(()), engines.by_row(workspace.layout.condition, "x")
     for calls, _ in workspace.run_scales(engines.noise, settings):
         prefix = f"s{calls.step.index + (calls.step.part or 0):02d}."

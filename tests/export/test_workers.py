@@ -95,7 +95,9 @@ def test_a_worker_runs_a_task_and_is_gone_when_closed():
 
 def test_a_worker_that_cannot_import_says_what(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(workers, "STATEMENT", "import fastvar.export.no_such_module")
-    with pytest.raises(BuildError, match=r"died with code 1\n(.*\n)*.*No module named 'fastvar.export.no_such") as error:
+    with pytest.raises(
+        BuildError, match=r"died with code 1\n(.*\n)*.*No module named 'fastvar.export.no_such"
+    ) as error:
         Worker().run(TASK)
     assert "memory" not in str(error.value)
 
@@ -122,7 +124,9 @@ def test_only_a_worker_that_was_killed_may_have_lacked_memory(monkeypatch: pytes
     ],
 )
 def test_a_worker_of_another_package_is_refused(monkeypatch: pytest.MonkeyPatch, change: str, named: str):
-    statement = f"import fastvar.export.workers as w, sys; own = w.identity(); {change}; w._send(sys.stdout.buffer, own)"
+    statement = (
+        f"import fastvar.export.workers as w, sys; own = w.identity(); {change}; w._send(sys.stdout.buffer, own)"
+    )
     monkeypatch.setattr(workers, "STATEMENT", statement)
     with pytest.raises(BuildError, match=f"not of the fastvar that started it: {named} differ"):
         Worker().run(TASK)
