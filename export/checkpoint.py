@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..families import family_of
 from ..families.family import Family, PromptFormat, to_json
+from .stored_numbers import plain_numbers
 from .tensor_files import check_finite, check_state, digest, read_json, read_shards, read_tensors, shard_files
 from .tensor_shapes import Shapes, module_shapes, shapes_of
 from .text_encoders import load_text_encoder, text_encoder_files
+from .tokenizer_files import read_tokenizer
 from .wiring import Wiring
 from .wirings import WIRINGS, wiring_of
 
@@ -64,7 +65,7 @@ class Checkpoint:
         prefix = self.prompt_format.prefix
         if not prefix or self.tokenizer_file is None:
             return 0
-        return len(Tokenizer.from_file(str(self.tokenizer_file)).encode(prefix, add_special_tokens=False).ids)
+        return len(read_tokenizer(self.tokenizer_file).encode(prefix, add_special_tokens=False).ids)
 
     @property
     def family(self) -> Family:
@@ -143,7 +144,7 @@ def _class_names(source: Path, model: Any) -> Path | None:
         return None
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}", expected="a list of names") from error
     if not isinstance(names, list) or len(names) != model.classes or not all(isinstance(n, str) for n in names):
         raise CheckpointError(
@@ -168,7 +169,7 @@ def load_transformer(path: Path, config: Any = None) -> tuple[Any, dict[str, Ten
     path = Path(path)
     files = _transformer_files(path)
     index = files[0] if files[0].suffix == ".json" else None
-    state = read_shards(index) if index else read_tensors(files[0], TRANSFORMER_WRAPPERS)
+    state = plain_numbers(read_shards(index) if index else read_tensors(files[0], TRANSFORMER_WRAPPERS), path)
     wiring = wiring_of(config) if config is not None else _recognised(state, path)
     config = config or wiring.infer_transformer(shapes_of(state), _settings(path, wiring))
     expected = transformer_shapes(config)
@@ -188,7 +189,7 @@ def load_image_tokenizer(path: Path, wiring: Wiring, config: Any = None) -> tupl
     """
     path = Path(path)
     stored = read_tensors(path, TOKENIZER_WRAPPERS)
-    state = {name: tensor for name, tensor in stored.items() if not TOKENIZER_EXTRAS.match(name)}
+    state = plain_numbers({n: tensor for n, tensor in stored.items() if not TOKENIZER_EXTRAS.match(n)}, path)
     config = config or wiring.infer_image_tokenizer(shapes_of(state))
     return config, _checked(state, image_tokenizer_shapes(config, wiring), path)
 
