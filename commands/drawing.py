@@ -36,7 +36,9 @@ GuidanceScale = Annotated[
 Tau = Annotated[float | None, typer.Option(help="Sampling temperature; lower is tamer. [dim]bundle's[/dim]")]
 TopP = Annotated[
     float | None,
-    typer.Option(help="Drop the rarest values, 1 - top_p of the probability at most. [dim]bundle's[/dim]"),
+    typer.Option(
+        help="Drop the rarest values, 1 - top_p of the probability at most; 0 or 1: none. [dim]bundle's[/dim]"
+    ),
 ]
 TopK = Annotated[
     int | None, typer.Option(help="VAR: draw from so many codes only, 0 for all. [dim]bundle's[/dim]", min=0)

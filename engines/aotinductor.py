@@ -24,7 +24,6 @@ from ..packages import import_extra
 from ..precision import Precision
 from . import attention_kernel, int8_operator, linear_operator
 from .base import PROGRAM, Backend, CompiledEngine, Engine, Launch, Scratch, TensorRef, check_bindings
-from .cache import digest_of
 from .cpu_target import (
     CPU,
     WITH_INT8_PRODUCTS,
@@ -37,7 +36,7 @@ from .cpu_target import (
 )
 from .device import Device, HostDevice, host_array
 from .manifest import EngineSpec
-from .native import inductor_options, source_digest
+from .native import inductor_options, kernel_digest
 from .program_convolutions import use_row_statistics, use_small_enlargements
 from .program_file import ProgramFile
 from .program_graph import tidy
@@ -47,11 +46,6 @@ from .unpacking import MOST_BYTES
 
 CUDA = "cuda"
 ON_GPU = {"aot_inductor.embed_kernel_binary": True}  # options of the compiler
-# Sources that decide what becomes of a program.
-COMPILING = (
-    *("aotinductor.py", "attention_kernel.py", "cpu_target.py", "int8_operator.py", "linear_operator.py"),
-    *("program_convolutions.py", "program_graph.py", "program_passes.py"),
-)
 
 
 class AotInductorBackend(Backend):
@@ -98,9 +92,8 @@ class AotInductorBackend(Backend):
         return str(self._torch.__version__)
 
     def stamp(self) -> str:
-        """torch, our kernel, and what is done to programs on their way to it."""
-        passes = digest_of(*(Path(__file__).parent / name for name in COMPILING))
-        return f"{self.version()} {source_digest()} {passes}"
+        """torch, what is done to programs on their way to it, and our kernels."""
+        return f"{super().stamp()} {kernel_digest()}"
 
     def resolve_target(self, target: str | None, precision: Precision) -> str:
         self.check_precision(precision)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import BackendError, BuildError, BundleError, InternalError
 from ..precision import Precision
+from ..provenance import source_digest
 from .manifest import EngineReport, EngineSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -94,8 +95,11 @@ class Backend(ABC):
         """
 
     def stamp(self) -> str:
-        """What engines depend on beside graph and target: another stamp, another engine."""
-        return self.version()
+        """What engines depend on beside graph and target: the library, and our source of what is done with it.
+
+        Another stamp, another engine.
+        """
+        return f"{self.version()} {source_digest(type(self).__module__)}"
 
     @abstractmethod
     def resolve_target(self, target: str | None, precision: Precision) -> str:

@@ -20,9 +20,6 @@ from .files import write_whole
 from .lock import FolderLock
 from .manifest import EngineReport, TensorSpec
 
-# Raise it when export/ starts to make another graph from the same key, or the entry format changes.
-EXPORT_VERSION = 3
-
 _log = logging.getLogger(__name__)
 
 
@@ -46,9 +43,14 @@ class EngineCache:
         self.folder = Path(folder) if folder is not None else default_folder()
 
     @staticmethod
-    def key(graph: str, backend: str, target: str, library_version: str) -> str:
-        """Name of an entry. `graph` must say all that decides the graph: its builder, sizes and options."""
-        parts = [EXPORT_VERSION, graph, backend, target, library_version]
+    def key(graph: str, backend: str, target: str, stamp: str) -> str:
+        """Name of an entry.
+
+        Args:
+            graph: all that decides the graph: its builder with its source, sizes and options.
+            stamp: what the backend makes engines with, its own source included (`Backend.stamp`).
+        """
+        parts = [graph, backend, target, stamp]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def get(self, key: str) -> CachedEngine | None:
@@ -119,14 +121,6 @@ def default_folder() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fastvar"
-
-
-def digest_of(*sources: Path) -> str:
-    """Of the content of files: what depends on them is made anew when they change."""
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
 
 
 def read_shared(path: Path) -> bytes:

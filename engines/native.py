@@ -39,7 +39,7 @@ def cpu_lacks(instructions: Sequence[str], cpuinfo: Path = Path("/proc/cpuinfo")
     return tuple(name for name in instructions if name not in offered)
 
 
-def source_digest() -> str:
+def kernel_digest() -> str:
     """Of all sources and their flags."""
     digest = hashlib.sha256(repr((FLAGS, SOURCES)).encode())
     for name in SOURCES:
@@ -63,7 +63,7 @@ def build(folder: Path | None = None) -> Native:
     """
     compiler, torch_root = _compiler(), Path(import_extra("torch", "aotinductor").__file__).parent
     arguments = [*compiler, *FLAGS, f"-I{torch_root / 'include'}"]
-    key = hashlib.sha256("\0".join([source_digest(), _run([*compiler, "--version"]), *arguments]).encode())
+    key = hashlib.sha256("\0".join([kernel_digest(), _run([*compiler, "--version"]), *arguments]).encode())
     folder = (folder or default_folder()) / f"kernels-{key.hexdigest()[:16]}"
     native = Native(folder / "libfastvar.a", folder / "fastvar.so")
     if native.archive.is_file() and native.library.is_file():

@@ -18,7 +18,6 @@ from ..machine import usable_cores
 from ..packages import import_extra
 from ..precision import Precision
 from .base import Backend, CompiledEngine, Engine, Launch, Scratch, TensorRef, check_bindings, check_border
-from .cache import digest_of
 from .device import Device, HostDevice
 from .dtypes import BY_ONNXRUNTIME, element_type
 from .manifest import EngineSpec, TensorSpec
@@ -69,10 +68,6 @@ class OnnxRuntimeBackend(Backend):
 
     def version(self) -> str:
         return str(self._ort.__version__)
-
-    def stamp(self) -> str:
-        """onnxruntime, and what is done to graphs on their way to it."""
-        return f"{self.version()} {digest_of(*sorted(Path(__file__).parent.glob('onnx_*.py')))}"
 
     def accepts(self, library_version: str) -> bool:
         """Graphs are portable: the same major version, and not older than the one that built them."""

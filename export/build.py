@@ -33,6 +33,7 @@ from .describe import assemble_checkpoint, text_length_of
 from .factory import EngineFactory
 from .quantise import quantise_sources
 from .sources import edge_weights, engine_weights, preview_weights
+from .tokenizer_files import check_tokenizer
 from .toolchain import Toolchain, make_toolchain
 from .weights import WeightSource
 from .wirings import wiring_of
@@ -132,6 +133,8 @@ def build_bundle(
     """Build the bundle of a plan; the arguments are those of `build`, resolved."""
     toolchain = toolchain or make_toolchain()
     check_fit(plan, checkpoint.transformer)
+    if checkpoint.tokenizer_file is not None and checkpoint.text_encoder is not None:
+        check_tokenizer(checkpoint.tokenizer_file, checkpoint.text_encoder.vocab_size, checkpoint.prompt_format)
     text_length = text_length_of(checkpoint.transformer, text_length)
     if decoder_tile is not None:
         _check_tile(checkpoint, plan, decoder_tile, toolchain)

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..families import family_of
 from ..families.family import Family, PromptFormat, to_json
+from .stored_numbers import plain_numbers
 from .tensor_files import check_finite, check_state, digest, read_json, read_shards, read_tensors, shard_files
 from .tensor_shapes import Shapes, module_shapes, shapes_of
 from .text_encoders import load_text_encoder, text_encoder_files
+from .tokenizer_files import read_tokenizer
 from .wiring import Wiring
 from .wirings import WIRINGS, wiring_of
 
@@ -64,7 +65,7 @@ class Checkpoint:
         prefix = self.prompt_format.prefix
         if not prefix or self.tokenizer_file is None:
             return 0
-        return len(Tokenizer.from_file(str(self.tokenizer_file)).encode(prefix, add_special_tokens=False).ids)
+        return len(read_tokenizer(self.tokenizer_file).encode(prefix, add_special_tokens=False).ids)
 
     @property
     def family(self) -> Family:
@@ -143,7 +144,7 @@ def _class_names(source: Path, model: Any) -> Path | None:
         return None
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}", expected="a list of names") from error
     if not isinstance(names, list) or len(names) != model.classes or not all(isinstance(n, str) for n in names):
         raise CheckpointError(
@@ -157,7 +158,8 @@ def _class_names(source: Path, model: Any) -> Path | None:
 def load_transformer(path: Path, config: Any = None) -> tuple[Any, dict[str, Tensor]]:
     """Read a transformer of any family: a `.safetensors` or `.pth` file, or a folder holding one (or its shards).
 
-    Without a configuration, a folder's `config.json` gives it, or else the names and shapes of the tensors.
+    Without a configuration, names and shapes of the tensors tell it, and a `config.json` in the folder, or beside the
+    file, what they do not tell.
     The constant key biases (`zero_k_bias`) may be missing; they are returned all the same.
 
     Raises:
@@ -167,11 +169,9 @@ def load_transformer(path: Path, config: Any = None) -> tuple[Any, dict[str, Ten
     path = Path(path)
     files = _transformer_files(path)
     index = files[0] if files[0].suffix == ".json" else None
-    state = read_shards(index) if index else read_tensors(files[0], TRANSFORMER_WRAPPERS)
+    state = plain_numbers(read_shards(index) if index else read_tensors(files[0], TRANSFORMER_WRAPPERS), path)
     wiring = wiring_of(config) if config is not None else _recognised(state, path)
-    if config is None and path.is_dir() and (path / "config.json").exists():
-        config = wiring.configured(shapes_of(state), read_json(path / "config.json"))
-    config = config or wiring.infer_transformer(shapes_of(state))
+    config = config or wiring.infer_transformer(shapes_of(state), _settings(path, wiring))
     expected = transformer_shapes(config)
     for name, shape in expected.items():
         if name.endswith("zero_k_bias"):
@@ -189,9 +189,15 @@ def load_image_tokenizer(path: Path, wiring: Wiring, config: Any = None) -> tupl
     """
     path = Path(path)
     stored = read_tensors(path, TOKENIZER_WRAPPERS)
-    state = {name: tensor for name, tensor in stored.items() if not TOKENIZER_EXTRAS.match(name)}
+    state = plain_numbers({n: tensor for n, tensor in stored.items() if not TOKENIZER_EXTRAS.match(n)}, path)
     config = config or wiring.infer_image_tokenizer(shapes_of(state))
     return config, _checked(state, image_tokenizer_shapes(config, wiring), path)
+
+
+def _settings(path: Path, wiring: Wiring) -> dict[str, Any]:
+    """What the config.json beside a transformer says; empty where there is none."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    return wiring.family.settings_from_json(read_json(file)) if file.exists() else {}
 
 
 def _recognised(state: Mapping[str, Tensor], path: Path) -> Wiring:

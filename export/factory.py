@@ -1,82 +1,25 @@
-"""From step graphs to engines: through the content-keyed cache, and what is not there traced by worker processes.
-
-Workers are plain subprocesses that speak pickle over pipes: `multiprocessing` would import the caller's main module
-again, which a script without a guard does not survive.
-"""
+"""From step graphs to engines: through the content-keyed cache, and what is not there made by workers."""
 
 from __future__ import annotations
 
-import os
-import pickle
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from ..engines.base import ONNX, PROGRAM, Backend
+from ..engines.base import PROGRAM
 from ..engines.cache import CachedEngine, EngineCache
 from ..engines.program_file import ProgramFile
-from ..engines.registry import get_backend
-from ..errors import BuildError, FastvarError
 from ..machine import usable_cores
-from ..precision import Precision
-from .graphs import StepGraph, TracedGraph, WeightShapes, layer_weights, stored_binding, trace
-from .programs import border, constant_arrays, trace_program
+from .graphs import StepGraph, TracedGraph, WeightShapes, layer_weights, stored_binding
+from .programs import border, constant_arrays
+from .tasks import BuildResult, BuildTask
 from .toolchain import Toolchain
-from .via_torch_tensorrt import VIA, compile_exported
 from .weights import WeightSource
+from .workers import runners
 
 # A worker spends seconds on importing torch: what it must save, in graphs traced to ONNX.
 WORTH_A_WORKER = 8
-PROGRAM_WORK = 8  # a program takes as long to compile
-
-
-@dataclass(frozen=True)
-class BuildTask:
-    """What a worker needs to make one engine. A graph that is in the cache is not traced again."""
-
-    graph: StepGraph
-    weights: WeightShapes
-    precision: Precision
-    backend: str
-    target: str
-    via: str = ONNX
-    traced: TracedGraph | None = None
-
-    @property
-    def work(self) -> int:
-        """What it takes about, in graphs traced to ONNX."""
-        return PROGRAM_WORK if self.via == PROGRAM else int(self.traced is None)
-
-    def run(self) -> BuildResult:
-        """Trace and compile."""
-        start = time.perf_counter()
-        if self.via == VIA:
-            engine = compile_exported(self.graph.factory(**self.graph.arguments), self.weights, self.precision)
-            return BuildResult(None, engine, 0.0, time.perf_counter() - start)
-        trace_form = trace_program if self.via == PROGRAM else trace
-        traced = self.traced or trace_form(self.graph.factory(**self.graph.arguments), self.weights, self.precision)
-        between = time.perf_counter()
-        compiled = _backend(self.backend, self.target).build(traced.graph, self.target)
-        engine = CachedEngine(compiled.engine, traced.inputs, traced.outputs, compiled.report)
-        return BuildResult(traced, engine, between - start, time.perf_counter() - between)
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """An engine, the graph it was made from, and how long each took."""
-
-    traced: TracedGraph | None  # None where no graph was in between
-    engine: CachedEngine
-    trace_seconds: float
-    compile_seconds: float
 
 
 @dataclass(frozen=True)
@@ -172,13 +115,12 @@ class EngineFactory:
         return BuildTask(graph, weights, tools.precision, tools.backend.name, tools.target, tools.via)
 
     def _key(self, task: BuildTask) -> str:
-        graph = task.graph.key(task.weights, task.precision)
-        return EngineCache.key(f"{graph} via {task.via}", task.backend, task.target, self.toolchain.backend.stamp())
+        return task.engine_key(self.toolchain.backend.stamp())
 
     def _build(self, missing: dict[str, BuildTask]) -> Iterator[tuple[str, CachedEngine]]:
         tasks = {name: self._with_graph(task) for name, task in missing.items()}
         workers = min(self.jobs, sum(task.work for task in tasks.values()) // WORTH_A_WORKER)
-        with ThreadPoolExecutor(max(1, workers)) as pool, _runners(workers) as run:
+        with ThreadPoolExecutor(max(1, workers)) as pool, runners(workers) as run:
             futures = {pool.submit(run, task): name for name, task in tasks.items()}
             try:
                 for future in as_completed(futures):
@@ -190,7 +132,7 @@ class EngineFactory:
                     future.cancel()
 
     def _with_graph(self, task: BuildTask) -> BuildTask:
-        found = self.cache.get(_graph_key(task)) if self.cache is not None and task.via != VIA else None
+        found = self.cache.get(task.graph_key) if self.cache is not None and task.has_graph else None
         if found is None:
             return task
         return replace(task, traced=TracedGraph(found.engine, found.inputs, found.outputs))
@@ -206,103 +148,4 @@ class EngineFactory:
         self.trace_seconds += result.trace_seconds
         if self.cache is not None:
             graph = result.traced
-            self.cache.put(_graph_key(task), CachedEngine(graph.graph, graph.inputs, graph.outputs))
-
-
-def _graph_key(task: BuildTask) -> str:
-    return EngineCache.key(task.graph.key(task.weights, task.precision), "graph", task.via, "")
-
-
-@cache
-def _backend(name: str, target: str) -> Backend:
-    return get_backend(name, target=target)
-
-
-class Worker:
-    """A subprocess that runs build tasks one after another."""
-
-    def __init__(self) -> None:
-        root = str(Path(__file__).parents[1])
-        # Ctrl-C reaches the whole group: the parent answers it, and ends its workers itself.
-        quiet = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-        code = f"{quiet}; import sys; sys.path[:] = {sys.path!r}; import {__name__} as f; f.serve()"
-        command = [sys.executable, "-c", code]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
-
-    def run(self, task: BuildTask) -> BuildResult:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            _send(self._process.stdin, task)
-            result = _receive(self._process.stdout)
-        except (OSError, EOFError) as error:
-            raise BuildError(
-                f"the worker that traced {task.graph.name} died with code {self._process.poll()}",
-                fix="it may have run out of memory: build with --jobs 1",
-            ) from error
-        if isinstance(result, FastvarError):
-            raise result
-        if not isinstance(result, BuildResult):
-            raise RuntimeError(f"worker failed on {task.graph.name}:\n{result}")
-        return result
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-@contextmanager
-def _runners(workers: int) -> Iterator[Callable[[BuildTask], BuildResult]]:
-    """A function that runs a task: here for no or one worker, else in the calling thread's own subprocess."""
-    if workers < 2:
-        yield BuildTask.run
-        return
-    local, started = threading.local(), []
-
-    def run(task: BuildTask) -> BuildResult:
-        if not hasattr(local, "worker"):
-            local.worker = Worker()
-            started.append(local.worker)
-        result: BuildResult = local.worker.run(task)
-        return result
-
-    try:
-        yield run
-    finally:
-        for worker in started:
-            worker.close()
-
-
-def serve() -> None:
-    """The worker's loop. Whatever libraries print goes to stderr: stdout carries the answers."""
-    import torch
-
-    torch.set_num_threads(1)
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    while True:
-        try:
-            task: BuildTask = _receive(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            _send(answers, task.run())
-        except FastvarError as error:
-            _send(answers, error)
-        except Exception:  # noqa: BLE001 handed to the parent whole, as the bug it is
-            import traceback
-
-            _send(answers, traceback.format_exc())
-
-
-def _send(pipe: IO[bytes], value: Any) -> None:
-    data = pickle.dumps(value)
-    pipe.write(len(data).to_bytes(8, "little") + data)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> Any:
-    header = pipe.read(8)
-    if len(header) < 8:
-        raise EOFError
-    return pickle.loads(pipe.read(int.from_bytes(header, "little")))
+            self.cache.put(task.graph_key, CachedEngine(graph.graph, graph.inputs, graph.outputs))

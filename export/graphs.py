@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import warnings
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-import onnx
 import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
@@ -19,11 +18,13 @@ from torch import Tensor, nn
 from ..engines.dtypes import BY_ONNX
 from ..engines.manifest import TensorSpec
 from ..precision import Precision
+from ..provenance import source_digest
 from .quantise import SCALE, quantise_graph
 from .rows import OpenDims, Shapes, border_dtype
 from .weights import Role, WeightSource
 
 OPSET = 23
+MAKERS = ("torch", "onnx", "onnxscript", "onnx-ir", "transformers", "numpy")  # libraries that shape a graph
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,14 @@ class StepGraph:
         return replace(self, name=self.factory.__name__.lower(), arguments=factory.stand_in(self.arguments))
 
     def key(self, weights: WeightShapes, precision: Precision) -> str:
-        """Digest of all that the graph depends on: arguments, weights, precision, exporter source and versions."""
+        """Digest of all that the graph depends on: arguments, weights, precision, our source and others' versions."""
         content = {
-            "kind": self.factory.__qualname__,
+            "kind": f"{self.factory.__module__}.{self.factory.__qualname__}",
             "arguments": {name: _plain(value) for name, value in self.arguments.items()},
             "weights": {name: [weight.shape, weight.role.value] for name, weight in weights.items()},
             "precision": asdict(precision),
-            "exporter": exporter_digest(),
+            "source": source_digest(self.factory.__module__, __name__),
+            "makers": maker_versions(),
             "opset": OPSET,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
@@ -120,26 +122,16 @@ class TracedGraph:
 
 
 @cache
-def exporter_digest() -> str:
-    """Digest of the exporter's source and of the libraries that shape a graph."""
-    digest = hashlib.sha256("|".join((torch.__version__, onnx.__version__, onnxscript.__version__)).encode())
-    root = Path(__file__).parent
-    for source in (*sorted(root.glob("*.py")), root.parent / "rotary.py"):
-        if source.name not in (
-            "attention.py",
-            "checkpoint.py",
-            "module_backend.py",
-            "random_weights.py",
-            "build.py",
-            "bundling.py",
-            "rebuild.py",
-            "rebuilder.py",
-            "factory.py",
-            "reference.py",
-            "pruning.py",
-        ):
-            digest.update(source.read_bytes())
-    return digest.hexdigest()
+def maker_versions() -> dict[str, str]:
+    """Versions of the libraries that shape a graph; empty for one that is not installed."""
+    return {name: _version(name) for name in MAKERS}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def layer_weights(sources: dict[str, WeightSource], binding: dict[str, str], layer: int | str = 0) -> WeightShapes:

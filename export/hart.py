@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..families.hart import TRANSFORMERS, HartConfig, check_settings
+from ..families.hart import POOLINGS, TRANSFORMERS, HartConfig
+from ..families.settings import completed
 from ..schedule import Size
 from .attention import attend
 from .hart_diffusion import DiffusionHead, NumberEmbedding
 from .infinity import MAX_LOG_SCALE, RmsNorm
-from .tensor_shapes import dims, indices, module_shapes
+from .tensor_shapes import count, dims, module_shapes
 
 KIND = "a HART transformer"
-HEAD_WIDTH = 64  # in the published size
 ROTARY_BASE = 10000.0
 # Buffers that a checkpoint may hold and that are made anew: constants of the schedule, and a bias of zeros.
 DERIVED = re.compile(r"(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)$")
@@ -250,51 +250,58 @@ def without_derived(state: Mapping[str, T]) -> dict[str, T]:
 def infer_transformer(shapes: Shapes, settings: Mapping[str, Any] | None = None) -> HartConfig:
     """Sizes of a transformer from its tensors; what leaves no trace comes from the settings of a config.json.
 
-    Without settings the published schedule, pooling and number of sampling steps stand in, heads of 64 channels where
-    no attention scale tells their number, and the published context length where no buffer tells it.
+    Scales and context length leave none, nor do heads without l2-normalised queries, nor how modulated blocks pool the
+    context: those of the published model are taken where all the rest is as published, and asked for elsewhere.
 
     Raises:
-        CheckpointError: the tensors are not those of a HART transformer, or not those of the settings.
+        CheckpointError: the tensors are not those of a HART transformer, not those of the settings, or neither say what
+            the model needs.
     """
     settings = dict(settings or {})
     if any(".ada_gss" in name or name.startswith("shared_ada_lin") for name in shapes):
         raise CheckpointError("HART with one modulation shared by all blocks is not supported", expected="its own each")
     width, code_channels = dims(shapes, "word_embed.weight", 2, KIND)
     scale_mul = "blocks.0.attn.scale_mul_1H11"
-    unit_queries, published = scale_mul in shapes, TRANSFORMERS["hart_0.7b"]
-    heads = dims(shapes, scale_mul, 4, KIND)[1] if unit_queries else settings.get("heads", width // HEAD_WIDTH)
-    scales = settings.get("scales", published.scales)
-    config = HartConfig(
-        depth=1 + max((layer for (layer,) in indices(shapes, r"blocks\.(\d+)\.")), default=-1),
-        width=width,
-        heads=heads,
-        mlp_width=dims(shapes, "blocks.0.ffn.gate_proj.weight", 2, KIND)[0],
-        context_length=_context_length(shapes, scales, settings.get("context_length", published.context_length)),
-        context_width=dims(shapes, "context_embed.weight", 2, KIND)[1],
-        codes=dims(shapes, "head.weight", 2, KIND)[0],
-        code_channels=code_channels,
-        scales=scales,
-        unit_queries=unit_queries,
-        modulated="blocks.0.ada_lin.1.weight" in shapes,
-        pooling=settings.get("pooling", published.pooling),
-        timestep_levels="lvl_embed.weight" not in shapes,
-        context_norm="context_norm.weight" in shapes,
-        diffusion_width=dims(shapes, "diffloss.net.input_proj.weight", 2, KIND)[0],
-        diffusion_depth=1 + max((i for (i,) in indices(shapes, r"diffloss\.net\.res_blocks\.(\d+)\.")), default=-1),
-        diffusion_steps=settings.get("diffusion_steps", published.diffusion_steps),
+    read: dict[str, Any] = {
+        "depth": count(shapes, r"blocks\.(\d+)\.", KIND),
+        "width": width,
+        "mlp_width": dims(shapes, "blocks.0.ffn.gate_proj.weight", 2, KIND)[0],
+        "context_width": dims(shapes, "context_embed.weight", 2, KIND)[1],
+        "codes": dims(shapes, "head.weight", 2, KIND)[0],
+        "code_channels": code_channels,
+        "unit_queries": scale_mul in shapes,
+        "modulated": "blocks.0.ada_lin.1.weight" in shapes,
+        "timestep_levels": "lvl_embed.weight" not in shapes,
+        "context_norm": "context_norm.weight" in shapes,
+        "diffusion_width": dims(shapes, "diffloss.net.input_proj.weight", 2, KIND)[0],
+        "diffusion_depth": count(shapes, r"diffloss\.net\.res_blocks\.(\d+)\.", KIND),
+    }
+    if read["unit_queries"]:
+        read["heads"] = dims(shapes, scale_mul, 4, KIND)[1]
+    levels, tokens = _stored_schedule(shapes)
+    if "scales" in settings and tokens:
+        read["context_length"] = tokens - _image_tokens(settings["scales"])
+    # Diffusion steps are chosen by who draws; what pooling gives modulates blocks, and nothing else.
+    otherwise: dict[str, Any] = {"diffusion_steps": HartConfig.diffusion_steps}
+    otherwise |= {} if read["modulated"] else {"pooling": POOLINGS[0]}
+    scales = settings.get("scales", TRANSFORMERS["hart_0.7b"].scales)
+    if levels in (0, len(scales)) and (not tokens or tokens > _image_tokens(scales)):
+        config = completed(HartConfig, read, settings, TRANSFORMERS, otherwise)
+        if tokens in (0, config.context_length + _image_tokens(config.scales)):
+            return config
+    raise CheckpointError(
+        f"the transformer was made for {levels or len(scales)} scales" + (f" and {tokens} tokens" if tokens else ""),
+        expected=f"scales {list(scales)}",
+        fix='give the side of every token grid: "scales": [1, 2, ...] in config.json beside the transformer',
     )
-    check_settings(config, settings)
-    return config
 
 
-def _context_length(shapes: Shapes, scales: tuple[int, ...], otherwise: int) -> int:
-    """From the buffers of the schedule where they are stored; a level table must have a row for every scale."""
-    levels = shapes.get("lvl_embed.weight", (len(scales),))[0]
-    length = shapes.get("lvl_1L", (1, otherwise + sum(side * side for side in scales[1:])))[-1]
-    if levels != len(scales) or length <= sum(side * side for side in scales[1:]):
-        raise CheckpointError(
-            f"the transformer was made for {levels} scales" + (f" and {length} tokens" if "lvl_1L" in shapes else ""),
-            expected=f"scales {list(scales)}",
-            fix='give the side of every token grid: "scales": [1, 2, ...] in config.json beside the transformer',
-        )
-    return length - sum(side * side for side in scales[1:])
+def _stored_schedule(shapes: Shapes) -> tuple[int, int]:
+    """Rows of the level table, and tokens of all scales, the context included; 0 for what is not stored."""
+    levels = dims(shapes, "lvl_embed.weight", 2, KIND)[0] if "lvl_embed.weight" in shapes else 0
+    return levels, dims(shapes, "lvl_1L", 2, KIND)[1] if "lvl_1L" in shapes else 0
+
+
+def _image_tokens(scales: tuple[int, ...]) -> int:
+    """Tokens of all scales but the first, whose place the context takes."""
+    return sum(side * side for side in scales[1:])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import PlanError
-from ..families.hart import HART, HartConfig, guidance_ratio, settings_from_json, top_k
+from ..families.hart import HART, HartConfig, guidance_ratio, top_k
 from ..families.vq import VqTokenizerConfig, phi_index
 from ..plan import GenerationPlan, StepPlan
 from ..schedule import Size
@@ -195,12 +195,8 @@ class HartWiring(CodebookWiring):
     text_encoders = ("qwen2",)
     derived = DERIVED
 
-    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]]) -> HartConfig:
-        return infer_transformer(shapes)
-
-    def configured(self, shapes: Mapping[str, tuple[int, ...]], data: dict[str, Any]) -> HartConfig:
-        """A published config.json lacks sizes that the tensors tell."""
-        return infer_transformer(shapes, settings_from_json(data))
+    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> HartConfig:
+        return infer_transformer(shapes, settings)
 
     def condition(self, setting: Setting) -> StepGraph:
         check_plan(setting.plan)

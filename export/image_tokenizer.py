@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..families.infinity import ImageTokenizerConfig
-from .tensor_shapes import dims, indices
+from .tensor_shapes import count, dims
 
 
 class Conv(nn.Module):
@@ -230,8 +230,8 @@ def infer_image_tokenizer(shapes: Mapping[str, tuple[int, ...]]) -> ImageTokeniz
     """
     kind = "an image tokenizer"
     base = dims(shapes, "encoder.conv_in.conv.weight", 4, kind)[0]
-    blocks = indices(shapes, r"decoder\.up\.(\d+)\.block\.(\d+)\.")
-    levels = 1 + max((level for level, _ in blocks), default=-1)
+    levels = count(shapes, r"decoder\.up\.(\d+)\.", kind)
+    blocks = count(shapes, r"decoder\.up\.0\.block\.(\d+)\.", kind)
     channels = [dims(shapes, f"decoder.up.{i}.block.0.conv1.conv.weight", 4, kind)[0] for i in range(levels)]
     if not channels or not base or any(c % base for c in channels):
         raise CheckpointError(
@@ -241,5 +241,5 @@ def infer_image_tokenizer(shapes: Mapping[str, tuple[int, ...]]) -> ImageTokeniz
         bits=dims(shapes, "encoder.conv_out.conv.weight", 4, kind)[0],
         base_channels=base,
         channel_multipliers=tuple(c // base for c in channels),
-        residual_blocks=max(block for level, block in blocks if level == 0),
+        residual_blocks=blocks - 1,
     )

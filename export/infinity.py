@@ -8,17 +8,21 @@ Knows nothing of schedules, pruning or sampling.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..families.infinity import TransformerConfig
+from ..families.infinity import TRANSFORMERS, TransformerConfig
+from ..families.settings import completed
 from .attention import attend
-from .tensor_shapes import dims, indices
+from .tensor_shapes import count, dims
 
+KIND = "an Infinity transformer"
 PATCHIFIED_CHANNELS = 56  # 8B: 14 bits in 2 x 2 cells; no other published model predicts 56
 MAX_LOG_SCALE = math.log(100.0)  # ceiling of the learned per-head attention scale
 
@@ -274,27 +278,34 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
-def infer_transformer(shapes: Mapping[str, tuple[int, ...]]) -> TransformerConfig:
-    """Sizes of a transformer from its tensors alone. Spatial patchify leaves no trace but 56 channels (8B).
+def infer_transformer(
+    shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any] | None = None
+) -> TransformerConfig:
+    """Sizes of a transformer from its tensors, checked against the settings of a config.json.
+
+    Spatial patchify leaves no trace: without a setting, 56 channels (8B) mean it. The image tokenizer, which reads as
+    many bits a cell, tells whether that was right (`InfinityWiring.check_parts`).
 
     Raises:
-        CheckpointError: the tensors are not those of an Infinity transformer.
+        CheckpointError: the tensors are not those of an Infinity transformer, or not those of the settings.
     """
-    chunked = indices(shapes, r"block_chunks\.(\d+)\.module\.(\d+)\.")
-    chunks, per_chunk = (max(i) + 1 for i in zip(*chunked, strict=True)) if chunked else (1, 0)
-    depth = chunks * per_chunk if chunked else 1 + max((i for (i,) in indices(shapes, r"blocks\.(\d+)\.")), default=-1)
-    first = "block_chunks.0.module.0" if chunked else "blocks.0"
-    width, code_channels = dims(shapes, "word_embed.weight", 2, "an Infinity transformer")
-    text_length, text_width = dims(shapes, "cfg_uncond", 2, "an Infinity transformer")
-    return TransformerConfig(
-        depth=depth,
-        width=width,
-        heads=dims(shapes, f"{first}.sa.scale_mul_1H11", 4, "an Infinity transformer")[1],
-        mlp_width=dims(shapes, f"{first}.ffn.fc1.weight", 2, "an Infinity transformer")[0],
-        text_width=text_width,
-        text_length=text_length,
-        code_channels=code_channels,
-        chunks=chunks,
-        levels=dims(shapes, "lvl_embed.weight", 2, "an Infinity transformer")[0],
-        spatial_patchify=code_channels == PATCHIFIED_CHANNELS,
-    )
+    settings = dict(settings or {})
+    chunked = any(name.startswith("block_chunks.") for name in shapes)
+    chunks = count(shapes, r"block_chunks\.(\d+)\.", KIND) if chunked else 1
+    first = "block_chunks.0.module." if chunked else "blocks."
+    layers = count(shapes, re.escape(first) + r"(\d+)\.", KIND)
+    width, code_channels = dims(shapes, "word_embed.weight", 2, KIND)
+    text_length, text_width = dims(shapes, "cfg_uncond", 2, KIND)
+    read = {
+        "depth": chunks * layers,
+        "width": width,
+        "heads": dims(shapes, f"{first}0.sa.scale_mul_1H11", 4, KIND)[1],
+        "mlp_width": dims(shapes, f"{first}0.ffn.fc1.weight", 2, KIND)[0],
+        "text_width": text_width,
+        "text_length": text_length,
+        "code_channels": code_channels,
+        "chunks": chunks,
+        "levels": dims(shapes, "lvl_embed.weight", 2, KIND)[0],
+    }
+    assumed = {"spatial_patchify": code_channels == PATCHIFIED_CHANNELS}
+    return completed(TransformerConfig, read, settings, TRANSFORMERS, assumed)

@@ -272,6 +272,10 @@ class Bridge(nn.Module):
         return torch.where(noise < one, size, -size)
 
 
+# No tensor of the transformer tells it.
+_PATCHIFY = '; or give "spatial_patchify" (true: a token is 2 x 2 cells) in config.json beside the transformer'
+
+
 class InfinityWiring(Wiring):
     """Text enters by cross-attention and modulation; positions are normalised to the 1M grid."""
 
@@ -287,18 +291,20 @@ class InfinityWiring(Wiring):
         if transformer.bits != images.bits:
             raise CheckpointError(
                 f"the transformer predicts {transformer.bits} bits a cell, the image tokenizer reads {images.bits}",
-                fix="give the image tokenizer that the transformer was trained with",
+                fix="give the image tokenizer that the transformer was trained with" + _PATCHIFY,
             )
         if images.patch_size * transformer.patch != PIXELS_PER_TOKEN:
             raise CheckpointError(
                 f"a token would cover {images.patch_size * transformer.patch} pixels a side",
                 expected=f"{PIXELS_PER_TOKEN}: {PIXELS_PER_TOKEN // transformer.patch} pixels a cell of the image "
                 "tokenizer",
-                fix="give the image tokenizer that the transformer was trained with",
+                fix="give the image tokenizer that the transformer was trained with" + _PATCHIFY,
             )
 
-    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]]) -> TransformerConfig:
-        return infer_transformer(shapes)
+    def infer_transformer(
+        self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]
+    ) -> TransformerConfig:
+        return infer_transformer(shapes, settings)
 
     def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> ImageTokenizerConfig:
         return infer_image_tokenizer(shapes)

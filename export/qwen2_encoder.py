@@ -6,7 +6,6 @@ which system prompt that is, is not known here.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,25 +15,12 @@ from torch.func import functional_call
 
 from ..errors import CheckpointError
 from .rows import Shapes, Weights
-from .tensor_files import read_json
 from .weights import Role
 
 if TYPE_CHECKING:
     from transformers import Qwen2Config
 
 ATTENTION = "fastvar_causal_fp32_softmax"  # our attention's name with transformers
-SHARED_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "rms_norm_eps",
-    "max_position_embeddings",
-    "use_sliding_window",
-)
 HIDDEN = -1e30  # added to the score of a key that a query does not see
 
 
@@ -62,24 +48,6 @@ def qwen2_role(name: str) -> Role:
 def qwen2_shapes(config: Qwen2Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the encoder, as transformers' Qwen2Model names them."""
     return {name: tuple(tensor.shape) for name, tensor in _on_meta(config).state_dict().items()}
-
-
-def text_half(folder: Path) -> dict[str, Any]:
-    """What transformers must be told to read the language half of a Qwen2-VL folder as a Qwen2 model; nothing for a
-    folder of Qwen2. Text alone has one position on all of Qwen2-VL's axes, so its rotary is the ordinary one.
-    """
-    data = read_json(folder / "config.json")
-    if data.get("model_type") != "qwen2_vl":
-        return {}
-    from transformers import Qwen2Config, Qwen2VLConfig
-
-    text: Any = Qwen2VLConfig.from_pretrained(folder, local_files_only=True).text_config
-    rotary = {"rope_type": "default", "rope_theta": text.rope_parameters["rope_theta"]}
-    fields = {name: getattr(text, name) for name in SHARED_FIELDS}
-    return {
-        "config": Qwen2Config(**fields, rope_parameters=rotary),
-        "key_mapping": {r"^model\.language_model\.": "model."},
-    }
 
 
 class Qwen2Encoder(nn.Module):

@@ -21,8 +21,8 @@ from ..families.family import to_json
 from .checkpoint import Checkpoint, image_tokenizer_shapes, transformer_shapes
 from .qwen2_encoder import qwen2_vl_text
 from .tensor_files import digest
-from .tensor_shapes import Shapes, module_shapes
-from .text_encoders import kind_of, plain_format
+from .tensor_shapes import Shapes
+from .text_encoders import plain_format, text_encoder_shapes
 from .wirings import wiring_of
 
 if TYPE_CHECKING:
@@ -121,13 +121,6 @@ def flan_t5_xl() -> T5Config:
 
 
 PUBLISHED_ENCODERS: dict[str, Callable[[], PretrainedConfig]] = {"t5": flan_t5_xl, "qwen2": qwen2_vl_text}
-
-
-def text_encoder_shapes(config: PretrainedConfig) -> Shapes:
-    """Name and shape of every tensor of a text encoder."""
-    import transformers
-
-    return module_shapes(getattr(transformers, kind_of(config).model), config)
 
 
 def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +16,7 @@ from typing import IO, Any
 from ..engines.bundle import Bundle, Opening
 from ..errors import BuildError, FastvarError
 from ..plan import PruningPolicy, policy_from_json, policy_to_json
+from ..processes import OwnProcess
 
 
 class Rebuilder:
@@ -46,7 +46,7 @@ class Rebuilder:
             "trust_remote_code": opening.trust_remote_code,
             "public_key": opening.public_key.decode() if opening.public_key else None,
         }
-        self._process: subprocess.Popen[str] | None = None
+        self._process: OwnProcess | None = None
         self._built: dict[str, Path] = {}
 
     def __enter__(self) -> Rebuilder:
@@ -54,8 +54,7 @@ class Rebuilder:
 
     def __exit__(self, *exc_info: object) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            self._process.end()
 
     def build(self, policy: PruningPolicy) -> Path:
         """The policy's bundle.
@@ -72,19 +71,15 @@ class Rebuilder:
 
     def _ask(self, request: dict[str, Any]) -> None:
         if self._process is None:
-            command = [sys.executable, "-m", __name__, str(self._bundle), json.dumps(self._options)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+            statement = f"import {__name__} as rebuilder; rebuilder.main()"
+            self._process = OwnProcess(statement, [str(self._bundle), json.dumps(self._options)])
         try:
-            print(json.dumps(request), file=self._process.stdin, flush=True)
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
             answer = json.loads(self._process.stdout.readline())
         except (OSError, ValueError) as error:
-            code = self._process.wait()
-            raise BuildError(
-                f"the process that builds {request['policy']['name']!r} died with code {code}",
-                fix="it may have run out of memory: build with --jobs 1",
-            ) from error
+            how, fix = self._process.death()
+            raise BuildError(f"the process that builds {request['policy']['name']!r} {how}", fix=fix) from error
         if "problem" in answer:
             raise BuildError(answer["problem"], expected=answer["expected"], fix=answer["fix"])
 
@@ -109,7 +104,8 @@ def serve(bundle: Path, options: dict[str, Any], requests: IO[str], answers: IO[
         print(json.dumps(answer), file=answers, flush=True)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The process: a bundle and options as arguments, requests and answers through pipes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the one who asks answers it
     with os.fdopen(os.dup(1), "w") as stdout:
         os.dup2(2, 1)  # whatever libraries print

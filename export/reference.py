@@ -24,7 +24,7 @@ class Sampling:
 
     guidance_scale: float = 3.0
     tau: float = 1.0  # temperature
-    top_p: float = 0.97
+    top_p: float = 0.97  # 0: off
 
 
 @dataclass
@@ -118,11 +118,11 @@ def guide(logits: Tensor, sampling: Sampling) -> Tensor:
 def sample_bits(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
     """Two logits a bit [L, 2d], uniform [L, d] -> bits [L, d]: one where u < P(one).
 
-    The rarer value goes when its probability is at most 1 - top_p: top-p on two classes.
+    The rarer value goes when its probability is at most 1 - top_p: top-p on two classes; 0, as 1, is off.
     """
     pair = logits.unflatten(-1, (-1, 2))
     one = torch.sigmoid(pair[..., 1] - pair[..., 0])
-    cut = 1 - top_p
+    cut = 1 - (top_p or 1)
     one = torch.where(one <= cut, 0.0, torch.where(1 - one <= cut, 1.0, one))
     return uniform < one
 

@@ -13,8 +13,7 @@ from ..precision import Precision
 from .checkpoint import Checkpoint, image_tokenizer_shapes
 from .preview import GRID as PREVIEW_GRID
 from .preview import fit_preview
-from .random_weights import text_encoder_shapes
-from .text_encoders import kind_of
+from .text_encoders import kind_of, text_encoder_shapes
 from .weights import WeightSource, plain_weights
 from .wirings import wiring_of
 

@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
     _first_bytes(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, a number of too many digits
         raise CheckpointError(f"{path} is not JSON: {error}", fix="fetch the file again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}", expected="an object")

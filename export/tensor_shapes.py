@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import CheckpointError
 
 Shapes = dict[str, tuple[int, ...]]
+DIGITS = 6  # of the number of a layer, at most
 
 
 def shapes_of(state: Mapping[str, Any]) -> Shapes:
@@ -27,9 +28,28 @@ def module_shapes(make: Any, config: Any) -> Shapes:
 
 
 def indices(names: Iterable[str], pattern: str) -> set[tuple[int, ...]]:
-    """The numbers in every name that begins with a pattern, one per group of it."""
+    """The numbers in every name that begins with a pattern, one per group of it; longer ones number nothing."""
     matches = (re.match(pattern, name) for name in names)
-    return {tuple(int(group) for group in match.groups()) for match in matches if match}
+    groups = (match.groups() for match in matches if match)
+    return {tuple(int(group) for group in found) for found in groups if max(map(len, found)) <= DIGITS}
+
+
+def count(names: Iterable[str], pattern: str, kind: str) -> int:
+    """How many parts are numbered by the one group of a pattern, from 0 on.
+
+    Raises:
+        CheckpointError: a number is left out.
+    """
+    found = {number for (number,) in indices(names, pattern)}
+    lacking = next((number for number in range(len(found)) if number not in found), None)
+    if lacking is not None:
+        shown = pattern.replace("\\", "").replace("(d+)", str(lacking))
+        raise CheckpointError(
+            f"not {kind}: no tensor {shown}*, though {len(found)} such parts",
+            expected="parts numbered from 0 on",
+            fix="fetch the file again; of a checkpoint in several files, name the index",
+        )
+    return len(found)
 
 
 def dims(shapes: Mapping[str, tuple[int, ...]], name: str, count: int, kind: str) -> tuple[int, ...]:

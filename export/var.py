@@ -11,20 +11,21 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..families.var import SCALES_256, SCALES_512, VarConfig
+from ..families.settings import completed, tell_assumed
+from ..families.var import SCALES_256, SCALES_512, TRANSFORMERS, VarConfig
 from .attention import attend
 from .infinity import MAX_LOG_SCALE, FeedForward, HeadNorm, layer_norm
-from .tensor_shapes import dims, indices
+from .tensor_shapes import count, dims
 
 KIND = "a VAR transformer"
-HEAD_WIDTH = 64  # in every published size; without l2-normalised queries nothing stored tells the number of heads
+SCALE_MUL = "blocks.0.attn.scale_mul_1H11"
 # Buffers that upstream stores but makes itself: the mask of its training forward, each token's scale, a bias of zeros.
 DERIVED = re.compile(r"(attn_bias_for_masking|lvl_1L|blocks\.\d+\.attn\.zero_k_bias)$")
 
@@ -157,36 +158,51 @@ def without_derived(state: Mapping[str, T]) -> dict[str, T]:
     return {name: tensor for name, tensor in state.items() if not DERIVED.match(name)}
 
 
-def infer_transformer(shapes: Mapping[str, tuple[int, ...]], scales: tuple[int, ...] | None = None) -> VarConfig:
-    """Sizes of a transformer from its tensors alone; its scales too, where they are published ones.
+def infer_transformer(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any] | None = None) -> VarConfig:
+    """Sizes of a transformer from its tensors; what leaves no trace comes from the settings of a config.json.
+
+    Heads leave none without l2-normalised queries. Of the scales, the tensors tell how many there are, and how many
+    tokens they have together: where that is what a published schedule has, it is taken for it.
 
     Raises:
-        CheckpointError: the tensors are not those of a VAR transformer, or of other scales than the published ones.
+        CheckpointError: the tensors are not those of a VAR transformer, not those of the settings, or do not say its
+            heads or scales while the settings do not either.
     """
+    settings = dict(settings or {})
     width, code_channels = dims(shapes, "word_embed.weight", 2, KIND)
-    unit_queries = "blocks.0.attn.scale_mul_1H11" in shapes
-    heads = dims(shapes, "blocks.0.attn.scale_mul_1H11", 4, KIND)[1] if unit_queries else width // HEAD_WIDTH
-    return VarConfig(
-        depth=1 + max((layer for (layer,) in indices(shapes, r"blocks\.(\d+)\.")), default=-1),
-        width=width,
-        heads=heads,
-        mlp_width=dims(shapes, "blocks.0.ffn.fc1.weight", 2, KIND)[0],
-        classes=dims(shapes, "class_emb.weight", 2, KIND)[0] - 1,
-        codes=dims(shapes, "head.weight", 2, KIND)[0],
-        code_channels=code_channels,
-        scales=scales or _published_scales(shapes),
-        shared_modulation="shared_ada_lin.1.weight" in shapes,
-        unit_queries=unit_queries,
-    )
+    read: dict[str, Any] = {
+        "depth": count(shapes, r"blocks\.(\d+)\.", KIND),
+        "width": width,
+        "mlp_width": dims(shapes, "blocks.0.ffn.fc1.weight", 2, KIND)[0],
+        "classes": dims(shapes, "class_emb.weight", 2, KIND)[0] - 1,
+        "codes": dims(shapes, "head.weight", 2, KIND)[0],
+        "code_channels": code_channels,
+        "shared_modulation": "shared_ada_lin.1.weight" in shapes,
+        "unit_queries": SCALE_MUL in shapes,
+    }
+    if read["unit_queries"]:
+        read["heads"] = dims(shapes, SCALE_MUL, 4, KIND)[1]
+    read["scales"] = _scales(shapes, settings.get("scales"))
+    config = completed(VarConfig, read, settings, TRANSFORMERS)
+    if "scales" not in settings and config not in TRANSFORMERS.values():
+        tell_assumed(f"the scales of the transformer are taken to be the published {list(config.scales)}", "scales")
+    return config
 
 
-def _published_scales(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    tokens, levels = dims(shapes, "pos_1LC", 3, KIND)[1], dims(shapes, "lvl_embed.weight", 2, KIND)[0]
-    for scales in (SCALES_256, SCALES_512):
-        if (tokens, levels) == (sum(side * side for side in scales), len(scales)):
+def _scales(shapes: Mapping[str, tuple[int, ...]], given: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The schedule that is given, or published, and has the tokens and levels of the tensors."""
+    found = dims(shapes, "pos_1LC", 3, KIND)[1], dims(shapes, "lvl_embed.weight", 2, KIND)[0]
+    for scales in (SCALES_256, SCALES_512) if given is None else (given,):
+        if found == (sum(side * side for side in scales), len(scales)):
             return scales
+    what = f"the transformer has {found[0]} tokens in {found[1]} scales"
+    if given is not None:
+        raise CheckpointError(
+            f"{what}, its configuration says scales {list(given)}",
+            fix="give the config.json that belongs to this checkpoint",
+        )
     raise CheckpointError(
-        f"the transformer has {tokens} tokens in {levels} scales, which are not those of a published one",
+        f"{what}, which are not those of a published one",
         expected=f"scales {list(SCALES_256)} or {list(SCALES_512)}",
         fix='give the side of every token grid: "scales": [1, 2, ...] in config.json beside the transformer',
     )

@@ -172,8 +172,8 @@ class VarWiring(CodebookWiring):
     attend = Attend
     derived = DERIVED
 
-    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]]) -> VarConfig:
-        return infer_transformer(shapes)
+    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> VarConfig:
+        return infer_transformer(shapes, settings)
 
     def condition(self, setting: Setting) -> StepGraph:
         return StepGraph(f"condition-{setting.label}", Condition, self._arguments(setting), SHARED_PREFIX)

@@ -18,7 +18,7 @@ from ..families.vq import NORM_GROUPS, VqTokenizerConfig, phi_index
 from ..schedule import Size
 from .image_tokenizer import NORM_EPS
 from .rows import attention
-from .tensor_shapes import dims, indices
+from .tensor_shapes import count, dims
 
 KIND = "a VQ image tokenizer"
 
@@ -326,21 +326,24 @@ def infer_vq_tokenizer(shapes: Mapping[str, tuple[int, ...]]) -> VqTokenizerConf
         CheckpointError: the tensors are not those of such a tokenizer.
     """
     codes, code_channels = dims(shapes, "quantize.embedding.weight", 2, KIND)
-    blocks = indices(shapes, r"decoder\.up\.(\d+)\.block\.(\d+)\.")
-    levels = 1 + max((level for level, _ in blocks), default=-1)
+    levels = count(shapes, r"decoder\.up\.(\d+)\.", KIND)
+    blocks = count(shapes, r"decoder\.up\.0\.block\.(\d+)\.", KIND)
     channels = [dims(shapes, f"decoder.up.{i}.block.0.conv1.weight", 4, KIND)[0] for i in range(levels)]
-    base = shapes.get("encoder.conv_in.weight", channels or [0])[0]
+    first = next(
+        (name for name in ("encoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight") if name in shapes), ""
+    )
+    base = dims(shapes, first, 4, KIND)[0] if first else 0
     if not base or any(c % base for c in channels):
         raise CheckpointError(
             f"not {KIND}: levels of {channels} channels over {base} base channels", expected="whole multiples"
         )
-    hits = shapes.get("quantize.ema_vocab_hit_SV", (VqTokenizerConfig.levels, codes))
+    hits = "quantize.ema_vocab_hit_SV"
     return VqTokenizerConfig(
         codes=codes,
         code_channels=code_channels,
         base_channels=base,
         channel_multipliers=tuple(c // base for c in channels),
-        residual_blocks=max(block for level, block in blocks if level == 0),
-        phis=len(indices(shapes, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.weight")),
-        levels=hits[0],
+        residual_blocks=blocks - 1,
+        phis=count(shapes, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.weight", KIND),
+        levels=dims(shapes, hits, 2, KIND)[0] if hits in shapes else VqTokenizerConfig.levels,
     )

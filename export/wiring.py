@@ -80,20 +80,13 @@ class Wiring(ABC):
             )
 
     @abstractmethod
-    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """Configuration from the tensors alone.
+    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> Any:
+        """Configuration from the tensors, completed by the settings of a config.json.
 
         Raises:
-            CheckpointError: the tensors are not those of this family.
+            CheckpointError: the tensors are not those of this family, the settings contradict them, or neither says
+                what the model needs.
         """
-
-    def configured(self, shapes: Mapping[str, tuple[int, ...]], data: dict[str, Any]) -> Any:
-        """Configuration from the config.json beside the tensors.
-
-        Raises:
-            CheckpointError: it is not understood, or not that of these tensors.
-        """
-        return self.family.transformer_from_json(data)
 
     @abstractmethod
     def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:

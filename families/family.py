@@ -96,7 +96,8 @@ class Family:
     image_tokenizer_for: Callable[[Any], Any]
     schedules: Callable[[Any], dict[Size, ScaleSchedule]]  # of a transformer, by image (height, width) in pixels
     presets: Mapping[str, Preset]
-    transformer_from_json: Callable[[dict[str, Any]], Any]
+    transformer_from_json: Callable[[dict[str, Any]], Any]  # as a manifest holds it
+    settings_from_json: Callable[[Mapping[str, Any]], dict[str, Any]]  # as a config.json beside a transformer says it
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     guidance_off: float = 1.0
     draws: str = "prompt"

@@ -13,11 +13,13 @@ from typing import Any
 from ..errors import CheckpointError, PlanError
 from ..plan import PruningPolicy, ScaleRule, dense_policy
 from ..schedule import ScaleSchedule, square_schedule
-from .family import Family, SamplingDefaults, own_schedule
+from .family import Family, SamplingDefaults, from_fields, own_schedule
+from .settings import PublishedNames, mlp_ratio, settings_from_json
 from .vq import VqTokenizerConfig
 
 PUBLISHED_SCALES = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
 POOLINGS = ("max", "avg")
+MOST_TOKENS, MOST_CELLS = 1 << 15, 1 << 10  # of a prompt, and of a side of a token grid: sizes that no tensor bounds
 RESIDUAL_GAIN = 0.6  # what the diffusion head draws is multiplied by this before it is added
 
 
@@ -55,11 +57,12 @@ class HartConfig:
         _require(self.depth > 0 and self.width > 0 and self.heads > 0, "depth, width and heads must be positive")
         _require(self.width % self.heads == 0, f"width {self.width} does not divide into {self.heads} attention heads")
         _require(self.head_dim % 4 == 0, f"head size {self.head_dim} must be a multiple of 4 for 2-D rotary")
-        _require(self.context_length > 0, "a prompt has one token at least")
+        _require(0 < self.context_length <= MOST_TOKENS, f"{self.context_length} tokens of a prompt")
         _require(
             len(self.scales) > 1 and self.scales[0] == 1 and all(a < b for a, b in pairwise(self.scales)),
             f"scales {list(self.scales)} must grow from 1",
         )
+        _require(self.scales[-1] <= MOST_CELLS, f"a last scale of {self.scales[-1]} tokens a side")
         _require(self.pooling in POOLINGS, f"pooling {self.pooling!r} is none of {', '.join(POOLINGS)}")
         _require(0 < self.diffusion_steps <= 1000, f"{self.diffusion_steps} diffusion steps are not 1 to 1000")
 
@@ -118,80 +121,60 @@ TRANSFORMERS: dict[str, HartConfig] = {
 # Its hybrid tokenizer is VAR's, on more scales: what the codes leave is the diffusion head's, in the transformer.
 IMAGE_TOKENIZER = VqTokenizerConfig(codes=4096, code_channels=32, levels=len(PUBLISHED_SCALES))
 
-_FIELDS = {  # of the published program's config.json -> ours
-    "depth": "depth",
-    "embed_dim": "width",
-    "num_heads": "heads",
-    "context_token": "context_length",
-    "context_dim": "context_width",
-    "attn_l2_norm": "unit_queries",
-    "sep_aln_pooling_mode": "pooling",
-    "use_timestep_embed": "timestep_levels",
-    "use_context_norm": "context_norm",
-    "diff_width": "diffusion_width",
-    "diff_depth": "diffusion_depth",
-}
-_UNSUPPORTED = {
-    "shared_aln": False,
-    "attn_type": "llama",
-    "mlp_type": "llama",
-    "use_cross_attn": False,
-    "norm_eps": 1e-6,
-}
+
+def _sampling_steps(value: Any, _: Mapping[str, Any]) -> dict[str, Any]:
+    """A text upstream, which may stand for several series of steps."""
+    return {"diffusion_steps": int(value) if isinstance(value, str) and value.isdecimal() else value}
 
 
-def settings_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
+_PUBLISHED_NAMES = PublishedNames(
+    names={
+        "embed_dim": "width",
+        "num_heads": "heads",
+        "context_token": "context_length",
+        "context_dim": "context_width",
+        "patch_nums": "scales",
+        "attn_l2_norm": "unit_queries",
+        "sep_aln_pooling_mode": "pooling",
+        "use_timestep_embed": "timestep_levels",
+        "use_context_norm": "context_norm",
+        "diff_width": "diffusion_width",
+        "diff_depth": "diffusion_depth",
+    },
+    converted={
+        "mlp_ratio": mlp_ratio(mlp_width),
+        "disable_aln": lambda value, _: {"modulated": not value if isinstance(value, bool) else value},
+        "num_sampling_steps": _sampling_steps,
+    },
+    only={
+        "shared_aln": False,
+        "attn_type": "llama",
+        "mlp_type": "llama",
+        "use_cross_attn": False,
+        "norm_eps": 1e-6,
+        "context_norm_scale": 1.0,
+        "sampler": "iddpm",
+    },
+)
+
+
+def settings_of(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a HartConfig that a `config.json` gives: our names, or the published program's.
 
     Raises:
-        CheckpointError: a setting that is not supported, or no name of either.
+        CheckpointError: an entry is unknown, of the wrong type, or of a variant that is not supported.
     """
-    if "embed_dim" not in data:
-        unknown = sorted(set(data) - set(HartConfig.__dataclass_fields__))
-        _require(not unknown, f"unknown entries {unknown}")
-        return {**data, "scales": tuple(data["scales"])} if "scales" in data else dict(data)
-    for field, value in _UNSUPPORTED.items():
-        _require(data.get(field, value) == value, f"{field}={data.get(field)!r} is not supported, only {value!r}")
-    found: dict[str, Any] = {ours: data[theirs] for theirs, ours in _FIELDS.items() if theirs in data}
-    if "patch_nums" in data:
-        found["scales"] = tuple(data["patch_nums"])
-    if "disable_aln" in data:
-        found["modulated"] = not data["disable_aln"]
-    if "num_sampling_steps" in data:
-        found["diffusion_steps"] = int(data["num_sampling_steps"])  # a string upstream
-    if "mlp_ratio" in data:
-        found["mlp_width"] = mlp_width(data["embed_dim"], data["mlp_ratio"])
-    return found
+    return settings_from_json(HartConfig, data, _PUBLISHED_NAMES)
 
 
-def config_from_json(data: Mapping[str, Any]) -> HartConfig:
-    """Read back what `config.to_json` wrote.
+def config_from_json(data: dict[str, Any]) -> HartConfig:
+    """A whole configuration, under our names or the published program's.
 
     Raises:
-        CheckpointError: a field is unknown or missing.
+        CheckpointError: a field is unknown, missing or of the wrong type.
     """
-    try:
-        return HartConfig(**settings_from_json(data))
-    except TypeError as error:
-        raise CheckpointError(
-            f"model configuration not understood: {error}",
-            expected=f"the fields {', '.join(HartConfig.__dataclass_fields__)}",
-        ) from error
-
-
-def check_settings(config: HartConfig, settings: Mapping[str, Any]) -> None:
-    """Compare a configuration read off the tensors with the settings of a config.json.
-
-    Raises:
-        CheckpointError: they disagree.
-    """
-    for field, value in settings.items():
-        found = getattr(config, field)
-        if found != value:
-            raise CheckpointError(
-                f"the transformer's tensors have {field} {found!r}, its configuration says {value!r}",
-                fix="give the config.json that belongs to this checkpoint",
-            )
+    config: HartConfig = from_fields(HartConfig, settings_of(data))
+    return config
 
 
 # The published pruning (FastVAR, folder HART) goes by token counts: half of the 48x48 tokens are dropped, three
@@ -243,6 +226,7 @@ HART = Family(
     schedules=own_schedule,
     presets={"dense": dense_policy, "fastvar": fastvar_policy},
     transformer_from_json=config_from_json,
+    settings_from_json=settings_of,
     sampling=SamplingDefaults(guidance_scale=4.5, tau=None, top_p=1.0),  # the published sampling script's
     guidance_off=0.0,
     drawings=frozenset({"smooth", "final_iterations", "residual"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from ..errors import CheckpointError
 from ..schedule import ScaleSchedule, Size
 from .family import Family, from_fields
 from .infinity_presets import PRESETS, all_schedules, shapes
+from .settings import PublishedNames, mlp_ratio, settings_from_json
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -146,39 +148,54 @@ def image_tokenizer_for(transformer: TransformerConfig) -> ImageTokenizerConfig:
     return ImageTokenizerConfig(bits=transformer.bits, channel_multipliers=multipliers)
 
 
-def transformer_from_json(data: dict[str, Any]) -> TransformerConfig:
-    """Read a `config.json`: our field names, or the published program's.
-
-    Raises:
-        CheckpointError: a field is unknown or missing.
-    """
-    if "embed_dim" in data:
-        data = _from_published(data)
-    config: TransformerConfig = from_fields(TransformerConfig, data)
-    return config
-
-
-def _from_published(data: dict[str, Any]) -> dict[str, Any]:
-    unsupported = {
+_PUBLISHED_NAMES = PublishedNames(
+    names={
+        "embed_dim": "width",
+        "num_heads": "heads",
+        "text_channels": "text_width",
+        "text_maxlen": "text_length",
+        "d_vae": "code_channels",
+        "block_chunks": "chunks",
+    },
+    converted={
+        "mlp_ratio": mlp_ratio(mlp_width),
+        "apply_spatial_patchify": lambda value, _: {"spatial_patchify": bool(value) if value in (0, 1) else value},
+    },
+    only={
         "rms_norm": False,
+        "norm_eps": 1e-6,
         "shared_aln": True,
+        "head_aln": True,
+        "head_depth": 1,
         "cos_attn": True,
         "swiglu": False,
+        "nm0": False,
         "use_bit_label": 1,
-    }
-    for field, value in unsupported.items():
-        _require(data.get(field, value) == value, f"{field}={data.get(field)!r} is not supported, only {value!r}")
-    return {
-        "depth": data["depth"],
-        "width": data["embed_dim"],
-        "heads": data["num_heads"],
-        "mlp_width": mlp_width(data["embed_dim"], data.get("mlp_ratio", 4)),
-        "text_width": data["text_channels"],
-        "text_length": data["text_maxlen"],
-        "code_channels": data["d_vae"],
-        "chunks": data.get("block_chunks", 1),
-        "spatial_patchify": bool(data.get("apply_spatial_patchify", 0)),
-    }
+        "cross_attn_layer_scale": -1.0,
+        "add_lvl_embeding_only_first_block": 1,  # as upstream spells it
+        "rope2d_each_sa_layer": 1,
+        "rope2d_normalized_by_hw": 2,
+    },
+)
+
+
+def settings_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a TransformerConfig that a `config.json` gives, under our names or the published program's.
+
+    Raises:
+        CheckpointError: an entry is unknown, of the wrong type, or of a variant that is not supported.
+    """
+    return settings_from_json(TransformerConfig, data, _PUBLISHED_NAMES)
+
+
+def transformer_from_json(data: dict[str, Any]) -> TransformerConfig:
+    """A whole configuration, under our names or the published program's.
+
+    Raises:
+        CheckpointError: a field is unknown, missing or of the wrong type.
+    """
+    config: TransformerConfig = from_fields(TransformerConfig, settings_of(data))
+    return config
 
 
 def _schedules(_transformer: TransformerConfig) -> dict[Size, ScaleSchedule]:
@@ -194,6 +211,7 @@ INFINITY = Family(
     schedules=_schedules,
     presets=PRESETS,
     transformer_from_json=transformer_from_json,
+    settings_from_json=settings_of,
     default_size=(1024, 1024),
     shapes=shapes,
 )

@@ -5,6 +5,7 @@ Knows no weights, no torch, no files.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..errors import CheckpointError
 from ..plan import PruningPolicy, ScaleRule, dense_policy
 from ..schedule import ScaleSchedule, square_schedule
 from .family import Family, SamplingDefaults, from_fields, own_schedule
+from .settings import PublishedNames, mlp_ratio, settings_from_json
 from .vq import VAR_TOKENIZER, VqTokenizerConfig
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -137,8 +139,26 @@ def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
     return PruningPolicy("fastvar", rules, min(UNPRUNED_LAYERS, depth), depth, last - 2)
 
 
+_PUBLISHED_NAMES = PublishedNames(
+    names={
+        "embed_dim": "width",
+        "num_heads": "heads",
+        "num_classes": "classes",
+        "patch_nums": "scales",
+        "shared_aln": "shared_modulation",
+        "attn_l2_norm": "unit_queries",
+    },
+    converted={"mlp_ratio": mlp_ratio(lambda width, ratio: round(width * ratio))},
+    only={"norm_eps": 1e-6, "disable_aln": False, "attn_type": "gpt2", "mlp_type": "gpt2", "use_cross_attn": False},
+)
+
+
+def _settings(data: Mapping[str, Any]) -> dict[str, Any]:
+    return settings_from_json(VarConfig, data, _PUBLISHED_NAMES)
+
+
 def _from_json(data: dict[str, Any]) -> VarConfig:
-    config: VarConfig = from_fields(VarConfig, data)
+    config: VarConfig = from_fields(VarConfig, _settings(data))
     return config
 
 
@@ -151,6 +171,7 @@ VAR = Family(
     schedules=own_schedule,
     presets={"dense": dense_policy, "fastvar": fastvar_policy},
     transformer_from_json=_from_json,
+    settings_from_json=_settings,
     sampling=SamplingDefaults(guidance_scale=4.0, tau=None, top_p=0.95, top_k=900),  # upstream's demo
     guidance_off=0.0,
     draws="class label",

@@ -169,7 +169,8 @@ def drawn_bits(logits: Logits, scale: int, top_p: float) -> NDArray[np.bool_]:
     """[L, 2 * bits] -> [L, bits]: one where u < P(one); the rarer value goes at a probability of 1 - top_p or less."""
     pair = logits.reshape(len(logits), -1, 2).astype(np.float64)
     one = 1 / (1 + np.exp(pair[..., 0] - pair[..., 1]))
-    one = np.where(one <= 1 - top_p, 0.0, np.where(one >= top_p, 1.0, one))
+    kept = top_p or 1.0  # 0: off
+    one = np.where(one <= 1 - kept, 0.0, np.where(one >= kept, 1.0, one))
     return np.asarray(uniform_noise(DRAWN_SEED, scale, one.shape) < one)
 
 

@@ -46,15 +46,15 @@ class SamplingSettings:
             raise InputError(f"guidance_scale {self.guidance_scale} is out of range", expected="a number from 0 to 100")
         if self.tau is not None and not (np.isfinite(self.tau) and 0 < self.tau <= 100):
             raise InputError(f"tau {self.tau} is out of range", expected="a temperature above 0, at most 100")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p {self.top_p} is out of range", expected="a share above 0, at most 1")
+        if not 0 <= self.top_p <= 1:
+            raise InputError(f"top_p {self.top_p} is out of range", expected="a share from 0 to 1; 0, as 1, is off")
         if self.top_k is not None and (isinstance(self.top_k, bool) or not 0 <= self.top_k <= MAX_TOP_K):
             raise InputError(f"top_k {self.top_k} is out of range", expected="a number of codes, or 0 for all")
 
     @property
     def scalars(self) -> dict[str, float]:
         """Inputs [1] of the engines that draw codes, by name."""
-        found = {"guidance": self.guidance_scale, "tau": self.tau, "cut": 1 - self.top_p, "top_k": self.top_k}
+        found = {"guidance": self.guidance_scale, "tau": self.tau, "cut": 1 - (self.top_p or 1), "top_k": self.top_k}
         return {name: value for name, value in found.items() if value is not None}
 
     @property

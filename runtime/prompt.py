@@ -46,7 +46,7 @@ class PromptTokenizer:
         self._tokenizer.no_truncation()
         self._length, self._format = text_length, prompt_format or PromptFormat()
         self._prefix = self._tokenizer.encode(self._format.prefix, add_special_tokens=False).ids
-        self._unknown_id = _unknown_id(self._tokenizer, path)
+        self._unknown_id = _unknown_id(self._tokenizer)
 
     @property
     def prefix_length(self) -> int:
@@ -93,10 +93,10 @@ class PromptTokenizer:
         return tuple(pieces), is_known
 
 
-def _unknown_id(tokenizer: Tokenizer, path: Path) -> int | None:
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
     """The token of what has none; None where there is no such thing, as in vocabularies of bytes."""
     if isinstance(tokenizer.model, Unigram):  # does not tell
-        found = json.loads(path.read_text(encoding="utf-8"))["model"].get("unk_id")
+        found = json.loads(tokenizer.to_str())["model"].get("unk_id")
     else:
         found = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "")
     return found if isinstance(found, int) else None

@@ -7,6 +7,7 @@ that the manifest names. Recorded codes, noise and mixtures are fed back (teache
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,11 @@ from fastvar.export.hart_reference import (
     condition_rows,
     generate_scales,
 )
-from fastvar.export.vq_tokenizer import VqTokenizer, infer_vq_tokenizer
-from fastvar.families.hart import HartConfig, fastvar_policy, settings_from_json
+from fastvar.export.vq_tokenizer import VqTokenizer
+from fastvar.families.hart import HartConfig, fastvar_policy, settings_of
+from fastvar.families.vq import VqTokenizerConfig
 from fastvar.plan import DENSE, GenerationPlan, make_plan
-from tests.parity import Comparison
+from tests.parity import Comparison, compare_crops
 
 Tensors = dict[str, Tensor]
 
@@ -41,8 +43,10 @@ RESIDUAL = {"residual": 0.1, "residual_share": 1e-3}
 FAR = 2e-3
 DIFFUSION = {"diffusion_rows": 1e-3, "first_out": 1e-3, "table": 1e-6}
 SWAPPED = 2  # tokens of a kept set that may differ: scores at the cut lie within 5e-6 of each other
-WATCHED = 3  # the layer whose pruned sub-layers are recorded
-PREFIX = 32  # rows of a diffusion tensor that are recorded
+# What the cases' configurations hold besides what the transformer is: the tokenizer's sizes, and how codes were drawn.
+NOT_THE_MODEL = ("weights_name", "n_valid", "V", "Cvae", "ch", "ch_mult", "num_res_blocks", "cfg", "g_seed", "top_p")
+NOT_THE_MODEL += ("more_smooth", "final_stage", "num_maskgit_iters", "labels", "top_k")
+WATCHED = re.compile(r"s\d\d\.layer(\d+)\.attn\.x_first")  # of a layer whose pruned sub-layers are recorded
 
 
 @dataclass
@@ -109,29 +113,34 @@ def load_hart_runs(folder: Path) -> Iterator[HartRun]:
         state = _fp32(folder / case["weights"])
         state = {k: v for k, v in state.items() if not k.endswith("zero_k_bias")}
         shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-        model = HartTransformer(infer_transformer(shapes, settings_from_json(case["config"]))).eval()
+        said = {key: value for key, value in case["config"].items() if key not in NOT_THE_MODEL}
+        model = HartTransformer(infer_transformer(shapes, settings_of(said))).eval()
         model.load_state_dict(state)
         tokenizer, decodes = _tokenizer(_fp32(folder / case["tokenizer"]), case["config"])
         tensors = {k: _widened(v) for k, v in load_file(folder / f"{name}.safetensors").items()}
         details = json.loads((folder / f"{name}.json").read_text())
-        shared = "stored only there" in case.get("note", "")
-        noise = load_file(folder / "full_dense.safetensors") if shared else tensors
+        elsewhere = re.search(r"(\w+\.safetensors) and are stored only there", case.get("note", ""))
+        noise = load_file(folder / elsewhere[1]) if elsewhere else tensors
         yield HartRun(name, settings, tensors, noise, details, model, tokenizer, decodes)
 
 
 def _tokenizer(state: Tensors, settings: dict[str, Any]) -> tuple[VqTokenizer, bool]:
     """The tokenizer without its encoder; where the decoder is not stored either, only the codebook and the phis."""
     decodes = "post_quant_conv.weight" in state
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    if not decodes:
-        shapes |= {f"decoder.up.{i}.block.{j}.conv1.weight": (32, 32, 3, 3) for i in (0, 1) for j in (0, 1, 2)}
-    tokenizer = VqTokenizer(infer_vq_tokenizer(shapes)).eval()
+    config = VqTokenizerConfig(
+        codes=settings["V"],
+        code_channels=settings["Cvae"],
+        base_channels=settings["ch"],
+        channel_multipliers=tuple(settings["ch_mult"]),
+        residual_blocks=settings.get("num_res_blocks", 2),
+        levels=len(settings["patch_nums"]),
+    )
+    tokenizer = VqTokenizer(config).eval()
     missing, unexpected = tokenizer.load_state_dict(state, strict=False)
     needed = ("quantize.", "decoder.", "post_quant_conv.") if decodes else ("quantize.",)
     lacking = [k for k in missing if k.startswith(needed) and not k.endswith("ema_vocab_hit_SV")]
     assert not unexpected, unexpected
     assert not lacking, lacking
-    assert tokenizer.config.codes == settings["V"]
     return tokenizer, decodes
 
 
@@ -140,18 +149,19 @@ def compare_hart_reference(run: HartRun) -> Comparison:
     result = Comparison(f"{run.name}: torch reference", run.tolerance)
     compare_condition(run, result)
     compare_diffusion_tables(run, result)
-    watch = SubLayerWatch(run.model) if run.plan().policy != DENSE else None
+    layers = {int(match[1]) for match in map(WATCHED.match, run.tensors) if match}
+    watches = [SubLayerWatch(run.model, layer) for layer in sorted(layers)]
     plan = run.plan()
     for trace in generate_scales(run.model, run.tokenizer, run.prompt, plan, run.draws(), run.sampling):
         compare_pass(run, trace, result)
-        if watch and trace.step.prunes:
-            compare_kept(run, trace, watch, result)
+        if trace.step.prunes:
+            compare_kept_sets(run, trace, result)
+            for watch in watches:
+                compare_kept(run, trace, watch, result)
     assert trace.summed is not None
     compare_far("end", "residual", trace.summed, run.tensors["f_hat_final"], result)
-    if run.decodes and "img_stride2" in run.tensors:
-        image = (run.tokenizer.decode(trace.summed) + 1) / 2
-        result.tensor("end", "image", image[..., ::2, ::2], run.tensors["img_stride2"])
-        result.tensor("end", "image.corner", image[..., :32, :32], run.tensors["img_tl32"])
+    if run.decodes:
+        compare_crops(result, "end", "image", (run.tokenizer.decode(trace.summed) + 1) / 2, run.tensors, "img")
     return result
 
 
@@ -160,12 +170,12 @@ def compare_condition(run: HartRun, to: Comparison) -> None:
     to.tensor("text", "block_in.context", condition.context, run.tensors["cond_BD"])
     levels = torch.cat([run.model.level(scale) for scale in range(run.config.levels)])
     to.tensor("text", "block_in.levels", levels, run.tensors["lvl_embed_table"])
-    if "position_ids_s03" in run.tensors:
-        final, head_dim = run.plan().schedule.final, run.config.head_dim
-        size = run.plan().schedule.sizes[3]
-        table = image_rotary(size, final, condition.offset, head_dim)
-        at = run.tensors["position_ids_s03"]  # the angle of the first frequency, which is one, is the position itself
-        to.tensor("text", "table.rotary", table[0, :, :, [0, head_dim // 2]], at.cos())
+    schedule, head_dim = run.plan().schedule, run.config.head_dim
+    for index, size in enumerate(schedule.sizes):
+        # The angle of the first frequency, which is one, is the position itself.
+        if (at := run.tensors.get(f"position_ids_s{index:02d}")) is not None:
+            table = image_rotary(size, schedule.final, condition.offset, head_dim)
+            to.tensor("text", "table.rotary", table[0, :, :, [0, head_dim // 2]], at.cos())
 
 
 def compare_diffusion_tables(run: HartRun, to: Comparison) -> None:
@@ -203,10 +213,11 @@ def compare_diffusion(run: HartRun, trace: PassTrace, prefix: str, to: Compariso
     count = trace.codes.numel()
     assert trace.diffusion_rows is not None
     for half, name in enumerate(("z_cond", "z_uncond")):
-        rows = trace.diffusion_rows[half * count : (half + 1) * count][:PREFIX]
-        to.tensor(prefix[:-1], f"diffusion_rows.{name}", rows, run.tensors[f"{prefix}diff.{name}_first32"])
-    out = trace.diffusion[0].net_out[:PREFIX]
-    to.tensor(prefix[:-1], "first_out", out, run.tensors[f"{prefix}diff.step0.net_out_first32"])
+        recorded = first_of(run.tensors, f"{prefix}diff.{name}")
+        rows = trace.diffusion_rows[half * count : (half + 1) * count][: len(recorded)]
+        to.tensor(prefix[:-1], f"diffusion_rows.{name}", rows, recorded)
+    recorded = first_of(run.tensors, f"{prefix}diff.step0.net_out")
+    to.tensor(prefix[:-1], "first_out", trace.diffusion[0].net_out[: len(recorded)], recorded)
     compare_far(prefix[:-1], "residual", trace.residual, run.tensors[prefix + "diff.residual"], to)
 
 
@@ -229,43 +240,56 @@ def compare_stored(tensors: Tensors, key: str, name: str, got: Tensor, to: Compa
             to.tensor(scale, f"{name}.last", got[:, -expected.shape[1] :], expected)
 
 
+def first_of(tensors: Tensors, key: str) -> Tensor:
+    """What is recorded under a key: all of it, or its first rows."""
+    return next(tensor for name, tensor in tensors.items() if name == key or name.startswith(f"{key}_first"))
+
+
 class SubLayerWatch:
     """What the sub-layers of one layer put out, before it is restored and added."""
 
-    def __init__(self, model: HartTransformer) -> None:
+    def __init__(self, model: HartTransformer, layer: int) -> None:
         self.out: dict[str, Tensor] = {}
-        block = model.layers[WATCHED]
+        self.layer = layer
+        block = model.layers[layer]
         for name, module in (("sa", block.attn.proj), ("ffn", block.ffn)):
             module.register_forward_hook(lambda _, __, out, name=name: self.out.__setitem__(name, out))
 
 
-def compare_kept(run: HartRun, trace: PassTrace, watch: SubLayerWatch, to: Comparison) -> None:
-    """Kept sets of every layer; in the watched one also what was computed for them, cached, and restored."""
+def compare_kept_sets(run: HartRun, trace: PassTrace, to: Comparison) -> None:
+    """Which tokens every sub-layer of every layer kept."""
     prefix = f"s{trace.index:02d}."
     for layer, state in enumerate(trace.states):
         for ours, theirs in (("sa", "attn"), ("ffn", "ffn")):
             expected = run.tensors[f"sel.{prefix}layer{layer}.{theirs}"].long()
             swapped = [len(set(a.tolist()) - set(b.tolist())) for a, b in zip(state.kept[ours], expected, strict=True)]
             to.same(f"{prefix}kept {layer}.{ours}: {swapped} tokens differ", max(swapped) <= SWAPPED)
-    stored = f"{prefix}layer{WATCHED}."
-    x, restored = trace.layer_out[WATCHED - 1], torch.zeros(())
+
+
+def compare_kept(run: HartRun, trace: PassTrace, watch: SubLayerWatch, to: Comparison) -> None:
+    """What a watched layer computed for the tokens that it kept, cached, and restored."""
+    prefix, layer = f"s{trace.index:02d}.", watch.layer
+    stored, scale = f"{prefix}layer{layer}.", prefix[:-1]
+    x, restored = trace.layer_out[layer - 1], torch.zeros(())
     for ours, theirs in (("sa", "attn"), ("ffn", "ffn")):
-        to.tensor(prefix[:-1], f"block_out.{theirs}", x[:, :PREFIX], run.tensors[f"{stored}{theirs}.x_first32"])
-        own, fresh = trace.states[WATCHED].kept[ours], watch.out[ours]
-        first = run.tensors[f"sel.{prefix}layer{WATCHED}.{theirs}"][:, :PREFIX].long()
-        place = (own.unsqueeze(1) == first.unsqueeze(2)).int().argmax(-1)  # [R, 32]: where they stand in ours
+        recorded_x = first_of(run.tensors, f"{stored}{theirs}.x")
+        to.tensor(scale, f"block_out.{theirs}", x[:, : recorded_x.shape[1]], recorded_x)
+        recorded_out = first_of(run.tensors, f"{stored}{theirs}.kept_out")
+        own, fresh = trace.states[layer].kept[ours], watch.out[ours]
+        first = run.tensors[f"sel.{prefix}layer{layer}.{theirs}"][:, : recorded_out.shape[1]].long()
+        place = (own.unsqueeze(1) == first.unsqueeze(2)).int().argmax(-1)  # [R, n]: where they stand in ours
         got = fresh.gather(1, place.unsqueeze(-1).expand(-1, -1, fresh.shape[-1]))
-        to.tensor(prefix[:-1], f"kept_out.{theirs}", got, run.tensors[f"{stored}{theirs}.kept_out_first32"])
-        cache = f"{stored}{theirs}.cache36_first72"
-        if cache in run.tensors:
-            to.tensor(
-                prefix[:-1], f"kept_out.{theirs}_cache", trace.states[WATCHED].outputs[ours][:, :72], run.tensors[cache]
-            )
-        recorded = run.tensors[f"{stored}{theirs}.unmerged_first64"]
+        to.tensor(scale, f"kept_out.{theirs}", got, recorded_out)
+        for name, cache in run.tensors.items():
+            if name.startswith(f"{stored}{theirs}.cache"):
+                cached = trace.states[layer].outputs[ours][:, : cache.shape[1]]
+                to.tensor(scale, f"kept_out.{theirs}_cache", cached, cache)
+        recorded = first_of(run.tensors, f"{stored}{theirs}.unmerged")
         restored = restored + recorded
-        x = torch.cat((x[:, :PREFIX] + recorded[:, :PREFIX], x[:, PREFIX:]), dim=1)
-    got = (trace.layer_out[WATCHED] - trace.layer_out[WATCHED - 1])[:, :64]
-    to.tensor(prefix[:-1], "kept_out.restored", got, restored)
+        count = recorded_x.shape[1]
+        x = torch.cat((x[:, :count] + recorded[:, :count], x[:, count:]), dim=1)
+    got = (trace.layer_out[layer] - trace.layer_out[layer - 1])[:, : restored.shape[1]]
+    to.tensor(scale, "kept_out.restored", got, restored)
 
 
 def compare_hart_folder(folder: Path) -> Iterator[Comparison]:

@@ -27,7 +27,7 @@ from fastvar.plan import Drawing
 from fastvar.runtime.generation import SamplingSettings, Workspace
 from fastvar.runtime.layout import EngineCall, StepCalls
 from fastvar.runtime.session import Session
-from tests.parity import Comparison
+from tests.parity import Comparison, compare_crops
 from tests.parity_hart import SWAPPED, HartRun, compare_far, compare_stored, load_hart_runs
 
 
@@ -114,7 +114,7 @@ def compare_image(run: HartRun, engines: EngineRun, to: Comparison) -> Compariso
     """All that is recorded of one image."""
     workspace, s = engines.workspace, run.sampling
     engines.give_text()
-    settings = SamplingSettings(s.guidance_scale, None, s.top_p or 1.0, guidance_off=HART.guidance_off)
+    settings = SamplingSettings(s.guidance_scale, None, s.top_p, guidance_off=HART.guidance_off)
     expected, whole, block_in = torch.zeros(()), torch.zeros(()), engines.by_row(workspace.layout.condition, "x")
     for calls, _ in workspace.run_scales(engines.noise, settings):
         prefix = f"s{calls.step.index + (calls.step.part or 0):02d}."
@@ -143,10 +143,10 @@ def compare_image(run: HartRun, engines: EngineRun, to: Comparison) -> Compariso
             # multiplied by 100 make 2e-3 of that.
             engines.force_sum(calls, expected if s.smooth else total)
     compare_far("end", "residual", total, engines.own(run.tensors["f_hat_final"]), to)
-    if run.decodes and "img_stride2" in run.tensors:
+    if run.decodes:
         image = (torch.from_numpy(workspace.decode().copy())[None] + 1) / 2
-        to.tensor("end", "image", image[..., ::2, ::2], engines.own(run.tensors["img_stride2"]))
-        to.tensor("end", "image.corner", image[..., :32, :32], engines.own(run.tensors["img_tl32"]))
+        crops = {name: engines.own(tensor) for name, tensor in run.tensors.items() if name.startswith("img_")}
+        compare_crops(to, "end", "image", image, crops, "img")
     return to
 
 

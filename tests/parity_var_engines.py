@@ -25,8 +25,8 @@ from fastvar.runtime.generation import LabelInput, SamplingSettings, Workspace
 from fastvar.runtime.layout import StepCalls
 from fastvar.runtime.noise import CHOICE
 from fastvar.runtime.session import Session
-from tests.parity import Comparison, Tensors
-from tests.parity_var import RUNS, SMOOTH_TOLERANCE, Recorded, compare, compare_crops, read_folder
+from tests.parity import Comparison, Tensors, compare_crops
+from tests.parity_var import SMOOTH_TOLERANCE, Recorded, compare, read_folder
 
 ROWS = 2
 
@@ -35,16 +35,15 @@ def compare_var_engines(folder: Path, backend: str, cache: Path) -> Iterator[Com
     """Every run that a folder holds."""
     with torch.no_grad():
         recorded = read_folder(folder)
-        for name in RUNS:
-            if tensors := recorded.tensors(name):
-                yield compare_run(recorded, name, tensors, backend, cache)
+        for name, tensors in recorded.runs.items():
+            yield compare_run(recorded, name, tensors, backend, cache)
 
 
 def compare_run(recorded: Recorded, name: str, tensors: Tensors, backend: str, cache: Path) -> Comparison:
     """All images of a run."""
-    smooth = name == "run_smooth"
+    sampling = recorded.sampling(name, tensors)
+    smooth, scale = sampling.smooth, sampling.guidance_scale
     result = Comparison(f"VAR {name}: {backend} engines", SMOOTH_TOLERANCE if smooth else recorded.tolerance)
-    scale, top_k, top_p = (recorded.meta["config"][key] for key in RUNS[name])
     config = recorded.model.config
     plan = VAR.plan(config.schedule, DENSE, config, Drawing(smooth=smooth))
     with tempfile.TemporaryDirectory() as made:
@@ -55,8 +54,8 @@ def compare_run(recorded: Recorded, name: str, tensors: Tensors, backend: str, c
         for image, label in enumerate(tensors["label_B"].tolist()):
             workspace.give(LabelInput(label))
             own = image_of(tensors, image)
-            expected = reference(recorded, own, plan, VarSampling(scale, top_k, top_p, smooth))
-            settings = SamplingSettings(scale, None, top_p, top_k, VAR.guidance_off)
+            expected = reference(recorded, own, plan, sampling)
+            settings = SamplingSettings(scale, None, sampling.top_p, sampling.top_k, VAR.guidance_off)
             for seen, (calls, _) in enumerate(workspace.run_scales(forcing(own), settings)):
                 compare_scale(workspace, calls, own, result)
                 if smooth:
@@ -65,7 +64,7 @@ def compare_run(recorded: Recorded, name: str, tensors: Tensors, backend: str, c
                     put_right(workspace, calls, expected, seen)
             compare(result, "end", "f_hat", as_batch(workspace.summed_codes(calls)), own, "f_hat_final")
             if recorded.decodes:
-                compare_crops(result, (as_batch(workspace.decode()) + 1) / 2, own)
+                compare_crops(result, "end", "img", (as_batch(workspace.decode()) + 1) / 2, own, "img")
     return result
 
 

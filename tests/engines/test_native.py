@@ -18,13 +18,13 @@ def test_without_a_compiler_nothing_is_made(monkeypatch, tmp_path):
 
 
 def test_another_source_is_another_digest(monkeypatch, tmp_path):
-    before = native.source_digest()
+    before = native.kernel_digest()
     for name in native.SOURCES:
         (tmp_path / name).write_bytes((native.KERNELS / name).read_bytes())
     monkeypatch.setattr(native, "KERNELS", tmp_path)
-    assert native.source_digest() == before
+    assert native.kernel_digest() == before
     (tmp_path / "linear.cpp").write_text("// changed")
-    assert native.source_digest() != before
+    assert native.kernel_digest() != before
 
 
 FRESH_PROCESS = """

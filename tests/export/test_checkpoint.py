@@ -23,6 +23,7 @@ from fastvar.export.random_weights import RandomWeights
 from fastvar.export.wirings import WIRINGS
 from fastvar.families.family import PromptFormat, to_json
 from fastvar.families.infinity import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig, image_tokenizer_for
+from fastvar.families.var import SCALES_256, VarConfig
 
 INFINITY = WIRINGS["infinity"]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -151,6 +152,42 @@ def test_a_folder_with_its_configuration(tmp_path, own):
     (tmp_path / "config.json").write_text(json.dumps(to_json(config) if own else published))
     save_file(_state(config), tmp_path / "transformer.safetensors")
     assert load_transformer(tmp_path)[0] == config
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["beside a named file", "in the folder"])
+@pytest.mark.parametrize("name", ["heads", "scales"])
+def test_a_part_of_a_configuration_completes_what_the_tensors_say(tmp_path, named, name):
+    config = VarConfig(2, 48, 4, 32, 3, 12, 4, scales=(1, 2, 3))
+    config = replace(config, unit_queries=name == "scales", scales=(1, 2, 3) if name == "scales" else SCALES_256)
+    save_file(dict(RandomWeights(transformer_shapes(config))), tmp_path / "transformer.safetensors")
+    path = tmp_path / "transformer.safetensors" if named else tmp_path
+    with pytest.raises(CheckpointError, match=f'"{name}"'):
+        load_transformer(path)
+    (tmp_path / "config.json").write_text(json.dumps({name: to_json(config)[name]}))
+    assert load_transformer(path)[0] == config
+    for wrong in ({**to_json(config), "depth": 3}, {"head": 4}, {name: "4"}):
+        (tmp_path / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(CheckpointError, match="configuration"):
+            load_transformer(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "1" * 5000, '{"depth": NaN}', "[1]", "", "\xff", '{"a": "\\ud800"}']
+)
+def test_a_configuration_that_is_none(tmp_path, content):
+    torch.save(_state(), tmp_path / "w.pth")
+    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(CheckpointError):
+        load_transformer(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("number", ["7", "99999999", "9" * 5000])
+def test_layers_with_a_gap_are_not_taken_for_so_many_layers(tmp_path, number):
+    state = _state(replace(MODEL, chunks=1))
+    state[f"blocks.{number}.ffn.fc1.weight"] = torch.zeros(1)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"no tensor blocks\.4\.|not part of the model"):
+        load_transformer(tmp_path / "w.pth")
 
 
 def test_a_folder_with_one_unnamed_file_or_with_shards(tmp_path):

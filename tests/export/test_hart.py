@@ -90,7 +90,37 @@ def test_sizes_are_read_off_the_tensors(changes):
     config = replace(TINY, **changes)
     untraced = {"scales": config.scales, "pooling": config.pooling, "diffusion_steps": config.diffusion_steps}
     settings = {**untraced, "context_length": config.context_length}
+    if not config.unit_queries:
+        settings["heads"] = config.heads
     assert infer_transformer(transformer_shapes(config), settings) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "left_out", "asked"),
+    [
+        ({"unit_queries": False, "heads": 4}, "heads", '"heads": a whole number'),
+        ({}, "scales", r'"scales": \[1, 2, \.\.\.\]'),
+        ({}, "context_length", '"context_length": a whole number'),
+        ({"modulated": True, "pooling": "avg"}, "pooling", '"pooling": a text'),
+    ],
+)
+def test_what_no_tensor_tells_is_asked_for(changes, left_out, asked):
+    config = replace(TINY, **changes)
+    names = ("heads", "scales", "context_length", "pooling", "diffusion_steps")
+    settings = {name: getattr(config, name) for name in names}
+    assert infer_transformer(transformer_shapes(config), settings) == config
+    del settings[left_out]
+    with pytest.raises(CheckpointError, match=rf"do not say its {left_out.replace('_', ' ')}, [\s\S]*{asked}"):
+        infer_transformer(transformer_shapes(config), settings)
+
+
+def test_the_published_model_needs_no_configuration_and_may_have_one():
+    shapes = transformer_shapes(PUBLISHED)
+    assert infer_transformer(shapes) == PUBLISHED
+    assert infer_transformer(shapes, {"diffusion_steps": 4}) == replace(PUBLISHED, diffusion_steps=4)
+    buffers = {"lvl_1L": (1, PUBLISHED.context_length + sum(side * side for side in PUBLISHED.scales[1:]) + 1)}
+    with pytest.raises(CheckpointError, match="made for 14 scales and 9751 tokens"):
+        infer_transformer({**shapes, **buffers})
 
 
 def test_the_schedules_buffer_tells_the_context_length():

@@ -44,6 +44,7 @@ CASES = {
     "dense": Case(),
     "one-row": Case(rows=1),
     "top-p": Case(top_p=0.8),
+    "top-p-of-zero": Case(top_p=0.0),
     "pruned": Case(policy=tiny.PRUNED),
     "pruned-one-row": Case(policy=tiny.PRUNED, rows=1),
     "shared-selection": Case(policy=replace(tiny.PRUNED, shared_selection=True)),

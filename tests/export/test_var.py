@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -39,9 +40,50 @@ def test_published_transformers_have_our_tensors_and_are_recognised(name):
         assert _shapes(VarTransformer(TRANSFORMERS[name]).state_dict()) == own
 
 
-@pytest.mark.parametrize("config", [TINY, replace(TINY, unit_queries=False), replace(TINY, shared_modulation=True)])
+@pytest.mark.parametrize("config", [TINY, replace(TINY, heads=4), replace(TINY, shared_modulation=True)])
 def test_sizes_are_read_off_the_tensors(config):
     assert infer_transformer(_shapes(VarTransformer(config).state_dict())) == config
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 16])
+def test_heads_that_no_tensor_tells_are_asked_for(heads):
+    config = replace(TINY, heads=heads, unit_queries=False)
+    shapes = _shapes(VarTransformer(config).state_dict())
+    with pytest.raises(
+        CheckpointError, match=r'do not say its heads[\s\S]*\{"heads": a whole number\} in config\.json'
+    ):
+        infer_transformer(shapes)
+    assert infer_transformer(shapes, {"heads": heads}) == config
+    with pytest.raises(CheckpointError, match="does not divide into 5 attention heads"):
+        infer_transformer(shapes, {"heads": 5})
+
+
+def test_published_sizes_without_their_scales_of_heads_are_no_published_model():
+    """Of such a model nothing was published, so nothing says how many heads it has."""
+    keys = json.loads(gzip.decompress((GOLDEN / "var_d16_keys.json.gz").read_bytes()))
+    shapes = {key: tuple(shape) for key, shape in keys.items() if "scale_mul" not in key}
+    with pytest.raises(CheckpointError, match="do not say its heads"):
+        infer_transformer(shapes)
+    assert infer_transformer(shapes, {"heads": 32}).heads == 32
+
+
+def test_other_scales_of_as_many_tokens_are_taken_where_they_are_given(caplog):
+    further = itertools.combinations(range(2, 20), 9)
+    others = next(s for s in further if sum(side * side for side in s) == 679 and s != TINY.scales[1:])
+    shapes = _shapes(VarTransformer(replace(TINY, scales=(1, *others))).state_dict())
+    assert infer_transformer(shapes, {"scales": (1, *others)}).scales == (1, *others)
+    assert caplog.text == ""
+    assert infer_transformer(shapes).scales == TINY.scales
+    assert f'to be the published {list(TINY.scales)}; if they are others, give "scales"' in caplog.text
+    with pytest.raises(CheckpointError, match=r"680 tokens in 10 scales, its configuration says scales \[1, 2\]"):
+        infer_transformer(shapes, {"scales": (1, 2)})
+
+
+@pytest.mark.parametrize("name", ["classes", "depth", "codes", "heads", "mlp_width", "unit_queries"])
+def test_settings_that_contradict_the_tensors_are_refused(name):
+    shapes = _shapes(VarTransformer(TINY).state_dict())
+    with pytest.raises(CheckpointError, match=f"tensors have {name} .*, its configuration says 7"):
+        infer_transformer(shapes, {name: 7})
 
 
 def test_scales_that_are_not_published_must_be_given():
@@ -49,7 +91,7 @@ def test_scales_that_are_not_published_must_be_given():
     shapes = _shapes(VarTransformer(short).state_dict())
     with pytest.raises(CheckpointError, match=r'14 tokens in 3 scales[\s\S]*"scales"'):
         infer_transformer(shapes)
-    assert infer_transformer(shapes, scales=(1, 2, 3)) == short
+    assert infer_transformer(shapes, {"scales": (1, 2, 3)}) == short
 
 
 def test_another_model_is_refused():

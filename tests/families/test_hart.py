@@ -15,7 +15,7 @@ from fastvar.families.hart import (
     diffusion_guidance,
     fastvar_policy,
     guidance_ratio,
-    settings_from_json,
+    settings_of,
     top_k,
 )
 from fastvar.plan import DENSE, Drawing, part_counts
@@ -57,7 +57,7 @@ SETTINGS = {
 
 def test_a_published_configuration_is_read():
     """What it does not hold, codes and their channels, the tensors tell."""
-    assert HartConfig(**settings_from_json(SETTINGS), codes=4096, code_channels=32) == PUBLISHED
+    assert HartConfig(**settings_of(SETTINGS), codes=4096, code_channels=32) == PUBLISHED
     assert config_from_json(json.loads(json.dumps(to_json(PUBLISHED)))) == PUBLISHED
     with pytest.raises(CheckpointError, match="not understood"):
         config_from_json({"depth": 2})
@@ -68,7 +68,7 @@ def test_a_published_configuration_is_read():
 )
 def test_a_variant_that_is_not_supported_is_refused(change):
     with pytest.raises(CheckpointError, match="is not supported"):
-        settings_from_json({**SETTINGS, **change})
+        settings_of({**SETTINGS, **change})
 
 
 @pytest.mark.parametrize(

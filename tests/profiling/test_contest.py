@@ -123,6 +123,7 @@ def test_median_token_counts_and_all_bits():
 def test_bits_of_certain_logits_are_certain():
     logits = np.array([[0, 9, 9, 0], [9, 0, 0, 9]], np.float32)
     assert drawn_bits(logits, 0, top_p=0.9).tolist() == [[True, False], [False, True]]
+    assert drawn_bits(logits, 0, top_p=0.0).tolist() == drawn_bits(logits, 0, top_p=1.0).tolist()
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,11 @@ def test_defaults_are_those_of_the_bundle(pipe: Pipeline):
     assert previews(pipe, seed=7, **given) == previews(pipe, seed=7)
 
 
+def test_top_p_of_zero_is_off_as_one_is(pipe: Pipeline):
+    assert previews(pipe, seed=7, top_p=0) == previews(pipe, seed=7, top_p=1.0)
+    assert SamplingSettings(3.0, 1.0, 0.0).scalars == SamplingSettings(3.0, 1.0, 1.0).scalars
+
+
 def test_largest_seed(pipe: Pipeline):
     assert previews(pipe, seed=MAX_SEED) == previews(pipe, seed=MAX_SEED) != previews(pipe, seed=0)
 
@@ -431,7 +436,7 @@ def test_a_seed_is_drawn_and_told(pipe: Pipeline):
         ({"tau": -1.0}, "tau -1"),
         ({"tau": float("nan")}, "tau nan"),
         ({"tau": 101}, "tau 101"),
-        ({"top_p": 0}, "top_p 0"),
+        ({"top_p": -0.1}, r"top_p -0\.1"),
         ({"top_p": 1.01}, r"top_p 1\.01"),
         ({"top_p": float("nan")}, "top_p nan"),
         ({"guidance_scale": -0.1}, r"guidance_scale -0\.1"),
