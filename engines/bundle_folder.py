@@ -93,12 +93,10 @@ def written_files(folder: Path) -> frozenset[str] | None:
 def journalled_files(folder: Path) -> frozenset[str]:
     """Names in a folder where a bundle was under construction, or is one: its journal's and its manifest's."""
     try:
-        noted = (folder / JOURNAL).read_text(encoding="utf-8").splitlines()
+        noted = [*(folder / JOURNAL).read_text(encoding="utf-8").splitlines(), MANIFEST]
     except (OSError, ValueError):
         noted = []
-    if noted or (folder / JOURNAL).is_file():
-        noted += [JOURNAL, MANIFEST]
-    return frozenset(filter(is_inside, noted)) | (written_files(folder) or frozenset())
+    return frozenset({JOURNAL, *filter(is_inside, noted)}) | (written_files(folder) or frozenset())
 
 
 def _is_ours(data: Any) -> bool:

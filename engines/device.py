@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InternalError
+from ..errors import DeviceMemoryError, InternalError
 from ..machine import memory_bytes
 from .base import Launch, TensorRef
-from .dtypes import size_bytes, storage_dtype
+from .dtypes import human_bytes, size_bytes, storage_dtype
 
 ALIGNMENT = 256  # bytes; what CUDA allocations give, and more than any CPU kernel asks for
 
@@ -131,7 +131,14 @@ def in_turn(launches: Sequence[Launch]) -> Launch:
 
 class _HostAllocation(Allocation):
     def __init__(self, size: int) -> None:
-        self._raw = np.zeros(size + ALIGNMENT, dtype=np.uint8)
+        try:
+            self._raw = np.zeros(size + ALIGNMENT, dtype=np.uint8)
+        except MemoryError as error:
+            raise DeviceMemoryError(
+                f"{human_bytes(size)} of memory cannot be allocated",
+                expected="room for caches and activations",
+                fix="choose a smaller size, or close what else runs on this machine",
+            ) from error
         self.address = -(-self._raw.ctypes.data // ALIGNMENT) * ALIGNMENT
         self.size_bytes = size
 

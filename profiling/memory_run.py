@@ -37,11 +37,12 @@ def memory_run_apart(path: Path, request: Request, opening: Opening | None = Non
         FastvarError: whatever stopped it there, told in one piece.
         DeviceMemoryError: the operating system stopped it.
     """
-    return run_apart(f"loaded {path}", _open_and_run, path, request, opening or Opening())
+    told = () if opening is None else (opening,)
+    return run_apart(f"loaded {path}", _open_and_run, path, request, *told)
 
 
-def _open_and_run(path: Path, request: Request, opening: Opening) -> MemoryRun:
-    return memory_run(Bundle.open_with(path, opening), request)
+def _open_and_run(path: Path, request: Request, opening: Opening | None = None) -> MemoryRun:
+    return memory_run(Bundle.open_with(path, opening or Opening()), request)
 
 
 def memory_run(

@@ -84,13 +84,15 @@ def test_without_links_it_copies(tiny_bundle, other_policy, engine_cache, tmp_pa
 
 
 def test_weights_behind_a_symbolic_link_are_linked_themselves(tiny_bundle, other_policy, engine_cache, tmp_path: Path):
-    source = tmp_path / "source"
+    """As in a hub cache; links that lead outside a bundle are refused elsewhere."""
+    source, blob = tmp_path / "models--o--n" / "snapshots" / "1", tmp_path / "models--o--n" / "blobs" / "weights"
     shutil.copytree(tiny_bundle, source)
-    shutil.move(source / "weights.safetensors", tmp_path / "elsewhere")
-    (source / "weights.safetensors").symlink_to(tmp_path / "elsewhere")
+    blob.parent.mkdir()
+    shutil.move(source / "weights.safetensors", blob)
+    (source / "weights.safetensors").symlink_to("../../blobs/weights")
     rebuild(source, tmp_path / "b", policy=other_policy, cache=engine_cache)
     assert not (tmp_path / "b" / "weights.safetensors").is_symlink()
-    assert (tmp_path / "b" / "weights.safetensors").samefile(tmp_path / "elsewhere")
+    assert (tmp_path / "b" / "weights.safetensors").samefile(blob)
 
 
 def refused(bundle: Bundle, out: Path, policy: str, error: type[Exception], match: str) -> None:
