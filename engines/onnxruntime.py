@@ -22,6 +22,7 @@ from .device import Device, HostDevice
 from .dtypes import BY_ONNXRUNTIME, element_type
 from .manifest import EngineSpec, TensorSpec
 from .onnx_graph import check_static, clean_graph
+from .onnx_needs import graph_needs
 from .onnx_rewriting import rewritten
 
 TARGET = "cpu"
@@ -70,9 +71,13 @@ class OnnxRuntimeBackend(Backend):
         return str(self._ort.__version__)
 
     def accepts(self, library_version: str) -> bool:
-        """Graphs are portable: the same major version, and not older than the one that built them."""
+        """Graphs are portable: any version of the same major one may run them.
+
+        What a graph asks for is in the graph, by IR version and operator sets, and the library says when it is loaded
+        whether it has that.
+        """
         built, running = _version_key(library_version), _version_key(self.version())
-        return bool(built) and built[0] == running[0] and built <= running
+        return bool(built) and built[0] == running[0]
 
     def resolve_target(self, target: str | None, precision: Precision) -> str:
         self.check_precision(precision)
@@ -104,12 +109,22 @@ class OnnxRuntimeBackend(Backend):
         try:
             session = self._session(engine)
         except _library_errors(self._ort) as error:
-            raise BackendError(
-                f"onnxruntime {self.version()} cannot load engine {spec.name!r}: {error}", fix="rebuild the bundle"
-            ) from error
+            raise self._refused(engine, spec, error) from error
         loaded = OrtEngine(self._ort, session, spec.name)
         check_border(spec, loaded.inputs, loaded.outputs)
         return loaded
+
+    def _refused(self, engine: bytes, spec: EngineSpec, error: Exception) -> BackendError:
+        """Why an engine is not loaded: a library of another version may lack what its graph asks for."""
+        needs, built = graph_needs(engine), spec.library_version
+        what = f"onnxruntime {self.version()} cannot load engine {spec.name!r}"
+        if needs is None or built == self.version():
+            return BackendError(f"{what}: {error}", fix="rebuild the bundle")
+        return BackendError(
+            f"{what}, built with {built}: {error}",
+            expected=f"a version that knows {needs}",
+            fix=f"install onnxruntime {built}, or rebuild the bundle",
+        )
 
     def _session(self, engine: bytes) -> Any:
         _share_threads_and_memory(self._ort, self._threads)

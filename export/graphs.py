@@ -23,7 +23,8 @@ from .quantise import SCALE, quantise_graph
 from .rows import OpenDims, Shapes, border_dtype
 from .weights import Role, WeightSource
 
-OPSET = 23
+# The oldest that have all that graphs are made of, whatever newer ones the exporter knows: older libraries run them.
+OPSET, IR_VERSION = 23, 10
 MAKERS = ("torch", "onnx", "onnxscript", "onnx-ir", "transformers", "numpy")  # libraries that shape a graph
 
 
@@ -107,7 +108,7 @@ class StepGraph:
             "precision": asdict(precision),
             "source": source_digest(self.factory.__module__, __name__),
             "makers": maker_versions(),
-            "opset": OPSET,
+            "opset": [OPSET, IR_VERSION],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -202,6 +203,7 @@ def _export(
         # Constants folded, as compilers need it; but no fusions: that of RMSNormalization mixes up element types.
         onnxscript.optimizer.optimize_ir(program.model)
     model = program.model_proto
+    model.ir_version = IR_VERSION
     _strip(model)
     return model
 

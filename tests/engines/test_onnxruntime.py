@@ -6,9 +6,12 @@ import threading
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from fastvar.engines.base import TensorRef
+from fastvar.engines.onnx_needs import graph_needs
 from fastvar.engines.onnxruntime import OnnxRuntimeBackend, OrtEngine
 from fastvar.engines.registry import BACKEND_NAMES, get_backend
 from fastvar.errors import BackendError, BuildError, BundleError, InternalError
@@ -194,15 +197,63 @@ def test_load_refuses_bytes_that_are_no_engine(backend):
 
 @pytest.mark.parametrize(
     ("built", "accepted"),
-    [("1.30.0", True), ("1.23.4", True), ("1.30.1", False), ("1.31.0", False), ("2.0.0", False), ("0.9", False),
+    [("1.30.0", True), ("1.23.4", True), ("1.30.1", True), ("1.32.0", True), ("2.0.0", False), ("0.9", False),
      ("1.30.0+cuda", True), ("unknown", False)],
 )  # fmt: skip
-def test_versions_that_can_be_loaded(backend, monkeypatch, built, accepted):
+def test_versions_that_may_be_loaded(backend, monkeypatch, built, accepted):
     monkeypatch.setattr(backend, "version", lambda: "1.30.0")
     assert backend.accepts(built) is accepted
     if not accepted:
         with pytest.raises(BackendError, match=f"was built with onnxruntime {built}"):
             backend.load(b"never read", linear_spec(built))
+
+
+def test_an_older_library_runs_what_a_newer_one_built(backend, monkeypatch):
+    """The number of its version alone is no reason to refuse an engine."""
+    engine = backend.build(linear()).engine
+    monkeypatch.setattr(backend, "version", lambda: "1.23.2")
+    arrays = operands()
+    backend.load(engine, linear_spec("1.32.0")).prepare(refs(arrays))()
+    np.testing.assert_allclose(arrays["y"], arrays["x"] @ arrays["w"], rtol=1e-5)
+
+
+def _newer(**changes: int) -> bytes:
+    """linear() as a later exporter might write it: an IR version, or a version of an operator set by its domain."""
+    model = onnx.load_model_from_string(linear())
+    model.ir_version = changes.pop("ir_version", model.ir_version)
+    for domain, version in changes.items():
+        model.opset_import.append(helper.make_opsetid(domain.replace("_", "."), version))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("graph_bytes", "asked"),
+    [
+        (_newer(ir_version=99), "IR version 99, operators of ONNX 20"),
+        (_newer(com_microsoft=77), "IR version 10, operators of ONNX 20 and com.microsoft 77"),
+        (_relu(opset=99), "IR version 10, operators of ONNX 99"),
+    ],
+    ids=["ir", "contributed", "opset"],
+)
+def test_a_graph_that_asks_for_more_than_the_library_has_is_refused_in_words(backend, graph_bytes, asked):
+    with pytest.raises(BackendError, match=r"cannot load engine 'linear', built with 1\.99\.0: ") as error:
+        backend.load(graph_bytes, linear_spec("1.99.0"))
+    assert error.value.expected == f"a version that knows {asked}"
+    assert error.value.fix == "install onnxruntime 1.99.0, or rebuild the bundle"
+
+
+def test_needs_are_those_that_onnx_reads():
+    for model in (linear(), _newer(ir_version=300, com_microsoft=1, ai_onnx_ml=5), _relu(opset=23)):
+        read = onnx.load_model_from_string(model)
+        needs = graph_needs(model)
+        assert needs is not None
+        assert needs.ir_version == read.ir_version
+        assert needs.opsets == {opset.domain: opset.version for opset in read.opset_import}
+
+
+@given(st.binary(max_size=200) | st.integers(0, 400).map(lambda n: linear()[:n]))
+def test_any_bytes_have_needs_or_none(data):
+    assert graph_needs(data) is None or graph_needs(data).ir_version > 0
 
 
 def test_missing_library_names_the_extra(monkeypatch):

@@ -1,6 +1,8 @@
 import onnx
 import pytest
 
+from fastvar.engines.onnx_needs import GraphNeeds, graph_needs
+from fastvar.engines.onnxruntime import OnnxRuntimeBackend
 from fastvar.export.graphs import StepGraph, WeightShape, layer_weights, trace
 from fastvar.export.infinity_blocks import Attend, Project
 from fastvar.export.infinity_steps import Bridge
@@ -47,6 +49,17 @@ def test_no_weight_is_inside_a_step_graph(graph: StepGraph):
     assert names == [*module.input_shapes(), *module.weights]
     assert [value.name for value in model.graph.output] == list(module.outputs)
     assert not {i.name for i in model.graph.initializer} & set(names)
+
+
+@pytest.mark.parametrize("graph", [project(), attend(), bridge()], ids=lambda g: g.name)
+def test_graphs_and_engines_ask_for_no_more_than_old_libraries_have(graph: StepGraph):
+    """onnxruntime 1.23 knows ONNX 23 and IR 11; of its own operators the first set is there in every version."""
+    exported = traced(graph).graph
+    assert graph_needs(exported) == GraphNeeds(10, {"": 23})
+    needs = graph_needs(OnnxRuntimeBackend().build(exported).engine)
+    assert needs is not None
+    assert needs.ir_version == 10
+    assert needs.opsets.items() <= {("", 23), ("com.microsoft", 1)}
 
 
 def test_every_shape_is_static():
