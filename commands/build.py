@@ -12,6 +12,7 @@ from rich.progress import Progress
 from ..errors import InputError
 from ..plan import PRESETS
 from .options import as_typed, given_parameters, progress_bar
+from .streams import tell
 
 if TYPE_CHECKING:
     from ..export.bundling import BuildReport
@@ -221,7 +222,7 @@ def _tell(report: BuildReport) -> None:
     from .tables import build_lines
 
     for line in build_lines(report):
-        typer.echo(line)
+        tell(line)
 
 
 def _source(checkpoint: Path | None, random_weights: str | None, with_text_encoder: bool) -> Path | Checkpoint:

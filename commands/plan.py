@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from ..errors import DeviceMemoryError, InputError
-from .options import AsJson, as_typed, given_parameters, print_json
+from .options import AsJson, as_typed, given_parameters, print_json, print_tables
+from .streams import check_printed, tell
 
 if TYPE_CHECKING:
     from ..profiling.budget import MemoryPlan
@@ -99,9 +99,10 @@ def _show(subject: Subject, shown: Fit, budget: int | None, as_json: bool) -> No
     if as_json:
         print_json(plan_facts(subject, shown, budget))
         return
-    Console().print(timeline_table(subject.title, shown.plan, budget))
+    print_tables(timeline_table(subject.title, shown.plan, budget))
     for line in verdict_lines(subject, shown, budget):
-        typer.echo(line)
+        tell(line)
+    check_printed()
 
 
 def _refusal(subject: Subject, plan: MemoryPlan, budget: int) -> DeviceMemoryError:
