@@ -10,6 +10,7 @@ import typer
 from rich.progress import Progress
 
 from ..errors import InputError
+from ..packages import needs_extra
 from ..plan import PRESETS
 from .options import as_typed, given_parameters, progress_bar
 from .streams import tell
@@ -148,9 +149,9 @@ def build(
     _check_size(size, random_weights)
     compiler = get_backend(backend, target=target)
     compiler.resolve_target(target, parse_precision(precision, weights, default=compiler.default_precision))
-    from ..export.build import build as build_bundle
+    with needs_extra("export"), progress_bar() as progress:
+        from ..export.build import build as build_bundle
 
-    with progress_bar() as progress:
         report = build_bundle(
             _source(checkpoint, random_weights, with_text_encoder),
             size=size,
@@ -196,9 +197,9 @@ def _rebuild(
     family, transformer, plan = family_named(old.family), old.transformer, old.plan
     schedule = plan.schedule if size is None else family.schedule_for(family.size(size, transformer), transformer)
     family.plan(schedule, family.policy(policy, schedule, plan.depth), transformer, plan.drawing)
-    from ..export.rebuild import rebuild
+    with needs_extra("export"), progress_bar() as progress:
+        from ..export.rebuild import rebuild
 
-    with progress_bar() as progress:
         report = rebuild(
             source, out, policy=policy, size=size, cache=cache, jobs=jobs, progress=_on_graph(progress, "starting")
         )

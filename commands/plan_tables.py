@@ -10,7 +10,7 @@ from rich.table import Table
 from ..engines.dtypes import human_bytes
 from ..profiling.budget import MemoryPlan, Part
 from ..profiling.fitting import Fit
-from .planning import Subject
+from .plan_subject import Subject
 
 HEADINGS = {  # short, for a terminal of 80 columns
     Part.WEIGHTS: "weight",

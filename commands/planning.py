@@ -1,13 +1,12 @@
-"""What `fastvar plan` plans: a bundle as it is, or a build described before it is made, and what may be chosen."""
+"""Builds that `fastvar plan` plans: described before they are made, with what may be chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from ..engines.bundle import Bundle
 from ..engines.manifest import Manifest
 from ..engines.registry import backend_class
 from ..engines.scratch import with_estimates
@@ -21,6 +20,7 @@ from ..precision import Precision, parse_precision
 from ..profiling.budget import MemoryPlan, memory_plan
 from ..profiling.fitting import Change, Choice, Limits, PlanOf
 from ..schedule import ScaleSchedule
+from .plan_subject import Subject
 
 
 @dataclass(frozen=True)
@@ -34,33 +34,6 @@ class Asked:
     guidance: str
     text_length: int | None
     choice: Choice
-
-
-@dataclass(frozen=True)
-class Subject:
-    """Something to plan: plans by choice, what may be chosen, and larger changes in the order they are thought of."""
-
-    title: str
-    asked: Choice
-    limits: Limits
-    plan_of: PlanOf
-    changes: Callable[[], Iterator[Change]]
-    estimated: bool  # scratch memory, where nothing has been compiled
-
-
-def bundle_subject(path: Path, asked: Choice) -> Subject:
-    """A bundle: all is decided but for where its text encoder stays."""
-    manifest = Bundle.open(path, verify="auto").manifest
-    height, width = manifest.plan.schedule.pixels
-    title = f"{manifest.model}, {width}x{height}, policy {manifest.plan.policy.name}, {manifest.backend}, "
-    return Subject(
-        title + manifest.precision.label,
-        asked,
-        Limits(text_encoder=bool(manifest.text_encoder), quantised_weights=False, latent_rows=0),
-        lambda choice: memory_plan(manifest, offload_text_encoder=choice.offload_text_encoder),
-        lambda: iter(()),
-        estimated=False,
-    )
 
 
 def build_subject(checkpoint: Checkpoint, asked: Asked) -> Subject:

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from .. import lifeline
 from ..engines.base import ONNX, PROGRAM, Backend
 from ..engines.cache import CachedEngine, EngineCache
 from ..engines.program_file import ProgramFile
 from ..engines.registry import get_backend
 from ..errors import BuildError, FastvarError
+from ..lifeline import clean_up_when_terminated, end_all, read_frame, write_frame
 from ..machine import usable_cores
+from ..packages import needs_extra
 from ..precision import Precision
 from .graphs import StepGraph, TracedGraph, WeightShapes, layer_weights, stored_binding, trace
 from .programs import border, constant_arrays, trace_program
@@ -155,8 +157,9 @@ class EngineFactory:
                 continue
             self.cached += len(names)
             arrived(key, found)
-        for key, engine in self._build(missing):
-            arrived(key, engine)
+        with closing(self._build(missing)) as built:  # an interrupted build ends its workers before all else
+            for key, engine in built:
+                arrived(key, engine)
         return {name: BuiltEngine(engines[name], order.binding, order.attentions) for name, order in wanted.items()}
 
     def _wanted(self, graph: StepGraph) -> Order:
@@ -175,19 +178,13 @@ class EngineFactory:
         graph = task.graph.key(task.weights, task.precision)
         return EngineCache.key(f"{graph} via {task.via}", task.backend, task.target, self.toolchain.backend.stamp())
 
-    def _build(self, missing: dict[str, BuildTask]) -> Iterator[tuple[str, CachedEngine]]:
+    def _build(self, missing: dict[str, BuildTask]) -> Generator[tuple[str, CachedEngine], None, None]:
         tasks = {name: self._with_graph(task) for name, task in missing.items()}
         workers = min(self.jobs, sum(task.work for task in tasks.values()) // WORTH_A_WORKER)
-        with ThreadPoolExecutor(max(1, workers)) as pool, _runners(workers) as run:
-            futures = {pool.submit(run, task): name for name, task in tasks.items()}
-            try:
-                for future in as_completed(futures):
-                    name, result = futures[future], future.result()
-                    self._count(tasks[name], result)
-                    yield name, result.engine
-            finally:
-                for future in futures:
-                    future.cancel()
+        with closing(_run_here(tasks) if workers < 2 else _run_apart(tasks, workers)) as results:
+            for name, result in results:
+                self._count(tasks[name], result)
+                yield name, result.engine
 
     def _with_graph(self, task: BuildTask) -> BuildTask:
         found = self.cache.get(_graph_key(task)) if self.cache is not None and task.via != VIA else None
@@ -223,21 +220,20 @@ class Worker:
 
     def __init__(self) -> None:
         root = str(Path(__file__).parents[1])
-        # Ctrl-C reaches the whole group: the parent answers it, and ends its workers itself.
-        quiet = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-        code = f"{quiet}; import sys; sys.path[:] = {sys.path!r}; import {__name__} as f; f.serve()"
-        command = [sys.executable, "-c", code]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
+        # It listens before it imports torch: a parent that ends meanwhile ends it too.
+        listen = f"import {lifeline.__name__} as l; orders = l.requests()"
+        code = f"import sys; sys.path[:] = {sys.path!r}; {listen}; import {__name__} as f; f.serve(orders)"
+        self.process = lifeline.start([sys.executable, "-c", code], root)
 
     def run(self, task: BuildTask) -> BuildResult:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         try:
-            _send(self._process.stdin, task)
-            result = _receive(self._process.stdout)
+            _send(self.process.stdin, task)
+            result = _receive(self.process.stdout)
         except (OSError, EOFError) as error:
             raise BuildError(
-                f"the worker that traced {task.graph.name} died with code {self._process.poll()}",
+                f"the worker that traced {task.graph.name} died with code {self.process.poll()}",
                 fix="it may have run out of memory: build with --jobs 1",
             ) from error
         if isinstance(result, FastvarError):
@@ -247,46 +243,72 @@ class Worker:
         return result
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self.process.kill()
+        self.process.wait()
+
+
+Results = Generator[tuple[str, BuildResult], None, None]
+
+
+def _run_here(tasks: dict[str, BuildTask]) -> Results:
+    """In the calling thread, so that a signal stops it."""
+    for name, task in tasks.items():
+        yield name, task.run()
+
+
+def _run_apart(tasks: dict[str, BuildTask], workers: int) -> Results:
+    """By workers, a thread for each, as they are ready."""
+    with ThreadPoolExecutor(workers) as pool, _runners() as run:
+        futures = {pool.submit(run, task): name for name, task in tasks.items()}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 @contextmanager
-def _runners(workers: int) -> Iterator[Callable[[BuildTask], BuildResult]]:
-    """A function that runs a task: here for no or one worker, else in the calling thread's own subprocess."""
-    if workers < 2:
-        yield BuildTask.run
-        return
-    local, started = threading.local(), []
+def _runners() -> Iterator[Callable[[BuildTask], BuildResult]]:
+    """A function that runs a task in the calling thread's own subprocess."""
+    local, gate, started, ended = threading.local(), threading.Lock(), [], threading.Event()
 
     def run(task: BuildTask) -> BuildResult:
-        if not hasattr(local, "worker"):
-            local.worker = Worker()
-            started.append(local.worker)
+        with gate:  # none starts behind the back of who ends them
+            if ended.is_set():
+                raise RuntimeError("the build has ended")
+            if not hasattr(local, "worker"):
+                local.worker = Worker()
+                started.append(local.worker)
         result: BuildResult = local.worker.run(task)
         return result
 
     try:
         yield run
+    except BaseException:  # they may be at work
+        with gate:
+            ended.set()
+        end_all([worker.process for worker in started])
+        raise
     finally:
         for worker in started:
             worker.close()
 
 
-def serve() -> None:
+def serve(orders: Iterable[bytes]) -> None:
     """The worker's loop. Whatever libraries print goes to stderr: stdout carries the answers."""
     import torch
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    while True:
+    clean_up_when_terminated()
+    for order in orders:
         try:
-            task: BuildTask = _receive(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            _send(answers, task.run())
+            task: BuildTask = pickle.loads(order)
+            with needs_extra("export"):
+                result = task.run()
+            _send(answers, result)
         except FastvarError as error:
             _send(answers, error)
         except Exception:  # noqa: BLE001 handed to the parent whole, as the bug it is
@@ -296,13 +318,8 @@ def serve() -> None:
 
 
 def _send(pipe: IO[bytes], value: Any) -> None:
-    data = pickle.dumps(value)
-    pipe.write(len(data).to_bytes(8, "little") + data)
-    pipe.flush()
+    write_frame(pipe, pickle.dumps(value))
 
 
 def _receive(pipe: IO[bytes]) -> Any:
-    header = pipe.read(8)
-    if len(header) < 8:
-        raise EOFError
-    return pickle.loads(pipe.read(int.from_bytes(header, "little")))
+    return pickle.loads(read_frame(pipe))

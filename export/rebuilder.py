@@ -1,20 +1,22 @@
 """Rebuilds a bundle under one policy after another in a process of its own.
 
-Who times engines wants neither torch nor the threads of a build beside them. Requests and answers are JSON, one a
-line; this module imports nothing heavy where it is only asked.
+Who times engines wants neither torch nor the threads of a build beside them. Requests and answers are JSON in
+frames; this module imports nothing heavy where it is only asked.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import BuildError, FastvarError
+from ..lifeline import PATIENCE, clean_up_when_terminated, end_all, read_frame, requests, start, write_frame
+from ..packages import needs_extra
 from ..plan import PruningPolicy, policy_from_json, policy_to_json
 
 
@@ -30,7 +32,7 @@ class Rebuilder:
     def __init__(self, bundle: Path, folder: Path, *, cache: Path | bool = True, jobs: int | None = None) -> None:
         self._bundle, self._folder = bundle.resolve(), folder.resolve()
         self._options = {"cache": str(cache) if isinstance(cache, Path) else cache, "jobs": jobs}
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._built: dict[str, Path] = {}
 
     def __enter__(self) -> Rebuilder:
@@ -38,8 +40,7 @@ class Rebuilder:
 
     def __exit__(self, *exc_info: object) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            end_all([self._process], 2 * PATIENCE)  # it has workers to end
 
     def build(self, policy: PruningPolicy) -> Path:
         """The policy's bundle.
@@ -57,13 +58,13 @@ class Rebuilder:
     def _ask(self, request: dict[str, Any]) -> None:
         if self._process is None:
             command = [sys.executable, "-m", __name__, str(self._bundle), json.dumps(self._options)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self._process = start(command)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            print(json.dumps(request), file=self._process.stdin, flush=True)
-            answer = json.loads(self._process.stdout.readline())
-        except (OSError, ValueError) as error:
+            write_frame(self._process.stdin, json.dumps(request).encode())
+            answer = json.loads(read_frame(self._process.stdout))
+        except (OSError, EOFError) as error:
             code = self._process.wait()
             raise BuildError(
                 f"the process that builds {request['policy']['name']!r} died with code {code}",
@@ -73,10 +74,9 @@ class Rebuilder:
             raise BuildError(answer["problem"], expected=answer["expected"], fix=answer["fix"])
 
 
-def serve(bundle: Path, options: dict[str, Any], requests: IO[str], answers: IO[str]) -> None:
+def serve(bundle: Path, options: dict[str, Any], requests: Iterable[bytes], answers: IO[bytes]) -> None:
     """Answer requests until there are none; a bug ends the process with its traceback."""
     from ..engines.bundle import Bundle
-    from .rebuild import rebuild
 
     source: Bundle | None = None
     cache = Path(options["cache"]) if isinstance(options["cache"], str) else options["cache"]
@@ -84,16 +84,18 @@ def serve(bundle: Path, options: dict[str, Any], requests: IO[str], answers: IO[
         request = json.loads(line)
         answer: dict[str, str] = {}
         try:
+            with needs_extra("export"):
+                from .rebuild import rebuild
             source = source or Bundle.open(bundle, verify="all")
             policy = policy_from_json(request["policy"])
             rebuild(source, request["out"], policy=policy, cache=cache, jobs=options["jobs"])
         except FastvarError as error:
             answer = {"problem": error.problem, "expected": error.expected, "fix": error.fix}
-        print(json.dumps(answer), file=answers, flush=True)
+        write_frame(answers, json.dumps(answer).encode())
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the one who asks answers it
-    with os.fdopen(os.dup(1), "w") as stdout:
+    clean_up_when_terminated()
+    with os.fdopen(os.dup(1), "wb") as stdout:
         os.dup2(2, 1)  # whatever libraries print
-        serve(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.stdin, stdout)
+        serve(Path(sys.argv[1]), json.loads(sys.argv[2]), requests(), stdout)

@@ -65,6 +65,17 @@ def test_editing_saves_as_it_draws_too(editing_bundle: Path, tmp_path: Path):
     assert 1 <= len(images(out)) < 500
 
 
+@pytest.mark.parametrize("number", TOLD)
+def test_a_profile_ends_in_words_with_all_that_it_started(tiny_bundle: Path, tmp_path: Path, number: signal.Signals):
+    """In the whole group, as from a terminal, while a process of its own measures memory."""
+    options = {"cwd": tmp_path, "start_new_session": True}
+    process = start("profile", tiny_bundle, "--runs", 1000, **options)
+    time.sleep(2.0)
+    os.killpg(process.pid, number)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (128 + number, f"{TOLD[number]}\n")
+
+
 def test_a_signal_that_the_parent_ignores_stays_ignored(tiny_bundle: Path, tmp_path: Path):
     out = tmp_path / "out"
     ignoring = {"preexec_fn": lambda: [signal.signal(number, signal.SIG_IGN) for number in TOLD]}
