@@ -38,7 +38,7 @@ def generate(
     memory: drawing.Memory = None,
     timings: drawing.Timings = False,
 ) -> None:
-    """Draw images. PNG files carry prompt, seed, settings and bundle digest as metadata."""
+    """Draw images, each saved as it is drawn. Files carry prompt, seed, settings and bundle digest as metadata."""
     with destination(out, image_format, quality, prompts, num_images, negative_prompt) as target:
         pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory)
         count = len(prompts) * num_images * len(pipe.manifest.plan.steps)
