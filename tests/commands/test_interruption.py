@@ -148,3 +148,11 @@ thread.join()
 
 def test_nothing_on_the_way_takes_it_for_its_own():
     assert not issubclass(Interrupted, Exception | KeyboardInterrupt)
+
+
+def test_an_interrupt_while_the_command_is_imported_is_no_traceback(tmp_path: Path):
+    (tmp_path / "typer.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    process = start("--version", env=environment)
+    assert process.communicate(timeout=60) == ("", "interrupted\n")
+    assert process.returncode == 130
