@@ -8,9 +8,11 @@ TORCH := torch==2.13.0
 comma := ,
 RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(comma)tensorrt-rtx)
 GPU_VENV := .venv-gpu
+LOWEST_VENV := .venv-lowest
+LOWEST_BUNDLE := $(LOWEST_VENV)/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
+.PHONY: help venv demo test test-lowest lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,6 +32,16 @@ demo: $(STAMP) ## build the demo model dense and pruned, draw demo/out/sheet.png
 
 test: $(STAMP) ## run the tests, a process for every core; those that need a GPU skip themselves where there is none
 	$(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# Its engines are made with the onnxruntime that is to run them: of the environment only that package is put before ours.
+test-lowest: $(STAMP) ## the runtime, without torch, on the oldest packages that it admits: constraints/lowest.txt
+	rm -rf $(LOWEST_VENV)
+	$(PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints/lowest.txt ".[onnxruntime]"
+	mkdir $(LOWEST_VENV)/before
+	ln -s "$$(echo $(CURDIR)/$(LOWEST_VENV)/lib/python*/site-packages/onnxruntime)" $(LOWEST_VENV)/before/onnxruntime
+	PYTHONPATH=$(LOWEST_VENV)/before $(BIN)/python -m fastvar.cli build demo/checkpoint --size 256x256 --guidance off --out $(LOWEST_BUNDLE)
+	$(LOWEST_VENV)/bin/python tests/lowest_versions.py $(LOWEST_BUNDLE)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/python -m ruff check .
@@ -98,5 +110,5 @@ torture: $(STAMP) ## campaigns that kill, fill disks, damage files and drop stre
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture $(TORTURE)
 
 clean: ## remove .venv, caches and everything made by the demo
-	rm -rf $(VENV) $(GPU_VENV) demo/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) $(LOWEST_VENV) demo/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

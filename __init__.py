@@ -21,7 +21,10 @@ def __getattr__(name: str) -> Any:
 
         return Pipeline
     if name == "build":
-        from .export.build import build
+        from .packages import needs_extra
+
+        with needs_extra("export"):
+            from .export.build import build
 
         return build
     raise AttributeError(f"module 'fastvar' has no attribute {name!r}")

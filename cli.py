@@ -5,6 +5,7 @@ Start-up stays light: torch, onnxruntime and numpy are imported by the commands 
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,10 +21,12 @@ from .commands.doctor import doctor
 from .commands.generate import generate
 from .commands.inpaint import inpaint
 from .commands.inspect import inspect
+from .commands.interruption import Interrupted, ended_by_signals
 from .commands.plan import plan
 from .commands.profile import profile
 from .commands.sign import sign
 from .commands.sizes import sizes
+from .commands.streams import spared_streams, tell, tell_trouble
 from .commands.tune import tune
 from .commands.upscale import upscale
 from .errors import FastvarError, UnknownWordsWarning
@@ -42,17 +45,33 @@ app = typer.Typer(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command and exit: 0 done, 2 the user's error in plain words, 130 interrupted; a bug is a traceback."""
+    """Run the command and exit.
+
+    Exit codes: 0 done, 2 the user's error in plain words, 130 interrupted, 143 terminated, 129 hung up. A bug is a
+    traceback.
+    """
     _tell_warnings_plainly()
+    with spared_streams():
+        try:
+            with ended_by_signals():
+                code = _run(arguments)
+        except Interrupted as end:
+            tell_trouble(str(end))
+            code = end.exit_code
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         app(args=arguments, prog_name="fastvar")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except FastvarError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(USER_ERROR)
+        tell_trouble(f"error: {error}")
+        return USER_ERROR
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-    sys.exit(0)
+        raise Interrupted(signal.SIGINT) from None
+    return 0
 
 
 def _tell_warnings_plainly() -> None:
@@ -70,7 +89,7 @@ def _show_warning(others: Callable[..., None], message: Warning | str, category:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"fastvar {__version__}")
+        tell(f"fastvar {__version__}")
         raise typer.Exit
 
 

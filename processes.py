@@ -2,6 +2,7 @@
 
 A plain subprocess looks for the package anew, and in another folder or on another path finds another one.
 `multiprocessing` would import the caller's main module again, which a script without a guard does not survive.
+How such a process answers requests, and ends with its parent, is in lifeline.py.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 PATIENCE = 5.0  # seconds
+# Signals to our group, Ctrl-C say, are for us alone to answer.
+_OWN_GROUP: dict[str, Any] = {"start_new_session": True}
+if sys.platform == "win32":
+    _OWN_GROUP = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 PACKAGE = __name__.rpartition(".")[0]
 KEPT, TOLD = 100, 5  # of a process's stderr: lines that are kept, and of those the ones that tell of its death
 
@@ -47,7 +54,7 @@ class OwnProcess:
         code = _START.format(path=_search_path(), package=PACKAGE, init=init, root=root) + statement
         pipe = subprocess.PIPE
         command = [sys.executable, "-c", code, *arguments]
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, **_OWN_GROUP)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self.stdin, self.stdout = self._process.stdin, self._process.stdout
@@ -55,12 +62,21 @@ class OwnProcess:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
     def poll(self) -> int | None:
         """Its exit status, None while it runs."""
         return self._process.poll()
 
-    def end(self) -> None:
-        """Stop it, if it has not ended."""
+    def end(self, patience: float = 0.0) -> None:
+        """Stop it, if it has not ended: asked first, if it is given seconds to clean up."""
+        if patience:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
         self._process.kill()
         self._process.wait()
         for pipe in (self.stdin, self.stdout):
@@ -82,6 +98,10 @@ class OwnProcess:
             return f"died of signal {-code} ({_signal_name(-code)})" + said, "build with --jobs 1 to see where"
         return f"died with code {code}" + said, "mend what it says" if said else "build with --jobs 1 to see where"
 
+    def terminate(self) -> None:
+        """Ask it to end in order."""
+        self._process.terminate()
+
     def _listen(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
@@ -94,6 +114,15 @@ class OwnProcess:
         lines = list(self._last)
         self._last.clear()
         return lines
+
+
+def end_all(processes: Sequence[OwnProcess], patience: float = PATIENCE) -> None:
+    """Ask processes to end, and stop those that have not after so many seconds together."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + patience
+    for process in processes:
+        process.end(max(0.01, deadline - time.monotonic()))
 
 
 def _search_path() -> list[str]:

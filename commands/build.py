@@ -11,7 +11,9 @@ from rich.progress import Progress
 
 from ..errors import InputError
 from ..families.infinity_presets import PRESETS
+from ..packages import needs_extra
 from .options import RequireSignature, TrustRemoteCode, as_typed, given_parameters, progress_bar
+from .streams import tell
 
 if TYPE_CHECKING:
     from ..export.bundling import BuildReport
@@ -153,9 +155,9 @@ def build(
     _check_size(size, random_weights)
     compiler = get_backend(backend, target=target)
     compiler.resolve_target(target, parse_precision(precision, weights, default=compiler.default_precision))
-    from ..export.build import build as build_bundle
+    with needs_extra("export"), progress_bar() as progress:
+        from ..export.build import build as build_bundle
 
-    with progress_bar() as progress:
         report = build_bundle(
             _source(checkpoint, random_weights, with_text_encoder),
             size=size,
@@ -208,9 +210,9 @@ def _rebuild(
     family, transformer, plan = family_named(old.family), old.transformer, old.plan
     schedule = plan.schedule if size is None else family.schedule_for(family.size(size, transformer), transformer)
     family.plan(schedule, family.policy(policy, schedule, plan.depth), transformer, plan.drawing)
-    from ..export.rebuild import rebuild
+    with needs_extra("export"), progress_bar() as progress:
+        from ..export.rebuild import rebuild
 
-    with progress_bar() as progress:
         report = rebuild(
             source, out, policy=policy, size=size, cache=cache, jobs=jobs, progress=_on_graph(progress, "starting")
         )
@@ -234,7 +236,7 @@ def _tell(report: BuildReport) -> None:
     from .tables import build_lines
 
     for line in build_lines(report):
-        typer.echo(line)
+        tell(line)
 
 
 def _source(checkpoint: Path | None, random_weights: str | None, with_text_encoder: bool) -> Path | Checkpoint:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
-from .options import AsJson, print_json
+from .options import AsJson, print_json, print_tables
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -16,4 +14,4 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json(facts)
         return
-    Console().print(*doctor_tables(facts), sep="\n")
+    print_tables(*doctor_tables(facts))

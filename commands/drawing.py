@@ -1,9 +1,7 @@
-"""What the commands that draw images share: their options, the progress, and how images are saved."""
+"""What the commands that draw images share: their options, the progress, and the timings."""
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,15 +10,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from .. import __version__
 from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..runtime.events import Output, ScaleEvent
     from ..runtime.pipeline import Pipeline
 
-SEED_BITS = 32  # of a seed drawn for the user: short enough to type again
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 Seed = Annotated[
     int | None, typer.Option(help="Seed of each prompt's first image; the next count up. [dim]default: drawn[/dim]")
@@ -45,7 +40,24 @@ TopK = Annotated[
 ]
 NumImages = Annotated[int, typer.Option("--num-images", "-n", help="Images per prompt.")]
 NegativePrompt = Annotated[str | None, typer.Option(help="What to steer away from.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="A .png file, or a folder for files named PROMPT-SEED.png.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        help="A .png, .jpg or .webp file; a folder for files named PROMPT-SEED.png; or - for stdout. What is there "
+        "is kept: a name that is taken gets a number.",
+    ),
+]
+Format = Annotated[
+    str | None, typer.Option("--format", help="png, jpeg or webp, in a folder or on stdout. [dim]default: png[/dim]")
+]
+Quality = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=100, help="Of JPEG and WebP, 1 to 100; WebP is lossless at 100. [dim]default: 95, 90[/dim]"
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [dim]default: the library's choice[/dim]")]
 OffloadTextEncoder = Annotated[
     bool,
@@ -80,10 +92,6 @@ def subjects(pipe: Pipeline, given: list[str]) -> dict[str, Any]:
     from ..runtime.subjects import draws_labels
 
     return {"class_labels" if draws_labels(pipe.manifest) else "prompt": given}
-
-
-def seed_or_drawn(seed: int | None) -> int:
-    return secrets.randbits(SEED_BITS) if seed is None else seed
 
 
 def load(
@@ -122,17 +130,6 @@ def check_size(pipe: Pipeline, size: str | None) -> None:
         )
 
 
-def is_file(out: Path, images: int) -> bool:
-    """Whether --out names a file rather than a folder."""
-    if out.is_dir() or out.suffix.lower() not in IMAGE_SUFFIXES:
-        return False
-    if out.suffix.lower() != ".png":
-        raise InputError(f"cannot write {out}", expected="a .png file: it carries the metadata", fix="name it .png")
-    if images > 1:
-        raise InputError(f"--out names one file for {images} images", fix="give a folder")
-    return True
-
-
 def on_scale(progress: Progress, count: int) -> Callable[[ScaleEvent], None]:
     """A callback that shows the scale that was just drawn, of `count` over all images."""
     task = progress.add_task("drawing", total=count)
@@ -144,17 +141,8 @@ def on_scale(progress: Progress, count: int) -> Callable[[ScaleEvent], None]:
     return report
 
 
-def save(output: Output, out: Path, to_file: bool, digest: str, timings: bool) -> None:
-    """Write every image with its origin, say where, and print timings where asked to."""
-    from ..runtime.png import free_path, save_png, slug
+def show_timings(output: Output) -> None:
+    """Print milliseconds per scale, of every image."""
+    from .tables import timing_table
 
-    for image, prompt, seed, timing in zip(output.images, output.prompts, output.seeds, output.timings, strict=True):
-        path = free_path(out if to_file else out / f"{slug(prompt)}-{seed}.png")
-        settings = json.dumps(output.settings, sort_keys=True)
-        told = {output.draws: prompt, "seed": str(seed), "settings": settings, "bundle": digest, "fastvar": __version__}
-        save_png(image, path, told)
-        typer.echo(f"wrote {path} (seed {seed}, {timing.total_ms / 1e3:.2f} s)")
-    if timings:
-        from .tables import timing_table
-
-        Console().print(timing_table(output.timings))
+    Console().print(timing_table(output.timings))

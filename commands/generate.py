@@ -9,6 +9,7 @@ import typer
 
 from . import drawing
 from .options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
+from .saving import destination
 
 
 def generate(
@@ -29,6 +30,8 @@ def generate(
     num_images: drawing.NumImages = 1,
     negative_prompt: drawing.NegativePrompt = None,
     out: drawing.Out = Path(),
+    image_format: drawing.Format = None,
+    quality: drawing.Quality = None,
     threads: drawing.Threads = None,
     offload_text_encoder: drawing.OffloadTextEncoder = False,
     no_cuda_graphs: drawing.NoCudaGraphs = False,
@@ -37,24 +40,23 @@ def generate(
     require_signature: RequireSignature = None,
     timings: drawing.Timings = False,
 ) -> None:
-    """Draw images. PNG files carry prompt, seed, settings and bundle digest as metadata."""
-    from ..runtime.png import check_writable
-
-    to_file = drawing.is_file(out, len(prompts) * num_images)
-    check_writable(out.parent if to_file else out)
-    trust = (trust_remote_code, require_signature)
-    pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
-    count = len(prompts) * num_images * len(pipe.manifest.plan.steps)
-    with progress_bar() as progress:
-        output = pipe(
-            **drawing.subjects(pipe, prompts),
-            seed=drawing.seed_or_drawn(seed),
-            guidance_scale=guidance_scale,
-            tau=tau,
-            top_p=top_p,
-            top_k=top_k,
-            num_images=num_images,
-            negative_prompt=negative_prompt,
-            callback_on_scale_end=drawing.on_scale(progress, count),
-        )
-    drawing.save(output, out, to_file, pipe.bundle.digest, timings)
+    """Draw images, each saved as it is drawn. Files carry prompt, seed, settings and bundle digest as metadata."""
+    with destination(out, image_format, quality, prompts, num_images, negative_prompt) as target:
+        trust = (trust_remote_code, require_signature)
+        pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
+        count = len(prompts) * num_images * len(pipe.manifest.plan.steps)
+        with progress_bar() as progress:
+            output = pipe(
+                **drawing.subjects(pipe, prompts),
+                seed=seed,
+                guidance_scale=guidance_scale,
+                tau=tau,
+                top_p=top_p,
+                top_k=top_k,
+                num_images=num_images,
+                negative_prompt=negative_prompt,
+                callback_on_scale_end=drawing.on_scale(progress, count),
+                callback_on_image_end=target.saver(pipe.bundle.digest),
+            )
+        if timings:
+            drawing.show_timings(output)

@@ -9,6 +9,7 @@ import typer
 
 from . import drawing
 from .options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
+from .saving import destination
 
 
 def inpaint(
@@ -34,6 +35,8 @@ def inpaint(
     num_images: drawing.NumImages = 1,
     negative_prompt: drawing.NegativePrompt = None,
     out: drawing.Out = Path(),
+    image_format: drawing.Format = None,
+    quality: drawing.Quality = None,
     threads: drawing.Threads = None,
     offload_text_encoder: drawing.OffloadTextEncoder = False,
     no_cuda_graphs: drawing.NoCudaGraphs = False,
@@ -45,26 +48,25 @@ def inpaint(
     """Redraw the white part of a mask. A token of 16x16 pixels is redrawn if the mask touches it; outside, the image's
     own pixels are put back with a soft edge. Needs a bundle --with-encoder.
     """
-    from ..runtime.png import check_writable
-
-    to_file = drawing.is_file(out, num_images)
-    check_writable(out.parent if to_file else out)
-    trust = (trust_remote_code, require_signature)
-    pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
-    drawing.check_size(pipe, size)
-    with progress_bar() as progress:
-        output = pipe.inpaint(
-            image,
-            mask,
-            prompt,
-            fit=fit,
-            composite=not no_composite,
-            seed=drawing.seed_or_drawn(seed),
-            guidance_scale=guidance_scale,
-            tau=tau,
-            top_p=top_p,
-            num_images=num_images,
-            negative_prompt=negative_prompt,
-            callback_on_scale_end=drawing.on_scale(progress, num_images * len(pipe.manifest.plan.steps)),
-        )
-    drawing.save(output, out, to_file, pipe.bundle.digest, timings)
+    with destination(out, image_format, quality, [prompt], num_images, negative_prompt) as target:
+        trust = (trust_remote_code, require_signature)
+        pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
+        drawing.check_size(pipe, size)
+        with progress_bar() as progress:
+            output = pipe.inpaint(
+                image,
+                mask,
+                prompt,
+                fit=fit,
+                composite=not no_composite,
+                seed=seed,
+                guidance_scale=guidance_scale,
+                tau=tau,
+                top_p=top_p,
+                num_images=num_images,
+                negative_prompt=negative_prompt,
+                callback_on_scale_end=drawing.on_scale(progress, num_images * len(pipe.manifest.plan.steps)),
+                callback_on_image_end=target.saver(pipe.bundle.digest),
+            )
+        if timings:
+            drawing.show_timings(output)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from .options import AsJson, BundlePath, RequireSignature, print_json
+from .options import AsJson, BundlePath, RequireSignature, print_json, print_tables
 
 
 def inspect(
@@ -29,8 +28,4 @@ def inspect(
     if as_json:
         print_json(facts)
         return
-    console = Console()
-    console.print(header_table(facts))
-    console.print(plan_table(facts))
-    if engines:
-        console.print(engine_table(facts))
+    print_tables(header_table(facts), plan_table(facts), *([engine_table(facts)] if engines else []))

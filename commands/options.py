@@ -1,14 +1,17 @@
-"""What several commands share: arguments, JSON on stdout, a progress bar on stderr."""
+"""What several commands share: arguments, JSON and tables on stdout, a progress bar on stderr."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from .streams import check_printed, tell
 
 BundlePath = Annotated[Path, typer.Argument(help="Folder made by `fastvar build`.", show_default=False)]
 TrustRemoteCode = Annotated[
@@ -41,11 +44,26 @@ def as_typed(parameter: str) -> str:
 
 
 def print_json(data: dict[str, Any]) -> None:
-    typer.echo(json.dumps(data, indent=2))
+    tell(json.dumps(data, indent=2))
+    check_printed()
+
+
+def print_tables(*tables: RenderableType) -> None:
+    """Show tables and lines, for commands whose product they are."""
+    Console().print(*tables, sep="\n")
+    check_printed()
 
 
 def progress_bar() -> Progress:
     """On stderr, so that stdout can be piped; silent where that is no terminal, gone when done."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
-    return Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
+    return Progress(
+        *columns,
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        # What is printed meanwhile goes above the bar where both are on a terminal, else to where stdout leads.
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+        disable=not console.is_terminal,
+    )

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from ..errors import DeviceMemoryError, InputError
-from .options import AsJson, as_typed, given_parameters, print_json
+from ..packages import needs_extra
+from .options import AsJson, as_typed, given_parameters, print_json, print_tables
+from .streams import check_printed, tell
 
 if TYPE_CHECKING:
     from ..profiling.budget import MemoryPlan
     from ..profiling.fitting import Fit
-    from .planning import Subject
+    from .plan_subject import Subject
 
 BUILD_OPTIONS = ("size", "policy", "backend", "precision", "weights", "guidance", "text_length", "decoder_tile")
 
@@ -67,7 +68,7 @@ def plan(
     from ..engines.bundle import is_bundle
     from ..engines.dtypes import parse_bytes
     from ..profiling.fitting import Choice, Fit, first_fit
-    from .planning import Asked, build_subject, bundle_subject, find_checkpoint
+    from .plan_subject import bundle_subject
 
     budget = parse_bytes(memory) if memory is not None else None
     choice = Choice(decoder_tile, offload_text_encoder, weights)
@@ -75,8 +76,11 @@ def plan(
         _check_bundle_options(context)
         subject = bundle_subject(source, choice)
     else:
-        asked = Asked(size, policy, backend, precision, guidance, text_length, choice)
-        subject = build_subject(find_checkpoint(source, model), asked)
+        with needs_extra("export"):
+            from .planning import Asked, build_subject, find_checkpoint
+
+            asked = Asked(size, policy, backend, precision, guidance, text_length, choice)
+            subject = build_subject(find_checkpoint(source, model), asked)
     fit = None if budget is None else first_fit(subject.plan_of, subject.asked, subject.limits, budget)
     shown = fit or Fit(choice, subject.plan_of(choice))
     _show(subject, shown, budget, as_json)
@@ -99,9 +103,10 @@ def _show(subject: Subject, shown: Fit, budget: int | None, as_json: bool) -> No
     if as_json:
         print_json(plan_facts(subject, shown, budget))
         return
-    Console().print(timeline_table(subject.title, shown.plan, budget))
+    print_tables(timeline_table(subject.title, shown.plan, budget))
     for line in verdict_lines(subject, shown, budget):
-        typer.echo(line)
+        tell(line)
+    check_printed()
 
 
 def _refusal(subject: Subject, plan: MemoryPlan, budget: int) -> DeviceMemoryError:

@@ -11,7 +11,7 @@ from ..engines.dtypes import human_bytes
 from ..machine import memory_bytes
 from ..profiling.budget import MemoryPlan, Part
 from ..profiling.fitting import Fit
-from .planning import Subject
+from .plan_subject import Subject
 
 HEADINGS = {  # short, for a terminal of 80 columns
     Part.WEIGHTS: "weight",

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .options import AsJson, BundlePath, RequireSignature, TrustRemoteCode, print_json, progress_bar
+from .streams import tell
 
 
 def profile(
@@ -66,7 +67,7 @@ def profile(
         return
     Console().print(stage_table(found))
     for line in (*summary_lines(found), f"wrote {', '.join(str(path) for path in written)}"):
-        typer.echo(line)
+        tell(line)
 
 
 def _on_run(progress: Progress) -> Callable[[str, int, int], None]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from .options import AsJson, print_json
+from .options import AsJson, print_json, print_tables
 
 
 def sizes(
@@ -24,7 +23,7 @@ def sizes(
     if as_json:
         print_json({"model": model, "sizes": facts})
     else:
-        Console().print(_size_table(facts, model))
+        print_tables(_size_table(facts, model))
 
 
 def _size_facts(model: Any) -> list[dict[str, Any]]:

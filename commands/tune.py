@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..errors import InputError
 from .options import BundlePath, RequireSignature, TrustRemoteCode
+from .streams import tell
 
 if TYPE_CHECKING:
     from ..profiling.tune_images import Scorer
@@ -103,9 +104,9 @@ def tune(
         )
     written = write_all(tuning, opened, subject, out)
     Console().print(front_table(tuning))
-    typer.echo(best_line(tuning))
+    tell(best_line(tuning))
     for path in written:
-        typer.echo(f"wrote {path}")
+        tell(f"wrote {path}")
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from ..engines.manifest import (
 from ..engines.weights import write_weights
 from ..errors import BuildError
 from ..families.family import SamplingDefaults
+from ..packages import needs_extra
 from ..plan import Drawing, GenerationPlan
 from ..precision import Precision
 from .assembly import Assembly, latent_grid
@@ -41,6 +42,7 @@ from .wirings import wiring_of
 GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
 
 
+@needs_extra("export")
 def build(
     checkpoint: str | Path | Checkpoint,
     *,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from .programs import border, constant_arrays
 from .tasks import BuildResult, BuildTask
 from .toolchain import Toolchain
 from .weights import WeightSource
-from .workers import runners
+from .workers import run_apart, run_here
 
 # A worker spends seconds on importing torch: what it must save, in graphs traced to ONNX.
 WORTH_A_WORKER = 8
@@ -98,8 +98,9 @@ class EngineFactory:
                 continue
             self.cached += len(names)
             arrived(key, found)
-        for key, engine in self._build(missing):
-            arrived(key, engine)
+        with closing(self._build(missing)) as built:  # an interrupted build ends its workers before all else
+            for key, engine in built:
+                arrived(key, engine)
         return {name: BuiltEngine(engines[name], order.binding, order.attentions) for name, order in wanted.items()}
 
     def _wanted(self, graph: StepGraph) -> Order:
@@ -117,19 +118,13 @@ class EngineFactory:
     def _key(self, task: BuildTask) -> str:
         return task.engine_key(self.toolchain.backend.stamp())
 
-    def _build(self, missing: dict[str, BuildTask]) -> Iterator[tuple[str, CachedEngine]]:
+    def _build(self, missing: dict[str, BuildTask]) -> Generator[tuple[str, CachedEngine], None, None]:
         tasks = {name: self._with_graph(task) for name, task in missing.items()}
         workers = min(self.jobs, sum(task.work for task in tasks.values()) // WORTH_A_WORKER)
-        with ThreadPoolExecutor(max(1, workers)) as pool, runners(workers) as run:
-            futures = {pool.submit(run, task): name for name, task in tasks.items()}
-            try:
-                for future in as_completed(futures):
-                    name, result = futures[future], future.result()
-                    self._count(tasks[name], result)
-                    yield name, result.engine
-            finally:
-                for future in futures:
-                    future.cancel()
+        with closing(run_here(tasks) if workers < 2 else run_apart(tasks, workers)) as results:
+            for name, result in results:
+                self._count(tasks[name], result)
+                yield name, result.engine
 
     def _with_graph(self, task: BuildTask) -> BuildTask:
         found = self.cache.get(task.graph_key) if self.cache is not None and task.has_graph else None

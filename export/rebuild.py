@@ -18,6 +18,7 @@ from ..engines.registry import get_backend
 from ..engines.weights import WeightFile
 from ..errors import BundleError
 from ..families import family_named
+from ..packages import needs_extra
 from ..plan import GenerationPlan, PruningPolicy
 from ..precision import Precision
 from .assembly import Assembly, assemble
@@ -31,6 +32,7 @@ from .weights import WeightSource
 ENCODER_WEIGHTS = "image_tokenizer.encoder."  # there where the bundle holds the image encoder
 
 
+@needs_extra("export")
 def rebuild(
     bundle: str | Path | Bundle,
     out: str | Path,

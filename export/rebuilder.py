@@ -1,22 +1,24 @@
 """Rebuilds a bundle under one policy after another in a process of its own.
 
-Who times engines wants neither torch nor the threads of a build beside them. Requests and answers are JSON, one a
-line; this module imports nothing heavy where it is only asked.
+Who times engines wants neither torch nor the threads of a build beside them. Requests and answers are JSON in
+frames; this module imports nothing heavy where it is only asked.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
 from ..engines.bundle import Bundle, Opening
 from ..errors import BuildError, FastvarError
+from ..lifeline import clean_up_when_terminated, read_frame, requests, write_frame
+from ..packages import needs_extra
 from ..plan import PruningPolicy, policy_from_json, policy_to_json
-from ..processes import OwnProcess
+from ..processes import PATIENCE, OwnProcess
 
 
 class Rebuilder:
@@ -54,7 +56,7 @@ class Rebuilder:
 
     def __exit__(self, *exc_info: object) -> None:
         if self._process is not None:
-            self._process.end()
+            self._process.end(2 * PATIENCE)  # it has workers to end
 
     def build(self, policy: PruningPolicy) -> Path:
         """The policy's bundle.
@@ -74,19 +76,17 @@ class Rebuilder:
             statement = f"import {__name__} as rebuilder; rebuilder.main()"
             self._process = OwnProcess(statement, [str(self._bundle), json.dumps(self._options)])
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-            answer = json.loads(self._process.stdout.readline())
-        except (OSError, ValueError) as error:
+            write_frame(self._process.stdin, json.dumps(request).encode())
+            answer = json.loads(read_frame(self._process.stdout))
+        except (OSError, EOFError, ValueError) as error:
             how, fix = self._process.death()
             raise BuildError(f"the process that builds {request['policy']['name']!r} {how}", fix=fix) from error
         if "problem" in answer:
             raise BuildError(answer["problem"], expected=answer["expected"], fix=answer["fix"])
 
 
-def serve(bundle: Path, options: dict[str, Any], requests: IO[str], answers: IO[str]) -> None:
+def serve(bundle: Path, options: dict[str, Any], requests: Iterable[bytes], answers: IO[bytes]) -> None:
     """Answer requests until there are none; a bug ends the process with its traceback."""
-    from .rebuild import rebuild
 
     source: Bundle | None = None
     key = options["public_key"]
@@ -96,17 +96,20 @@ def serve(bundle: Path, options: dict[str, Any], requests: IO[str], answers: IO[
         request = json.loads(line)
         answer: dict[str, str] = {}
         try:
+            with needs_extra("export"):
+                from .rebuild import rebuild
             source = source or Bundle.open_with(bundle, opening)
             policy = policy_from_json(request["policy"])
             rebuild(source, request["out"], policy=policy, cache=cache, jobs=options["jobs"])
         except FastvarError as error:
             answer = {"problem": error.problem, "expected": error.expected, "fix": error.fix}
-        print(json.dumps(answer), file=answers, flush=True)
+        write_frame(answers, json.dumps(answer).encode())
 
 
 def main() -> None:
     """The process: a bundle and options as arguments, requests and answers through pipes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the one who asks answers it
-    with os.fdopen(os.dup(1), "w") as stdout:
+    orders = requests()
+    clean_up_when_terminated()
+    with os.fdopen(os.dup(1), "wb") as stdout:
         os.dup2(2, 1)  # whatever libraries print
-        serve(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.stdin, stdout)
+        serve(Path(sys.argv[1]), json.loads(sys.argv[2]), orders, stdout)

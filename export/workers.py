@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 import pickle
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import IO, Any
 
-from .. import __version__
+from .. import __version__, lifeline
 from ..errors import BuildError, FastvarError
-from ..processes import OwnProcess
+from ..lifeline import clean_up_when_terminated, read_frame, write_frame
+from ..packages import needs_extra
+from ..processes import OwnProcess, end_all
 from ..provenance import ROOT, source_digest
 from .tasks import BuildResult, BuildTask
 
 Run = Callable[[BuildTask], BuildResult]
-# Ctrl-C reaches the whole group: the parent answers it, and ends its workers itself.
+Results = Generator[tuple[str, BuildResult], None, None]
+# It listens before it imports torch: a parent that ends meanwhile ends it too.
 STATEMENT = f"""
-import signal
-signal.signal(signal.SIGINT, signal.SIG_IGN)
+import {lifeline.__name__} as lifeline
+orders = lifeline.requests()
 import {__name__} as workers
-workers.serve()
+workers.serve(orders)
 """
 
 
@@ -41,7 +44,7 @@ class Worker:
 
     def __init__(self) -> None:
         try:
-            self._process = OwnProcess(STATEMENT)
+            self.process = OwnProcess(STATEMENT)
         except OSError as error:
             raise BuildError(
                 f"no process for a worker: {error.strerror or error}", fix="build with --jobs 1"
@@ -51,11 +54,11 @@ class Worker:
     def run(self, task: BuildTask) -> BuildResult:
         try:
             if not self._greeted:
-                self._check(_receive(self._process.stdout))
-            _send(self._process.stdin, task)
-            result = _receive(self._process.stdout)
+                self._check(_receive(self.process.stdout))
+            _send(self.process.stdin, task)
+            result = _receive(self.process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
-            how, fix = self._process.death()
+            how, fix = self.process.death()
             raise BuildError(f"the worker that traced {task.graph.name} {how}", fix=fix) from error
         if isinstance(result, FastvarError):
             raise result
@@ -64,14 +67,14 @@ class Worker:
         return result
 
     def close(self) -> None:
-        self._process.end()
+        self.process.end()
 
     def _check(self, found: Any) -> None:
         self._greeted = True
         own = identity()
         if found == own:
             return
-        self._process.end()
+        self.process.end()
         names = [name for name in own if not isinstance(found, dict) or found.get(name) != own[name]]
         raise BuildError(
             f"a worker is not of the fastvar that started it: {', '.join(names)} differ",
@@ -80,43 +83,67 @@ class Worker:
         )
 
 
+def run_here(tasks: dict[str, BuildTask]) -> Results:
+    """In the calling thread, so that a signal stops it."""
+    for name, task in tasks.items():
+        yield name, task.run()
+
+
+def run_apart(tasks: dict[str, BuildTask], workers: int) -> Results:
+    """By workers, a thread for each, as they are ready."""
+    with ThreadPoolExecutor(workers) as pool, _runners() as run:
+        futures = {pool.submit(run, task): name for name, task in tasks.items()}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
 @contextmanager
-def runners(workers: int) -> Iterator[Run]:
-    """A function that runs a task: here for no or one worker, else in the calling thread's own process."""
-    if workers < 2:
-        yield BuildTask.run
-        return
-    local, started = threading.local(), []
+def _runners() -> Iterator[Run]:
+    """A function that runs a task in the calling thread's own process."""
+    local, gate, ended = threading.local(), threading.Lock(), threading.Event()
+    started: list[Worker] = []
 
     def run(task: BuildTask) -> BuildResult:
-        if not hasattr(local, "worker"):
-            local.worker = Worker()
-            started.append(local.worker)
+        with gate:  # none starts behind the back of who ends them
+            if ended.is_set():
+                raise RuntimeError("the build has ended")
+            if not hasattr(local, "worker"):
+                local.worker = Worker()
+                started.append(local.worker)
         result: BuildResult = local.worker.run(task)
         return result
 
     try:
         yield run
+    except BaseException:  # they may be at work
+        with gate:
+            ended.set()
+        end_all([worker.process for worker in started])
+        raise
     finally:
         for worker in started:
             worker.close()
 
 
-def serve() -> None:
+def serve(orders: Iterable[bytes]) -> None:
     """The worker's loop. Whatever libraries print goes to stderr: stdout carries the answers."""
     import torch
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    clean_up_when_terminated()
     _send(answers, identity())
-    while True:
+    for order in orders:
         try:
-            task: BuildTask = _receive(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            _send(answers, task.run())
+            task: BuildTask = pickle.loads(order)
+            with needs_extra("export"):
+                result = task.run()
+            _send(answers, result)
         except FastvarError as error:
             _send(answers, error)
         except Exception:  # noqa: BLE001 handed to the parent whole, as the bug it is
@@ -126,13 +153,8 @@ def serve() -> None:
 
 
 def _send(pipe: IO[bytes], value: Any) -> None:
-    data = pickle.dumps(value)
-    pipe.write(len(data).to_bytes(8, "little") + data)
-    pipe.flush()
+    write_frame(pipe, pickle.dumps(value))
 
 
 def _receive(pipe: IO[bytes]) -> Any:
-    header = pipe.read(8)
-    if len(header) < 8:
-        raise EOFError
-    return pickle.loads(pipe.read(int.from_bytes(header, "little")))
+    return pickle.loads(read_frame(pipe))

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError
-from ..runtime.png import check_writable
+from ..runtime.image_files import check_writable
 from .records import BundleProfile, Profile, Row
 from .report import report
 from .sampler import Recording

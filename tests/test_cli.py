@@ -182,7 +182,7 @@ BAD_INPUTS = {
     "expected: at most 16": ("red " * 40,),
     "100000 bytes": ("r" * 100_000,),
     "one file for 2 images": (PROMPT, "-n", 2, "--out", "a.png"),
-    "a .png file": (PROMPT, "--out", "a.jpg"),
+    "a .png, .jpg, .jpeg or .webp file": (PROMPT, "--out", "a.gif"),
 }
 
 

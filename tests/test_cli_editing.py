@@ -78,7 +78,7 @@ BAD_UPSCALES = {
     "the prompt is empty": ("small.png", " "),
     "seed -1 is out of range": ("small.png", PROMPT, "--seed", -1),
     "num_images 0": ("small.png", PROMPT, "-n", 0),
-    "a .png file": ("small.png", PROMPT, "--out", "a.jpg"),
+    "a .png, .jpg, .jpeg or .webp file": ("small.png", PROMPT, "--out", "a.gif"),
 }
 
 

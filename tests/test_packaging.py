@@ -1,0 +1,36 @@
+"""What pyproject.toml promises: bounds that are tried, and all that `python -m` and the command need."""
+
+import re
+import sys
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def bounds(requirements: list[str], operator: str) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for line in requirements:
+        requirement = line.partition("#")[0].partition(";")[0].strip()
+        if requirement:
+            name, version = requirement.split(operator)
+            numbers = tuple(map(int, re.findall(r"\d+", version)))
+            found[name] = numbers + (0,) * (3 - len(numbers))
+    return found
+
+
+def test_lower_bounds_are_those_that_are_tried():
+    tried = bounds((ROOT / "constraints" / "lowest.txt").read_text().splitlines(), "==")
+    declared = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["onnxruntime"]
+    assert bounds(declared, ">=") == tried
+
+
+def test_lower_bounds_are_not_below_what_is_known_to_fail():
+    declared = bounds(PROJECT["dependencies"], ">=")
+    assert declared["pillow"] >= (10, 1, 0)  # has_transparency_data
+    assert declared["typer"] >= (0, 15, 4)  # "Type not yet supported", make_metavar: beside newer versions of click
