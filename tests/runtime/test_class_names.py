@@ -21,7 +21,7 @@ def bundle(content: bytes) -> SimpleNamespace:
     manifest = SimpleNamespace(
         family="var", transformer=MODEL, class_names=record, text_tokenizer=None, text_encoder=""
     )
-    return SimpleNamespace(path=Path("bundle"), manifest=SimpleNamespace(**nouns), read={record: content}.__getitem__)
+    return SimpleNamespace(path=Path("bundle"), manifest=manifest, read={record: content}.__getitem__)
 
 
 def test_names_with_their_synonyms():
