@@ -120,9 +120,12 @@ def _drawn_problems(m: Manifest, step: StepPlan, names: tuple[str, ...]) -> Iter
             if any(shape != (1,) for shape in _shapes(spec, scalar)):
                 yield f"engine {name!r} has more than one {scalar}"
         counts = {step.tokens, math.prod(step.size)} if step.part is None else {step.tokens}
+        channels = m.transformer.code_channels  # type: ignore[attr-defined]  # every family's have some
+        widths = {"noise": {1, channels}, "gumbel": {getattr(m.transformer, "codes", 0)}, "residual_noise": {channels}}
         for tensor in spec.inputs:
             drawn = tensor.shape[1 if tensor.name == "residual_noise" else 0 :]
-            if tensor.name in DRAWN and not (drawn and drawn[0] in counts):
+            sound = drawn[:1] and drawn[0] in counts and set(drawn[1:]) <= widths.get(tensor.name, set())
+            if tensor.name in DRAWN and not (sound and len(drawn) <= 2):
                 yield f"engine {name!r} has {tensor.name} of shape {list(tensor.shape)} for {step.tokens} tokens"
 
 
