@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -15,27 +17,53 @@ from pathlib import Path
 from typing import Any
 
 import fastvar
+from tests.soak import soak
 
 from .children import run_child
+from .coverage_guided import RUNS, coverage_campaign
 from .full_disk import STEP_BYTES, can_mount, fill_disks
-from .fuzzing import Kind, campaign, checkpoints, pictures, policies, prompt_files
+from .fuzzing import Kind, bundles, campaign, checkpoints, pictures, policies, prompt_files
 from .kills import expect, kill_batches, kill_builds, kill_rebuilds
 from .models import Workshop
 
 RESULTS = Path(__file__).parents[2] / "profiling" / "results" / "torture.json"
-KILLS = 100
+KILLS, IMAGES = 100, 1000
+MOST_GROWTH = 0.01
 Campaigns = dict[str, Callable[[], dict[str, Any]]]
 
 
 def fuzz_kinds(shop: Workshop) -> dict[Kind, int]:
     """Kinds of files, and how many of each are damaged: 10,000 together."""
     return {
-        checkpoints(shop, "safetensors"): 1500,
-        checkpoints(shop, "pickle"): 500,
-        policies(shop): 2000,
+        bundles(shop, "kept"): 1000,
+        bundles(shop, "absent"): 1000,
+        bundles(shop, "fitting"): 2000,
+        checkpoints(shop, "safetensors"): 1000,
+        checkpoints(shop, "pickle"): 1000,
+        policies(shop): 1500,
         prompt_files(shop): 1000,
-        pictures(): 2000,
+        pictures(): 1500,
     }
+
+
+def drop_streams(shop: Workshop, images: int, seed: int) -> dict[str, Any]:
+    """Images from 8 threads, streams dropped at random: bit-identical per seed, and memory does not grow."""
+    bundle = shop.empty("soaked") / "bundle"
+    expect(run_child(lambda: shop.build(bundle)), "done")
+    found = expect(run_child(lambda: soak(bundle, images, 8, seed), timeout=3600), "done").value
+    memory = found.pop("rss_mib")
+    # What the process takes once every kind of work was done, against the end: medians, for single readings jump.
+    settled, last = (statistics.median(memory[a:b]) for a, b in ((len(memory) // 5, len(memory) // 3), (-50, None)))
+    grown = last / settled - 1
+    bad = len(found["differing"]) + len(found["errors"]) + found["alive"] + (grown > MOST_GROWTH and images >= 500)
+    return {**found, "rss_mib": [round(settled, 1), round(last, 1)], "rss_growth": round(grown, 4), "bad": bad}
+
+
+def coverage(seed: int, share: float) -> dict[str, Any]:
+    """Coverage-guided fuzzing, where atheris is installed."""
+    if importlib.util.find_spec("atheris") is None:
+        return {"skipped": "atheris is not installed", "bad": 0}
+    return coverage_campaign(seed, max(100, round(RUNS * share)))
 
 
 def campaigns(shop: Workshop, seed: int, share: float) -> Campaigns:
@@ -51,6 +79,8 @@ def campaigns(shop: Workshop, seed: int, share: float) -> Campaigns:
     }
     for kind, trials in fuzz_kinds(shop).items():
         found[f"damaged {kind.name}"] = lambda k=kind, n=trials: campaign(k, some(n), seed, shop.folder)
+    found["coverage-guided"] = lambda: coverage(seed, share)
+    found["streams dropped"] = lambda: drop_streams(shop, some(IMAGES), seed)
     if can_mount(shop.folder):
         found["full disk"] = lambda: fill_disks(shop, round(STEP_BYTES / share))
     return found

@@ -165,6 +165,37 @@ def damaged_text(text: str, rng: random.Random) -> str:
 # What is damaged
 
 
+def bundles(shop: Workshop, checksum: str) -> Kind:
+    """manifest.json of a bundle, a leaf at a time: with the checksum as it was, left out, or made to fit."""
+
+    def prepare() -> Trial:
+        from fastvar import Pipeline
+        from tests.mutations import CHECKSUM, ERROR, SAME, mutations, outcome, sealed
+
+        folder = shop.empty(f"mutated-{checksum}") / "bundle"
+        shop.build(folder)
+        document = json.loads((folder / "manifest.json").read_text())
+        every = list(mutations(document))
+
+        def draw(path: Path) -> bytes:
+            with Pipeline.load(path, threads=1) as pipe:
+                return pipe("a red circle", seed=7).images[0].tobytes()
+
+        right = draw(folder)
+
+        def trial(rng: random.Random) -> str:
+            changed = rng.choice(every).applied_to(document)
+            if checksum == "absent":
+                changed.pop(CHECKSUM, None)
+            elif checksum == "fitting":
+                changed = sealed(changed)
+            return {ERROR: "refused", SAME: "same"}.get(outcome(folder, changed, draw, right), "another image")
+
+        return trial
+
+    return Kind(f"bundle.{checksum}", prepare)
+
+
 def checkpoints(shop: Workshop, form: str) -> Kind:
     """A transformer as .safetensors or as a torch pickle."""
 
