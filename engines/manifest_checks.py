@@ -20,7 +20,7 @@ from .registry import BACKEND_NAMES
 
 MOST_TOKEN_PIXELS = 256  # along a side
 MOST_TEXT = 1 << 16  # tokens
-MOST_RANK, MOST_TENSOR_BYTES = 8, 1 << 40
+MOST_RANK, MOST_EXTENT, MOST_TENSOR_BYTES = 8, 1 << 22, 1 << 40
 MOST_SCRATCH_BYTES = 1 << 38
 MOST_ALIGNMENT = 4096
 MOST_STRIPES = 1 << 16
@@ -120,7 +120,7 @@ def _problems_of_tensor(tensor: TensorSpec) -> Iterator[str]:
         yield f"tensor {tensor.name!r} has element type {tensor.dtype!r}"
     elif (
         len(tensor.shape) > MOST_RANK
-        or any(extent < 1 for extent in tensor.shape)
+        or any(not 1 <= extent <= MOST_EXTENT for extent in tensor.shape)
         or size_bytes(tensor.dtype, tensor.shape) > MOST_TENSOR_BYTES
     ):
         yield f"tensor {tensor.name!r} has shape {list(tensor.shape)}"

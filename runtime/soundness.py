@@ -226,7 +226,9 @@ def _flow_problems(m: Manifest, layout: Layout) -> Iterator[str]:
 def _call_problems(call: EngineCall, spec: EngineSpec, written: _Written) -> Iterator[str]:
     for tensor in spec.inputs:
         view = call.tensors[tensor.name]
-        if not isinstance(view, View) or view.slot == SLOT:  # a stripe reads spare rows too, which nothing writes
+        if not isinstance(view, View) or tensor.name in spec.weights:  # those may be brought to a place of their own
+            continue
+        if view.slot == SLOT:  # a stripe reads spare rows too, which nothing writes
             continue
         if tensor.name in _ALWAYS_GIVEN or (tensor.name in HOST_GIVEN and view.slot not in written.views):
             written.add(view)

@@ -41,7 +41,7 @@ def test_a_built_bundle_is_sound(bundle: Bundle):
     checked(bundle.manifest)
     layouts = [lay_out(bundle.manifest, rows) for rows in (2, 1)]
     check_weights(bundle.manifest, layouts, bundle.weights)
-    brought = [lay_out(bundle.manifest, rows, offload_text_encoder=True) for rows in (2, 1)]
+    brought = [sound_layout(bundle.manifest, rows, offload_text_encoder=True) for rows in (2, 1)]
     check_weights(bundle.manifest, brought, bundle.weights)
 
 
