@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from .errors import InternalError
+
 PACKAGE = __name__.rpartition(".")[0]
 ROOT = Path(__file__).parent
 
@@ -35,10 +37,16 @@ def modules_behind(*modules: str) -> tuple[str, ...]:
 
 @cache
 def source_digest(*modules: str) -> str:
-    """sha256 of the source of `modules_behind` these, names included."""
+    """sha256 of the source of `modules_behind` these, names included.
+
+    Raises:
+        InternalError: the package is installed without its source, or has no such module.
+    """
     digest = hashlib.sha256()
     for name in modules_behind(*modules):
         path = _file_of(name)
+        if path is None and name.partition(".")[0] == PACKAGE:
+            raise InternalError(f"no source of {name} in {ROOT}")
         source = b"" if path is None else path.read_bytes()
         digest.update(f"{name} {len(source)}\0".encode() + source)
     return digest.hexdigest()

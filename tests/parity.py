@@ -7,10 +7,9 @@ A folder holds `weights.safetensors` and, per run, `<case>.json` with `<case>.sa
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,54 +44,13 @@ from fastvar.runtime.generation import SamplingSettings, Workspace
 from fastvar.runtime.layout import StepCalls
 from fastvar.runtime.session import Session
 from fastvar.schedule import ScaleSchedule
+from tests.comparison import Comparison, Tensors, compare_crops
 from tests.stage_chain import tiled
 
 DEFAULT_TOLERANCE = {"block_in": 1e-4, "block_out": 3e-4, "logits": 2e-4, "summed_codes": 1e-5, "cond": 1e-4}
 VAE_TOLERANCE = {"h": 5e-5, "z": 1e-5, "recon": 1e-4, "recon2": 1e-4}
 SUB_LAYERS = ("sa", "ca", "ffn")
 STRIPE = 5
-CROP = re.compile(r"(tl|br|center)(\d+)|stride(\d+)")
-
-Tensors = dict[str, Tensor]
-
-
-@dataclass
-class Comparison:
-    """Largest error per (scale, tensor) of one side of one run, and what did not match at all."""
-
-    title: str
-    tolerance: dict[str, float]
-    errors: dict[tuple[str, str], float] = field(default_factory=dict)
-    mismatches: list[str] = field(default_factory=list)
-    checked_sets: int = 0
-
-    def tensor(self, scale: str, name: str, got: Tensor, expected: Tensor, token_dim: int = -2) -> None:
-        if got.shape[token_dim] > expected.shape[token_dim]:  # it holds as many of the first and of the last tokens
-            half = expected.shape[token_dim] // 2
-            ends = (got.narrow(token_dim, 0, half), got.narrow(token_dim, got.shape[token_dim] - half, half))
-            got = torch.cat(ends, token_dim)
-        if got.shape != expected.shape:
-            self.mismatches.append(f"{scale} {name}: shape {tuple(got.shape)}, recorded {tuple(expected.shape)}")
-            return
-        error, before = float((got.float() - expected.float()).abs().max()), self.errors.get((scale, name), 0.0)
-        self.errors[scale, name] = before if error <= before or not before <= before else error  # NaN stays
-
-    def same(self, what: str, equal: bool) -> None:
-        self.checked_sets += 1
-        if not equal:
-            self.mismatches.append(what)
-
-    def limit(self, name: str) -> float:
-        return self.tolerance.get(name, self.tolerance.get(name.split(".")[0], 1e-4))
-
-    @property
-    def failures(self) -> list[str]:
-        over = [
-            f"{scale} {name}: {error:.2e} > {self.limit(name):.0e}"
-            for (scale, name), error in self.errors.items()
-            if not error <= self.limit(name)
-        ]
-        return over + self.mismatches
 
 
 @dataclass
@@ -292,37 +250,6 @@ def compare_decoder_stages(folder: Path) -> Comparison:
     decode = partial(tiled, model.decoder, config, tile=STRIPE)
     compare_decoded(decode, load_file(folder / "vae.safetensors"), result)
     return result
-
-
-def crop(image: Tensor, name: str) -> Tensor | None:
-    """What a recording's name says of an image [..., H, W]; None where it names no crop.
-
-    "tl32", "br32", "center32": so many pixels a side at the top left, the bottom right, the middle; "stride4": every
-    fourth pixel.
-    """
-    match = CROP.fullmatch(name)
-    if match is None:
-        return None
-    if match[3]:
-        return image[..., :: int(match[3]), :: int(match[3])]
-    ranges = [_range(match[1], int(match[2]), length) for length in image.shape[-2:]]
-    return image[..., ranges[0], ranges[1]]
-
-
-def _range(where: str, side: int, length: int) -> slice:
-    start = {"tl": 0, "br": max(length - side, 0), "center": max(length - side, 0) // 2}[where]
-    return slice(start, start + side)
-
-
-def compare_crops(to: Comparison, scale: str, what: str, image: Tensor, recorded: Tensors, prefix: str) -> None:
-    """Every crop of an image that is recorded, under names of a prefix."""
-    for name, expected in recorded.items():
-        if name.startswith(f"{prefix}_"):
-            part = crop(image, name.removeprefix(f"{prefix}_"))
-            if part is None:
-                to.mismatches.append(f"{name}: not a crop that is known")
-            else:
-                to.tensor(scale, f"{what}.{name.removeprefix(prefix + '_')}", part, expected)
 
 
 def compare_decoded(decode: Any, recorded: Tensors, result: Comparison) -> None:

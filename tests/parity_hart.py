@@ -31,7 +31,7 @@ from fastvar.export.vq_tokenizer import VqTokenizer
 from fastvar.families.hart import HartConfig, fastvar_policy, settings_of
 from fastvar.families.vq import VqTokenizerConfig
 from fastvar.plan import DENSE, GenerationPlan, make_plan
-from tests.parity import Comparison, compare_crops
+from tests.comparison import Comparison, compare_crops
 
 Tensors = dict[str, Tensor]
 

@@ -27,7 +27,7 @@ from fastvar.plan import Drawing
 from fastvar.runtime.generation import SamplingSettings, Workspace
 from fastvar.runtime.layout import EngineCall, StepCalls
 from fastvar.runtime.session import Session
-from tests.parity import Comparison, compare_crops
+from tests.comparison import Comparison, compare_crops
 from tests.parity_hart import SWAPPED, HartRun, compare_far, compare_stored, load_hart_runs
 
 

@@ -33,7 +33,7 @@ from fastvar.export.vq_tokenizer import VqTokenizer
 from fastvar.families.var import VAR
 from fastvar.families.vq import VqTokenizerConfig
 from fastvar.plan import DENSE, make_plan
-from tests.parity import Comparison, Tensors, compare_crops
+from tests.comparison import Comparison, Tensors, compare_crops
 
 TOLERANCE = {"block_in": 1e-4, "block_out": 5e-4, "logits": 5e-4, "f_hat": 1e-5, "img": 1e-3, "tf_logits": 5e-4}
 SMOOTH_TOLERANCE = {"codes": 5e-3, "logits": 5e-3, "mixture": 5e-3, "f_hat": 1e-5}
@@ -41,7 +41,7 @@ MODEL = ("depth", "embed_dim", "num_heads", "mlp_ratio", "num_classes", "shared_
 MODEL += ("norm_eps",)  # entries of the manifest's configuration that say what the model is
 SETTINGS = ("cfg", "top_k", "top_p")  # of a run NAME: such an entry with _NAME behind it, or by itself
 KNOWN = re.compile(
-    r"label_B|f_hat_final|img_\w+|s\d\d\.(idx|kept|block_in|block_out|logits_cfg|f_hat|gumbel_noise|h_BChw|soft_probs)"
+    r"label_B|f_hat_final|img(_\w+)?|s\d\d\.(idx|kept|block_in|block_out|logits_cfg|f_hat|gumbel_noise|h_BChw|soft_probs)"
     r"(_(first|last)\d*)?"
 )
 # The published program runs the unconditional rows whatever the guidance; ours does where the scale is not 0.

@@ -25,7 +25,7 @@ from fastvar.runtime.generation import LabelInput, SamplingSettings, Workspace
 from fastvar.runtime.layout import StepCalls
 from fastvar.runtime.noise import CHOICE
 from fastvar.runtime.session import Session
-from tests.parity import Comparison, Tensors, compare_crops
+from tests.comparison import Comparison, Tensors, compare_crops
 from tests.parity_var import SMOOTH_TOLERANCE, Recorded, compare, read_folder
 
 ROWS = 2

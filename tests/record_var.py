@@ -24,7 +24,7 @@ from fastvar.export.vq_tokenizer import VqTokenizer
 from fastvar.families.var import VarConfig
 from fastvar.families.vq import VqTokenizerConfig
 from fastvar.plan import DENSE, make_plan
-from tests.parity import Tensors, crop
+from tests.comparison import Tensors, crop
 
 # Nothing here is as published: 12 channels a head, an uneven schedule, no scales of heads.
 ODD = VarConfig(

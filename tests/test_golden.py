@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.parity import Comparison, compare_folder
+from tests.comparison import Comparison
+from tests.parity import compare_folder
 
 FOLDER = Path(__file__).parent / "golden" / "infinity_tiny"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastvar import provenance
+from fastvar.errors import InternalError
 from fastvar.provenance import modules_behind, source_digest
 
 PARTS = ("commands", "engines", "export", "families", "profiling", "runtime")
@@ -20,6 +21,7 @@ STEPS = ("infinity_steps", "var_steps", "hart_steps", "coders", "qwen2_encoder",
 KEYS = """
 import json, sys
 from fastvar import provenance
+from fastvar.errors import InternalError
 from fastvar.engines.registry import backend_class
 from fastvar.export import tasks
 from fastvar.export.graphs import StepGraph
@@ -169,3 +171,8 @@ def test_a_module_from_outside_counts_with_its_own_source_and_what_it_imports(tm
     file.write_text(file.read_text() + "# edited\n")
     source_digest.cache_clear()
     assert source_digest("own_steps") != before
+
+
+def test_a_module_that_is_not_there_is_a_bug_and_no_digest():
+    with pytest.raises(InternalError, match=r"no source of fastvar\.export\.atlas"):
+        source_digest("fastvar.export.atlas")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastvar.export.var_reference import VarSampling
-from tests.parity import Comparison, crop
+from tests.comparison import Comparison, crop
 from tests.parity_var import compare_var_folder
 from tests.parity_var_engines import compare_var_engines
 from tests.record_var import IMAGES, ODD, RUNS, Run, record
@@ -120,4 +120,5 @@ def test_crops_of_any_size(height: int, width: int):
     assert int(crop(image, "center8")[0, 0, 0, 0]) == (height - 8) // 2 * width + (width - 8) // 2  # type: ignore[index]
     assert torch.equal(crop(image, "stride4"), image[..., ::4, ::4])
     assert torch.equal(crop(image, "tl999"), image)
+    assert torch.equal(crop(image, "full"), image)
     assert crop(image, "round8") is None

@@ -13,8 +13,8 @@ from fastvar.export.hart_diffusion import DiffusionNet, diffusion_steps, sample
 from fastvar.export.hart_reference import Prompt, Sampling, generate_scales
 from fastvar.export.pruning import select
 from fastvar.plan import DENSE, PruningPolicy, ScaleRule, make_plan
+from tests.comparison import Comparison
 from tests.export.tiny_hart import CONFIG, DRAWS, PRUNED, model, prompt, tokenizer
-from tests.parity import Comparison
 from tests.parity_hart import compare_hart_folder
 
 FOLDER = Path(__file__).parents[1] / "golden" / "hart_tiny"
