@@ -43,8 +43,10 @@ class Destination:
         """
 
         def save(drawn: GeneratedImage) -> None:
-            where = self._save(drawn, digest)
-            tell(f"wrote {where} (seed {drawn.seed}, {drawn.timings.total_ms / 1e3:.2f} s)")
+            # A pipe may be full and nobody read it: there a signal need not wait.
+            with signals_deferred() if self.pipe is None else contextlib.nullcontext():
+                where = self._save(drawn, digest)
+                tell(f"wrote {where} (seed {drawn.seed}, {drawn.timings.total_ms / 1e3:.2f} s)")
 
         return save
 
@@ -63,8 +65,7 @@ class Destination:
             _write(self.pipe, self.format.encode(drawn.image, metadata, self.quality))
             return "the image to stdout"
         name = f"{slug(drawn.prompt)}-{drawn.seed}{self.format.suffixes[0]}"
-        with signals_deferred():
-            return save_image(drawn.image, self.out if self.is_file else self.out / name, metadata, self.quality)
+        return save_image(drawn.image, self.out if self.is_file else self.out / name, metadata, self.quality)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,9 @@ def main(bundle: Path) -> None:
             run(folder, fastvar, *command.split())
         run(folder, sys.executable, "-m", "fastvar", "inspect", bundle, "--engines")
         for name in ("a.png", "a.jpg", "a.webp"):
-            run(folder, fastvar, "generate", bundle, "a red circle", "--seed", 1, "--out", name, "--timings")
+            run(
+                folder, fastvar, "generate", bundle, "a red circle", "--seed", 1, "--cfg", 1, "--out", name, "--timings"
+            )
             assert (Path(folder) / name).stat().st_size > 1000
         told = run(folder, fastvar, "generate", bundle, "a red circle", "--seed", "x", code=2)
         assert "--seed" in told
