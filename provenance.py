@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from .errors import InternalError
 
 PACKAGE = __name__.rpartition(".")[0]
 ROOT = Path(__file__).parent
+# Python 3.11 and older count the depth of a parse for the whole process: two at once fail (cpython 106905).
+_parsing = threading.Lock()
 
 
 def modules_behind(*modules: str) -> tuple[str, ...]:
@@ -59,7 +62,9 @@ def _imported_by(module: str) -> tuple[str, ...]:
     if path is None:
         return ()
     parent = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    named = [name for node in _import_nodes(ast.parse(path.read_bytes()).body) for name in _names(node, parent)]
+    with _parsing:
+        body = ast.parse(path.read_bytes()).body
+    named = [name for node in _import_nodes(body) for name in _names(node, parent)]
     found = [name for name in (module, *named) if name.partition(".")[0] == PACKAGE]
     packages = [name[:i] for name in found for i, letter in enumerate(name) if letter == "."]
     return tuple(name for name in dict.fromkeys((*found, *packages)) if name != module and _file_of(name) is not None)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..errors import CheckpointError
 
 NORM_GROUPS = 32
@@ -63,5 +61,7 @@ def phi_index(scale: int, scales: int) -> int:
     The middle one of an odd number of scales lies exactly between two ticks. As upstream, rounding decides it: numpy's
     linspace in float64 puts the later tick nearer.
     """
+    import numpy as np  # here: nouns of families are imported by commands that need no numpy
+
     ticks = np.linspace(1 / 3 / PHIS, 1 - 1 / 3 / PHIS, PHIS)
     return int(np.argmin(np.abs(ticks - scale / max(scales - 1, 1))))

@@ -46,7 +46,7 @@ class Pipeline:
         busy_timeout: float | None = None,
         backend: Backend | None = None,
     ) -> None:
-        self.bundle = bundle
+        self._bundle: Bundle | None = bundle
         self.manifest = bundle.manifest
         self._turns = Turns(seconds("busy_timeout", busy_timeout))
         session = Session(
@@ -122,6 +122,17 @@ class Pipeline:
         return self.manifest.plan.schedule.pixels
 
     @property
+    def bundle(self) -> Bundle:
+        """The bundle that is drawn from.
+
+        Raises:
+            InputError: the pipeline is closed; it holds no bundle any more.
+        """
+        if self._bundle is None:
+            raise closed()
+        return self._bundle
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._drawer.is_closed
@@ -136,6 +147,7 @@ class Pipeline:
             PipelineBusy: from within a callback, or others draw for longer than `timeout` seconds.
         """
         self._drawer.close(seconds("timeout", timeout))
+        self._bundle = None  # it holds the weights' map, and engines as bytes
 
     def __enter__(self) -> Pipeline:
         return self

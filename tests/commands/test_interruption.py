@@ -41,7 +41,7 @@ def images(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("number", TOLD)
 def test_what_was_drawn_is_on_the_disk(tiny_bundle: Path, tmp_path: Path, number: signal.Signals):
     out = tmp_path / "out"
-    process = start("generate", tiny_bundle, *range(200), "--seed", 1, "--out", out)
+    process = start("generate", tiny_bundle, *["red"] * 200, "--seed", 1, "--out", out)
     wait_for(lambda: len(images(out)) >= 3, process)
     process.send_signal(number)
     printed, told = process.communicate(timeout=60)
@@ -79,7 +79,7 @@ def test_a_profile_ends_in_words_with_all_that_it_started(tiny_bundle: Path, tmp
 def test_a_signal_that_the_parent_ignores_stays_ignored(tiny_bundle: Path, tmp_path: Path):
     out = tmp_path / "out"
     ignoring = {"preexec_fn": lambda: [signal.signal(number, signal.SIG_IGN) for number in TOLD]}
-    process = start("generate", tiny_bundle, *range(20), "--out", out, **ignoring)
+    process = start("generate", tiny_bundle, *["red"] * 20, "--out", out, **ignoring)
     wait_for(lambda: images(out), process)
     for number in TOLD:
         process.send_signal(number)

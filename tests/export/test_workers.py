@@ -90,7 +90,7 @@ def test_a_worker_runs_a_task_and_is_gone_when_closed():
     worker = Worker()
     assert worker.run(TASK).engine.outputs == (TensorSpec("x_out", "float32", (6, 8)),)
     worker.close()
-    assert worker._process.poll() is not None
+    assert worker.process.poll() is not None
 
 
 def test_a_worker_that_cannot_import_says_what(monkeypatch: pytest.MonkeyPatch):

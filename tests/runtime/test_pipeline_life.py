@@ -19,6 +19,7 @@ from fastvar import Pipeline
 from fastvar.engines.bundle import Bundle
 from fastvar.errors import BundleError, FastvarError, InputError, PlanError
 from fastvar.machine import usable_cores
+from tests.mutations import sealed
 
 PROMPT = "a red circle above a blue square"
 
@@ -159,7 +160,7 @@ def test_a_bundle_that_changed_since_is_refused(tiny_bundle: Path, tmp_path: Pat
     data = pickle.dumps(Pipeline.load(folder))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["model"] = "another"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(BundleError, match="is another bundle than the one whose Pipeline was pickled"):
         pickle.loads(data)
     shutil.rmtree(folder)
