@@ -42,7 +42,7 @@ from .bundle_folder import (
 )
 from .cache import default_folder
 from .digest_memo import DigestMemo
-from .files import BLOCK_BYTES, digest_of_file, sync_file, sync_folder, whole_file, write_whole
+from .files import BLOCK_BYTES, digest_of_file, exchange, sync_file, sync_folder, whole_file, write_whole
 from .lock import FolderLock
 from .manifest import EngineSpec, FileRecord, Manifest
 from .manifest_file import parse_manifest, print_manifest
@@ -326,9 +326,20 @@ class BundleWriter:
             self._swap()
 
     def _swap(self) -> None:
-        """Two renames; between them only a killed process leaves no bundle, and the next build restores it."""
+        """The new bundle and the one that is there trade places in one step, where the system can do that."""
         (self._building / JOURNAL).unlink()  # from here on the manifest says what is in it
         replaces = self.out.exists()
+        exchanged = replaces and exchange(self._building, self.out)
+        if not exchanged:
+            self._rename(replaces)
+        sync_folder(self.out.parent)
+        if replaces:
+            old = self._building if exchanged else self._replaced
+            with suppress(OSError):
+                discard(old, self.out, written_files(old) or ())
+
+    def _rename(self, replaces: bool) -> None:
+        """Two renames; between them only a killed process leaves no bundle, and the next build restores it."""
         if replaces:
             self.out.rename(self._replaced)
         try:
@@ -337,10 +348,6 @@ class BundleWriter:
             if replaces:
                 self._replaced.rename(self.out)
             raise
-        sync_folder(self.out.parent)
-        if replaces:
-            with suppress(OSError):
-                discard(self._replaced, self.out, written_files(self._replaced) or ())
 
     def _clear_leftovers(self) -> None:
         """Of killed builds; the lock is ours, so no such folder is in use."""

@@ -126,7 +126,9 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
 
 def test_a_swap_that_fails_brings_the_old_bundle_back(tmp_path, monkeypatch):
+    """Where folders cannot trade places in one step, they are renamed one after the other."""
     make_bundle(tmp_path / "b")
+    monkeypatch.setattr(bundle_module, "exchange", lambda first, second: False)
     rename = Path.rename
 
     def refuse(path, target):

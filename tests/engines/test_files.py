@@ -4,10 +4,11 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from fastvar.engines.files import whole_file, write_whole
+from fastvar.engines.files import exchange, whole_file, write_whole
 from tests.conftest import REPOSITORY
 from tests.small_bundle import ROOT
 
@@ -64,3 +65,18 @@ def test_nothing_here_reads_the_umask():
     sources = [*(REPOSITORY / "engines").glob("*.py"), *(REPOSITORY / "commands").glob("*.py")]
     assert sources
     assert not [path.name for path in sources if "os.umask" in path.read_text() or "mkstemp" in path.read_text()]
+
+
+def test_two_folders_trade_places(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    if not exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this system cannot let two folders trade places")
+    assert [path.name for folder in ("a", "b") for path in (tmp_path / folder).iterdir()] == ["b", "a"]
+
+
+def test_nothing_trades_places_with_nothing(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    assert not exchange(tmp_path / "a", tmp_path / "none")
+    assert (tmp_path / "a").is_dir()
