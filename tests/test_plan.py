@@ -105,6 +105,21 @@ def test_as_many_are_dropped_as_whole_tokens_fit_the_ratio(tokens, dropped):
     assert ScaleRule(1 - dropped / 100).kept(tokens) == tokens - tokens * dropped // 100
 
 
+@pytest.mark.parametrize(
+    ("keep", "tokens", "kept"),
+    [
+        (0.9, 10, 9),  # 10 * (1 - 0.9) is 0.9999999999999998: one token is dropped all the same
+        (0.8, 1600, 1280),  # 319.9999999999999
+        (0.7, 10, 7),
+        (0.5000001, 1000, 501),  # 499.9999 is not rounding, and stays below 500
+        (0.01, 3, 1),
+        (1.0, 7, 7),
+    ],
+)
+def test_rounding_of_the_ratio_drops_no_token_less(keep, tokens, kept):
+    assert ScaleRule(keep).kept(tokens) == kept
+
+
 @pytest.mark.parametrize("keep", [0, -0.1, 1.01, float("nan")])
 def test_keep_ratios_out_of_range(keep):
     with pytest.raises(PlanError, match="out of range"):
