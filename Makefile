@@ -10,7 +10,7 @@ RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(comma)t
 GPU_VENV := .venv-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff tune-demo precisions gpu gpu-bench gpu-pack clean
+.PHONY: help venv demo test test-slow lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff tune-demo precisions gpu gpu-bench gpu-pack clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,8 +28,14 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## build the demo model dense and pruned, draw demo/out/sheet.png, print the speed ratio
 	$(BIN)/python -m demo.sheet
 
-test: $(STAMP) ## run the tests, a process for every core; those that need a GPU skip themselves where there is none
-	$(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist loadfile
+# A process for every core; who is done takes over half of what another has left.
+PYTEST := $(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test: $(STAMP) ## run the tests but the slow ones; those that need a GPU skip themselves where there is none
+	$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP) ## run the slow tests: compilations, processes of their own, the wheel in an environment without torch
+	$(PYTEST) -m slow
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/python -m ruff check .

@@ -108,7 +108,9 @@ def test_weights_that_are_not_finite_leave_nothing_behind(
     poisoned = replace(checkpoint, transformer_weights=broken)
     toolchain = make_toolchain(weights=weights)
     with pytest.raises(NumericsError, match=named):
-        build_bundle(poisoned, tiny.first_and_last(), tmp_path / "b", toolchain=toolchain, cache=engine_cache)
+        build_bundle(
+            poisoned, tiny.first_and_last(), tmp_path / "b", toolchain=toolchain, rows=(1,), cache=engine_cache
+        )
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
 
 
