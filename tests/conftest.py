@@ -47,17 +47,23 @@ keep = 0.5
 def pytest_collection_finish(session: pytest.Session) -> None:
     """A quarter of a trace's time goes into looking for garbage among what lives as long as the process."""
     if "onnxscript" in sys.modules:
-        _read_operators_once()
+        trace_fast()
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
 
 
 @functools.cache
-def _read_operators_once() -> None:
-    """Another third: torch's exporter parses the source of all its operators anew for every graph."""
+def trace_fast() -> None:
+    """Another third goes into parsing the source of all operators of torch's exporter, anew for every graph.
+
+    Graphs are traced in this process, where that is done once, unless a test asks for workers.
+    """
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+    from fastvar.export import factory
+
+    factory.usable_cores = lambda: 1
     ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[assignment]
 
 
@@ -132,7 +138,7 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint():
     """Random weights in a model of two layers that reads the demo's words."""
-    _read_operators_once()
+    trace_fast()
     from transformers import T5Config
 
     from fastvar.export.random_weights import random_checkpoint_for
@@ -174,7 +180,7 @@ def tiny_bundle(shared: Path, tiny_checkpoint, tiny_policy: Path, engine_cache: 
     import fastvar
 
     def build(out: Path) -> None:
-        fastvar.build(tiny_checkpoint, size="256x256", policy=str(tiny_policy), out=out, cache=engine_cache, jobs=1)
+        fastvar.build(tiny_checkpoint, size="256x256", policy=str(tiny_policy), out=out, cache=engine_cache)
 
     return made_once(shared / "tiny", build)
 
@@ -186,6 +192,6 @@ def editing_bundle(shared: Path, tiny_checkpoint, tiny_policy: Path, engine_cach
 
     def build(out: Path) -> None:
         options = {"size": "256x256", "policy": str(tiny_policy), "with_encoder": True}
-        fastvar.build(tiny_checkpoint, out=out, cache=engine_cache, jobs=1, **options)
+        fastvar.build(tiny_checkpoint, out=out, cache=engine_cache, **options)
 
     return made_once(shared / "editing", build)
