@@ -59,12 +59,13 @@ def trace_fast() -> None:
 
     Graphs are traced in this process, where that is done once, unless a test asks for workers.
     """
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
     from fastvar.export import factory
 
     factory.usable_cores = lambda: 1
-    ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[assignment]
+    with contextlib.suppress(ImportError, AttributeError):  # torch's own affair, which another version may settle
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
