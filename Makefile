@@ -12,7 +12,7 @@ LOWEST_VENV := .venv-lowest
 LOWEST_BUNDLE := $(LOWEST_VENV)/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-lowest lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
+.PHONY: help venv demo test test-slow test-lowest lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,8 +30,14 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## build the demo model dense and pruned, draw demo/out/sheet.png, print the speed ratio
 	$(BIN)/python -m demo.sheet
 
-test: $(STAMP) ## run the tests, a process for every core; those that need a GPU skip themselves where there is none
-	$(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist loadfile
+# A process for every core; who is done takes over half of what another has left.
+PYTEST := $(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test: $(STAMP) ## run the tests but the slow ones; those that need a GPU skip themselves where there is none
+	$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP) ## run the slow tests: compilations, processes of their own, the wheel in an environment without torch
+	$(PYTEST) -m slow
 
 # Its engines are made with the onnxruntime that is to run them: of the environment only that package is put before ours.
 test-lowest: $(STAMP) ## the runtime, without torch, on the oldest packages that it admits: constraints/lowest.txt

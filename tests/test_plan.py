@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import pytest
@@ -15,6 +16,7 @@ from fastvar.families.infinity_presets import (
 )
 from fastvar.plan import (
     DENSE,
+    Drawing,
     PruningPolicy,
     ScaleRule,
     make_plan,
@@ -109,6 +111,22 @@ def test_as_many_are_dropped_as_whole_tokens_fit_the_ratio(tokens, dropped):
     assert ScaleRule(1 - dropped / 100).kept(tokens) == tokens - tokens * dropped // 100
 
 
+@pytest.mark.parametrize(
+    ("keep", "tokens", "kept"),
+    [
+        (0.9, 10, 9),  # 10 * (1 - 0.9) is 0.9999999999999998: one token is dropped all the same
+        (0.8, 1600, 1280),  # 319.9999999999999
+        (0.7, 10, 7),
+        (0.5000001, 1000, 501),  # 499.9999 is not rounding, and stays below 500
+        (0.01, 3, 1),
+        (1.0, 7, 7),
+        (1e-12, 5, 1),  # one token is always left
+    ],
+)
+def test_rounding_of_the_ratio_drops_no_token_less(keep, tokens, kept):
+    assert ScaleRule(keep).kept(tokens) == kept
+
+
 @pytest.mark.parametrize("keep", [0, -0.1, 1.01, float("nan")])
 def test_keep_ratios_out_of_range(keep):
     with pytest.raises(PlanError, match="out of range"):
@@ -125,11 +143,52 @@ def test_keep_ratios_out_of_range(keep):
         (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 4, None), "cached scale is None"),
         (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 4, 9), "cached scale is 9"),
         (PruningPolicy("p", {8: ScaleRule(skip=True), 9: ScaleRule(0.5)}, 0, 4, 8), "cached scale is 8"),
+        (PruningPolicy("p", {8: ScaleRule(0.5), 9: ScaleRule(0.5)}, 0, 4, 8), "cached scale is 8"),
+        (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 4, -1), "cached scale is -1"),
+        (PruningPolicy("p", {9: ScaleRule(0.5)}, -1, 4, 8), "layers -1 to 4"),
+        (PruningPolicy("p", {-1: ScaleRule(0.5)}, 0, 4, 8), "names scale -1"),
     ],
 )
 def test_policies_that_do_not_fit(policy, complaint):
     with pytest.raises(PlanError, match=complaint):
         make_plan(SQUARE_SMALL, policy, 4)
+
+
+def test_the_first_scale_may_be_the_cached_one():
+    plan = make_plan(SQUARE_SMALL, PruningPolicy("first", {9: ScaleRule(0.5)}, 0, 4, 0), 4)
+    assert plan.cached_size == (1, 1)
+    assert [step.index for step in plan.steps if step.fills_cache] == [0]
+
+
+def test_pasts_behind_two_pruned_scales():
+    plan = make_plan(SQUARE_1M, PruningPolicy("two", {9: ScaleRule(0.6), 10: ScaleRule(0.5)}, 3, 28, 8), 32)
+    tokens = [SQUARE_1M.tokens(i) for i in range(13)]
+    assert plan.steps[11].past_dense == sum(tokens[:11])
+    assert plan.steps[11].past_pruned == sum(tokens[:9]) + 615 + 800
+    assert plan.capacity(3) == sum(tokens) - (1024 - 615) - (1600 - 800)
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (ScaleRule(), "keep"),
+        (DENSE, "name"),
+        (Drawing(), "smooth"),
+        (make_plan(SQUARE_SMALL, DENSE, 1), "depth"),
+        (make_plan(SQUARE_SMALL, DENSE, 1).steps[0], "kept"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_plans_are_values(value, field):
+    """Shared by manifests and sessions: who wants another makes another."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, field, getattr(value, field))
+
+
+def test_a_policy_prunes_nothing_unless_told_where():
+    policy = PruningPolicy("nowhere", {9: ScaleRule(0.5)})
+    assert not any(policy.prunes(layer) for layer in range(-1, 3))
+    assert make_plan(SQUARE_SMALL, policy, 4).cached_size is None
 
 
 def test_a_policy_file(tmp_path):
@@ -144,7 +203,19 @@ def test_a_policy_file(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["not toml", "layers = [3]", "colour = 1", "[scale.x]\nkeep = 0.5", "[scale.9]\nkept = 0.5", "scale = 3"],
+    [
+        "not toml",
+        "layers = [3]",
+        "layers = [0.5, 3]",
+        "layers = [false, 3]",
+        "cached_scale = 7.0",
+        "cached_scale = true",
+        "shared_selection = 1",
+        "colour = 1",
+        "[scale.x]\nkeep = 0.5",
+        "[scale.9]\nkept = 0.5",
+        "scale = 3",
+    ],
 )
 def test_policy_files_that_are_not_understood(tmp_path, text):
     file = tmp_path / "mine.toml"
@@ -174,7 +245,11 @@ def test_scales_that_are_skipped_have_no_say_in_guidance():
 
 @pytest.mark.parametrize(
     ("rules", "complaint"),
-    [({7: OFF, 9: OFF}, "on again at scale 8"), (dict.fromkeys(range(10), OFF), "from the first scale on")],
+    [
+        ({7: OFF, 9: OFF}, "on again at scale 8"),
+        ({8: OFF}, "on again at scale 9"),
+        (dict.fromkeys(range(10), OFF), "from the first scale on"),
+    ],
 )
 def test_guidance_that_cannot_be_planned(rules, complaint):
     with pytest.raises(PlanError, match=complaint) as caught:
@@ -191,9 +266,30 @@ def test_guidance_in_a_policy_file(tmp_path):
         INFINITY.policy(str(file), SQUARE_SMALL, 4)
 
 
+def test_what_a_policy_file_leaves_out_is_left_alone(tmp_path):
+    file = tmp_path / "empty.toml"
+    file.write_text("")
+    assert INFINITY.policy(str(file), SQUARE_SMALL, 4) == PruningPolicy("empty", {}, 0, 0, None, False)
+    file.write_text("shared_selection = true\n")
+    assert INFINITY.policy(str(file), SQUARE_SMALL, 4).shared_selection is True
+
+
+@pytest.mark.parametrize(
+    ("text", "entry"), [("layers = [0, 1.5]", "layers holds 1.5"), ('cached_scale = "8"', "cached_scale holds '8'")]
+)
+def test_a_wrong_number_is_named(tmp_path, text, entry):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(PlanError, match=entry):
+        INFINITY.policy(str(file), SQUARE_SMALL, 4)
+
+
 def test_presets_by_name():
     assert INFINITY.policy("dense", SQUARE_1M, 32) is DENSE
     assert INFINITY.policy("fastvar", SQUARE_1M, 32) == fastvar_policy(SQUARE_1M, 32)
+    small = schedule_for((256, 256))
+    assert [INFINITY.policy(name, small, 8).name for name in PRESETS] == ["dense", "fastvar", "fastvar-strong"]
+    assert [INFINITY.policy(name, small, 8).cached_scale for name in PRESETS] == [None, 4, 4]
     with pytest.raises(PlanError, match=r"no policy 'fastvr'\nexpected: " + ", ".join(PRESETS)):
         INFINITY.policy("fastvr", SQUARE_1M, 32)
 
@@ -216,10 +312,13 @@ def test_the_strong_preset_keeps_less_and_is_for_small_schedules_alone():
 
 @st.composite
 def _policies(draw: st.DrawFn) -> PruningPolicy:
-    rule = st.one_of(st.just(ScaleRule(skip=True)), st.floats(0.01, 1).map(ScaleRule))
+    rule = st.one_of(
+        st.builds(ScaleRule, skip=st.just(True), guidance=st.booleans()),
+        st.builds(ScaleRule, st.floats(0.01, 1), guidance=st.booleans()),
+    )
     first, stop = sorted(draw(st.tuples(st.integers(0, 32), st.integers(0, 32))))
     rules = draw(st.dictionaries(st.integers(0, 14), rule))
-    return PruningPolicy("mine", rules, first, stop, draw(st.none() | st.integers(0, 14)))
+    return PruningPolicy("mine", rules, first, stop, draw(st.none() | st.integers(0, 14)), draw(st.booleans()))
 
 
 @given(policy=_policies())
@@ -227,3 +326,4 @@ def test_a_policy_survives_its_file(policy, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "mine.toml"
     file.write_text(policy_to_toml(policy))
     assert INFINITY.policy(str(file), SQUARE_1M, 32) == policy
+    assert policy_from_json(policy_to_json(policy)) == policy

@@ -1,4 +1,3 @@
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from fastvar.plan import ScaleRule
 from fastvar.precision import Precision
 from fastvar.runtime.generation import SamplingSettings
 from fastvar.runtime.session import Session
+from tests.conftest import REPOSITORY
 from tests.export import tiny_models as tiny
 
 # A dense scale, the cached one, a pruned one, and one that is pruned behind scales left out.
@@ -108,7 +108,9 @@ def test_weights_that_are_not_finite_leave_nothing_behind(
     poisoned = replace(checkpoint, transformer_weights=broken)
     toolchain = make_toolchain(weights=weights)
     with pytest.raises(NumericsError, match=named):
-        build_bundle(poisoned, tiny.first_and_last(), tmp_path / "b", toolchain=toolchain, cache=engine_cache)
+        build_bundle(
+            poisoned, tiny.first_and_last(), tmp_path / "b", toolchain=toolchain, rows=(1,), cache=engine_cache
+        )
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
 
 
@@ -179,9 +181,8 @@ def test_a_build_killed_in_the_middle_can_be_run_again(
 ):
     out = tmp_path / "b"
     code = KILLED.replace("sys.argv[1]", "Path(sys.argv[1])").replace("sys.argv[2]", "Path(sys.argv[2])")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", "from pathlib import Path\n" + code, str(out), str(engine_cache)]
-    killed = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+    killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not out.exists()
     build_bundle(checkpoint, PLAN, out, cache=engine_cache)

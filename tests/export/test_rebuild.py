@@ -37,7 +37,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("size", "options"),
-    [("256x256", {**OWN, "weights": "int8", "with_encoder": True}), ("240x320", {"guidance": "off"})],
+    [
+        pytest.param("256x256", {**OWN, "weights": "int8", "with_encoder": True}, marks=pytest.mark.slow),
+        ("240x320", {"guidance": "off"}),
+    ],
     ids=["policy", "size"],
 )
 def test_it_is_the_bundle_that_the_checkpoint_gives(

@@ -120,6 +120,7 @@ def test_every_slot_has_its_part():
     assert {name: part_of(name) for name in names} == names
 
 
+@pytest.mark.slow
 def test_memory_on_the_cpu_is_told_beforehand(tmp_path: Path, engine_cache: Path):
     """Peak growth of a fresh process that loads the demo and draws one image, within 10 %."""
     out = tmp_path / "demo"

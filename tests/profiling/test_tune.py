@@ -87,14 +87,14 @@ def test_nothing_new_is_tried_when_the_budget_is_gone(budget: int):
 
 def test_the_best_is_the_fastest_that_meets_the_constraints():
     for drop in (0.0, 1.0, 3.0):
-        found, _, _ = run(constraints=Constraints(max_psnr_drop_db=drop))
+        found, _, _ = run(200, Constraints(max_psnr_drop_db=drop))
         bound = quality(FASTVAR).psnr_db - drop
         assert found.best.quality.psnr_db >= bound
         assert not [t for t in found.timed if t.ratio < found.best.ratio and t.quality.psnr_db >= bound]
 
 
 def test_dense_is_the_best_where_nothing_else_will_do():
-    found, _, _ = run(constraints=Constraints(min_psnr_db=1000))
+    found, _, _ = run(100, Constraints(min_psnr_db=1000))
     assert found.best is found.dense
     slow = Tuning((trial(1.0, inf, name="dense"), trial(1.1, 40, name="slow")), PruningPolicy("slow"))
     assert slow.best is slow.dense

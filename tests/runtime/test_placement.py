@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvar.engines.device import ALIGNMENT
-from fastvar.runtime.placement import Need, Phase, aligned, place
+from fastvar.runtime.placement import Need, Phase, Slot, aligned, place
 
 later = [phase for phase in Phase if phase != Phase.ENCODE]
 lives = [(Phase.ENCODE, Phase.ENCODE), *itertools.combinations_with_replacement(later, 2)]
@@ -42,6 +44,28 @@ def test_buffers_that_live_together_lie_apart(wanted: dict[str, Need]):
 @given(needs)
 def test_arena_is_as_small_as_the_fullest_phase(wanted: dict[str, Need]):
     assert place(wanted)[1] == live_bytes(wanted)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(0, 0), (1, 256), (255, 256), (256, 256), (257, 512), (1000, 1024)])
+def test_sizes_are_rounded_up_to_what_libraries_want(size: int, expected: int):
+    assert ALIGNMENT == 256
+    assert aligned(size) == expected
+
+
+def test_phases_are_in_the_order_of_a_generation():
+    assert [(phase.name, int(phase)) for phase in Phase] == [("ENCODE", 0), ("TEXT", 1), ("SCALES", 2), ("DECODE", 3)]
+
+
+def test_what_serves_two_needs_is_as_large_and_lives_as_long_as_both():
+    one, other = Need(100, Phase.TEXT, Phase.SCALES), Need(300, Phase.SCALES, Phase.DECODE)
+    assert one.joined(other) == other.joined(one) == Need(300, Phase.TEXT, Phase.DECODE)
+    assert one.joined(Need(1, Phase.TEXT, Phase.TEXT)) == one
+
+
+@pytest.mark.parametrize("value", [Need(1, Phase.TEXT, Phase.TEXT), Slot("x", 0, 1, Phase.TEXT, Phase.TEXT)])
+def test_places_are_values(value: Need | Slot):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        value.size = 2  # type: ignore[misc]
 
 
 def test_nothing_to_place():

@@ -91,6 +91,26 @@ def test_command_line_starts_without_torch(tiny_bundle: Path):
     assert run(code, str(tiny_bundle)) == [0, []]
 
 
+LACKING = """
+import importlib.util, json, sys
+
+plain = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *package: None if name in ("torch", "onnx") else plain(name, *package)
+from fastvar.errors import FastvarError
+
+try:
+    from fastvar import build
+except FastvarError as error:
+    print(json.dumps([error.problem, error.fix]))
+"""
+
+
+def test_the_exporter_without_its_packages_tells_what_to_install():
+    problem, fix = run(LACKING)
+    assert problem == "building needs packages that are not installed: torch, onnx"
+    assert fix == 'pip install "fastvar-runtime[export]"'
+
+
 def test_import_is_fast_and_light():
     runs = [run("import json, sys, time\n" + IMPORT) for _ in range(5)]
     assert min(r["seconds"] for r in runs) < 0.3
