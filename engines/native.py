@@ -21,10 +21,10 @@ from .cache import default_folder, write_whole
 KERNELS = Path(__file__).parent / "kernels"
 # As /proc/cpuinfo names them, each a flag of the compiler too. Only what calls a kernel needs those of its source.
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
-ATTENTION = (*_AVX512, "avx512_bf16")
-LINEAR_INT8 = (*_AVX512, "avx512_vnni")
+AVX512_BF16 = (*_AVX512, "avx512_bf16")
+AVX512_VNNI = (*_AVX512, "avx512_vnni")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-w")  # gcc 12 warns of its own intrinsics
-SOURCES = {"attention.cpp": ATTENTION, "linear.cpp": (), "linear_int8.cpp": LINEAR_INT8}
+SOURCES = {"attention.cpp": AVX512_BF16, "linear.cpp": (), "linear_int8.cpp": AVX512_VNNI}
 INSTALL = "install a C++ compiler, such as g++"
 
 

@@ -1,7 +1,7 @@
 """Passes over exported programs for CPUs: operators for which a better one than torch's default is at hand.
 
-* attention in bfloat16: our kernel (attention_kernel.py), where the CPU and the head size allow it;
-* linear layers: oneDNN's (linear_operator.py); those of int8 activations are our kernel's (int8_operator.py) already
+* attention in bfloat16: our kernel (operators.py), where the CPU and the head size allow it;
+* linear layers: oneDNN's; those of int8 activations are our kernel's already
   as they are traced, and take their GELU with them.
 
 A pass returns how many it replaced. Programs are those of export/programs.py: not yet decomposed.
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import attention_kernel, int8_operator, linear_operator
+from .operators import ATTENTION, LINEAR, LINEAR_INT8, register, supports_heads
 from .program_graph import Insert, erase_unread, only_user, value_of
 
 
 def use_attention_kernel(torch: Any, program: Any) -> int:
     """Requires every scaled_dot_product_attention to have scale 1, no dropout, and not to be causal."""
-    operator, aten, graph = attention_kernel.register(), torch.ops.aten, program.graph_module.graph
+    operator, aten, graph = register(ATTENTION), torch.ops.aten, program.graph_module.graph
     attention = aten.scaled_dot_product_attention.default
     found = [node for node in graph.find_nodes(op="call_function", target=attention) if _suits(node)]
     for node in found:
@@ -36,7 +36,7 @@ def use_attention_kernel(torch: Any, program: Any) -> int:
 
 def use_onednn_linear(torch: Any, program: Any) -> int:
     """Linear layers of two-dimensional input with a bias; a tanh GELU that alone reads one goes with it."""
-    operator, aten, graph = linear_operator.register(), torch.ops.aten, program.graph_module.graph
+    operator, aten, graph = register(LINEAR), torch.ops.aten, program.graph_module.graph
     found = [
         node
         for node in graph.find_nodes(op="call_function", target=aten.linear.default)
@@ -57,7 +57,7 @@ def use_onednn_linear(torch: Any, program: Any) -> int:
 def use_int8_gelu(torch: Any, program: Any) -> int:
     """Linear layers of int8 activations: a tanh GELU that alone reads one goes with it. Returns how many layers."""
     graph = program.graph_module.graph
-    found = graph.find_nodes(op="call_function", target=int8_operator.register())
+    found = graph.find_nodes(op="call_function", target=register(LINEAR_INT8))
     for node in found:
         if gelu := _gelu_behind(torch, node):
             node.args = (*node.args[:-1], True)
@@ -70,9 +70,7 @@ def use_int8_gelu(torch: Any, program: Any) -> int:
 def _suits(node: Any) -> bool:
     q = value_of(node.args[0])
     plain = len(node.args) <= 4 and node.kwargs.get("scale") == 1.0
-    return (
-        plain and q.shape[0] == 1 and attention_kernel.supports(int(q.shape[-1]), str(q.dtype).removeprefix("torch."))
-    )
+    return plain and q.shape[0] == 1 and supports_heads(int(q.shape[-1]), str(q.dtype).removeprefix("torch."))
 
 
 def _tokens_first(torch: Any, node: Any, add: Insert) -> Any:
