@@ -1,9 +1,8 @@
 """Convolutions of 3x3 by Winograd's method, in operators that onnxruntime runs fast: a quarter of the multiplications.
 
-onnxruntime multiplies at the processor's peak but knows no such method. F(4x4, 3x3) after Lavin and Gray, "Fast
-Algorithms for Convolutional Neural Networks" (2015): tiles of 4x4 outputs are computed from 6x6 inputs by 36 products
-in place of 144. Stripes of rows are computed one after another, so that what lies between the steps stays in the
-processor's cache.
+onnxruntime multiplies at the processor's peak but has no such method. F(4x4, 3x3) is after Lavin and Gray, "Fast
+Algorithms for Convolutional Neural Networks" (2015): 36 products of 6x6 inputs give a tile of 4x4 outputs, in place of
+144. Stripes of rows are computed one after another, so that intermediate results stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ STRIPE_BYTES = 16 << 20  # of transformed input, which a stripe should not excee
 FEWEST_CHANNELS = 64  # either way: with fewer the transforms cost more than the products save
 FEWEST_TILES = 16
 
-# Where the polynomials of Toom and Cook are evaluated, beside infinity. At the published 0, 1, -1, 2, -2 a decoder's
-# error was twice as large; at these it is 2.4 times that of a plain convolution.
+# The polynomials of Toom and Cook are evaluated here, and at infinity. At the published 0, 1, -1, 2, -2 a decoder's
+# error was twice as large; at these points it is 2.4 times that of a plain convolution.
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 
 
 def _transforms() -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Of the inputs [6, 6], kernel [6, 3] and outputs [4, 6], in one dimension."""
+    """The transforms of inputs [6, 6], kernel [6, 3] and outputs [4, 6], in one dimension."""
     others = [[q for q in POINTS if q != p] for p in POINTS]
     inputs = np.zeros((PATCH, PATCH))
     for row, roots in zip(inputs, [*others, POINTS], strict=True):
@@ -64,7 +63,7 @@ class Stripe:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A 3x3 convolution of stride 1: x [1, C, H, W] -> [1, O, H', W'] with zeros around by `pads`."""
+    """A 3x3 convolution of stride 1: x [1, C, H, W], padded with zeros -> [1, O, H', W']."""
 
     channels: tuple[int, int]  # read, written
     size: tuple[int, int]  # of the input
@@ -80,14 +79,14 @@ class Convolution:
         return -(-self.written[1] // TILE)
 
     def pays(self) -> bool:
-        """Enough channels and tiles, of which not too much is thrown away: at most half the multiplications."""
+        """Whether channels and tiles are many enough, and the multiplications at most half of those they replace."""
         height, width = self.written
         tiles = self.tiles_across * -(-height // TILE)
         halves = 2 * PRODUCTS * tiles <= KERNEL * KERNEL * height * width
         return min(self.channels) >= FEWEST_CHANNELS and tiles >= FEWEST_TILES and halves
 
     def stripes(self) -> list[Stripe]:
-        """Of whole tiles, as high as the cache has room for."""
+        """Stripes of whole tiles, as high as the cache has room for."""
         row_bytes = PRODUCTS * max(self.channels) * self.tiles_across * 4
         rows = max(1, STRIPE_BYTES // row_bytes) * TILE
         (height, _), top = self.written, self.pads[0]
@@ -131,7 +130,7 @@ def _pattern(activated: bool, added: str) -> Callable[..., Any]:
 
 
 def _pays(context: Any, x: Any, scale: Any, shift: Any, residual: Any, convolved: Any, **_: Any) -> bool:
-    """Whether the convolution pays; scale and shift belong to channels; and the residual is all that is added."""
+    """Whether the convolution pays, scale and shift are [1, C, 1, 1], and no other residual is added to the result."""
     shape = convolution(convolved.producer())
     if shape is None or residual is not _residual(convolved):
         return False
@@ -144,12 +143,11 @@ def _residual(convolved: Any) -> Any | None:
     The result of another convolution is left to that one: onnxruntime lets it add up in place.
     """
     readers = convolved.consumers()
-    if len(readers) != 1 or readers[0].op_type != "Add" or convolved.is_graph_output():
+    if [node.op_type for node in readers] != ["Add"] or convolved.is_graph_output():
         return None
-    other = next((value for value in readers[0].inputs if value is not convolved), None)
-    alike = other is not None and static_shape(other) == static_shape(convolved)
-    maker = other.producer() if other is not None else None
-    return other if alike and (maker is None or maker.op_type != "Conv") else None
+    others = [value for value in readers[0].inputs if value is not convolved]
+    alike = [value for value in others if static_shape(value) == static_shape(convolved)]
+    return next((value for value in alike if not value.producer() or value.producer().op_type != "Conv"), None)
 
 
 def _replacement(op: Any, x: Any, scale: Any, shift: Any, weight: Any, residual: Any, convolved: Any) -> Any:
@@ -206,7 +204,7 @@ def _convolved(op: Any, shape: Convolution, stripe: Stripe, x: Any, weight: Any)
 
 
 def _both(transform: NDArray[Any]) -> NDArray[np.float32]:
-    """A transform of rows and columns alike: [a * a, b * b]."""
+    """A transform [a, b] applied to rows and to columns: [a * a, b * b]."""
     return np.kron(transform, transform).astype(np.float32)
 
 

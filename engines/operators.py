@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 from ..errors import BackendError
 from ..packages import import_extra
-from .native import AVX512_BF16, AVX512_VNNI, build, cpu_lacks
+from .native import AVX512_BF16, AVX512_VNNI, LIBRARY, build, cpu_lacks
 
 LARGEST_HEAD, HEAD_STEP = 256, 16
+HEADS = f"a multiple of {HEAD_STEP} up to {LARGEST_HEAD}"
 INPUT_STEP, MOST_INPUTS, OUTPUT_STEP = 4, 1 << 16, 16  # longer sums of products might leave int32
+LAYERS = f"inputs a multiple of {INPUT_STEP} up to {MOST_INPUTS}, and outputs of {OUTPUT_STEP}"
 
 
 class Operand(NamedTuple):
@@ -26,7 +28,7 @@ class Operand(NamedTuple):
     name: str
     shape: tuple[str | int, ...]  # a name stands for one size in all operands
     dtype: str = ""  # any, where it is empty
-    contiguous: str = "all"  # "all", "last axis" where the other strides are free, or "" where all are
+    contiguous: str = "tensor"  # or "last axis", where the other strides are free, or "", where all are
     optional: bool = False
 
 
@@ -38,7 +40,7 @@ class Operator:
     operands: tuple[Operand, ...]
     result: tuple[str, ...]  # its shape, in the names of the operands' sizes
     flags: tuple[str, ...] = ()  # arguments behind the operands that are true or false
-    limits: Callable[[Mapping[str, int]], str] = lambda sizes: ""  # what is wrong with sizes, where something is
+    limits: tuple[tuple[Callable[..., bool], str], ...] = ()  # (**sizes) -> whether it takes them; what it says if not
     given: Callable[..., tuple[Any, ...]] | None = None  # (*arguments, result) -> what the C function takes first
     eager: Callable[..., Any] | None = None  # (torch, *arguments) -> result, in place of the C function
     failures: Mapping[int, str] = field(default_factory=dict)  # by the status that the C function returns
@@ -67,24 +69,25 @@ class Operator:
         Raises:
             ValueError: an operand has another shape, type or memory layout than the operator takes.
         """
-        sizes: dict[str | int, int] = {}
+        sizes: dict[str, int] = {}
         shapes = []
         for (name, dims, dtype, contiguous, _), tensor in zip(self.operands, arguments, strict=False):
             if tensor is None:
                 continue
             shapes.append(f"{name} {list(tensor.shape)}")
-            expected = [sizes.get(dim, dim) for dim in dims]
-            pairs = zip(expected, tensor.shape, strict=False)
-            if len(dims) != tensor.dim() or any(e != size for e, size in pairs if not isinstance(e, str)):
+            expected = [sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in dims]
+            known = [size if isinstance(e, str) else e for e, size in zip(expected, tensor.shape, strict=False)]
+            if len(dims) != tensor.dim() or known != list(tensor.shape):
                 raise ValueError(f"{self}: {', '.join(shapes)}, expected [{', '.join(map(str, expected))}]")
-            sizes |= zip(dims, tensor.shape, strict=True)
+            sizes |= {dim: size for dim, size in zip(dims, tensor.shape, strict=True) if isinstance(dim, str)}
             if dtype and tensor.dtype != getattr(torch, dtype):
                 raise ValueError(f"{self}: {name} in {tensor.dtype}, expected torch.{dtype}")
             free = not contiguous or (contiguous == "last axis" and (tensor.shape[-1] <= 1 or tensor.stride(-1) == 1))
             if not free and not tensor.is_contiguous():
                 raise ValueError(f"{self}: {name} with strides {tensor.stride()}, expected a contiguous {contiguous}")
-        if wrong := self.limits(sizes):  # type: ignore[arg-type]
-            raise ValueError(f"{self} {wrong}")
+        for takes, message in self.limits:
+            if not takes(**sizes):
+                raise ValueError(f"{self} {message.format(**sizes)}")
         return tuple(sizes[dim] for dim in self.result)
 
 
@@ -129,7 +132,7 @@ def _as_c(argument: Any) -> Any:
 def _function(operator: Operator) -> Callable[..., int]:
     if lacking := cpu_lacks(operator.instructions):
         raise BackendError(f"{operator}: this CPU lacks {', '.join(lacking)}", fix=operator.instead)
-    function: Callable[..., int] = getattr(ctypes.CDLL(str(build().library)), f"fastvar_{operator.name}")
+    function: Callable[..., int] = getattr(ctypes.CDLL(str(build() / LIBRARY)), f"fastvar_{operator.name}")
     return function
 
 
@@ -141,12 +144,6 @@ def supports_heads(head_dim: int, dtype: str = "bfloat16") -> bool:
 def supports_layer(inputs: int, outputs: int) -> bool:
     """Whether LINEAR_INT8 takes layers of this size; rows may be any number."""
     return 0 < inputs <= MOST_INPUTS and inputs % INPUT_STEP == 0 and outputs > 0 and outputs % OUTPUT_STEP == 0
-
-
-def _attention_limits(sizes: Mapping[str, int]) -> str:
-    if not supports_heads(sizes["head_dim"]):
-        return f"of heads of {sizes['head_dim']}: expected a multiple of {HEAD_STEP} up to {LARGEST_HEAD}"
-    return "" if sizes["S"] else f"of keys [0, {sizes['heads']}, {sizes['head_dim']}]: expected at least one"
 
 
 def _attention_given(q: Any, keys: Any, values: Any, bias: Any, out: Any) -> tuple[Any, ...]:
@@ -165,20 +162,15 @@ ATTENTION = Operator(
         Operand("bias", ("heads", 1, "S"), "float32", "last axis", optional=True),
     ),
     result=("L", "heads", "head_dim"),
-    limits=_attention_limits,
+    limits=(
+        (lambda head_dim, **_: supports_heads(head_dim), f"of heads of {{head_dim}}: expected {HEADS}"),
+        (lambda S, **_: S > 0, "of keys [0, {heads}, {head_dim}]: expected at least one"),
+    ),
     given=_attention_given,
     failures={1: "unsupported head size", 2: "no keys", 3: "no memory for its scratch"},
     instructions=AVX512_BF16,
     instead="use scaled_dot_product_attention",
 )
-
-
-def _int8_limits(sizes: Mapping[str, int]) -> str:
-    wrong = (
-        f"of {sizes['K']} inputs and {sizes['N']} outputs: expected inputs a multiple of {INPUT_STEP} up to "
-        f"{MOST_INPUTS}, and outputs of {OUTPUT_STEP}"
-    )
-    return "" if supports_layer(sizes["K"], sizes["N"]) else wrong
 
 
 # (q values) * row_scale * scale + bias, contiguous; `gelu` applies the tanh form. q is x over row_scale rounded to the
@@ -193,7 +185,7 @@ LINEAR_INT8 = Operator(
     ),
     result=("M", "N"),
     flags=("gelu",),
-    limits=_int8_limits,
+    limits=((lambda K, N, **_: supports_layer(K, N), f"of {{K}} inputs and {{N}} outputs: expected {LAYERS}"),),
     given=lambda x, *others: (x, x.stride(0), *others[:3], others[4], x.shape[0], *others[0].shape, others[3]),
     failures={1: "unsupported size", 2: "no memory for its scratch"},
     instructions=AVX512_VNNI,
