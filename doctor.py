@@ -30,7 +30,7 @@ CPU_FEATURES = (
 )
 PACKAGES = {  # extra -> distributions; "" is the base install
     "": ("numpy", "safetensors", "tokenizers", "pillow", "msgspec", "typer", "rich"),
-    "export": ("torch", "onnx", "onnxscript", "transformers"),
+    "export": ("torch", "onnx", "onnx-ir", "onnxscript", "transformers"),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-python"),
     "tensorrt": ("tensorrt", "cuda-python"),

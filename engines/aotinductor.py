@@ -22,7 +22,6 @@ from ..errors import BackendError, BuildError
 from ..machine import usable_cores
 from ..packages import import_extra
 from ..precision import Precision
-from . import attention_kernel, int8_operator, linear_operator
 from .base import PROGRAM, Backend, CompiledEngine, Engine, Launch, Scratch, TensorRef, check_bindings
 from .cpu_target import (
     CPU,
@@ -37,6 +36,7 @@ from .cpu_target import (
 from .device import Device, HostDevice, host_array
 from .manifest import EngineSpec
 from .native import inductor_options, kernel_digest
+from .operators import ATTENTION, LINEAR, LINEAR_INT8, register
 from .program_convolutions import use_row_statistics, use_small_enlargements
 from .program_file import ProgramFile
 from .program_graph import tidy
@@ -145,7 +145,7 @@ class AotInductorBackend(Backend):
             BuildError: not such a program, no C++ compiler, or the compiler rejects what was made of it.
         """
         torch = self._torch
-        int8_operator.register()  # programs may call it as they are traced
+        register(LINEAR_INT8)  # programs may call it as they are traced
         try:
             program = torch.export.load(io.BytesIO(graph))
         except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -249,13 +249,12 @@ def _prepared(torch: Any, program: Any, target: str) -> dict[str, Any]:
     tidy(torch, program)
     use_row_statistics(torch, program)
     use_small_enlargements(torch, program)
-    operators = {}
-    if use_int8_gelu(torch, program):
-        operators[int8_operator.register()] = int8_operator.DECLARATION
-    if use_onednn_linear(torch, program):
-        operators[linear_operator.register()] = linear_operator.DECLARATION
-    if target == WITH_KERNEL and use_attention_kernel(torch, program):
-        operators[attention_kernel.register()] = attention_kernel.DECLARATION
+    replaced = {
+        LINEAR_INT8: use_int8_gelu(torch, program),
+        LINEAR: use_onednn_linear(torch, program),
+        ATTENTION: target == WITH_KERNEL and use_attention_kernel(torch, program),
+    }
+    operators = {register(operator): operator.declaration for operator, count in replaced.items() if count}
     return compiler_options(target) | (inductor_options(operators) if operators else {})
 
 

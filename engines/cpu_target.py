@@ -15,8 +15,8 @@ _LEVELS = {
     "cpu-amx": ("sapphirerapids", 512),
 }
 # Our kernels use vector instructions. A CPU that multiplies tiles (AMX) is left to torch, which does so.
-WITH_KERNEL = "cpu-avx512-bf16"  # attention is our kernel's (attention_kernel.py)
-WITH_INT8_PRODUCTS = ("cpu-avx512", WITH_KERNEL)  # linear layers of int8 activations are (int8_operator.py)
+WITH_KERNEL = "cpu-avx512-bf16"  # attention is our kernel's (operators.py)
+WITH_INT8_PRODUCTS = ("cpu-avx512", WITH_KERNEL)  # linear layers of int8 activations are
 
 
 def cpu_names() -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """An NVIDIA GPU through the CUDA driver API (cuda-python): one stream, pinned staging, recorded graphs.
 
-Knows nothing of engines or models. Host values go through a ring of pinned buffers, so that `write` returns before
-the copy is done and the caller may change them; only `read`, `wait` and a full ring wait for the GPU.
+Host values go through a ring of pinned buffers, so that `write` returns before the copy is done and the caller may
+change the values. Only `read`, `wait` and a full ring wait for the GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NO_DRIVER = "no NVIDIA driver is installed here, and these engines run on an NVI
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """What a GPU is: `capability` as "sm86", `driver_cuda` the newest CUDA version that its driver runs."""
+    """Facts of a GPU: `capability` as "sm86"; `driver_cuda`, the newest CUDA version that its driver runs."""
 
     name: str
     capability: str
@@ -61,29 +61,29 @@ class CudaDriver:
         self._context = self._checked("cuDevicePrimaryCtxRetain", self.device)
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """What the function returns beside its code.
+        """Call a driver function; returns its values without the code.
 
         Raises:
             CudaError: the code is not success.
         """
-        if not getattr(self._entered, "done", False):  # a context is current per thread
+        if not getattr(self._entered, "done", False):  # every thread has its own current context
             self._checked("cuCtxSetCurrent", self._context)
             self._entered.done = True
         return self._checked(function, *arguments)
 
     def own(self, owner: object, function: str, handle: Any) -> None:
-        """Release a resource with its owner; at the end of the process the driver does it."""
+        """Release a resource when its owner goes; at the end of the process the driver releases all."""
         weakref.finalize(owner, self._release, function, handle).atexit = False
 
     def _release(self, function: str, handle: Any) -> None:
-        """A GPU that has failed is told once, by the call that met it, not again by all that is given back."""
+        """The failure of a GPU is reported by the call that met it, and not again by every resource released."""
         try:
             self.call(function, handle)
         except CudaError as error:
             _log.debug("%s", error)
 
     def newest_cuda(self) -> tuple[int, int]:
-        """What the installed driver runs."""
+        """The newest CUDA version, (major, minor), that the installed driver runs."""
         version = int(self._checked("cuDriverGetVersion"))
         return version // 1000, version % 1000 // 10
 
@@ -101,10 +101,11 @@ class CudaDriver:
 
 
 def checked(module: Any, function: str, *arguments: Any) -> Any:
-    """What a driver function returns beside its code.
+    """Call a driver function; returns its values without the code.
 
     Raises:
         CudaError: the code is not success.
+        DeviceMemoryError: the GPU is out of memory.
     """
     code, *values = getattr(module, function)(*arguments)
     result = module.CUresult
@@ -116,7 +117,7 @@ def checked(module: Any, function: str, *arguments: Any) -> Any:
 
 
 def first_gpu_bus_id(module: Any = None) -> str:
-    """PCI bus id of the GPU that `CudaDevice` uses, known without taking any of its memory.
+    """The PCI bus id of the GPU that `CudaDevice` uses; takes none of its memory.
 
     Raises:
         BackendError: as `CudaDevice`.
@@ -131,8 +132,8 @@ class CudaDevice(Device):
     """The first visible GPU (choose with CUDA_VISIBLE_DEVICES), with a stream of its own.
 
     Args:
-        needs_cuda: oldest CUDA version whose driver will do.
-        module: what speaks to the driver; `cuda.bindings.driver` by default.
+        needs_cuda: the oldest CUDA version, (major, minor), whose driver suffices.
+        module: the bindings of the driver; `cuda.bindings.driver` by default.
 
     Raises:
         BackendError: cuda-python or the NVIDIA driver is missing, the driver is too old, or no GPU is visible.
@@ -146,7 +147,7 @@ class CudaDevice(Device):
         flags = self._driver.module.CUstream_flags.CU_STREAM_NON_BLOCKING
         self._stream = self._driver.call("cuStreamCreate", int(flags))
         self._driver.own(self, "cuStreamDestroy", self._stream)
-        self._staging: deque[_Staging] = deque()  # the one whose copy is the oldest first
+        self._staging: deque[_Staging] = deque()  # the oldest copy first
 
     @property
     def stream_address(self) -> int:
@@ -154,7 +155,7 @@ class CudaDevice(Device):
         return int(self._stream)
 
     def facts(self) -> GpuFacts:
-        """Name and generation."""
+        """Name, generation, driver and memory of the GPU."""
         d, attribute = self._driver, self._driver.module.CUdevice_attribute
         major, minor = (
             d.call("cuDeviceGetAttribute", code, d.device)
@@ -201,7 +202,7 @@ class CudaDevice(Device):
         self._driver.call("cuMemcpyDtoDAsync", target.address, source.address, size, self._stream)
 
     def record(self, launches: Sequence[Launch]) -> Launch:
-        """A CUDA graph of the launches. They run once as they are first: libraries finish their set-up then."""
+        """A CUDA graph of the launches. Before it is recorded they run once, in which libraries finish their set-up."""
         for launch in launches:
             launch()
         self.wait()
@@ -221,14 +222,14 @@ class CudaDevice(Device):
             self._driver.call("cuGraphDestroy", graph)
 
     def _capture(self, launches: Sequence[Launch]) -> Any:
-        """Relaxed: the stream is ours alone, and the garbage collector may free other memory meanwhile."""
+        """Record the launches, in relaxed mode: the garbage collector may free other memory meanwhile."""
         mode = self._driver.module.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         self._driver.call("cuStreamBeginCapture", self._stream, mode)
         try:
             for launch in launches:
                 launch()
         except BaseException:
-            with suppress(CudaError):  # the launch's own error says more than what it did to the capture
+            with suppress(CudaError):  # the error of the launch says more than that of the capture
                 self._driver.call("cuGraphDestroy", self._driver.call("cuStreamEndCapture", self._stream))
             raise
         return self._driver.call("cuStreamEndCapture", self._stream)
@@ -245,7 +246,7 @@ class CudaDevice(Device):
         self._driver.call("cuStreamSynchronize", self._stream)
 
     def _next_staging(self) -> _Staging:
-        """The buffer whose copy is the oldest, once that copy is done."""
+        """The buffer of the oldest copy, once that copy is done."""
         if len(self._staging) < STAGING_BUFFERS:
             staging = _Staging(self._driver)
         else:
@@ -262,7 +263,7 @@ class _CudaAllocation(Allocation):
 
 
 class _RecordedGraph:
-    """Launches an instantiated graph."""
+    """An instantiated graph; a call launches it."""
 
     def __init__(self, driver: CudaDriver, executable: Any, stream: Any) -> None:
         self._driver, self._executable, self._stream = driver, executable, stream
@@ -290,6 +291,7 @@ class _Staging:
 
 
 def _start(module: Any) -> None:
+    """Initialise the driver."""
     result = module.CUresult
     try:
         (code,) = module.cuInit(0)

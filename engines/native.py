@@ -1,6 +1,6 @@
-"""What engines of AOTInductor hold beside compiled programs: our C++ (kernels/), compiled once a machine.
+"""The C++ that engines of AOTInductor hold beside compiled programs (kernels/), compiled once a machine.
 
-Engines link it statically, so that they need nothing of ours where they run; eager torch loads it as a library.
+Engines link it statically, so that they need no file of this package where they run; eager torch loads it as a library.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,18 @@ from .cache import default_folder
 from .files import write_whole
 
 KERNELS = Path(__file__).parent / "kernels"
-# As /proc/cpuinfo names them, each a flag of the compiler too. Only what calls a kernel needs those of its source.
+# Instructions as /proc/cpuinfo names them; each is a flag of the compiler too. Only calls of a kernel need them.
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
-ATTENTION = (*_AVX512, "avx512_bf16")
-LINEAR_INT8 = (*_AVX512, "avx512_vnni")
+AVX512_BF16 = (*_AVX512, "avx512_bf16")
+AVX512_VNNI = (*_AVX512, "avx512_vnni")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-w")  # gcc 12 warns of its own intrinsics
-SOURCES = {"attention.cpp": ATTENTION, "linear.cpp": (), "linear_int8.cpp": LINEAR_INT8}
+SOURCES = {"attention.cpp": AVX512_BF16, "linear.cpp": (), "linear_int8.cpp": AVX512_VNNI}
+ARCHIVE, LIBRARY = "libfastvar.a", "fastvar.so"
 INSTALL = "install a C++ compiler, such as g++"
 
 
 def cpu_lacks(instructions: Sequence[str], cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """Those of `instructions` that this CPU does not offer; all of them where nobody can tell."""
+    """Those of `instructions` that this CPU does not offer; all of them where `cpuinfo` cannot be read."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -40,23 +40,18 @@ def cpu_lacks(instructions: Sequence[str], cpuinfo: Path = Path("/proc/cpuinfo")
 
 
 def kernel_digest() -> str:
-    """Of all sources and their flags."""
+    """The SHA-256 of all sources and their flags, in hexadecimal."""
     digest = hashlib.sha256(repr((FLAGS, SOURCES)).encode())
     for name in SOURCES:
         digest.update((KERNELS / name).read_bytes())
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Native:
-    """Our compiled C++: a static archive for engines to link, and a shared library for eager torch."""
+def build(folder: Path | None = None) -> Path:
+    """Compile the C++ (5 s), or find it where that was done before; by default beside the kept engines.
 
-    archive: Path
-    library: Path
-
-
-def build(folder: Path | None = None) -> Native:
-    """Compile it (5 s), or find it where that was done before; by default beside the kept engines.
+    Returns:
+        The folder of `libfastvar.a`, for engines to link, and of the shared library `LIBRARY`, for eager torch.
 
     Raises:
         BuildError: no C++ compiler, or it rejects the source.
@@ -65,33 +60,37 @@ def build(folder: Path | None = None) -> Native:
     arguments = [*compiler, *FLAGS, f"-I{torch_root / 'include'}"]
     key = hashlib.sha256("\0".join([kernel_digest(), _run([*compiler, "--version"]), *arguments]).encode())
     folder = (folder or default_folder()) / f"kernels-{key.hexdigest()[:16]}"
-    native = Native(folder / "libfastvar.a", folder / "fastvar.so")
-    if native.archive.is_file() and native.library.is_file():
-        return native
+    if all((folder / name).is_file() for name in (ARCHIVE, LIBRARY)):
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
-        archive, library = Path(name) / "fastvar.a", Path(name) / "fastvar.so"
-        objects = [str(Path(name) / f"{source}.o") for source in SOURCES]
+        made = Path(name)
+        objects = [str(made / f"{source}.o") for source in SOURCES]
         for (source, instructions), compiled in zip(SOURCES.items(), objects, strict=True):
-            flags = [f"-m{name.replace('_', '')}" for name in instructions]
+            flags = [f"-m{instruction.replace('_', '')}" for instruction in instructions]
             _run([*arguments, *flags, "-c", str(KERNELS / source), "-o", compiled])
-        _run(["ar", "rcsD", str(archive), *objects])
+        _run(["ar", "rcsD", str(made / ARCHIVE), *objects])
         torch_cpu = [f"-L{torch_root / 'lib'}", "-ltorch_cpu"]
-        _run([*compiler, "-shared", "-fopenmp", *objects, *torch_cpu, "-o", str(library)])
-        write_whole(native.library, library.read_bytes())
-        write_whole(native.archive, archive.read_bytes())
-    return native
+        _run([*compiler, "-shared", "-fopenmp", *objects, *torch_cpu, "-o", str(made / LIBRARY)])
+        for name in (LIBRARY, ARCHIVE):
+            write_whole(folder / name, (made / name).read_bytes())
+    return folder
 
 
 def inductor_options(operators: Mapping[Any, str], folder: Path | None = None) -> dict[str, Any]:
-    """What AOTInductor has to be told to call our functions for operators, and to link them into the engine.
-
-    For `inductor_configs` of `aoti_compile_and_package`, or `torch._inductor.config.patch`.
+    """Options of AOTInductor for calling our functions for operators, and for linking them into the engine.
 
     Args:
         operators: an operator of torch -> the C declaration of its function.
+        folder: as of `build`.
+
+    Returns:
+        `inductor_configs` for `aoti_compile_and_package`, or for `torch._inductor.config.patch`.
+
+    Raises:
+        BuildError: as of `build`.
     """
-    where = build(folder).archive.parent
+    where = build(folder)
     return {
         # The comment lets programs that differ only in our code differ in their text, by which torch names its files.
         "aot_inductor.custom_ops_to_c_shims": {op: [f"{text} /* {where.name} */"] for op, text in operators.items()},
@@ -100,7 +99,7 @@ def inductor_options(operators: Mapping[Any, str], folder: Path | None = None) -
 
 
 def _compiler() -> list[str]:
-    """The compiler that torch links engines with: one OpenMP runtime for both."""
+    """The compiler that torch links engines with, so that both use one OpenMP runtime."""
     builder = import_extra("torch._inductor.cpp_builder", "aotinductor")
     try:
         return shlex.split(str(builder.get_cpp_compiler()))

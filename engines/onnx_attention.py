@@ -1,100 +1,72 @@
-"""Attention as exported, written out in rank 3, in the forms that onnxruntime does best on the CPU.
+"""Attention as exported, written out in rank 3, in the forms that onnxruntime computes fastest on the CPU.
 
-Over the cache it becomes one operator that keeps no scores. To the text it stays written out, over as many keys as the
-longest prompt has: those behind it weigh exactly nothing.
+Attention over the cache becomes one operator that keeps no scores. Attention to the text stays written out, over as
+many keys as the longest prompt has: those behind it have a weight of exactly zero.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .onnx_editor import GraphEditor
+from .onnx_editor import FLOAT, Rule, constant, reshaped, static_shape
 
-FLOAT = 1  # ONNX's number of fp32
 MASKED = -1e20  # a bias below it makes a weight of exactly 0 in fp32
 CONTRIBUTED = "com.microsoft"  # onnxruntime's own operators
 FUSED_BYTES = 4 << 20  # of scores; below, the written-out form is as fast and the cache holds them
 
 
-@dataclass(frozen=True)
-class WrittenOut:
-    """softmax(q @ k + bias) @ v over tensors [tokens, heads, hd], and its nodes from the scores on."""
-
-    query: str
-    keys: str
-    values: str
-    bias: str  # [heads, 1, S], or empty
-    nodes: tuple[Any, ...]  # the last one makes the result [tokens, heads, hd]
+def _scores(op: Any, query: Any, keys: Any) -> Any:
+    """query [k, heads, hd], keys [S, heads, hd] -> [heads, k, S]"""
+    return op.MatMul(op.Transpose(query, perm=[1, 0, 2]), op.Transpose(keys, perm=[1, 2, 0]))
 
 
-def rewrite_attention(editor: GraphEditor) -> int:
-    """Rewrite every attention; gives how many those were."""
-    found = [match for node in editor.nodes if (match := written_out(editor, node)) is not None]
-    for match in found:
-        if match.bias:
-            _shorten(editor, match)
-        elif _scores_bytes(editor, match) >= FUSED_BYTES:
-            _fuse(editor, match)
-    return len(found)
+def _weighted(op: Any, scores: Any, values: Any) -> Any:
+    """softmax(scores [heads, k, S]) @ values [S, heads, hd] -> [k, heads, hd]"""
+    weighted = op.MatMul(op.Softmax(scores, axis=-1), op.Transpose(values, perm=[1, 0, 2]))
+    return op.Transpose(weighted, perm=[1, 0, 2])
 
 
-def written_out(editor: GraphEditor, softmax: Any) -> WrittenOut | None:
-    """The attention around a softmax, if it is one as export/rows.py writes it, in fp32."""
-    if softmax.op_type != "Softmax" or editor.types.get(softmax.input[0]) != FLOAT:
-        return None
-    biased = editor.maker(softmax.input[0], "Add")
-    scores = editor.maker(biased.input[0] if biased is not None else softmax.input[0], "MatMul")
-    weighted = editor.only_reader(softmax.output[0], "MatMul")
-    back = editor.only_reader(weighted.output[0], "Transpose") if weighted is not None else None
-    if scores is None or weighted is None or back is None or weighted.input[0] != softmax.output[0]:
-        return None
-    expected = [(scores.input[0], [1, 0, 2]), (scores.input[1], [1, 2, 0]), (weighted.input[1], [1, 0, 2])]
-    moved = [editor.maker(name, "Transpose") for name, _ in expected]
-    if any(n is None or editor.attribute(n, "perm") != p for n, (_, p) in zip(moved, expected, strict=True)):
-        return None
-    query, keys, values = (node.input[0] for node in moved if node is not None)
-    bias = biased.input[1] if biased is not None else ""
-    heads, length = editor.shapes[keys][1], editor.shapes[keys][0]
-    if (bias and editor.shapes[bias] != (heads, 1, length)) or editor.attribute(back, "perm") != [1, 0, 2]:
-        return None
-    between = (scores, *([biased] if biased is not None else []), softmax, weighted, back)
-    return WrittenOut(query, keys, values, bias, between)
+def _plain(op: Any, query: Any, keys: Any, values: Any) -> Any:
+    return _weighted(op, _scores(op, query, keys), values)
 
 
-def _scores_bytes(editor: GraphEditor, match: WrittenOut) -> int:
-    queries, heads, _ = editor.shapes[match.query]
-    return 4 * queries * heads * editor.shapes[match.keys][0]
+def _biased(op: Any, query: Any, keys: Any, values: Any, bias: Any) -> Any:
+    return _weighted(op, op.Add(_scores(op, query, keys), bias), values)
 
 
-def _fuse(editor: GraphEditor, match: WrittenOut) -> None:
-    """Tokens outermost is, for a batch of one, what the operator takes: nothing has to be moved."""
-    _, heads, width = editor.shapes[match.query]
-    names = (match.query, match.keys, match.values)
-    given = [editor.reshaped(name, 1, editor.shapes[name][0], heads * width) for name in names]
-    out = editor.add("MultiHeadAttention", given, domain=CONTRIBUTED, num_heads=heads, scale=1.0)
-    *others, last = match.nodes
-    editor.add("Reshape", [out, editor.constant(np.array(editor.shapes[match.query]))], last.output[0])
-    editor.replace(last, *others)
-    editor.require_domain(CONTRIBUTED)
+def _has_large_scores(context: Any, query: Any, keys: Any, **_: Any) -> bool:
+    given, cached = static_shape(query), static_shape(keys)
+    if query.dtype != FLOAT or given is None or cached is None:
+        return False
+    return 4 * given[0] * given[1] * cached[0] >= FUSED_BYTES
 
 
-def _shorten(editor: GraphEditor, match: WrittenOut) -> None:
+def _fused(op: Any, query: Any, keys: Any, values: Any) -> Any:
+    """For a batch of one, the operator takes tokens outermost: nothing is transposed."""
+    shape = static_shape(query) or ()
+    _, heads, width = shape
+    given = [reshaped(op, x, 1, (static_shape(x) or ())[0], heads * width) for x in (query, keys, values)]
+    return reshaped(op, op.MultiHeadAttention(*given, _domain=CONTRIBUTED, num_heads=heads, scale=1.0), *shape)
+
+
+def _has_bias_of_keys(context: Any, query: Any, keys: Any, bias: Any, **_: Any) -> bool:
+    """Whether the bias is [heads, 1, S]."""
+    shape = static_shape(keys)
+    return query.dtype == FLOAT and shape is not None and static_shape(bias) == (shape[1], 1, shape[0])
+
+
+def _shortened(op: Any, query: Any, keys: Any, values: Any, bias: Any) -> Any:
     """The same over the keys up to the last one that any head sees."""
-    length = editor.shapes[match.keys][0]
-    zero, first, last = (editor.constant(np.array([axis])) for axis in (0, 1, 2))
-    seen = editor.add("ReduceMax", [match.bias, editor.constant(np.array([0, 1]))], keepdims=0)  # [S]
-    seen = editor.add("Greater", [seen, editor.constant(np.array(MASKED, np.float32))])
-    counts = editor.constant(np.arange(1, length + 1))
-    count = editor.add("ReduceMax", [editor.add("Where", [seen, counts, first]), zero], keepdims=1)  # [1]
-    keys, values = (editor.add("Slice", [name, zero, count, zero]) for name in (match.keys, match.values))
-    bias = editor.add("Slice", [match.bias, zero, count, last])
-    query = editor.add("Transpose", [match.query], perm=[1, 0, 2])
-    scores = editor.add("MatMul", [query, editor.add("Transpose", [keys], perm=[1, 2, 0])])
-    weights = editor.add("Softmax", [editor.add("Add", [scores, bias])], axis=-1)
-    out = editor.add("MatMul", [weights, editor.add("Transpose", [values], perm=[1, 0, 2])])
-    *others, end = match.nodes
-    editor.add("Transpose", [out], end.output[0], perm=[1, 0, 2])
-    editor.replace(end, *others)
+    (length, *_) = static_shape(keys) or ()
+    zero, first, last = (constant(op, [axis]) for axis in (0, 1, 2))
+    seen = op.ReduceMax(bias, constant(op, [0, 1]), keepdims=0)  # [S]
+    seen = op.Greater(seen, constant(op, np.array(MASKED, np.float32)))
+    counts = op.Where(seen, constant(op, np.arange(1, length + 1)), first)
+    count = op.ReduceMax(counts, zero, keepdims=1)  # [1]
+    keys, values = (op.Slice(x, zero, count, zero) for x in (keys, values))
+    return _biased(op, query, keys, values, op.Slice(bias, zero, count, last))
+
+
+RULES = (Rule(_plain, _fused, _has_large_scores), Rule(_biased, _shortened, _has_bias_of_keys))

@@ -1,28 +1,30 @@
 """ONNX graphs before a library sees them: checked, every node named, without the exporter's notes.
 
-Parsers accept some broken graphs in silence (empty bytes, unknown operator sets), so this comes first, always.
+Every graph is cleaned first: parsers accept some broken graphs in silence, empty bytes and unknown operator sets say.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..errors import BackendError, BuildError
+from ..errors import BuildError
+from ..packages import import_extra
 
 
 def clean_graph(graph: bytes) -> bytes:
-    """The graph, checked, every node named, without notes; equal graphs give equal bytes.
+    """An ONNX graph, checked, every node named, without notes; equal graphs give equal bytes.
 
     Raises:
+        BackendError: onnx is not installed.
         BuildError: not ONNX, invalid, or without inputs or outputs.
     """
     onnx, decode_error = import_onnx()
     try:
         model = onnx.load_model_from_string(graph)
         _check_names(model.graph)
-        _name_nodes(model.graph.node)
+        for position, node in enumerate(model.graph.node):
+            node.name = node.name or f"{node.op_type}_{position}"  # for errors to name
         onnx.checker.check_model(model, full_check=True)
     except (decode_error, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise BuildError(f"not a valid ONNX graph: {error}") from error
@@ -45,7 +47,7 @@ def clean_graph(graph: bytes) -> bytes:
 
 
 def _check_names(graph: Any) -> None:
-    """Names that are no text come as bytes; the compilers' bindings die of them.
+    """Refuse names that are no text, which protobuf gives as bytes: the bindings of the compilers crash on them.
 
     Raises:
         ValueError: a tensor has such a name.
@@ -58,10 +60,10 @@ def _check_names(graph: Any) -> None:
 
 
 def check_static(name: str, shape: Sequence[Any]) -> None:
-    """Libraries give a size that is not fixed as a name, or as a negative number.
+    """Refuse a shape that is not static: libraries give an open size as a name, or as a negative number.
 
     Raises:
-        BuildError: the tensor's shape is not static.
+        BuildError: a size is open.
     """
     if not all(isinstance(size, int) and size >= 0 for size in shape):
         raise BuildError(
@@ -72,24 +74,14 @@ def check_static(name: str, shape: Sequence[Any]) -> None:
 
 
 def import_onnx() -> tuple[Any, type[Exception]]:
-    """The package, and what its parser raises."""
-    try:
-        onnx = importlib.import_module("onnx")
-        importlib.import_module("onnx.checker")
-        importlib.import_module("onnx.defs")
-        importlib.import_module("onnx.shape_inference")
-        decode_error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
-    except ImportError as error:
-        raise BackendError(
-            f"building engines needs onnx: {error}", fix='pip install "fastvar-runtime[export]"'
-        ) from error
-    return onnx, decode_error
+    """The package onnx, and the error that its parser raises.
 
-
-def _name_nodes(nodes: Sequence[Any]) -> None:
-    """So that an error can say which node."""
-    for position, node in enumerate(nodes):
-        node.name = node.name or f"{node.op_type}_{position}"
+    Raises:
+        BackendError: onnx is not installed.
+    """
+    parts = ("onnx", "onnx.checker", "onnx.defs", "onnx.shape_inference", "google.protobuf.message")
+    onnx, *_, message = (import_extra(name, "export") for name in parts)
+    return onnx, message.DecodeError
 
 
 def _annotated(model: Any) -> Iterator[Any]:

@@ -1,8 +1,40 @@
-"""Changing the graph of an exported program: the hand tools of all passes."""
+"""Tools of the passes over exported programs. A pass is a function that replaces one call, applied to every such call.
+
+Programs are those of export/programs.py: not yet decomposed.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
+
+Pass = Callable[[Any, Any], int]  # (torch, program) -> how many calls it replaced
+
+
+def replacing(target: Callable[[Any], Any], suits: Callable[[Any, Any], bool]) -> Callable[[Callable[..., Any]], Pass]:
+    """Make a pass of a function (torch, node, add) that returns what takes the place of a call.
+
+    Args:
+        target: (torch) -> the operator to replace calls of.
+        suits: (torch, node) -> whether to replace that call.
+    """
+
+    def decorate(replace: Callable[..., Any]) -> Pass:
+        @functools.wraps(replace)
+        def over(torch: Any, program: Any) -> int:
+            graph = program.graph_module.graph
+            calls = graph.find_nodes(op="call_function", target=target(torch))
+            found = [node for node in calls if suits(torch, node)]
+            for node in found:
+                node.replace_all_uses_with(replace(torch, node, Insert(torch, graph, node)))
+            graph.eliminate_dead_code()
+            program.graph_module.recompile()
+            return len(found)
+
+        return over
+
+    return decorate
 
 
 def tidy(torch: Any, program: Any) -> None:
@@ -17,22 +49,14 @@ def tidy(torch: Any, program: Any) -> None:
     program.graph_module.recompile()
 
 
-def erase_unread(torch: Any, node: Any) -> None:
-    """A view that nobody reads any more, and the views that it is made of."""
-    aten = torch.ops.aten
-    while not node.users and node.target in (aten.squeeze.dim, aten.transpose.int, aten.unsqueeze.default):
-        source = node.args[0]
-        node.graph.erase_node(node)
-        node = source
-
-
 class Insert:
-    """Adds calls before one node of a graph, each with what it stands for while graphs are traced."""
+    """Adds calls before one node of a graph, each with the fake tensor that it stands for while graphs are traced."""
 
     def __init__(self, torch: Any, graph: Any, before: Any) -> None:
         self._torch, self._graph, self._before = torch, graph, before
 
     def __call__(self, function: Any, *arguments: Any) -> Any:
+        """The node of a new call; `arguments` are nodes, numbers, or lists of them."""
         with self._graph.inserting_before(self._before):
             node = self._graph.call_function(function, arguments)
         with self._torch.no_grad():
@@ -41,7 +65,7 @@ class Insert:
 
 
 def value_of(argument: Any) -> Any:
-    """What a node stands for; of a list what its members do; anything else is itself."""
+    """The fake tensor that a node stands for; of a list those of its members; any other argument itself."""
     if isinstance(argument, (list, tuple)):
         return type(argument)(value_of(member) for member in argument)
     return argument.meta["val"] if hasattr(argument, "meta") else argument
@@ -49,5 +73,5 @@ def value_of(argument: Any) -> Any:
 
 def only_user(node: Any, target: Any) -> Any:
     """The one node that reads this one, where it calls `target`; else None."""
-    (*others, user) = node.users
-    return user if not others and user.target is target else None
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].target is target else None

@@ -1,82 +1,45 @@
 """Passes over exported programs for CPUs: operators for which a better one than torch's default is at hand.
 
-* attention in bfloat16: our kernel (attention_kernel.py), where the CPU and the head size allow it;
-* linear layers: oneDNN's (linear_operator.py); those of int8 activations are our kernel's (int8_operator.py) already
-  as they are traced, and take their GELU with them.
+* attention in bfloat16: our kernel, where the CPU and the head size allow it;
+* linear layers: oneDNN's; those of int8 activations call our kernel as they are traced, and take their GELU with them.
 
-A pass returns how many it replaced. Programs are those of export/programs.py: not yet decomposed.
+A pass returns how many calls it replaced. The operators are those of operators.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from . import attention_kernel, int8_operator, linear_operator
-from .program_graph import Insert, erase_unread, only_user, value_of
+from .operators import ATTENTION, LINEAR, LINEAR_INT8, register, supports_heads
+from .program_graph import Insert, only_user, replacing, value_of
 
 
-def use_attention_kernel(torch: Any, program: Any) -> int:
-    """Requires every scaled_dot_product_attention to have scale 1, no dropout, and not to be causal."""
-    operator, aten, graph = attention_kernel.register(), torch.ops.aten, program.graph_module.graph
-    attention = aten.scaled_dot_product_attention.default
-    found = [node for node in graph.find_nodes(op="call_function", target=attention) if _suits(node)]
-    for node in found:
-        add = Insert(torch, graph, node)
-        operands = [_tokens_first(torch, tensor, add) for tensor in node.args[:3]]
-        bias = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
-        if bias is not None:
-            bias = add(aten.to.dtype, add(aten.squeeze.dim, bias, 0), torch.float32)
-        out, turned = add(operator, *operands, bias), node.args[:3]
-        _replace_heads_first(torch, node, out, add)
-        for unread in turned:
-            erase_unread(torch, unread)
-    program.graph_module.recompile()
-    return len(found)
-
-
-def use_onednn_linear(torch: Any, program: Any) -> int:
-    """Linear layers of two-dimensional input with a bias; a tanh GELU that alone reads one goes with it."""
-    operator, aten, graph = linear_operator.register(), torch.ops.aten, program.graph_module.graph
-    found = [
-        node
-        for node in graph.find_nodes(op="call_function", target=aten.linear.default)
-        if len(node.args) == 3 and value_of(node.args[0]).dim() == 2
-    ]
-    for node in found:
-        gelu = _gelu_behind(torch, node)
-        fused = gelu is not None
-        last = gelu if fused else node
-        last.replace_all_uses_with(Insert(torch, graph, last)(operator, *node.args, fused))
-        graph.erase_node(last)
-        if fused:
-            graph.erase_node(node)
-    program.graph_module.recompile()
-    return len(found)
-
-
-def use_int8_gelu(torch: Any, program: Any) -> int:
-    """Linear layers of int8 activations: a tanh GELU that alone reads one goes with it. Returns how many layers."""
-    graph = program.graph_module.graph
-    found = graph.find_nodes(op="call_function", target=int8_operator.register())
-    for node in found:
-        if gelu := _gelu_behind(torch, node):
-            node.args = (*node.args[:-1], True)
-            gelu.replace_all_uses_with(node)
-            graph.erase_node(gelu)
-    program.graph_module.recompile()
-    return len(found)
-
-
-def _suits(node: Any) -> bool:
+def _suits_kernel(torch: Any, node: Any) -> bool:
     q = value_of(node.args[0])
     plain = len(node.args) <= 4 and node.kwargs.get("scale") == 1.0
-    return (
-        plain and q.shape[0] == 1 and attention_kernel.supports(int(q.shape[-1]), str(q.dtype).removeprefix("torch."))
-    )
+    return plain and q.shape[0] == 1 and supports_heads(int(q.shape[-1]), str(q.dtype).removeprefix("torch."))
+
+
+@replacing(lambda torch: torch.ops.aten.scaled_dot_product_attention.default, _suits_kernel)
+def use_attention_kernel(torch: Any, node: Any, add: Insert) -> Any:
+    """Every scaled_dot_product_attention by our kernel.
+
+    Requires scale 1, no dropout, and attention that is not causal.
+    """
+    aten, (*operands, bias) = torch.ops.aten, (*node.args, node.kwargs.get("attn_mask"))[:4]
+    if bias is not None:
+        bias = add(aten.to.dtype, add(aten.squeeze.dim, bias, 0), torch.float32)
+    out = add(register(ATTENTION), *(_tokens_first(torch, tensor, add) for tensor in operands), bias)
+    squeezed = only_user(node, aten.squeeze.dim)
+    turned = squeezed and only_user(squeezed, aten.transpose.int)
+    if turned:  # [1, heads, L, hd] is turned to tokens first, as `out` [L, heads, hd] is
+        turned.replace_all_uses_with(out)
+    return add(aten.unsqueeze.default, add(aten.transpose.int, out, 0, 1), 0)
 
 
 def _tokens_first(torch: Any, node: Any, add: Insert) -> Any:
-    """[1, heads, L, hd] as [L, heads, hd]: what it was before it was turned, where that can be seen."""
+    """[1, heads, L, hd] as [L, heads, hd]: the tensor that was turned to become it, where the graph shows that."""
     aten = torch.ops.aten
     if node.target is aten.unsqueeze.default and node.args[1] == 0:
         turned = node.args[0]
@@ -85,20 +48,26 @@ def _tokens_first(torch: Any, node: Any, add: Insert) -> Any:
     return add(aten.transpose.int, add(aten.squeeze.dim, node, 0), 0, 1)
 
 
-def _replace_heads_first(torch: Any, node: Any, out: Any, add: Insert) -> None:
-    """Whoever turns [1, heads, L, hd] into tokens first reads `out` [L, heads, hd] as it is."""
-    aten = torch.ops.aten
-    squeezed = only_user(node, aten.squeeze.dim)
-    turned = squeezed and only_user(squeezed, aten.transpose.int)
-    if turned:
-        turned.replace_all_uses_with(out)
-        for dead in (turned, squeezed, node):
-            dead.graph.erase_node(dead)
-        return
-    node.replace_all_uses_with(add(aten.unsqueeze.default, add(aten.transpose.int, out, 0, 1), 0))
-    node.graph.erase_node(node)
+@replacing(
+    lambda torch: torch.ops.aten.linear.default,
+    lambda torch, node: len(node.args) == 3 and value_of(node.args[0]).dim() == 2,
+)
+def use_onednn_linear(torch: Any, node: Any, add: Insert) -> Any:
+    """Every linear layer of two-dimensional input with a bias by oneDNN's, with the tanh GELU that alone reads it."""
+    return _with_gelu(torch, node, lambda gelu: add(register(LINEAR), *node.args, gelu))
 
 
-def _gelu_behind(torch: Any, node: Any) -> Any:
+@replacing(lambda torch: register(LINEAR_INT8), lambda torch, node: True)
+def use_int8_gelu(torch: Any, node: Any, add: Insert) -> Any:
+    """Let linear layers of int8 activations compute the tanh GELU that alone reads one."""
+    return _with_gelu(torch, node, lambda gelu: add(node.target, *node.args[:-1], gelu))
+
+
+def _with_gelu(torch: Any, node: Any, layer: Callable[[bool], Any]) -> Any:
+    """`layer` of whether a tanh GELU alone reads the node; such a GELU is replaced along with it."""
     gelu = only_user(node, torch.ops.aten.gelu.default)
-    return gelu if gelu is not None and gelu.kwargs.get("approximate") == "tanh" else None
+    fused = gelu is not None and gelu.kwargs.get("approximate") == "tanh"
+    replacement = layer(fused)
+    if fused:
+        gelu.replace_all_uses_with(replacement)
+    return replacement

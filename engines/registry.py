@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from pathlib import Path
 
 from ..errors import BackendError
 from .base import Backend
 
-
-def _onnxruntime() -> type[Backend]:
-    from .onnxruntime import OnnxRuntimeBackend
-
-    return OnnxRuntimeBackend
-
-
-def _tensorrt_rtx() -> type[Backend]:
-    from .tensorrt import TensorRTRTXBackend
-
-    return TensorRTRTXBackend
-
-
-def _tensorrt() -> type[Backend]:
-    from .tensorrt import TensorRTDatacentreBackend
-
-    return TensorRTDatacentreBackend
-
-
-def _aotinductor() -> type[Backend]:
-    from .aotinductor import AotInductorBackend
-
-    return AotInductorBackend
-
-
-_BACKENDS: dict[str, Callable[[], type[Backend]]] = {
-    "onnxruntime": _onnxruntime,
-    "tensorrt-rtx": _tensorrt_rtx,
-    "tensorrt": _tensorrt,
-    "aotinductor": _aotinductor,
+_BACKENDS = {  # name -> module, class
+    "onnxruntime": ("onnxruntime", "OnnxRuntimeBackend"),
+    "tensorrt-rtx": ("tensorrt", "TensorRTRTXBackend"),
+    "tensorrt": ("tensorrt", "TensorRTDatacentreBackend"),
+    "aotinductor": ("aotinductor", "AotInductorBackend"),
 }
 BACKEND_NAMES = tuple(_BACKENDS)
 
@@ -52,7 +27,9 @@ def backend_class(name: str) -> type[Backend]:
         raise BackendError(
             f"no backend {name!r}", expected=f"one of {', '.join(BACKEND_NAMES)}", fix="check the spelling"
         )
-    return _BACKENDS[name]()
+    module, class_name = _BACKENDS[name]
+    found: type[Backend] = getattr(importlib.import_module(f".{module}", __package__), class_name)
+    return found
 
 
 def get_backend(

@@ -1,8 +1,8 @@
-"""TensorRT engines: one implementation over TensorRT-RTX, which builds on any machine for RTX GPUs, and TensorRT,
-which builds on the GPU that the engine is for.
+"""TensorRT engines, over two libraries: TensorRT-RTX builds on any machine for RTX GPUs; TensorRT builds on the GPU
+that the engine is for.
 
-An engine file is the library's plan, packed with xz: most of a plan is kernel source that repeats.
-Running them is in tensorrt_runtime.py.
+An engine file is the library's plan, packed with xz: most of a plan is kernel source that repeats. Engines are run by
+tensorrt_runtime.py.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ PACKING = 1  # xz preset: 2 MiB become 30 KiB in 15 ms, and higher presets gain 
 
 
 def packed(plan: Any) -> bytes:
-    """A plan as engine files hold it."""
+    """A serialized plan as engine files hold it: compressed with xz."""
     return lzma.compress(bytes(plan), preset=PACKING)
 
 
 class TensorRTBackend(Backend):
-    """What both libraries share.
+    """The part that both libraries share.
 
     Args:
-        cache_folder: where kernels compiled on the GPU (TensorRT-RTX) or timings (TensorRT) are kept from run to run.
+        cache_folder: keeps kernels compiled on the GPU (TensorRT-RTX) or timings (TensorRT) from run to run.
 
     Raises:
         BackendError: the library is not installed.
@@ -46,7 +46,7 @@ class TensorRTBackend(Backend):
 
     suffix: ClassVar[str] = ".engine.xz"
     precisions: ClassVar[tuple[str, ...]] = ("bfloat16", "float16", "float32")
-    address_alignment: ClassVar[int] = 256  # the library's word on set_tensor_address
+    address_alignment: ClassVar[int] = 256  # as the library documents set_tensor_address
     module: ClassVar[str]
     extra: ClassVar[str]
     needs_cuda: ClassVar[tuple[int, int]]
@@ -73,9 +73,9 @@ class TensorRTBackend(Backend):
         for tensor in (network.get_input(i) for i in range(network.num_inputs)):
             check_static(tensor.name, tuple(tensor.shape))
         config = builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what the report is read from
-        config.max_aux_streams = 0  # one stream orders everything, and a step is recorded from it
-        config.clear_flag(trt.BuilderFlag.TF32)  # selection scores and sampling are fp32, and mean it
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the report is read from it
+        config.max_aux_streams = 0  # a step is recorded from one stream, which orders all launches
+        config.clear_flag(trt.BuilderFlag.TF32)  # selection scores and sampling need all digits of fp32
         self._set_target(config, target)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
@@ -125,18 +125,18 @@ class TensorRTBackend(Backend):
         first = errors[0]
         where = f"node {first.node_name()} ({first.node_operator()})" if first.node_name() else "the graph"
         said = first.desc()
-        reason = first.code().name if said in ("", "false") else said  # "false" is all it says of unknown operators
+        reason = first.code().name if said in ("", "false") else said  # of unknown operators it says only "false"
         raise BuildError(f"{self.name} {self.version()} rejects {where}: {reason}")
 
     @abstractmethod
     def _set_target(self, config: Any, target: str) -> None: ...
 
     def _built(self, config: Any, target: str) -> None:
-        """After a build; for what the library learned."""
+        """Keep what the library learned in a build."""
 
 
 class TensorRTRTXBackend(TensorRTBackend):
-    """TensorRT-RTX: compiles for a list of GPUs on a machine that needs none; kernels are finished on the GPU."""
+    """TensorRT-RTX: compiles for a list of GPUs on any machine; the kernels are finished on the GPU."""
 
     name = "tensorrt-rtx"
     module: ClassVar[str] = "tensorrt_rtx"
@@ -144,7 +144,7 @@ class TensorRTRTXBackend(TensorRTBackend):
     needs_cuda: ClassVar[tuple[int, int]] = (13, 0)
 
     def resolve_target(self, target: str | None, precision: Precision) -> str:
-        """GPUs that one engine serves ("sm86,sm89"), the one in this machine ("current"), or from sm80 on ("any")."""
+        """The GPUs that one engine serves: "sm86,sm89" say, "current" for this machine's, "any" for sm80 and newer."""
         self.check_precision(precision)
         names = [name.strip().lower() for name in (target or CURRENT).split(",")]
         if names == [CURRENT]:
@@ -167,7 +167,7 @@ class TensorRTRTXBackend(TensorRTBackend):
             ) from error
 
     def known_targets(self) -> list[str]:
-        """GPU generations that the library lists and our graphs build for: on Turing it has no fp32 matrix product."""
+        """GPU generations that the library builds the graphs for: on Turing it has no fp32 matrix product."""
         names = (n.lower() for n in dir(self._trt.ComputeCapability) if n.startswith("SM") and n[2:].isdigit())
         return sorted((name for name in names if _capability(name) >= SM80), key=_capability)
 
@@ -190,7 +190,7 @@ class TensorRTRTXBackend(TensorRTBackend):
 
 
 class TensorRTDatacentreBackend(TensorRTBackend):
-    """TensorRT: compiles, and times kernels, on the very GPU that the engine is for."""
+    """TensorRT: compiles, and times kernels, on the GPU that the engine is for."""
 
     name = "tensorrt"
     module: ClassVar[str] = "tensorrt"
@@ -225,7 +225,7 @@ def _capability(name: str) -> int:
 
 
 def _check_capability(name: str, precision: Precision) -> None:
-    """What a GPU generation lacks."""
+    """Refuse a GPU generation without the instructions that a precision needs."""
     capability = SM80 if name == ANY else _capability(name)
     if capability < SM80 and precision.compute == "bfloat16":
         raise BuildError(f"{name} has no bfloat16", expected="sm80 or newer", fix="build with --precision fp16")

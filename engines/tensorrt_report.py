@@ -1,4 +1,4 @@
-"""What TensorRT's builder says while it builds, read from its log: errors, scratch memory, kernels, attentions."""
+"""The report of a TensorRT build, read from the builder's log: errors, scratch memory, kernels, attentions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SCRATCH = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 class BuildLog:
-    """The library's messages in order, as (severity, text); on request nothing but errors."""
+    """The library's messages in order, as (severity, text); with `only_errors` the errors alone."""
 
     def __init__(self, only_errors: bool = False) -> None:
         self.messages: list[tuple[str, str]] = []
@@ -27,12 +27,15 @@ class BuildLog:
             self.messages.append((severity, text))
 
     def reason(self) -> str:
-        """The last error: the builder itself returns nothing where it fails."""
+        """The last error in the log: the builder returns no reason where it fails."""
         errors = [text for severity, text in self.messages if severity in ERRORS]
         return errors[-1] if errors else "no reason given"
 
     def report(self) -> EngineReport:
-        """Of the engine that was built last; the builder must have been asked for detailed verbosity."""
+        """The report of the engine built last: scratch in bytes, kernels, fused attentions.
+
+        The builder must run with detailed verbosity.
+        """
         text = [message for _, message in self.messages]
         scratch = [int(found[1]) for message in text if (found := _SCRATCH.search(message))]
         layers = [message for message in text if message.startswith(_LAYERS)]
@@ -43,7 +46,7 @@ class BuildLog:
 
 
 def listening_logger(trt: Any, log: BuildLog) -> Any:
-    """A logger of the library that fills `log`; keep it alive for as long as what it was given to."""
+    """A logger of the library that fills `log`; it must outlive every object that it is given to."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is known at run time
         def __init__(self) -> None:

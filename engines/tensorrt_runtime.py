@@ -1,7 +1,7 @@
-"""TensorRT engines on a GPU: one execution context each, scratch memory and addresses given from outside.
+"""TensorRT engines on a GPU: one execution context each, on scratch memory and addresses of the caller.
 
-An execution context is re-bound before every launch: one engine serves all layers, and what a recorded step keeps
-are the addresses at the time of recording.
+An execution context is bound anew before every launch: one engine serves all layers, and a recorded step keeps the
+addresses of the time of recording.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .tensorrt_report import BuildLog, listening_logger
 
 _log = logging.getLogger(__name__)
 
-# TensorRT's names for our element types.
+# TensorRT's name of an element type -> ours.
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -38,7 +38,7 @@ _DTYPES = {
 class EngineLoader:
     """Loads plans for one device, and keeps the kernels that TensorRT-RTX finishes on the GPU.
 
-    `cache_folder` None keeps none. The file is named by library and GPU; the library itself rejects what does not fit.
+    Without `cache_folder` none are kept. The file is named by library and GPU; the library rejects kernels of others.
     """
 
     def __init__(self, trt: Any, device: CudaDevice, cache_folder: Path | None, stamp: str) -> None:
@@ -80,7 +80,7 @@ class EngineLoader:
         return config
 
     def save_kernels(self) -> None:
-        """Keep what was compiled since the last call."""
+        """Write the kernels to `cache_folder`, where some were compiled since the last call."""
         if self._kernels is None or self._kernel_file is None:
             return
         blob = bytes(self._kernels.serialize())
@@ -90,7 +90,7 @@ class EngineLoader:
 
 
 class TrtEngine(Engine):
-    """An engine with its one context. Launches of one device follow each other, so one is enough."""
+    """An engine with one execution context, which is enough: launches of one device follow each other."""
 
     def __init__(self, device: CudaDevice, engine: Any, context: Any, spec: EngineSpec, messages: BuildLog) -> None:
         self.name = spec.name
@@ -120,6 +120,7 @@ class TrtEngine(Engine):
 
 
 def _borders(engine: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and the outputs of an engine."""
     inputs: list[TensorSpec] = []
     outputs: list[TensorSpec] = []
     for position in range(engine.num_io_tensors):

@@ -1,6 +1,6 @@
-"""An NVIDIA GPU through torch: for engines whose library is torch itself, which brings its own driver calls.
+"""An NVIDIA GPU through torch, for engines whose library is torch.
 
-One stream; recorded launches share one pool of memory, for they are replayed one after another.
+There is one stream. Recorded launches share one pool of memory, for they are replayed one after another.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class TorchCudaDevice(Device):
         self._pool = torch.cuda.graph_pool_handle()
 
     def stream(self) -> AbstractContextManager[Any]:
-        """What is launched inside goes to this device's stream."""
+        """A context whose launches go to this device's stream."""
         found: AbstractContextManager[Any] = self._torch.cuda.stream(self._stream)
         return found
 
     def tensor(self, ref: TensorRef) -> Any:
-        """A torch tensor on memory that is there; whoever asks keeps the memory alive."""
+        """A torch tensor on existing memory, which the caller keeps alive."""
         flat = self._torch.as_tensor(_DeviceBytes(ref), device=self.name)
         return flat.view(getattr(self._torch, ref.dtype)).view(ref.shape)
 
@@ -65,7 +65,7 @@ class TorchCudaDevice(Device):
     def write(self, target: TensorRef, values: NDArray[Any]) -> None:
         held = np.empty(target.shape, storage_dtype(target.dtype))
         held[...] = values
-        # Pageable memory: the call returns when the driver has taken its own copy.
+        # The memory is pageable: the call returns once the driver has its own copy.
         with self.stream():
             self.tensor(target).view(-1).view(self._torch.uint8).copy_(_host_bytes(self._torch, held))
 
@@ -81,9 +81,7 @@ class TorchCudaDevice(Device):
             self.tensor(target).copy_(self.tensor(source))
 
     def record(self, launches: Sequence[Launch]) -> Launch:
-        for (
-            launch
-        ) in launches:  # libraries make their handles and load their kernels at the first call, not while recording
+        for launch in launches:  # at the first call libraries make handles and load kernels, not while recording
             launch()
         self.wait()
         graph = self._torch.cuda.CUDAGraph()
@@ -117,7 +115,7 @@ class _TorchAllocation(Allocation):
 
 
 class _DeviceBytes:
-    """Memory of the GPU in the form that torch takes over without a copy."""
+    """Memory of the GPU in the form that torch adopts without a copy."""
 
     def __init__(self, ref: TensorRef) -> None:
         self.__cuda_array_interface__ = {

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ..engines import int8_operator
 from ..engines.manifest import TensorSpec
+from ..engines.operators import INPUT_STEP, LINEAR_INT8, OUTPUT_STEP, register, supports_layer
 from ..errors import BuildError
 from ..precision import Precision
 from .graphs import OpenModule, StepModule, TracedGraph, WeightShapes, torch_type
@@ -36,7 +36,7 @@ class Bound(nn.Module):
         self.module, self._step = module, cast(StepModule, module)
         self._weights = weights
         self._quantised = {name for name, weight in weights.items() if weight.role.is_quantised(precision)}
-        self._integers = int8_operator.register() if precision.activations else None
+        self._integers = register(LINEAR_INT8) if precision.activations else None
         self._constants = list(constants(module))
         for name in self._constants:
             delattr(module, name)
@@ -94,10 +94,10 @@ def trace_program(module: nn.Module, weights: WeightShapes, precision: Precision
 
 def _check_sizes(weights: WeightShapes, precision: Precision) -> None:
     for name, weight in weights.items():
-        if weight.role.is_quantised(precision) and not int8_operator.supports(weight.shape[1], weight.shape[0]):
+        if weight.role.is_quantised(precision) and not supports_layer(weight.shape[1], weight.shape[0]):
             raise BuildError(
                 f"--weights w8a8: matrix {name!r} has {weight.shape[0]} outputs and {weight.shape[1]} inputs",
-                expected=f"multiples of {int8_operator.OUTPUT_STEP} and {int8_operator.INPUT_STEP}",
+                expected=f"multiples of {OUTPUT_STEP} and {INPUT_STEP}",
                 fix="build with --weights int8",
             )
 

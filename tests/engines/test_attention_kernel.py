@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastvar.engines import attention_kernel, native
-from fastvar.engines.native import ATTENTION, cpu_lacks
+from fastvar.engines import native
+from fastvar.engines.native import AVX512_BF16, cpu_lacks
+from fastvar.engines.operators import ATTENTION, register, supports_heads
 from fastvar.errors import BuildError
 
 MASKED = -1e30
@@ -15,7 +16,7 @@ MASKED = -1e30
 @pytest.fixture(scope="module")
 def attention(engine_cache: Path) -> Iterator[Callable[..., Tensor]]:
     """The operator, its kernel compiled once per version of its source."""
-    if lacking := cpu_lacks(ATTENTION):
+    if lacking := cpu_lacks(AVX512_BF16):
         pytest.skip(f"this CPU lacks {', '.join(lacking)}")
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
@@ -24,7 +25,7 @@ def attention(engine_cache: Path) -> Iterator[Callable[..., Tensor]]:
             native.build()
         except BuildError as error:
             pytest.skip(error.problem)
-        yield attention_kernel.register()
+        yield register(ATTENTION)
     torch.set_num_threads(threads)
 
 
@@ -129,11 +130,11 @@ def test_refuses_what_the_kernel_cannot_take(attention, change, message):
 
 
 def test_says_which_programs_and_processors_it_is_for(tmp_path):
-    assert [size for size in (8, 16, 24, 64, 96, 128, 256, 272) if attention_kernel.supports(size)] == [
+    assert [size for size in (8, 16, 24, 64, 96, 128, 256, 272) if supports_heads(size)] == [
         *(16, 64, 96, 128, 256),
     ]
-    assert not attention_kernel.supports(64, "float32")
+    assert not supports_heads(64, "float32")
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("model name : x\nflags\t\t: fpu avx512f avx512bw avx512dq avx512vl\n")
-    assert cpu_lacks(ATTENTION, cpuinfo) == ("avx512_bf16",)
-    assert cpu_lacks(ATTENTION, tmp_path / "none") == ATTENTION
+    assert cpu_lacks(AVX512_BF16, cpuinfo) == ("avx512_bf16",)
+    assert cpu_lacks(AVX512_BF16, tmp_path / "none") == AVX512_BF16

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastvar.engines import int8_operator
-from fastvar.engines.native import LINEAR_INT8, build, cpu_lacks
+from fastvar.engines import operators
+from fastvar.engines.native import AVX512_VNNI, build, cpu_lacks
+from fastvar.engines.operators import LINEAR_INT8, register
 from fastvar.errors import BackendError, BuildError
 from fastvar.export.quantise import integer_linear
 
@@ -16,7 +17,7 @@ Layer = tuple[Tensor, Tensor, Tensor, Tensor]  # x, values, scale, bias
 @pytest.fixture(scope="module")
 def linear(engine_cache: Path) -> Iterator[Callable[..., Tensor]]:
     """The operator, its kernel compiled once per version of its source."""
-    if lacking := cpu_lacks(LINEAR_INT8):
+    if lacking := cpu_lacks(AVX512_VNNI):
         pytest.skip(f"this CPU lacks {', '.join(lacking)}")
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
@@ -25,7 +26,7 @@ def linear(engine_cache: Path) -> Iterator[Callable[..., Tensor]]:
             build()
         except BuildError as error:
             pytest.skip(error.problem)
-        yield int8_operator.register()
+        yield register(LINEAR_INT8)
     torch.set_num_threads(threads)
 
 
@@ -61,7 +62,7 @@ def test_equals_an_exact_product_of_integers(linear, M, K, N, gelu):
 
 def test_a_long_sum_at_its_largest_stays_exact(linear):
     """All 65536 products at their limit, whose sum the shifted weights bring to the end of int32."""
-    K = int8_operator.MOST_INPUTS
+    K = operators.MOST_INPUTS
     x, values = torch.ones(2, K, dtype=torch.bfloat16), torch.full((K, 16), 127, dtype=torch.int8)
     x[1], values[:, 1] = -1, -127
     one, zero = torch.ones(16, dtype=torch.bfloat16), torch.zeros(16, dtype=torch.bfloat16)
@@ -152,7 +153,7 @@ def test_refuses_what_the_kernel_cannot_take(linear, change, message):
 
 
 def test_on_another_cpu_it_says_what_is_lacking(linear, monkeypatch):
-    monkeypatch.setattr(int8_operator, "cpu_lacks", lambda needed: needed[-1:])
-    int8_operator._function.cache_clear()
+    monkeypatch.setattr(operators, "cpu_lacks", lambda needed: needed[-1:])
+    operators._function.cache_clear()
     with pytest.raises(BackendError, match=r"this CPU lacks avx512_vnni\nfix: build with --weights int8"):
         linear(*operands(1, 64, 16), False)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastvar.engines import attention_kernel, int8_operator, linear_operator, native
+from fastvar.engines import native
+from fastvar.engines.operators import ATTENTION, LINEAR, LINEAR_INT8, register
 from fastvar.errors import BuildError
 
 
@@ -52,9 +53,9 @@ class Layers(torch.nn.Module):
 @pytest.mark.slow
 def test_a_compiled_program_holds_our_code(tmp_path):
     """It needs no file of ours beside it, and no Python of ours in the process."""
-    if lacking := native.cpu_lacks((*native.ATTENTION, *native.LINEAR_INT8)):
+    if lacking := native.cpu_lacks((*native.AVX512_BF16, *native.AVX512_VNNI)):
         pytest.skip(f"this CPU lacks {', '.join(lacking)}")
-    operators = {o.register(): o.DECLARATION for o in (attention_kernel, int8_operator, linear_operator)}
+    operators = {register(operator): operator.declaration for operator in (ATTENTION, LINEAR_INT8, LINEAR)}
     folder = tmp_path / "a folder"  # its name reaches the linker
     q, keys, scale, weight = (torch.randn(shape).bfloat16() for shape in ((5, 2, 32), (9, 4, 32), (48,), (48, 64)))
     bias = torch.where(torch.arange(7) < 5, 0.0, -1e30).expand(2, 1, -1).contiguous()

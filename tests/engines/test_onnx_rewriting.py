@@ -6,12 +6,12 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 
-from fastvar.engines.onnx_attention import rewrite_attention
-from fastvar.engines.onnx_editor import GraphEditor
+from fastvar.engines import onnx_attention, onnx_restoration
+from fastvar.engines.onnx_editor import apply
 from fastvar.engines.onnx_graph import clean_graph
-from fastvar.engines.onnx_restoration import rewrite_restorations
 from fastvar.engines.onnx_rewriting import rewritten
 from fastvar.engines.onnxruntime import OnnxRuntimeBackend
 from fastvar.export.graphs import StepGraph, layer_weights, trace
@@ -77,10 +77,13 @@ def test_attend_gives_the_same(
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_every_attention_and_every_restoration_is_found(attend_graphs: dict[str, bytes], step: str):
-    editor = GraphEditor(onnx, onnx.load_from_string(attend_graphs[step]))
-    assert rewrite_attention(editor) == Attend.attentions
-    assert rewrite_restorations(editor) == (0 if step == "dense" else 3)
+def test_every_attention_and_every_restoration_is_found(
+    attend_graphs: dict[str, bytes], step: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(onnx_attention, "FUSED_BYTES", 0)
+    model = onnx_ir.from_proto(onnx.load_from_string(attend_graphs[step]))
+    assert apply(onnx_attention.RULES, model) == Attend.attentions
+    assert apply(onnx_restoration.RULES, model) == (0 if step == "dense" else 3)
 
 
 def test_restored_maps_are_not_written_by_a_mask(attend_graphs: dict[str, bytes]):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastvar.engines import int8_operator
-from fastvar.engines.native import LINEAR_INT8, build, cpu_lacks
+from fastvar.engines.native import AVX512_VNNI, build, cpu_lacks
+from fastvar.engines.operators import LINEAR_INT8, register
 from fastvar.engines.program_passes import use_int8_gelu, use_onednn_linear
 from fastvar.errors import BuildError, InternalError
 from fastvar.export.graphs import TracedGraph, WeightShape, torch_type
@@ -48,7 +48,7 @@ def traced(precision: Precision) -> TracedGraph:
 
 
 def load(precision: Precision) -> Any:
-    int8_operator.register()
+    register(LINEAR_INT8)
     return torch.export.load(io.BytesIO(traced(precision).graph))
 
 
@@ -115,7 +115,7 @@ def test_weights_alone_stay_a_product_in_the_compute_precision():
 
 
 def test_a_program_computes_what_its_module_does(engine_cache, monkeypatch):
-    if lacking := cpu_lacks(LINEAR_INT8):
+    if lacking := cpu_lacks(AVX512_VNNI):
         pytest.skip(f"this CPU lacks {', '.join(lacking)}")
     monkeypatch.setenv("FASTVAR_CACHE", str(engine_cache))
     try:
