@@ -18,12 +18,11 @@ from ..engines.bundle import Bundle
 from ..errors import BuildError, InputError
 from ..families.infinity import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig
 from ..plan import GenerationPlan, load_policy, make_plan
-from ..profiling.apart import run_apart
 from ..profiling.bench import Record, memory_record
 from ..profiling.contenders import EAGER, Contender, EngineContender, Entry
 from ..profiling.contest import noise_of
 from ..profiling.costs import EngineCosts, engine_costs
-from ..profiling.memory_run import device_kind
+from ..profiling.memory_run import device_kind, run_apart
 from ..profiling.sampler import sampler_for
 from ..runtime.generation import SamplingSettings
 from ..schedule import parse_size, schedule_for

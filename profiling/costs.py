@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -97,7 +97,7 @@ class EngineCosts:
         return {kind: add(call.cost for call in self.calls if call.kind == kind) for kind in kinds}
 
 
-def add(costs: Iterator[Cost]) -> Cost:
+def add(costs: Iterable[Cost]) -> Cost:
     """The sum."""
     return sum(costs, Cost())
 

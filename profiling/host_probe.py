@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .sampler import Peak, Probe, Sample, memory_of
+from .samples import Peak, Probe, Sample, memory_of
 
 if sys.platform != "win32":
     import resource

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import BackendError
 from ..packages import import_extra
-from .sampler import Peak, Probe, Sample, memory_of, shows_process
+from .samples import Peak, Probe, Sample, memory_of, shows_process
 
 OWN = "memory of this process as NVML lists it, the highest of all samples"
 CHANGE = (

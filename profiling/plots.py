@@ -10,7 +10,7 @@ from ..engines.dtypes import human_bytes
 from .canvas import Canvas, text_width
 from .figures import milliseconds, percent, three_digits, times
 from .records import BundleProfile, MemoryEvent, MemoryRun, Profile, Row
-from .sampler import memory_of
+from .samples import memory_of
 
 LABELS, RATIOS, VALUES = 78, 50, 52  # pixels beside the bars
 BAR, BAR_GAP, ROW_GAP = 13, 3, 12

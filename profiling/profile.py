@@ -19,7 +19,7 @@ from .environment import environment
 from .memory_run import memory_run_apart
 from .records import BundleProfile, MemoryRun, Profile, Request
 from .rows import engine_rows, launch_medians, stage_rows, totals
-from .subject import Subject, given_of, settings_of
+from .subject import ProfiledBundle, given_of, settings_of
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 LAUNCH_WARM_UP = 1  # launches one by one take another path than whole images: warmed up by themselves
@@ -49,7 +49,7 @@ def profile(
     for number, one in enumerate(bundles):
         tell("memory", number, len(bundles))
         memory.append(memory_run_apart(one.path, request))
-    subjects = [Subject(one, request) for one in bundles]
+    subjects = [ProfiledBundle(one, request) for one in bundles]
     measured = measure(subjects, request, tell)
     labels = labels_of(bundles)
     found = [_bundle_profile(*parts) for parts in zip(labels, bundles, subjects, measured, memory, strict=True)]
@@ -94,7 +94,7 @@ def _check_comparable(one: Manifest, other: Manifest) -> None:
         )
 
 
-def measure(subjects: Sequence[Subject], request: Request, tell: Progress) -> list[Measured]:
+def measure(subjects: Sequence[ProfiledBundle], request: Request, tell: Progress) -> list[Measured]:
     """Whole images first, then launch by launch; subjects take turns. Runs below 0 warm up and are not kept."""
     measured = [Measured() for _ in subjects]
     total = 2 * request.runs + request.warm_up + LAUNCH_WARM_UP
@@ -123,7 +123,7 @@ def labels_of(bundles: Sequence[Bundle]) -> list[str]:
 
 
 def _bundle_profile(
-    label: str, bundle: Bundle, subject: Subject, measured: Measured, memory: MemoryRun
+    label: str, bundle: Bundle, subject: ProfiledBundle, measured: Measured, memory: MemoryRun
 ) -> BundleProfile:
     manifest = bundle.manifest if subject.prompt is not None else replace(bundle.manifest, text_encoder="")
     costs = engine_costs(manifest, subject.settings.rows)
@@ -142,7 +142,7 @@ def _bundle_profile(
     )
 
 
-def _facts(bundle: Bundle, subject: Subject) -> dict[str, Any]:
+def _facts(bundle: Bundle, subject: ProfiledBundle) -> dict[str, Any]:
     manifest = bundle.manifest
     engine, policy = manifest.any_engine, manifest.plan.policy
     return {
@@ -167,7 +167,7 @@ def _pixels(manifest: Manifest) -> str:
     return f"{width}x{height}"
 
 
-def _settings(subject: Subject, request: Request) -> dict[str, Any]:
+def _settings(subject: ProfiledBundle, request: Request) -> dict[str, Any]:
     return {
         "prompt": subject.prompt,
         "seed": request.seed,

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..runtime.png import check_writable
 from .records import BundleProfile, Profile, Row
 from .report import report
-from .sampler import Recording
+from .samples import Recording
 from .trace import trace
 
 MARK = "fastvar profile"  # within the first bytes of every file, so that a later run knows it for its own

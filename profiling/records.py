@@ -10,7 +10,7 @@ import numpy as np
 
 from ..schedule import Size
 from .costs import Cost
-from .sampler import Recording
+from .samples import Recording
 
 
 @dataclass(frozen=True)

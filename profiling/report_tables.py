@@ -8,7 +8,7 @@ from html import escape
 from ..engines.dtypes import human_bytes
 from .figures import flop, percent, three_digits
 from .records import BundleProfile, Row
-from .sampler import Sample
+from .samples import Sample
 
 HEADINGS = (
     *("tokens", "kept", "ms", "ms, p95", "share", "FLOP", "FLOP/s", "bytes moved", "bytes/s"),

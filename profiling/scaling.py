@@ -167,7 +167,7 @@ def _planned(manifest: Manifest, side: int, policy: str) -> Measured:
         policy=policy,
         tokens=sum(step.tokens for step in plan.steps),
         forwarded_tokens=plan.forwarded_tokens,
-        flop=add(iter(costs.by_scale().values())).flop,
+        flop=add(costs.by_scale().values()).flop,
         cache_bytes=costs.kv_cache_bytes,
         plan_bytes=device_need([lay_out(manifest, ROWS)]).arena_bytes,
     )

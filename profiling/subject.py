@@ -28,7 +28,7 @@ DEFAULT_LABEL = "0"
 Launched = Iterator[tuple[StepCalls | None, EngineCall, float]]
 
 
-class Subject:
+class ProfiledBundle:
     """Draws one image: always the same prompt, seed and settings.
 
     A bundle without a text encoder draws from random text features: its scales cost what they would otherwise.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .records import BundleProfile, MemoryRun, Profile
-from .sampler import Recording, memory_of
+from .samples import Recording, memory_of
 
 Event = dict[str, Any]
 TRACKS = ("whole images", "launch by launch", "memory run")

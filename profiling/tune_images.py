@@ -28,7 +28,7 @@ FEWEST_RUNS = 3
 
 
 @dataclass(frozen=True)
-class Subject:
+class TuningSetup:
     """What is drawn: image i of `images` shows prompt i, counted round, with seed + i."""
 
     prompts: tuple[str, ...]
@@ -61,14 +61,14 @@ class Gallery:
     def __init__(
         self,
         build: Build,
-        subject: Subject,
+        setup: TuningSetup,
         scorer: Scorer | None = None,
         *,
         threads: int | None = None,
         spent: Callable[[], float] = lambda: 0.0,
         told: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._build, self.subject, self._scorer = build, subject, scorer
+        self._build, self.setup, self._scorer = build, setup, scorer
         self._threads, self._spent, self._told = threads, spent, told
         self._dense = self._load(DENSE)
         self._references: list[Pixels] = []
@@ -90,14 +90,14 @@ class Gallery:
         )
 
     def _draw(self, pipe: Pipeline) -> list[Pixels]:
-        numbers = range(self.subject.images)
-        drawn = (pipe(self.subject.prompt(i), seed=self.subject.seed + i).images[0] for i in numbers)
+        numbers = range(self.setup.images)
+        drawn = (pipe(self.setup.prompt(i), seed=self.setup.seed + i).images[0] for i in numbers)
         return [np.asarray(image) for image in drawn]
 
     def _accuracy(self, images: Sequence[Pixels]) -> float | None:
         if self._scorer is None:
             return None
-        found = self._scorer(images, [self.subject.prompt(i) for i in range(len(images))])
+        found = self._scorer(images, [self.setup.prompt(i) for i in range(len(images))])
         if not isinstance(found, int | float) or not 0 <= found <= 1:
             raise InputError(f"the scorer gave {found!r}", expected="a number from 0 to 1")
         return float(found)
@@ -107,7 +107,7 @@ class Gallery:
         self._told(f"timing {policy.name}")
         pipes = (self._dense, self._dense if policy == DENSE else self._load(policy))
         spent: list[tuple[float, float]] = []
-        for run in range(-1, self.subject.runs):
+        for run in range(-1, self.setup.runs):
             pair = tuple(self._scales_ms(pipe, run) for pipe in pipes)
             if run >= 0:
                 spent.append((pair[0], pair[1]))
@@ -117,8 +117,8 @@ class Gallery:
         return Timing(dense if policy == DENSE else own, dense, len(spent))
 
     def _scales_ms(self, pipe: Pipeline, run: int) -> float:
-        image = run % self.subject.images
-        return pipe(self.subject.prompt(image), seed=self.subject.seed + image).timings[0].scales_ms
+        image = run % self.setup.images
+        return pipe(self.setup.prompt(image), seed=self.setup.seed + image).timings[0].scales_ms
 
 
 class Budget:
@@ -136,7 +136,7 @@ class Budget:
 def tune_bundle(
     manifest: Manifest,
     build: Build,
-    subject: Subject,
+    setup: TuningSetup,
     constraints: Constraints,
     *,
     scorer: Scorer | None = None,
@@ -162,5 +162,5 @@ def tune_bundle(
     reference = (
         own if space.key(own) != space.key(DENSE) else family_named(manifest.family).policy("fastvar", schedule, depth)
     )
-    gallery = Gallery(build, subject, scorer, threads=threads, spent=budget.spent, told=told)
+    gallery = Gallery(build, setup, scorer, threads=threads, spent=budget.spent, told=told)
     return search(space, gallery.judge, gallery.time, reference, constraints, budget.spent)

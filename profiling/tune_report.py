@@ -18,14 +18,14 @@ from ..plan import policy_to_json, policy_to_toml
 from .charts import Point, scatter
 from .environment import environment
 from .tune import Trial, Tuning
-from .tune_images import Subject
+from .tune_images import TuningSetup
 
 BEST = "best.toml"
 FRONT_FOLDER = "front"
 
 
 def write_all(
-    tuning: Tuning, bundle: Bundle, subject: Subject, out: Path, *, data: Path | None = None, plot: Path | None = None
+    tuning: Tuning, bundle: Bundle, setup: TuningSetup, out: Path, *, data: Path | None = None, plot: Path | None = None
 ) -> list[Path]:
     """Write the JSON record, the plot, a TOML file for each member of the front, and one for the best.
 
@@ -37,12 +37,12 @@ def write_all(
     """
     height, width = bundle.manifest.plan.schedule.pixels
     title = f"{bundle.manifest.model}, {width}x{height}: pruning policies"
-    written = [write_json(data or out / "tune.json", record(tuning, bundle, subject))]
+    written = [write_json(data or out / "tune.json", record(tuning, bundle, setup))]
     written.append(write_text(plot or out / "tune.svg", front_plot(tuning, title)))
     return [*written, *write_policies(tuning, out)]
 
 
-def record(tuning: Tuning, bundle: Bundle, subject: Subject) -> dict[str, Any]:
+def record(tuning: Tuning, bundle: Bundle, setup: TuningSetup) -> dict[str, Any]:
     """Every trial and what it was made on, ready for json.dumps; an infinite PSNR, that of equal images, is None."""
     return {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -50,7 +50,7 @@ def record(tuning: Tuning, bundle: Bundle, subject: Subject) -> dict[str, Any]:
         "checkpoint_digest": bundle.manifest.checkpoint_digest,
         "environment": environment(bundle.manifest),
         "sampling": vars(bundle.manifest.sampling),
-        "subject": vars(subject),
+        "subject": vars(setup),
         "reference": tuning.reference.name,
         "constraints": vars(tuning.constraints),
         "best": tuning.best.policy.name,
