@@ -38,6 +38,7 @@ PACKAGES = {  # extra -> distributions; "" is the base install
     "torch-tensorrt": ("torch-tensorrt",),
     "flash": ("flash-attn",),
     "nvml": ("nvidia-ml-py",),
+    "profile": ("jinja2",),
 }
 
 
@@ -56,6 +57,7 @@ REQUIREMENTS = (
         "fastvar build", "export", tuple((name,) for name in PACKAGES["export"]), "on any machine, without a GPU"
     ),
     Requirement("backend onnxruntime", "onnxruntime", (PACKAGES["onnxruntime"],), "builds and runs on any CPU"),
+    Requirement("fastvar profile", "profile", (PACKAGES["profile"],), "writes a report as one HTML page"),
     Requirement(
         "backend tensorrt-rtx",
         "tensorrt-rtx",

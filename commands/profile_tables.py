@@ -1,37 +1,43 @@
-"""What `fastvar profile` prints: a table of the stages, and a few lines on the whole."""
+"""What `fastvar profile` prints: a table of the stages, and summary lines."""
 
 from __future__ import annotations
 
 from rich.table import Table
 
 from ..engines.dtypes import human_bytes
-from ..profiling.figures import flop, milliseconds, percent, three_digits, times
+from ..profiling.columns import Column, text_table
+from ..profiling.figures import flop, milliseconds, percent, pixels, three_digits, times
 from ..profiling.records import BundleProfile, Profile, Row
 
 
 def stage_table(profile: Profile) -> Table:
-    """Every stage of the subject, with the other bundle's time beside it where there is one."""
+    """Every stage of the subject, with the other bundle's time if there is one."""
     subject, against = profile.subject, profile.against
-    table = Table(title=f"{subject.label}: medians of {profile.settings['runs']} runs")
-    for heading in ("stage", "kept", "ms", "p95", "share", "FLOP/s", *([against.label, "ratio"] if against else [])):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in subject.stages:
-        table.add_row(*_cells(row), *(_versus(row, against) if against else ()))
-    return table
+    columns = [
+        Column("stage", lambda row: row.name if row.size is None else f"{row.scale}: {pixels(row.size)}", no_wrap=True),
+        Column("kept", _kept, no_wrap=True),
+        Column("ms", "ms.median", three_digits, no_wrap=True),
+        Column("p95", "ms.p95", three_digits, no_wrap=True),
+        Column("share", format=percent, no_wrap=True),
+        Column("FLOP/s", "flop_per_s", lambda rate: flop(rate, ""), no_wrap=True),
+    ]
+    if against is not None:
+        others = {row.name: row.ms.median for row in against.stages}
+
+        def time(row: Row) -> str:
+            return three_digits(others[row.name]) if row.name in others else "skipped"
+
+        def ratio(row: Row) -> str:
+            return f"{others[row.name] / row.ms.median:.2f}" if row.name in others else ""
+
+        columns += [Column(against.label, time, no_wrap=True), Column("ratio", ratio, no_wrap=True)]
+    return text_table(columns, subject.stages, title=f"{subject.label}: medians of {profile.settings['runs']} runs")
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    stage = row.name if row.size is None else f"{row.scale}: {row.size[1]}x{row.size[0]}"
-    kept = "" if row.tokens is None else str(row.tokens) if row.kept == row.tokens else f"{row.kept} of {row.tokens}"
-    times_ms = three_digits(row.ms.median), three_digits(row.ms.p95)
-    return stage, kept, *times_ms, percent(row.share), flop(row.flop_per_s, "")
-
-
-def _versus(row: Row, against: BundleProfile) -> tuple[str, str]:
-    other = next((found for found in against.stages if found.name == row.name), None)
-    if other is None:
-        return "skipped", ""
-    return three_digits(other.ms.median), f"{other.ms.median / row.ms.median:.2f}"
+def _kept(row: Row) -> str | None:
+    if row.tokens is None:
+        return None
+    return str(row.tokens) if row.kept == row.tokens else f"{row.kept} of {row.tokens}"
 
 
 def summary_lines(profile: Profile) -> list[str]:

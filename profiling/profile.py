@@ -16,6 +16,7 @@ from ..runtime.events import ImageTimings
 from ..runtime.noise import check_seed
 from .costs import engine_costs
 from .environment import environment
+from .figures import pixels
 from .memory_run import memory_run_apart
 from .records import BundleProfile, MemoryRun, Profile, Request
 from .rows import engine_rows, launch_medians, stage_rows, totals
@@ -81,7 +82,7 @@ def check_request(bundles: Sequence[Bundle], request: Request) -> None:
 
 
 def _check_comparable(one: Manifest, other: Manifest) -> None:
-    described = [f"{m.model} at {_pixels(m)}" for m in (one, other)]
+    described = [f"{m.model} at {pixels(m.plan.schedule.pixels)}" for m in (one, other)]
     if one.plan.schedule != other.plan.schedule:
         raise InputError(
             f"the bundles draw other sizes: {described[0]}, and {described[1]}",
@@ -149,7 +150,7 @@ def _facts(bundle: Bundle, subject: ProfiledBundle) -> dict[str, Any]:
         "path": str(bundle.path),
         "digest": bundle.digest,
         "model": manifest.model,
-        "size": _pixels(manifest),
+        "size": pixels(manifest.plan.schedule.pixels),
         "policy": policy.name,
         "pruned_layers": [policy.first_layer, policy.stop_layer],
         "layers": manifest.plan.depth,
@@ -160,11 +161,6 @@ def _facts(bundle: Bundle, subject: ProfiledBundle) -> dict[str, Any]:
         "weight_bytes": manifest.weights.size_bytes,
         "forwarded_tokens": manifest.plan.forwarded_tokens,
     }
-
-
-def _pixels(manifest: Manifest) -> str:
-    height, width = manifest.plan.schedule.pixels
-    return f"{width}x{height}"
 
 
 def _settings(subject: ProfiledBundle, request: Request) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError
+from ..packages import import_extra
 from ..runtime.png import check_writable
 from .records import BundleProfile, Profile, Row
 from .report import report
@@ -118,7 +119,9 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         InputError: no folder, one that cannot be written, or one with other files of the same names.
+        BackendError: Jinja2 is not installed.
     """
+    import_extra("jinja2", "profile")  # of report.html
     if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"--out {folder} is not a folder", expected="a folder, or a name that is free")
     check_writable(folder)

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..plan import policy_to_json, policy_to_toml
 from .charts import Point, scatter
 from .environment import environment
+from .figures import pixels
 from .tune import Trial, Tuning
 from .tune_images import TuningSetup
 
@@ -35,8 +36,7 @@ def write_all(
     Raises:
         InputError: a file cannot be written.
     """
-    height, width = bundle.manifest.plan.schedule.pixels
-    title = f"{bundle.manifest.model}, {width}x{height}: pruning policies"
+    title = f"{bundle.manifest.model}, {pixels(bundle.manifest.plan.schedule.pixels)}: pruning policies"
     written = [write_json(data or out / "tune.json", record(tuning, bundle, setup))]
     written.append(write_text(plot or out / "tune.svg", front_plot(tuning, title)))
     return [*written, *write_policies(tuning, out)]
