@@ -74,7 +74,8 @@ def tune(
     from ..export.rebuilder import Rebuilder
     from ..profiling.tune import Constraints
     from ..profiling.tune_images import TuningSetup, tune_bundle
-    from ..profiling.tune_report import best_line, front_table, make_folder, write_all
+    from ..profiling.tune_report import best_line, front_table, write_all
+    from ..profiling.writing import make_folder
 
     constraints = Constraints(min_psnr, max_psnr_drop, min_ssim, min_accuracy)
     if min_accuracy is not None and scorer is None:

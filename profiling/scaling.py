@@ -33,7 +33,7 @@ from .costs import add, engine_costs
 from .environment import FACTS
 from .gpu_check import GUIDED, RESULTS, ROOT, Builder
 from .subject import random_features
-from .tune_report import write_json, write_text
+from .writing import write_json, write_text
 
 POLICIES = ("dense", "fastvar")
 SIZES, PLANNED_SIZES = "256,512,768,1024", "1536,2048"  # drawn; and told from the plan alone

@@ -1,6 +1,6 @@
-"""Draws the images that a search compares, and times policies against dense, pair by pair in one process.
+"""Draws and compares the images of a policy search, and times policies against dense in one process.
 
-Bundles come from a function, so that building them is somebody else's business, in another process.
+A function that the caller passes in builds the bundles, in another process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FEWEST_RUNS = 3
 
 @dataclass(frozen=True)
 class TuningSetup:
-    """What is drawn: image i of `images` shows prompt i, counted round, with seed + i."""
+    """What is drawn: image i of `images` shows prompt i modulo their number, with seed + i."""
 
     prompts: tuple[str, ...]
     images: int
@@ -49,13 +49,13 @@ class TuningSetup:
 
 
 class Gallery:
-    """Images of policies beside the dense ones.
+    """Images of policies and of dense.
 
     Args:
-        build: makes a policy's bundle.
-        scorer: says how right images are; None for no accuracy.
-        spent: share of the budget that is gone: timing makes do with fewer runs when all of it is.
-        told: hears what is being done.
+        build: builds the bundle of a policy.
+        scorer: gives the accuracy of images; None for no accuracy.
+        spent: share of the budget that is spent. From 1 on timing takes `FEWEST_RUNS` runs.
+        told: receives progress messages.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Gallery:
         return Pipeline.load(self._build(policy), threads=self._threads)
 
     def judge(self, policy: PruningPolicy) -> Quality:
-        """Draw all images of a policy."""
+        """Draw all images of a policy and compare them with the dense ones."""
         self._told(f"drawing {policy.name}")
         if not self._references:
             self._references = self._draw(self._dense)
@@ -103,7 +103,7 @@ class Gallery:
         return float(found)
 
     def time(self, policy: PruningPolicy) -> Timing:
-        """Draw a policy and dense in turn. Run -1 warms up and is excluded by construction."""
+        """Draw a policy and dense alternately. Run -1 is a warm-up and is not counted."""
         self._told(f"timing {policy.name}")
         pipes = (self._dense, self._dense if policy == DENSE else self._load(policy))
         spent: list[tuple[float, float]] = []
@@ -122,7 +122,7 @@ class Gallery:
 
 
 class Budget:
-    """Wall clock from now on, as the share of some minutes that is gone."""
+    """Share of some minutes of wall clock time that is spent since construction."""
 
     def __init__(self, minutes: float) -> None:
         if not 0 < minutes < 1e5:
@@ -146,7 +146,7 @@ def tune_bundle(
 ) -> Tuning:
     """Search policies for a bundle's model and size.
 
-    PSNR may drop from that of the bundle's own policy; the published one stands in where the bundle is dense.
+    A PSNR drop counts from the bundle's own policy, or from the published one if the bundle is dense.
 
     Raises:
         InputError: the bundle cannot read prompts.
