@@ -22,7 +22,7 @@ def latency(profile: Profile, width: float, kind: str) -> str:
     """Milliseconds of each stage as bars, one per bundle, with whiskers to the 95th percentile."""
     bundles, names = profile.bundles, _stage_names(profile)
     styles = SERIES[-len(bundles) :]
-    rows = {name: [_stage(bundle, name) for bundle in bundles] for name in names}
+    rows = {name: [bundle.stage(name) for bundle in bundles] for name in names}
     longest = max(row.ms.median for found in rows.values() for row in found if row)
     reach = min(max(row.ms.p95 for found in rows.values() for row in found if row), WHISKER_LIMIT * longest)
     pitch = len(bundles) * (BAR + BAR_GAP) + ROW_GAP
@@ -46,10 +46,6 @@ def _stage_names(profile: Profile) -> list[str]:
     stages = {row.name: row.scale for bundle in profile.bundles for row in bundle.stages}
     scales = sorted((name for name, scale in stages.items() if scale is not None), key=lambda name: stages[name] or 0)
     return ["text", *scales, "decoder"]
-
-
-def _stage(bundle: BundleProfile, name: str) -> Row | None:
-    return next((row for row in bundle.stages if row.name == name), None)
 
 
 def _stage_label(canvas: Canvas, name: str, row: Row, middle: float, *, two_lines: bool) -> None:

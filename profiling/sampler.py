@@ -1,7 +1,4 @@
-"""What a run takes of a device, sampled by a thread: memory, and use, clocks, power, temperature where it tells.
-
-Knows no model and no library: a probe asks the device (host_probe.py, nvml_probe.py).
-"""
+"""Samples a device in a thread: memory, and utilisation, clocks, power and temperature if the device reports them."""
 
 from __future__ import annotations
 
@@ -19,14 +16,14 @@ INTERVAL_S = 0.01
 
 
 class Sampler:
-    """Samples while its block runs; `recording` is there behind it.
+    """Samples while its block runs; `recording` exists after the block.
 
     Args:
         interval_s: seconds between two samples of the thread.
-        budget_bytes: what the peak is held against.
+        budget_bytes: the budget that the peak is compared with.
 
     Raises:
-        Exception: at the end of the block, whatever stopped the thread; unless the block failed itself.
+        Exception: at the end of the block, the exception that stopped the thread, unless the block raised one.
     """
 
     recording: Recording
@@ -45,7 +42,7 @@ class Sampler:
             self._probe.start()
             self._begun = time.perf_counter()
             self.sample()
-            # An executor, because its future keeps what stopped the thread.
+            # The future of an executor keeps the exception that stopped the thread.
             thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="fastvar-sampler"))
             stack.callback(self._done.set)
             self._watch = thread.submit(self._run)
@@ -67,14 +64,14 @@ class Sampler:
             self.recording = Recording(samples, self._probe.peak(samples), self._budget_bytes)
 
     def sample(self) -> Sample:
-        """Look now, besides the thread: in step with what is measured."""
+        """Take a sample now, in addition to those of the thread."""
         with self._lock:
             sample = self._probe.sample(self.elapsed_s())
             self._samples.append(sample)
         return sample
 
     def elapsed_s(self) -> float:
-        """Seconds since the start, on the samples' clock."""
+        """Seconds since the start, on the clock of the samples."""
         return time.perf_counter() - self._begun
 
     def _run(self) -> None:
@@ -82,17 +79,17 @@ class Sampler:
             self.sample()
 
 
-def sampler_for(kind: str, *, interval_s: float = INTERVAL_S, budget_bytes: int | None = None) -> Sampler:
-    """The sampler of a kind of device: "cpu", or "cuda" for the first visible GPU.
+def sampler_for(kind: str, *, interval_s: float = INTERVAL_S) -> Sampler:
+    """A sampler of a kind of device; see `probe_for`."""
+    return Sampler(probe_for(kind), interval_s=interval_s)
+
+
+def probe_for(kind: str) -> Probe:
+    """The probe of a kind of device: "cpu", or "cuda" for the first visible GPU.
 
     Raises:
         BackendError: nvidia-ml-py or the NVIDIA driver is missing.
     """
-    return Sampler(probe_for(kind), interval_s=interval_s, budget_bytes=budget_bytes)
-
-
-def probe_for(kind: str) -> Probe:
-    """What asks a kind of device; see `sampler_for`."""
     if kind == "cpu":
         from .host_probe import HostProbe
 
