@@ -14,24 +14,21 @@ def stage_table(profile: Profile) -> Table:
     """Every stage of the subject, with the other bundle's time if there is one."""
     subject, against = profile.subject, profile.against
     columns = [
-        Column("stage", lambda row: row.name if row.size is None else f"{row.scale}: {pixels(row.size)}", no_wrap=True),
-        Column("kept", _kept, no_wrap=True),
-        Column("ms", "ms.median", three_digits, no_wrap=True),
-        Column("p95", "ms.p95", three_digits, no_wrap=True),
-        Column("share", format=percent, no_wrap=True),
-        Column("FLOP/s", "flop_per_s", lambda rate: flop(rate, ""), no_wrap=True),
+        Column("stage", lambda row: row.name if row.size is None else f"{row.scale}: {pixels(row.size)}"),
+        Column("kept", _kept),
+        Column("ms", "ms.median", three_digits),
+        Column("p95", "ms.p95", three_digits),
+        Column("share", format=percent),
+        Column("FLOP/s", "flop_per_s", lambda rate: flop(rate, "")),
     ]
     if against is not None:
-        others = {row.name: row.ms.median for row in against.stages}
-
-        def time(row: Row) -> str:
-            return three_digits(others[row.name]) if row.name in others else "skipped"
-
-        def ratio(row: Row) -> str:
-            return f"{others[row.name] / row.ms.median:.2f}" if row.name in others else ""
-
-        columns += [Column(against.label, time, no_wrap=True), Column("ratio", ratio, no_wrap=True)]
-    return text_table(columns, subject.stages, title=f"{subject.label}: medians of {profile.settings['runs']} runs")
+        ms = {row.name: row.ms.median for row in against.stages}
+        columns += [
+            Column(against.label, lambda row: three_digits(ms[row.name]) if row.name in ms else "skipped"),
+            Column("ratio", lambda row: f"{ms[row.name] / row.ms.median:.2f}" if row.name in ms else ""),
+        ]
+    title = f"{subject.label}: medians of {profile.settings['runs']} runs"
+    return text_table(columns, subject.stages, no_wrap=True, title=title)
 
 
 def _kept(row: Row) -> str | None:
@@ -41,7 +38,7 @@ def _kept(row: Row) -> str | None:
 
 
 def summary_lines(profile: Profile) -> list[str]:
-    """Image, memory, budget."""
+    """Time, arithmetic and memory of each bundle, and the speed-up."""
     lines = []
     for bundle in reversed(profile.bundles):
         image, recording = bundle.totals["image"], bundle.memory.recording

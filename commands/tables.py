@@ -228,40 +228,29 @@ def build_lines(report: BuildReport) -> list[str]:
 
 def doctor_tables(facts: Facts) -> list[Table]:
     """Machine, uses and packages."""
-    return [_machine_table(facts), _use_table(facts), _package_table(facts)]
-
-
-def _machine_table(facts: Facts) -> Table:
     memory, limit, cache = facts["memory_bytes"], facts["memory_limit_bytes"], facts["cache"]
     quota = "" if facts["cpu_quota"] is None else f", a container's quota of {facts['cpu_quota']:g}"
     limited = "" if limit is None else f", a container's limit of {human_bytes(limit)}"
-    return fact_table(
-        {
-            "fastvar": facts["fastvar"],
-            "python": f"{facts['python']} on {facts['platform']}",
-            "cpu": f"{facts['cpu']}, {facts['cpu_cores']} cores usable{quota}",
-            "features": " ".join(facts["cpu_features"]) or "unknown",
-            "memory": (human_bytes(memory) if memory else "unknown") + limited,
-            "C++ compiler": facts["cxx"] or "none: the backend aotinductor builds with one",
-            "nvidia driver": facts["nvidia_driver"] or "none",
-            "engine cache": f"{cache['folder']} ({cache['files']} files, {human_bytes(cache['bytes'])})",
-        }
-    )
-
-
-def _use_table(facts: Facts) -> Table:
-    def state(use: Facts) -> Text:
-        return Text("ready", "green") if use["ready"] else Text(f"lacks {', '.join(use['missing'])}", "yellow")
-
-    columns = (
+    machine = {
+        "fastvar": facts["fastvar"],
+        "python": f"{facts['python']} on {facts['platform']}",
+        "cpu": f"{facts['cpu']}, {facts['cpu_cores']} cores usable{quota}",
+        "features": " ".join(facts["cpu_features"]) or "unknown",
+        "memory": (human_bytes(memory) if memory else "unknown") + limited,
+        "C++ compiler": facts["cxx"] or "none: the backend aotinductor builds with one",
+        "nvidia driver": facts["nvidia_driver"] or "none",
+        "engine cache": f"{cache['folder']} ({cache['files']} files, {human_bytes(cache['bytes'])})",
+    }
+    uses = (
         Column("for", "use", justify="left"),
-        Column("state", state, justify="left"),
+        Column("state", _use_state, justify="left"),
         Column("what to do", lambda use: Text(use["fix"] or use["note"]), justify="left"),
     )
-    return text_table(columns, facts["uses"])
-
-
-def _package_table(facts: Facts) -> Table:
-    columns = (Column("package", justify="left"), Column("version", justify="left"))
+    packages = (Column("package", justify="left"), Column("version", justify="left"))
     missing = Text("not installed", "dim")
-    return text_table(columns, [(name, version or missing) for name, version in facts["packages"].items()])
+    versions = [(name, version or missing) for name, version in facts["packages"].items()]
+    return [fact_table(machine), text_table(uses, facts["uses"]), text_table(packages, versions)]
+
+
+def _use_state(use: Facts) -> Text:
+    return Text("ready", "green") if use["ready"] else Text(f"lacks {', '.join(use['missing'])}", "yellow")

@@ -25,7 +25,6 @@ class Column:
     justify: JustifyMethod = "right"
     foot: str = ""
     overflow: OverflowMethod = "ellipsis"
-    no_wrap: bool = False
     style: str | None = None
 
     def of(self, item: Any) -> Any:
@@ -43,15 +42,19 @@ class Column:
 
 
 def text_table(
-    columns: Sequence[Column], items: Iterable[Any], style: Callable[[Any], str | None] | None = None, **options: Any
+    columns: Sequence[Column],
+    items: Iterable[Any],
+    style: Callable[[Any], str | None] = lambda _: None,
+    no_wrap: bool = False,
+    **options: Any,
 ) -> Table:
     """A table for the terminal. A tuple among the items holds the cells of its row; `options` are those of Rich."""
     table = Table(show_footer=any(column.foot for column in columns), **options)
     for c in columns:
-        table.add_column(c.heading, c.foot, justify=c.justify, overflow=c.overflow, no_wrap=c.no_wrap, style=c.style)
+        table.add_column(c.heading, c.foot, justify=c.justify, overflow=c.overflow, no_wrap=no_wrap, style=c.style)
     for item in items:
         cells = item if isinstance(item, tuple) else [column.show(item) for column in columns]
-        table.add_row(*cells, style=style(item) if style else None)
+        table.add_row(*cells, style=style(item))
     return table
 
 

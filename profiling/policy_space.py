@@ -90,7 +90,7 @@ class PolicySpace:
     def neighbours(self, policy: PruningPolicy, step: float) -> list[PruningPolicy]:
         """Policies that differ from `policy` in one part; keep ratios differ by `step`."""
         moved = Parts.of(self, policy).moved(self, step)
-        found = self.distinct(self.policy(p.keeps, p.skipped, p.cached_scale, p.layers, p.unguided) for p in moved)
+        found = self.distinct(self.policy(**vars(parts)) for parts in moved)
         return [other for other in found if self.key(other) != self.key(policy)]
 
 

@@ -5,7 +5,7 @@ Drawing, comparing and timing are functions that the caller passes in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -158,39 +158,30 @@ def search(
         reference: policy that a PSNR drop counts from; always tried.
         spent: share of the budget that is spent. From `DRAWING_SHARE` on no policy is added.
     """
-    search = _Search(space, judge, spent)
-    search.consider(DENSE)
-    search.consider(reference)
-    search.try_all(space.grid())
-    for step in REFINING_STEPS:
-        around = [p for t in front(search.trials, _share) for p in space.neighbours(t.policy, step)]
-        search.try_all(around)
-    wanted = {id(trial) for trial in (*front(search.trials, _share), *search.trials[:2])}
-    timed = [replace(t, timing=clock(t.policy)) if id(t) in wanted else t for t in search.trials]
-    return Tuning(tuple(timed), reference, constraints)
+    trials: list[Trial] = []
+    seen: set[Hashable] = set()
 
+    def consider(policy: PruningPolicy) -> None:
+        key = space.key(policy)
+        if key not in seen:
+            seen.add(key)
+            trials.append(Trial(policy, space.share(policy), judge(policy)))
 
-class _Search:
-    """Trials so far; a policy is tried once."""
-
-    def __init__(self, space: PolicySpace, judge: Judge, spent: Callable[[], float]) -> None:
-        self._space, self._judge, self._spent = space, judge, spent
-        self.trials: list[Trial] = []
-        self._seen: set[object] = set()
-
-    def consider(self, policy: PruningPolicy) -> None:
-        key = self._space.key(policy)
-        if key not in self._seen:
-            self._seen.add(key)
-            self.trials.append(Trial(policy, self._space.share(policy), self._judge(policy)))
-
-    def try_all(self, policies: Sequence[PruningPolicy]) -> None:
+    def try_all(policies: Sequence[PruningPolicy]) -> None:
         """Try policies in an order that covers the range of costs, wherever the budget ends."""
-        for policy in spread(self._space.distinct(policies), self._space.share):
-            if self._spent() >= DRAWING_SHARE:
+        for policy in spread(space.distinct(policies), space.share):
+            if spent() >= DRAWING_SHARE:
                 return
-            self.consider(policy)
+            consider(policy)
 
+    def cheapest() -> list[Trial]:
+        return front(trials, lambda trial: trial.share)
 
-def _share(trial: Trial) -> float:
-    return trial.share
+    consider(DENSE)
+    consider(reference)
+    try_all(space.grid())
+    for step in REFINING_STEPS:
+        try_all([policy for trial in cheapest() for policy in space.neighbours(trial.policy, step)])
+    wanted = {id(trial) for trial in (*cheapest(), *trials[:2])}
+    timed = [replace(t, timing=clock(t.policy)) if id(t) in wanted else t for t in trials]
+    return Tuning(tuple(timed), reference, constraints)
