@@ -14,7 +14,7 @@ from ..packages import import_extra
 from . import kept_images, plots
 from .columns import Column
 from .figures import flop, milliseconds, percent, three_digits, times
-from .records import BundleProfile, Profile, Row
+from .records import Profile, Row
 from .sampler import INTERVAL_S
 from .samples import Sample
 
@@ -76,47 +76,17 @@ def _values(profile: Profile) -> dict[str, Any]:
         "against": profile.against,
         "settings": profile.settings,
         "title": profile.subject.label + versus,
-        "machine": _machine(profile.environment),
+        "environment": profile.environment,
         "noisy": NOISY if any(found.p95 >= NOISY * found.median for found in whole) else None,
         "widths": (WIDE, HALF, NARROW),
         "interval_ms": INTERVAL_S * 1e3,
-        "facts": _facts(profile),
+        "gauges": lambda bundle: _gauges(bundle.memory.recording.samples),
         "columns": COLUMNS,
         "total": lambda bundle: Row("image", "image", 0, bundle.totals["image"], 1.0, bundle.cost),
         "plots": plots,
         "memory_plot": lambda bundle, width, kind: plots.memory(bundle, memory_top, width, kind),
         "images": kept_images,
     }
-
-
-def _machine(environment: dict[str, Any]) -> str:
-    gpu = f"{environment['gpu']['name']}, " if "gpu" in environment else ""
-    return f"{gpu}{environment['cpu']}, {environment['cpu_cores']} cores"
-
-
-def _facts(profile: Profile) -> dict[str, str]:
-    e, threads = profile.environment, profile.settings["threads"]
-    memory = human_bytes(e["memory_bytes"]) if e["memory_bytes"] else "unknown"
-    facts = {
-        "hardware": f"{_machine(e)}, {memory} memory",
-        "CPU features": " ".join(e["cpu_features"]) or "unknown",
-        "versions": f"fastvar {e['fastvar']}, Python {e['python']}, {e['platform']}",
-        "engines": f"{e['backend']}, target {e['target']}, {e['precision']}",
-        "CPU threads": "the library's choice" if threads is None else str(threads),
-    }
-    for bundle in profile.bundles:
-        facts[bundle.label] = _bundle_facts(bundle)
-        gauges = _gauges(bundle.memory.recording.samples)
-        facts |= {f"{bundle.label}: {name}": value for name, value in gauges.items()}
-    return facts
-
-
-def _bundle_facts(bundle: BundleProfile) -> str:
-    f = bundle.facts
-    return (
-        f"{f['path']}, policy {f['policy']}, weights {human_bytes(f['weight_bytes'])}, KV cache "
-        f"{human_bytes(bundle.kv_cache_bytes)}, digest {f['digest'][:16]}"
-    )
 
 
 def _gauges(samples: Sequence[Sample]) -> dict[str, str]:
