@@ -39,6 +39,7 @@ PACKAGES = {  # extra -> distributions; "" is the base install
     "flash": ("flash-attn",),
     "nvml": ("nvidia-ml-py",),
     "sign": ("cryptography",),
+    "profile": ("jinja2",),
 }
 
 
@@ -57,6 +58,7 @@ REQUIREMENTS = (
         "fastvar build", "export", tuple((name,) for name in PACKAGES["export"]), "on any machine, without a GPU"
     ),
     Requirement("backend onnxruntime", "onnxruntime", (PACKAGES["onnxruntime"],), "builds and runs on any CPU"),
+    Requirement("fastvar profile", "profile", (PACKAGES["profile"],), "writes a report as one HTML page"),
     Requirement(
         "backend tensorrt-rtx",
         "tensorrt-rtx",

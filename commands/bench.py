@@ -21,7 +21,7 @@ from ..profiling.bench import Record
 from ..profiling.bench_tables import bench_table, breakdown_table
 from ..profiling.contenders import Entry, default_contenders, parse_contenders
 from ..profiling.environment import FACTS
-from ..profiling.tune_report import write_json, write_text
+from ..profiling.writing import write_json, write_text
 from .bench_contest import Contest, Settings
 from .bench_subject import DEMO, MODELS, ROOT, SMALL, TINY, Engines, Model, Place
 

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from ..engines.dtypes import human_bytes
 from ..machine import memory_bytes
-from ..profiling.budget import MemoryPlan, Part
+from ..profiling.budget import MemoryPlan, Moment, Part
+from ..profiling.columns import Column, text_table
 from ..profiling.fitting import Fit
 from .plan_subject import Subject
 
@@ -27,7 +28,7 @@ HEADINGS = {  # short, for a terminal of 80 columns
 
 
 def plan_facts(subject: Subject, shown: Fit, budget: int | None) -> dict[str, Any]:
-    """Everything that the tables tell, ready for json.dumps; bytes throughout."""
+    """Everything that the table shows, ready for json.dumps; sizes in bytes."""
     plan, need = shown.plan, shown.plan.need
     return {
         "what": subject.title,
@@ -48,21 +49,20 @@ def plan_facts(subject: Subject, shown: Fit, budget: int | None) -> dict[str, An
 
 
 def timeline_table(title: str, plan: MemoryPlan, budget: int | None) -> Table:
-    """A row for every moment: what is in use, by part, in MiB; parts that nobody uses are left out."""
+    """A row for each moment: memory in use, by part, in MiB. Parts that are never in use are left out."""
     parts = [part for part in Part if any(moment.used[part] for moment in plan.moments)]
-    table = Table(title=f"{title}: MiB in use", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("scale", no_wrap=True)
-    for part in parts:
-        table.add_column(HEADINGS[part], justify="right", no_wrap=True)
-    table.add_column("in use", justify="right", style="bold", no_wrap=True)
-    for moment in plan.moments:
+    columns = [
+        Column("scale", lambda m: m.what.removeprefix("scale ").replace(",", ""), justify="left"),
+        *(Column(HEADINGS[part], f"used.{part.value}", _mebibytes) for part in parts),
+        Column("in use", "total", _mebibytes, style="bold"),
+    ]
+
+    def style(moment: Moment) -> str | None:
         over = budget is not None and moment.total > budget
-        cells = (_mebibytes(moment.used[part]) for part in parts)
-        style = "red" if over else "green" if moment is plan.peak else None
-        table.add_row(
-            moment.what.removeprefix("scale ").replace(",", ""), *cells, _mebibytes(moment.total), style=style
-        )
-    return table
+        return "red" if over else "green" if moment is plan.peak else None
+
+    layout = {"title_justify": "left", "box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
+    return text_table(columns, plan.moments, style, no_wrap=True, title=f"{title}: MiB in use", **layout)
 
 
 def _mebibytes(count: int) -> str:
@@ -70,7 +70,7 @@ def _mebibytes(count: int) -> str:
 
 
 def verdict_lines(subject: Subject, shown: Fit, budget: int | None) -> list[str]:
-    """What is allocated, and what was chosen to make it fit."""
+    """The memory allocated, and the choices that make it fit."""
     need, peak = shown.plan.need, shown.plan.peak
     library = f" + library {human_bytes(need.library_bytes)}" if need.library_bytes else ""
     lines = [
@@ -96,6 +96,6 @@ def verdict_lines(subject: Subject, shown: Fit, budget: int | None) -> list[str]
 
 
 def largest_part(plan: MemoryPlan) -> str:
-    """The part that takes most where most is in use, as a reason."""
+    """The largest part at the peak, as a reason."""
     part, size = max(plan.peak.used.items(), key=lambda item: item[1])
     return f"{part.value} alone take {human_bytes(size)} at {plan.peak.what}"

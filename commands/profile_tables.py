@@ -1,41 +1,44 @@
-"""What `fastvar profile` prints: a table of the stages, and a few lines on the whole."""
+"""What `fastvar profile` prints: a table of the stages, and summary lines."""
 
 from __future__ import annotations
 
 from rich.table import Table
 
 from ..engines.dtypes import human_bytes
-from ..profiling.figures import flop, milliseconds, percent, three_digits, times
+from ..profiling.columns import Column, text_table
+from ..profiling.figures import flop, milliseconds, percent, pixels, three_digits, times
 from ..profiling.records import BundleProfile, Profile, Row
 
 
 def stage_table(profile: Profile) -> Table:
-    """Every stage of the subject, with the other bundle's time beside it where there is one."""
+    """Every stage of the subject, with the other bundle's time if there is one."""
     subject, against = profile.subject, profile.against
-    table = Table(title=f"{subject.label}: medians of {profile.settings['runs']} runs")
-    for heading in ("stage", "kept", "ms", "p95", "share", "FLOP/s", *([against.label, "ratio"] if against else [])):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in subject.stages:
-        table.add_row(*_cells(row), *(_versus(row, against) if against else ()))
-    return table
+    columns = [
+        Column("stage", lambda row: row.name if row.size is None else f"{row.scale}: {pixels(row.size)}"),
+        Column("kept", _kept),
+        Column("ms", "ms.median", three_digits),
+        Column("p95", "ms.p95", three_digits),
+        Column("share", format=percent),
+        Column("FLOP/s", "flop_per_s", lambda rate: flop(rate, "")),
+    ]
+    if against is not None:
+        ms = {row.name: row.ms.median for row in against.stages}
+        columns += [
+            Column(against.label, lambda row: three_digits(ms[row.name]) if row.name in ms else "skipped"),
+            Column("ratio", lambda row: f"{ms[row.name] / row.ms.median:.2f}" if row.name in ms else ""),
+        ]
+    title = f"{subject.label}: medians of {profile.settings['runs']} runs"
+    return text_table(columns, subject.stages, no_wrap=True, title=title)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    stage = row.name if row.size is None else f"{row.scale}: {row.size[1]}x{row.size[0]}"
-    kept = "" if row.tokens is None else str(row.tokens) if row.kept == row.tokens else f"{row.kept} of {row.tokens}"
-    times_ms = three_digits(row.ms.median), three_digits(row.ms.p95)
-    return stage, kept, *times_ms, percent(row.share), flop(row.flop_per_s, "")
-
-
-def _versus(row: Row, against: BundleProfile) -> tuple[str, str]:
-    other = next((found for found in against.stages if found.name == row.name), None)
-    if other is None:
-        return "skipped", ""
-    return three_digits(other.ms.median), f"{other.ms.median / row.ms.median:.2f}"
+def _kept(row: Row) -> str | None:
+    if row.tokens is None:
+        return None
+    return str(row.tokens) if row.kept == row.tokens else f"{row.kept} of {row.tokens}"
 
 
 def summary_lines(profile: Profile) -> list[str]:
-    """Image, memory, budget."""
+    """Time, arithmetic and memory of each bundle, and the speed-up."""
     lines = []
     for bundle in reversed(profile.bundles):
         image, recording = bundle.totals["image"], bundle.memory.recording

@@ -1,4 +1,4 @@
-"""What the command line shows: facts as plain dictionaries, and the Rich tables drawn from them."""
+"""What the command line shows: facts as plain dictionaries, and the tables drawn from them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from ..engines.bundle_folder import SIGNATURE
 from ..engines.dtypes import human_bytes
 from ..engines.manifest import EngineSet, Manifest, StepEngines
 from ..plan import StepPlan
+from ..profiling.columns import Column, fact_table, text_table
+from ..profiling.figures import pixels
 from ..runtime.soundness import sound_layout
 
 if TYPE_CHECKING:
@@ -23,17 +25,16 @@ Facts = dict[str, Any]
 
 
 def bundle_facts(bundle: Bundle) -> Facts:
-    """Everything `fastvar inspect` tells, ready for json.dumps. Bytes count a file once."""
+    """Everything that `fastvar inspect` shows, ready for json.dumps. A file shared by engines counts once."""
     manifest = bundle.manifest
     plan, policy = manifest.plan, manifest.plan.policy
-    height, width = plan.schedule.pixels
     engine = manifest.any_engine
     return {
         "path": str(bundle.path),
         "digest": bundle.digest,
         "family": manifest.family,
         "model": manifest.model,
-        "size": f"{width}x{height}",
+        "size": pixels(plan.schedule.pixels),
         "budget": plan.schedule.budget,
         "policy": {
             "name": policy.name,
@@ -58,7 +59,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "format_version": manifest.format_version,
         "weight_bytes": manifest.weights.size_bytes,
         "activation_bytes": {str(s.rows): sound_layout(manifest, s.rows).arena_bytes for s in manifest.sets},
-        "scales": _scale_facts(manifest),
+        "scales": [_scale_facts(manifest, position, step) for position, step in enumerate(plan.steps)],
         "skipped_scales": [i for i in range(len(plan.schedule)) if policy.rule(i).skip],
         "totals": {
             "tokens": sum(step.tokens for step in plan.steps),
@@ -89,11 +90,7 @@ def _signature(bundle: Bundle) -> str:
     return "there, not checked" if (bundle.path / SIGNATURE).is_file() else "none"
 
 
-def _scale_facts(manifest: Manifest) -> list[Facts]:
-    return [_one_scale(manifest, position, step) for position, step in enumerate(manifest.plan.steps)]
-
-
-def _one_scale(manifest: Manifest, position: int, step: StepPlan) -> Facts:
+def _scale_facts(manifest: Manifest, position: int, step: StepPlan) -> Facts:
     engines = _step_engines(manifest.sets, position)
     return {
         "index": step.index,
@@ -112,7 +109,7 @@ def _one_scale(manifest: Manifest, position: int, step: StepPlan) -> Facts:
 
 
 def _step_engines(sets: Sequence[EngineSet], position: int) -> list[str]:
-    """Engine names of one scale, each once, those of the pruned layers first."""
+    """Distinct engine names of one scale; those of the pruned layers come first."""
     names: list[str] = []
     for engine_set in sets:
         step: StepEngines = engine_set.steps[position]
@@ -128,123 +125,98 @@ def _bytes_of(manifest: Manifest, names: set[str]) -> int:
 
 def header_table(facts: Facts) -> Table:
     """The bundle as a whole."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    policy, sampling = facts["policy"], facts["sampling"]
+    policy, guidance, classes = facts["policy"], {"2": "on", "1": "off"}, facts["classes"]
     first, stop = policy["pruned_layers"]
     pruned = f"layers {first} to {stop - 1} of {facts['layers']}" if stop > first else "no layer pruned"
     restored = f", restored from scale {policy['cached_scale']}" if stop > first else ""
-    guidance = {2: "on", 1: "off"}
-    memory = ", ".join(
-        f"{human_bytes(b)} with guidance {guidance[int(r)]}" for r, b in facts["activation_bytes"].items()
+    length, tile = facts["text_length"], facts["decoder_tile"]
+    memory = (f"{human_bytes(b)} with guidance {guidance[rows]}" for rows, b in facts["activation_bytes"].items())
+    sampling = (f"{name} {value:g}" for name, value in facts["sampling"].items() if value is not None)
+    return fact_table(
+        {
+            "bundle": facts["path"],
+            "model": f"{facts['model']} ({facts['family']})",
+            "size": f"{facts['size']}, schedule {facts['budget']}",
+            "policy": f"{policy['name']}: {pruned}{restored}",
+            "backend": f"{facts['backend']} {facts['library_version']}, target {facts['target']}, {facts['precision']}",
+            "code": "native: loading it runs what its maker compiled" if facts["native_code"] else "none of its own",
+            "signature": facts["signature"],
+            "decoder": "the whole image at once" if tile is None else f"stripes of {tile} latent rows",
+            "prompt": f"at most {length} tokens" if length else f"one of {classes} classes",
+            "sampling": ", ".join(sampling),
+            "weights": human_bytes(facts["weight_bytes"]),
+            "memory": f"{', '.join(memory)}, beside the weights",
+            "digest": facts["digest"],
+            "made by": f"fastvar {facts['fastvar_version']}, bundle format {facts['format_version']}",
+        }
     )
-    rows = {
-        "bundle": facts["path"],
-        "model": f"{facts['model']} ({facts['family']})",
-        "size": f"{facts['size']}, schedule {facts['budget']}",
-        "policy": f"{policy['name']}: {pruned}{restored}",
-        "backend": f"{facts['backend']} {facts['library_version']}, target {facts['target']}, {facts['precision']}",
-        "code": "native: loading it runs what its maker compiled" if facts["native_code"] else "none of its own",
-        "signature": facts["signature"],
-        "decoder": _decoder(facts["decoder_tile"]),
-        "prompt": f"at most {facts['text_length']} tokens"
-        if facts["text_length"]
-        else f"one of {facts['classes']} classes",
-        "sampling": ", ".join(f"{name} {value:g}" for name, value in sampling.items() if value is not None),
-        "weights": human_bytes(facts["weight_bytes"]),
-        "memory": f"{memory}, beside the weights",
-        "digest": facts["digest"],
-        "made by": f"fastvar {facts['fastvar_version']}, bundle format {facts['format_version']}",
-    }
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    return table
-
-
-def _prompt(facts: Facts) -> str:
-    length = facts["text_length"]
-    return f"at most {length} tokens" if length else f"none: one of {facts['classes']} classes"
-
-
-def _decoder(tile: int | None) -> str:
-    return "the whole image at once" if tile is None else f"stripes of {tile} latent rows"
 
 
 def plan_table(facts: Facts) -> Table:
     """One row per scale, with totals."""
-    totals = facts["totals"]
+    totals, skipped = facts["totals"], facts["skipped_scales"]
     notes = (
         "past: keys cached before, in dense / pruned layers; engine: attention of the layers that prune; "
         "bytes: all engines of the scale, see --engines"
     )
-    compiled = bool(totals["kernels"])  # by a compiler that says what it did
-    if compiled:
+    columns = [
+        Column("scale", "index", foot="total"),
+        Column("size", format=pixels),
+        Column("tokens", foot=str(totals["tokens"])),
+        Column("kept", foot=str(totals["kept"])),
+        Column("past", _past),
+        Column("engine", _pruning_engine, justify="left", foot=f"{totals['engines']} engines", overflow="fold"),
+        Column("bytes", "engine_bytes", human_bytes, foot=human_bytes(totals["engine_bytes"])),
+    ]
+    if totals["kernels"]:  # the compiler reported what it did
         notes += "; fused: attentions that are one kernel, of all; scratch: memory of the engine that needs most"
-    table = Table(show_footer=True, caption=notes, caption_justify="left")
-    table.add_column("scale", "total", justify="right")
-    table.add_column("size", justify="right")
-    table.add_column("tokens", str(totals["tokens"]), justify="right")
-    table.add_column("kept", str(totals["kept"]), justify="right")
-    table.add_column("past", justify="right")
-    table.add_column("engine", f"{totals['engines']} engines", overflow="fold")
-    table.add_column("bytes", human_bytes(totals["engine_bytes"]), justify="right")
-    if compiled:
-        table.add_column("fused", justify="right")
-        table.add_column("scratch", justify="right")
-    rows = {scale["index"]: _plan_row(scale, compiled) for scale in facts["scales"]}
-    rows |= {index: (str(index), "skipped") for index in facts["skipped_scales"]}
-    for index, row in sorted(rows.items()):
-        table.add_row(*row, style="dim" if index in facts["skipped_scales"] else None)
-    return table
-
-
-def _plan_row(scale: Facts, compiled: bool) -> tuple[str, ...]:
-    height, width = scale["size"]
-    dense, pruned = scale["past_dense"], scale["past_pruned"]
-    past = str(dense) if dense == pruned else f"{dense} / {pruned}"
-    return (
-        str(scale["index"]),
-        f"{width}x{height}",
-        str(scale["tokens"]),
-        str(scale["kept"]),
-        past,
-        scale["engines"][0].rpartition("-r")[0],
-        human_bytes(scale["engine_bytes"]),
-        *(
-            (f"{scale['fused_attentions']}/{scale['attentions']}", human_bytes(scale["scratch_bytes"]))
-            if compiled
-            else ()
-        ),
+        columns += [Column("fused", _fused), Column("scratch", "scratch_bytes", human_bytes)]
+    rows = {scale["index"]: scale for scale in facts["scales"]} | {i: (str(i), "skipped") for i in skipped}
+    return text_table(
+        columns,
+        [row for _, row in sorted(rows.items())],
+        lambda row: "dim" if isinstance(row, tuple) else None,
+        caption=notes,
+        caption_justify="left",
     )
 
 
+def _past(scale: Facts) -> str:
+    dense, pruned = scale["past_dense"], scale["past_pruned"]
+    return str(dense) if dense == pruned else f"{dense} / {pruned}"
+
+
+def _pruning_engine(scale: Facts) -> str:
+    name: str = scale["engines"][0]
+    return name.rpartition("-r")[0]
+
+
+def _fused(facts: Facts) -> str:
+    return f"{facts['fused_attentions']}/{facts['attentions']}" if facts["attentions"] else ""
+
+
 def engine_table(facts: Facts) -> Table:
-    """Every engine of the bundle; kernels, fused attentions and scratch memory where its compiler told them."""
-    compiled = bool(facts["totals"]["kernels"])
-    table = Table("engine", "file")
-    for name in ("bytes", "inputs", "outputs", "weights", *(("kernels", "fused", "scratch") if compiled else ())):
-        table.add_column(name, justify="right")
-    for name, engine in facts["engines"].items():
-        cells = [human_bytes(engine["bytes"]), *(str(engine[key]) for key in ("inputs", "outputs", "weights"))]
-        if compiled:
-            fused = f"{engine['fused_attentions']}/{engine['attentions']}" if engine["attentions"] else ""
-            cells += [str(engine["kernels"]), fused, human_bytes(engine["scratch_bytes"])]
-        table.add_row(name, engine["file"], *cells)
-    return table
+    """Every engine of the bundle, with kernels, fused attentions and scratch memory if its compiler reports them."""
+    columns = [
+        Column("engine", "name", justify="left"),
+        Column("file", justify="left"),
+        Column("bytes", format=human_bytes),
+        *(Column(name) for name in ("inputs", "outputs", "weights")),
+    ]
+    if facts["totals"]["kernels"]:
+        columns += [Column("kernels"), Column("fused", _fused), Column("scratch", "scratch_bytes", human_bytes)]
+    return text_table(columns, [{"name": name, **engine} for name, engine in facts["engines"].items()])
 
 
 def timing_table(timings: Sequence[ImageTimings]) -> Table:
     """Milliseconds per scale, one column per image."""
-    table = Table("scale", "size", "tokens", "kept")
-    for column in table.columns:
-        column.justify = "right"
-    for number in range(len(timings)):
-        table.add_column(f"image {number + 1}, ms" if len(timings) > 1 else "ms", justify="right")
+    images = [f"image {number}, ms" for number in range(1, len(timings) + 1)] if len(timings) > 1 else ["ms"]
+    rows = []
     for scales in zip(*(timing.scales for timing in timings), strict=True):
-        first, (height, width) = scales[0], scales[0].size
-        spent = (f"{scale.ms:.1f}" for scale in scales)
-        table.add_row(str(first.index), f"{width}x{height}", str(first.tokens), str(first.kept), *spent)
+        first = scales[0]
+        known = (str(first.index), pixels(first.size), str(first.tokens), str(first.kept))
+        rows.append((*known, *(f"{scale.ms:.1f}" for scale in scales)))
+    table = text_table([Column(heading) for heading in ("scale", "size", "tokens", "kept", *images)], rows)
     table.add_section()
     for label, attribute in (("text", "text_ms"), ("decoder", "decode_ms"), ("total", "total_ms")):
         table.add_row(label, "", "", "", *(f"{getattr(timing, attribute):.1f}" for timing in timings))
@@ -267,21 +239,10 @@ def build_lines(report: BuildReport) -> list[str]:
 
 def doctor_tables(facts: Facts) -> list[Table]:
     """Machine, uses and packages."""
-    return [_machine_table(facts), _use_table(facts), _package_table(facts)]
-
-
-def _machine_table(facts: Facts) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    memory, cache = facts["memory_bytes"], facts["cache"]
+    memory, limit, cache = facts["memory_bytes"], facts["memory_limit_bytes"], facts["cache"]
     quota = "" if facts["cpu_quota"] is None else f", a container's quota of {facts['cpu_quota']:g}"
-    limited = (
-        ""
-        if facts["memory_limit_bytes"] is None
-        else f", a container's limit of {human_bytes(facts['memory_limit_bytes'])}"
-    )
-    rows = {
+    limited = "" if limit is None else f", a container's limit of {human_bytes(limit)}"
+    machine = {
         "fastvar": facts["fastvar"],
         "python": f"{facts['python']} on {facts['platform']}",
         "cpu": f"{facts['cpu']}, {facts['cpu_cores']} cores usable{quota}",
@@ -291,21 +252,16 @@ def _machine_table(facts: Facts) -> Table:
         "nvidia driver": facts["nvidia_driver"] or "none",
         "engine cache": f"{cache['folder']} ({cache['files']} files, {human_bytes(cache['bytes'])})",
     }
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    return table
+    uses = (
+        Column("for", "use", justify="left"),
+        Column("state", _use_state, justify="left"),
+        Column("what to do", lambda use: Text(use["fix"] or use["note"]), justify="left"),
+    )
+    packages = (Column("package", justify="left"), Column("version", justify="left"))
+    missing = Text("not installed", "dim")
+    versions = [(name, version or missing) for name, version in facts["packages"].items()]
+    return [fact_table(machine), text_table(uses, facts["uses"]), text_table(packages, versions)]
 
 
-def _use_table(facts: Facts) -> Table:
-    table = Table("for", "state", "what to do")
-    for use in facts["uses"]:
-        state = Text("ready", "green") if use["ready"] else Text(f"lacks {', '.join(use['missing'])}", "yellow")
-        table.add_row(use["use"], state, Text(use["fix"] or use["note"]))
-    return table
-
-
-def _package_table(facts: Facts) -> Table:
-    table = Table("package", "version")
-    for name, version in facts["packages"].items():
-        table.add_row(name, version or Text("not installed", "dim"))
-    return table
+def _use_state(use: Facts) -> Text:
+    return Text("ready", "green") if use["ready"] else Text(f"lacks {', '.join(use['missing'])}", "yellow")

@@ -76,14 +76,15 @@ def tune(
     from ..engines.bundle import Bundle
     from ..export.rebuilder import Rebuilder
     from ..profiling.tune import Constraints
-    from ..profiling.tune_images import Subject, tune_bundle
-    from ..profiling.tune_report import best_line, front_table, make_folder, write_all
+    from ..profiling.tune_images import TuningSetup, tune_bundle
+    from ..profiling.tune_report import best_line, front_table, write_all
+    from ..profiling.writing import make_folder
 
     constraints = Constraints(min_psnr, max_psnr_drop, min_ssim, min_accuracy)
     if min_accuracy is not None and scorer is None:
         raise InputError("--min-accuracy needs an accuracy", fix="give --scorer MODULE:FUNCTION")
     texts = read_prompts(prompts)
-    subject = Subject(texts, images or len(texts), seed, runs)
+    setup = TuningSetup(texts, images or len(texts), seed, runs)
     found = None if scorer is None else load_scorer(scorer)
     opened = Bundle.open(bundle, trust_remote_code=trust_remote_code, require_signature=require_signature)
     make_folder(out)
@@ -95,14 +96,14 @@ def tune(
         tuning = tune_bundle(
             opened.manifest,
             rebuilder.build,
-            subject,
+            setup,
             constraints,
             scorer=found,
             minutes=budget_minutes,
             threads=threads,
             told=status.update,
         )
-    written = write_all(tuning, opened, subject, out)
+    written = write_all(tuning, opened, setup, out)
     Console().print(front_table(tuning))
     tell(best_line(tuning))
     for path in written:

@@ -16,7 +16,7 @@ from demo.sheet import held_out_captions
 from fastvar.engines.bundle import Bundle
 from fastvar.export.rebuilder import Rebuilder
 from fastvar.profiling.tune import Constraints
-from fastvar.profiling.tune_images import Subject, tune_bundle
+from fastvar.profiling.tune_images import TuningSetup, tune_bundle
 from fastvar.profiling.tune_report import best_line, front_table, write_all
 
 CAPTIONS = 48
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=ROOT.parent / "docs" / "tune.svg", help="where the plot goes")
     arguments = parser.parse_args()
     captions = held_out_captions(max(arguments.count, 0), arguments.seed)
-    subject = Subject(tuple(captions), arguments.count, arguments.seed, arguments.runs)
+    setup = TuningSetup(tuple(captions), arguments.count, arguments.seed, arguments.runs)
     constraints = Constraints(min_accuracy_share=arguments.min_accuracy)
     source = ensure_bundles()["fastvar"]
     bundle = Bundle.open(source)
@@ -48,14 +48,14 @@ def main() -> None:
         tuning = tune_bundle(
             bundle.manifest,
             rebuilder.build,
-            subject,
+            setup,
             constraints,
             scorer=caption_accuracy,
             minutes=arguments.minutes,
             threads=arguments.threads,
             told=status.update,
         )
-    written = write_all(tuning, bundle, subject, arguments.out, data=arguments.json, plot=arguments.plot)
+    written = write_all(tuning, bundle, setup, arguments.out, data=arguments.json, plot=arguments.plot)
     Console().print(front_table(tuning))
     print(best_line(tuning))
     for path in written:

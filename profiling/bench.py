@@ -15,7 +15,8 @@ from ..plan import GenerationPlan, StepPlan
 from .contenders import Contender, EngineContender, Entry
 from .contest import Agreement, Run, noise_of, paired
 from .costs import Cost, EngineCosts, Kind, add
-from .sampler import Sampler, memory_of
+from .sampler import Sampler
+from .samples import memory_of
 
 LARGEST = 2  # executed scales that are broken down launch by launch
 LAUNCH_RUNS = 3
@@ -75,7 +76,7 @@ class Result:
     @property
     def flop(self) -> int:
         """Of all scales."""
-        return add(iter(self.costs.by_scale().values())).flop
+        return add(self.costs.by_scale().values()).flop
 
     @property
     def flop_per_s(self) -> float:

@@ -1,7 +1,7 @@
-"""What a generation holds in memory, moment by moment, known before it runs. Arithmetic over the layout, nothing else.
+"""The memory of a generation over time, computed from the layout before anything runs.
 
-The sums are those that runtime/memory.py allocates: all of it at once, when the pipeline is loaded. The timeline says
-what of it is in use when. On the host the engines' library allocates besides; that is estimated.
+The sums are the bytes that runtime/memory.py allocates when the pipeline is loaded; the timeline says which of them
+are in use. On the host the library of the engines allocates more, which is estimated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..runtime.placement import aligned
 
 
 class Part(str, Enum):
-    """What memory is held for."""
+    """Purposes of memory."""
 
     WEIGHTS = "weights"
     TEXT_ENCODER = "text encoder"
@@ -31,7 +31,7 @@ class Part(str, Enum):
     LIBRARY = "library"
 
 
-# Beginnings of slot names (runtime/layout.py), the longer before the shorter; what is not here is an activation.
+# Prefixes of slot names (runtime/layout.py), the longer before the shorter. All other slots are activations.
 _SLOTS = {
     TEXT_ENCODER_WEIGHTS: Part.TEXT_ENCODER,
     "text_keys.": Part.TEXT_KEYS,
@@ -47,7 +47,7 @@ _SLOTS = {
 
 @dataclass(frozen=True)
 class Moment:
-    """A stretch of a generation: bytes in use by part."""
+    """Bytes in use, by part, during a step of a generation."""
 
     what: str
     used: Mapping[Part, int]
@@ -59,7 +59,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes allocated, and what is in use when. `rows` are the guidance rows of the timeline."""
+    """Bytes allocated, and the timeline of bytes in use with `rows` guidance rows."""
 
     rows: int
     need: DeviceNeed
@@ -71,7 +71,7 @@ class MemoryPlan:
 
 
 def memory_plan(manifest: Manifest, *, offload_text_encoder: bool = False) -> MemoryPlan:
-    """The plan of a bundle where its engines run, with the timeline of the guidance mode that needs most."""
+    """The plan of a bundle on its device, with the timeline of the guidance mode that needs most memory."""
     on_host = backend_class(manifest.backend).runs_on_host(manifest.target)
     offload_text_encoder = offload_text_encoder and not on_host
     layouts = [lay_out(manifest, s.rows, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
@@ -82,7 +82,7 @@ def memory_plan(manifest: Manifest, *, offload_text_encoder: bool = False) -> Me
 
 
 def _resident(layouts: Sequence[Layout]) -> dict[Part, int]:
-    """Weights that stay, by part."""
+    """Bytes of resident weights, by part."""
     named = {name: weight for layout in layouts for name, weight in layout.weights().items()}
     used = {Part.WEIGHTS: 0, Part.TEXT_ENCODER: 0}
     for name, weight in named.items():
@@ -92,26 +92,27 @@ def _resident(layouts: Sequence[Layout]) -> dict[Part, int]:
 
 
 def _moments(layout: Layout, resident: dict[Part, int]) -> Iterator[Moment]:
+    """A slot is in use from the first to the last moment that reads or writes it."""
     stages = list(_stages(layout))
-    first, last = _lifetimes(stages, layout)
-    extent: dict[str, int] = {}
+    last = {view.slot: number for number, (_, calls) in enumerate(stages) for view in _views(calls)}
+    extent: dict[str, int] = {}  # of the slots so far
     for number, (what, calls) in enumerate(stages):
         for view in _views(calls):
             extent[view.slot] = max(extent.get(view.slot, 0), view.start + view.size)
         used = dict.fromkeys(Part, 0) | resident
         for slot, size in extent.items():
-            if first[slot] <= number <= last[slot]:
+            if number <= last[slot]:
                 used[part_of(slot)] += size
         yield Moment(what, used)
 
 
 def part_of(slot: str) -> Part:
-    """What a slot of the layout is held for."""
+    """The part that a slot of the layout belongs to."""
     return next((part for start, part in _SLOTS.items() if slot.startswith(start)), Part.ACTIVATIONS)
 
 
 def _stages(layout: Layout) -> Iterator[tuple[str, list[EngineCall]]]:
-    """Launches of an image, in order, by the name of the moment."""
+    """Names of the moments with their launches, in order."""
     encoders = [call for call in (layout.text_encoder, layout.uncond_encoder) if call is not None]
     if encoders:
         yield "text", encoders
@@ -121,17 +122,6 @@ def _stages(layout: Layout) -> Iterator[tuple[str, list[EngineCall]]]:
         h, w = calls.step.size
         yield f"scale {calls.step.index}, {w}x{h}", list(calls.calls)
     yield "decoder", layout.decode
-
-
-def _lifetimes(stages: Sequence[tuple[str, list[EngineCall]]], layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
-    """First and last moment that a slot is in use; keys and caches are kept from the first to the last reader."""
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    for number, (_, calls) in enumerate(stages):
-        for view in _views(calls):
-            first.setdefault(view.slot, number)
-            last[view.slot] = number
-    return first, last
 
 
 def _views(calls: Sequence[EngineCall]) -> Iterator[View]:

@@ -1,15 +1,15 @@
-"""What an image costs before anything runs: arithmetic and memory traffic of every engine call, from shapes alone.
+"""The cost of an image before it runs: arithmetic and memory traffic of each engine call, from shapes alone.
 
-Counted are matrix products, attention and convolutions, a multiplication and an addition as two FLOP; norms, gates,
-selection and softmax are not. Bytes are every bound tensor read or written once: no engine can move less.
+FLOP count matrix products, attention and convolutions, with two FLOP per multiplication and addition. They do not
+count norms, gates, selection and softmax. Bytes count each bound tensor once, the least that an engine can move.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import astuple, dataclass
 from enum import Enum
 
 from ..engines.dtypes import size_bytes
@@ -19,13 +19,11 @@ from ..runtime.layout import Binding, EngineCall, Layout, StepCalls, lay_out
 from ..schedule import Size
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
 _LEVEL = re.compile(r"(?:^|\.)up\.(\d+)\.")  # level 0 of a decoder is the finest
 
 
 class Kind(str, Enum):
-    """What an engine does in a generation."""
+    """Kinds of engine."""
 
     TEXT_ENCODER = "text encoder"
     CONDITION = "condition"
@@ -40,7 +38,7 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOP by what they are spent on, and bytes moved."""
+    """FLOP by operation, and bytes moved."""
 
     gemm_flop: int = 0
     attention_flop: int = 0
@@ -52,18 +50,13 @@ class Cost:
         return self.gemm_flop + self.attention_flop + self.convolution_flop
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.gemm_flop + other.gemm_flop,
-            self.attention_flop + other.attention_flop,
-            self.convolution_flop + other.convolution_flop,
-            self.bytes_moved + other.bytes_moved,
-        )
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
 class CallCost:
-    """One launch. `scale` is its index in the full schedule, `tokens` what it forwards per guidance row; both are
-    None before and behind the scales.
+    """One launch. `scale` is an index into the full schedule, `tokens` the tokens forwarded per guidance row; both are
+    None before and after the scales.
     """
 
     engine: str
@@ -76,7 +69,7 @@ class CallCost:
 
 @dataclass(frozen=True)
 class EngineCosts:
-    """All launches of one image, in order, with `rows` guidance rows and without a negative prompt."""
+    """All launches of an image, in order, with `rows` guidance rows and without a negative prompt."""
 
     rows: int
     calls: tuple[CallCost, ...]
@@ -87,26 +80,26 @@ class EngineCosts:
         return add(call.cost for call in self.calls)
 
     def by_scale(self) -> dict[int, Cost]:
-        """Scale index -> its cost, the executed scales only."""
+        """Scale index -> cost, of the executed scales."""
         scales = dict.fromkeys(call.scale for call in self.calls if call.scale is not None)
         return {scale: add(call.cost for call in self.calls if call.scale == scale) for scale in scales}
 
     def by_kind(self) -> dict[Kind, Cost]:
-        """Kind of engine -> its cost."""
+        """Kind of engine -> cost."""
         kinds = dict.fromkeys(call.kind for call in self.calls)
         return {kind: add(call.cost for call in self.calls if call.kind == kind) for kind in kinds}
 
 
-def add(costs: Iterator[Cost]) -> Cost:
+def add(costs: Iterable[Cost]) -> Cost:
     """The sum."""
     return sum(costs, Cost())
 
 
 def engine_costs(manifest: Manifest, rows: int) -> EngineCosts:
-    """Costs of one image.
+    """The costs of one image.
 
     Raises:
-        BundleError: the manifest holds no engines for that number of guidance rows.
+        BundleError: the manifest has no engines for that number of guidance rows.
     """
     layout = lay_out(manifest, rows)
     kept = [slot.size for name, slot in layout.slots.items() if name.startswith(("keys.", "values."))]
@@ -135,7 +128,7 @@ def _calls(manifest: Manifest, layout: Layout) -> Iterator[CallCost]:
 
 
 def is_project(call: EngineCall) -> bool:
-    """Whether a layer's launch is the first half of its block, which writes keys and values; else the second."""
+    """Whether a launch is the first half of a layer's block, which writes keys and values."""
     return "x_out" not in call.tensors
 
 
@@ -148,13 +141,13 @@ def _cost(kind: Kind, call: EngineCall, step: StepCalls | None, flop: Cost) -> C
 
 
 def _codes_read(shapes: Shapes) -> int:
-    """Rows of the codebook: those of the codes drawn, or all where they are mixed."""
+    """Rows of the codebook: of the sampled codes, or all if codes are mixed."""
     if "gumbel" in shapes:
         return shapes["codebook.weight"][0]
     return shapes["codes" if "codes" in shapes else "noise"][0]
 
 
-# Tables of which an engine reads some rows only: input -> how many, given the shapes of all that it is bound to.
+# Tables that an engine reads some rows of: input -> number of rows, given the shapes of all bound tensors.
 _TABLES: dict[str, Callable[[Shapes], int]] = {
     "shared.weight": lambda shapes: shapes["ids"][1],
     "lvl_embed.weight": lambda _: 1,
@@ -166,7 +159,7 @@ _TABLES: dict[str, Callable[[Shapes], int]] = {
 
 
 def bytes_moved(call: EngineCall) -> int:
-    """Every tensor once, of embedding tables the rows that are looked up, and copies behind the engine twice."""
+    """Each tensor once, embedding tables by the rows read, and the copies after the engine twice."""
     shapes = {name: binding.shape for name, binding in call.tensors.items()}
     tensors = sum(_read(name, binding, shapes) for name, binding in call.tensors.items())
     return tensors + sum(copy.source.size + copy.target.size for copy in call.copies)
@@ -184,7 +177,7 @@ def gemm(m: int, n: int, k: int) -> int:
 
 
 def attention(queries: int, keys: int, width: int) -> int:
-    """FLOP of Q K^T and P V over all heads, which together are `width` wide."""
+    """FLOP of Q K^T and P V over all heads of total width `width`."""
     return 2 * gemm(queries, keys, width)
 
 
@@ -193,27 +186,26 @@ def _shape(call: EngineCall, name: str) -> tuple[int, ...]:
 
 
 def _matrices(manifest: Manifest, call: EngineCall) -> Shapes:
-    """The matrices that an engine multiplies by: its weights but for tables, gates and kernels."""
+    """The matrices of an engine: its weights without tables, gates and kernels."""
     weights = _weights(manifest, call).items()
     return {n: s for n, s in weights if len(s) == 2 and n.endswith(".weight") and n not in _TABLES}
 
 
 def _products(manifest: Manifest, call: EngineCall, rows: int) -> int:
-    """FLOP of every matrix once for each of so many rows."""
+    """FLOP of all matrices over that number of rows."""
     return sum(gemm(rows, *shape) for shape in _matrices(manifest, call).values())
 
 
-# Matrices of a condition that every text token goes through; all others see one row of each guidance row.
+# Matrices of the condition that multiply every text token; all others multiply one row per guidance row.
 _OF_EVERY_TOKEN = ("text_proj_for_ca.", "text_proj_for_sos.ca.mat_kv.", "context_embed.")
 
 
 def _condition(manifest: Manifest, call: EngineCall) -> Cost:
-    """Text projections over T * R rows; pooling by one query; modulation of the blocks and the head."""
+    """Text projections over T * R rows; pooling with one query; modulation of the blocks and the head."""
     rows, length = _shape(call, "head_modulation")[0], manifest.text_length
     tokens = math.prod(_shape(call, "mask")) if "mask" in call.tensors else 0
-    flop = 0
-    for name, shape in _matrices(manifest, call).items():
-        flop += gemm(tokens if name.startswith(_OF_EVERY_TOKEN) else rows, *shape)
+    matrices = _matrices(manifest, call).items()
+    flop = sum(gemm(tokens if name.startswith(_OF_EVERY_TOKEN) else rows, *shape) for name, shape in matrices)
     pools = any(name.endswith(".mat_q") for name in _weights(manifest, call))
     return Cost(flop, rows * attention(1, length, manifest.transformer.width) if pools else 0)
 
@@ -229,7 +221,7 @@ def _project(manifest: Manifest, call: EngineCall) -> Cost:
 
 
 def _attend(manifest: Manifest, call: EngineCall) -> Cost:
-    """Attention to the cache, and to the text where a model has that; every matrix once."""
+    """Attention to the cache, and to the text if the model has such; every matrix once."""
     kept, rows_heads, _ = _shape(call, "q")
     rows = rows_heads // manifest.transformer.heads
     keys = sum(_shape(call, name)[0] for name in ("keys", "guided_keys", "text_keys") if name in call.tensors)
@@ -238,8 +230,8 @@ def _attend(manifest: Manifest, call: EngineCall) -> Cost:
 
 
 def _bridge(manifest: Manifest, step: StepCalls) -> Cost:
-    """The head, and the embedding of the next scale; both resizes are products with a matrix per axis; phi, where
-    there is one, is a convolution of the sum.
+    """The head, and the embedding of the next scale. Both resizes are products with a matrix per axis; phi, if the
+    model has it, is a convolution of the sum.
     """
     c, plan, call = manifest.transformer, manifest.plan, step.bridge
     channels, *final = _shape(call, "summed_out")[1:]
@@ -251,21 +243,20 @@ def _bridge(manifest: Manifest, step: StepCalls) -> Cost:
     if step.step.next_index is not None:
         flop += resize(channels, last, _grid(plan, step.step.next_index, c.patch))
         flop += gemm(plan.schedule.tokens(step.step.next_index), *shapes["word_embed.weight"])
-    kernels = [shape for shape in shapes.values() if len(shape) == 4]
-    return Cost(flop, convolution_flop=sum(convolution(i, o, k, area) for o, i, k, _ in kernels))
+    return Cost(flop, convolution_flop=_convolutions(shapes, area))
 
 
 def _residual(manifest: Manifest, call: EngineCall, rows: int) -> Cost:
-    """The diffusion head: its network once a step for every token and guidance row; what does not change from step to
-    step once, and what rows share once a token.
+    """The diffusion head: its network once per step, token and guidance row; matrices that do not depend on the step
+    once, matrices that guidance rows share once per token.
     """
     steps, tokens, _ = _shape(call, "residual_noise")
-    flop = 0
-    for name, shape in _matrices(manifest, call).items():
+
+    def count(name: str) -> int:
         times = steps if name.startswith("diffusion.") and "cond_embed." not in name else 1
-        shared = "input_proj." in name or "word_embed." in name
-        flop += gemm(times * tokens * (1 if shared else rows), *shape)
-    return Cost(flop)
+        return times * tokens * (1 if "input_proj." in name or "word_embed." in name else rows)
+
+    return Cost(sum(gemm(count(name), *shape) for name, shape in _matrices(manifest, call).items()))
 
 
 def _grid(plan: GenerationPlan, scale: int, patch: int) -> Size:
@@ -274,12 +265,12 @@ def _grid(plan: GenerationPlan, scale: int, patch: int) -> Size:
 
 
 def resize(channels: int, source: Size, target: Size) -> int:
-    """FLOP of a bilinear resize by matrices: the rows first, then the columns."""
+    """FLOP of a bilinear resize by matrices, rows first, then columns."""
     return channels * (gemm(target[0], source[1], source[0]) + gemm(target[0], target[1], source[1]))
 
 
 def _text_encoder(manifest: Manifest, call: EngineCall) -> Cost:
-    """T5: every matrix once for each token, and an attention wherever there are queries."""
+    """T5: every matrix once per token, and an attention per query matrix."""
     length = _shape(call, "ids")[1]
     matrices = {name: shape for name, shape in _weights(manifest, call).items() if len(shape) == 2}
     tables = ("shared.weight", "relative_attention_bias.weight")
@@ -298,16 +289,15 @@ def _decoder(manifest: Manifest, call: EngineCall) -> Cost:
 
 
 def _decoder_stage(manifest: Manifest, call: EngineCall) -> Cost:
-    """One stage on one stripe: its convolutions, at the rows that it writes."""
+    """The convolutions of one stage on one stripe, at the rows that it writes."""
     rows, _, width = next(
         _shape(call, name) for name in ("stripe_out", "inner_stripe_out", "image") if name in call.tensors
     )
-    kernels = [shape for shape in _weights(manifest, call).values() if len(shape) == 4]
-    return Cost(convolution_flop=sum(convolution(i, o, kernel, rows * width) for o, i, kernel, _ in kernels))
+    return Cost(convolution_flop=_convolutions(_weights(manifest, call), rows * width))
 
 
 def decoder_cost(weights: Shapes, grid: Size) -> Cost:
-    """The image decoder on a latent grid [h, w], convolution by convolution, by the resolution that names tell."""
+    """The image decoder on a latent grid [h, w]; the names of its weights give the resolution of each convolution."""
     last = max(int(found[1]) for name in weights if (found := _LEVEL.search(name)))
     flop = pairs = 0
     for name, shape in weights.items():
@@ -323,6 +313,11 @@ def decoder_cost(weights: Shapes, grid: Size) -> Cost:
     return Cost(attention_flop=pairs, convolution_flop=flop)
 
 
+def _convolutions(weights: Shapes, area: int) -> int:
+    """FLOP of all convolutions at `area` pixels."""
+    return sum(convolution(s[1], s[0], s[2], area) for s in weights.values() if len(s) == 4)
+
+
 def convolution(inputs: int, outputs: int, kernel: int, area: int) -> int:
-    """FLOP of a convolution that gives `area` pixels."""
+    """FLOP of a convolution with `area` output pixels."""
     return gemm(area, outputs, inputs * kernel**2)

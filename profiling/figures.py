@@ -1,6 +1,8 @@
-"""Numbers as people read them: milliseconds, FLOP, shares."""
+"""Formats of the figures shown: milliseconds, FLOP, shares, sizes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
@@ -29,6 +31,11 @@ def flop(value: float, unit: str = "FLOP") -> str:
 def percent(share: float) -> str:
     """0.1234 -> '12.3 %'."""
     return f"{100 * share:.1f} %"
+
+
+def pixels(size: Sequence[int]) -> str:
+    """(height, width) -> '640x480'."""
+    return f"{size[1]}x{size[0]}"
 
 
 def times(ratio: float) -> str:

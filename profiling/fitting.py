@@ -1,4 +1,4 @@
-"""Which choices make a generation fit into a memory budget. They are tried in a fixed order, the cheapest first."""
+"""Choices that make a generation fit a memory budget, tried in a fixed order, the cheapest first."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ TILES = (32, 16, 8)  # latent rows of a stripe of the image decoder
 
 @dataclass(frozen=True)
 class Choice:
-    """What may change without changing which tokens are computed.
+    """Options that do not change which tokens are computed.
 
-    `decoder_tile` costs a few launches, `offload_text_encoder` a copy for every prompt, `weights` ("int8") a little
-    precision.
+    `decoder_tile` costs a few launches, `offload_text_encoder` a copy per prompt, `weights` ("int8") some precision.
     """
 
     decoder_tile: int | None = None
@@ -23,16 +22,16 @@ class Choice:
     weights: str | None = None
 
     def build_options(self) -> list[str]:
-        """Options of `fastvar build` that it takes."""
+        """Its options of `fastvar build`."""
         tile = [f"--decoder-tile {self.decoder_tile}"] if self.decoder_tile else []
         return tile + ([f"--weights {self.weights}"] if self.weights else [])
 
     def load_options(self) -> list[str]:
-        """Options of `fastvar generate` that it takes."""
+        """Its options of `fastvar generate`."""
         return ["--offload-text-encoder"] if self.offload_text_encoder else []
 
     def differences(self, asked: Choice) -> list[str]:
-        """What was chosen beyond what was asked for, in words."""
+        """Descriptions of what differs from the choice asked for."""
         found: list[str] = []
         if self.decoder_tile != asked.decoder_tile:
             found.append(f"image decoder in stripes of {self.decoder_tile} latent rows")
@@ -48,7 +47,7 @@ PlanOf = Callable[[Choice], MemoryPlan]
 
 @dataclass(frozen=True)
 class Limits:
-    """Which choices there are: a model may have no text encoder, a backend no 8-bit weights."""
+    """The available choices: a model may have no text encoder, a backend no 8-bit weights."""
 
     text_encoder: bool
     quantised_weights: bool
@@ -65,7 +64,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Change:
-    """A larger change, of what is computed: in words, and its plans."""
+    """A change of what is computed: its description, plans and limits."""
 
     what: str
     plan_of: PlanOf
@@ -73,8 +72,9 @@ class Change:
 
 
 def choices(asked: Choice, limits: Limits) -> Iterator[Choice]:
-    """In this order: as asked; the image decoder in ever smaller stripes; the text encoder off the device; 8-bit
-    weights. Each again with those before it.
+    """As asked; the image decoder in smaller and smaller stripes; the text encoder off the device; 8-bit weights.
+
+    Each is combined with all before it.
     """
     tiles: list[int | None] = [asked.decoder_tile]
     tiles += [rows for rows in TILES if rows < (asked.decoder_tile or limits.latent_rows)]
@@ -87,7 +87,7 @@ def choices(asked: Choice, limits: Limits) -> Iterator[Choice]:
 
 
 def first_fit(plan_of: PlanOf, asked: Choice, limits: Limits, budget_bytes: int) -> Fit | None:
-    """The first choice that fits; None where even all of them together do not."""
+    """The first choice that fits; None if all of them together do not."""
     order = list(choices(asked, limits))
     if plan_of(order[-1]).need.total_bytes > budget_bytes:
         return None
@@ -96,9 +96,6 @@ def first_fit(plan_of: PlanOf, asked: Choice, limits: Limits, budget_bytes: int)
 
 
 def smallest_change(changes: Iterable[Change], asked: Choice, budget_bytes: int) -> tuple[Change, Fit] | None:
-    """The first of the changes under which something fits."""
-    for change in changes:
-        fit = first_fit(change.plan_of, asked, change.limits, budget_bytes)
-        if fit is not None:
-            return change, fit
-    return None
+    """The first of the changes under which a choice fits, with that choice."""
+    fits = ((change, first_fit(change.plan_of, asked, change.limits, budget_bytes)) for change in changes)
+    return next(((change, fit) for change, fit in fits if fit is not None), None)

@@ -1,4 +1,4 @@
-"""Asks the operating system what this process holds in memory: /proc on Linux, `resource` elsewhere."""
+"""Reads the memory of this process from the operating system: /proc on Linux, `resource` elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .sampler import Peak, Probe, Sample, memory_of
+from .samples import Peak, Probe, Sample, memory_of
 
 if sys.platform != "win32":
     import resource
@@ -16,11 +16,11 @@ PROC = Path("/proc")
 COUNTED = "resident set of this process, mapped weights included: the highest that the kernel counted (VmHWM)"
 SAMPLED = "resident set of this process, mapped weights included: the highest of all samples (VmRSS)"
 LIFETIME = "resident set of this process: the highest since it began, measured runs or not (getrusage)"
-RESET_PEAK = "5"  # proc(5), clear_refs: the highest resident set becomes the present one
+RESET_PEAK = "5"  # proc(5), clear_refs: resets the highest resident set to the current one
 
 
 class HostProbe(Probe):
-    """The CPU. `proc` is where the process file system is mounted."""
+    """Reads the CPU. `proc` is the mount point of the process file system."""
 
     def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
@@ -30,7 +30,7 @@ class HostProbe(Probe):
         try:
             (self._proc / "self" / "clear_refs").write_text(RESET_PEAK)
         except OSError:
-            # Not permitted: the kernel's count is of use only if it rises beyond what it was.
+            # Not permitted: the kernel's count is valid only if it rises above its present value.
             self._counted_before = self._status("VmHWM") or 0
 
     def sample(self, time_s: float) -> Sample:
@@ -54,7 +54,7 @@ class HostProbe(Probe):
         return self._read("self/status", field)
 
     def _read(self, file: str, field: str) -> int | None:
-        """Bytes from a line "field: n kB"; None where there is no such file or line."""
+        """Bytes of a line "field: n kB"; None without such a file or line."""
         try:
             text = (self._proc / file).read_text(errors="replace")
         except OSError:

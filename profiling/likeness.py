@@ -1,4 +1,4 @@
-"""How alike two images are: PSNR and SSIM of pixels. Knows no model and draws nothing."""
+"""Image metrics: PSNR and SSIM of pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def psnr(image: Pixels, reference: Pixels) -> float:
 
 
 def ssim(image: Pixels, reference: Pixels) -> float:
-    """Structural similarity of the luma (Wang et al. 2004), mean over all windows that lie inside the image."""
+    """Structural similarity of the luma (Wang et al. 2004), mean over all windows inside the image."""
     x, y = (np.asarray(pixels, np.float64) @ LUMA for pixels in (image, reference))  # [H, W]
     mean_x, mean_y = _windowed(x), _windowed(y)
     var_x, var_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
@@ -28,7 +28,7 @@ def ssim(image: Pixels, reference: Pixels) -> float:
 
 
 def _windowed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Gaussian mean of every whole window: [H, W] -> [H - 10, W - 10]."""
+    """Gaussian mean of each whole window: [H, W] -> [H - 10, W - 10]."""
     offsets = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1)
     kernel = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     for axis in (0, 1):

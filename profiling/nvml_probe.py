@@ -1,4 +1,4 @@
-"""Asks an NVIDIA GPU by NVML (nvidia-ml-py). Knows nothing of CUDA: a GPU goes by its PCI bus id here."""
+"""Reads an NVIDIA GPU, identified by its PCI bus id, through NVML (nvidia-ml-py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import BackendError
 from ..packages import import_extra
-from .sampler import Peak, Probe, Sample, memory_of, shows_process
+from .samples import Peak, Probe, Sample, memory_of, shows_process
 
 OWN = "memory of this process as NVML lists it, the highest of all samples"
 CHANGE = (
@@ -18,10 +18,10 @@ CHANGE = (
 
 
 class NvmlProbe(Probe):
-    """One GPU; the first that NVML lists where no bus id is given.
+    """Reads one GPU; without a bus id the first that NVML lists.
 
-    What the GPU does not support is None, and not asked for again. In containers NVML lists no processes, those of
-    another pid namespace, or no memory: then process bytes are None, and the change of the device stands in.
+    A reading that the GPU does not support is None, and is not asked for again. In containers NVML lists no processes,
+    processes of another pid namespace, or no memory: then process bytes are None, and the growth of the device counts.
 
     Raises:
         BackendError: nvidia-ml-py or the NVIDIA driver is missing, or (while sampling) the GPU no longer answers.
@@ -65,14 +65,14 @@ class NvmlProbe(Probe):
         self._nvml.nvmlShutdown()
 
     def _process_bytes(self) -> int | None:
-        """A process that computes and draws is in both lists, each time with all it holds."""
+        """A process that computes and draws is in both lists, with all its memory in each."""
         names = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses")
         listed = [process for name in names for process in self._ask(name) or ()]
         own = [process.usedGpuMemory for process in listed if process.pid == os.getpid()]
         return max((int(used) for used in own if used is not None), default=None)
 
     def _ask(self, function: str, *arguments: int) -> Any:
-        """What NVML says; None where it cannot say, and from then on."""
+        """The answer of NVML; None if it is unsupported, and from then on."""
         question = f"{function}{arguments}"
         if question in self._unsupported:
             return None

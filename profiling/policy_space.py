@@ -1,7 +1,4 @@
-"""The pruning policies that a search tries: a coarse grid over the late scales, and the neighbours of a policy.
-
-Knows schedules and policies; draws and times nothing.
-"""
+"""The pruning policies that a search tries: a coarse grid over the late scales, and neighbours of a policy."""
 
 from __future__ import annotations
 
@@ -13,12 +10,12 @@ from ..families.infinity_presets import PUBLISHED_LAYERS
 from ..plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
 from ..schedule import ScaleSchedule
 
-LATE_SHARE = 0.08  # of all tokens: scales with fewer are not worth pruning
+LATE_SHARE = 0.08  # of all tokens: scales with fewer are not pruned
 GRID = (1.0, 0.5, 0.25)  # keep ratios of the grid
 SMALLEST_KEEP = 0.0625
 MOST_SKIPPED = 2  # scales at the end, as in the published policy
 MOST_UNGUIDED = 3  # executed scales at the end that may run without guidance
-CACHED_REACH = 3  # executed scales before the first pruned one that may be restored from
+CACHED_REACH = 3  # scales before the first pruned one that it may be restored from
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class PolicySpace:
 
     @property
     def late(self) -> tuple[int, ...]:
-        """Scales that hold enough tokens to be worth pruning; never the first."""
+        """Scales with enough tokens to be pruned; never the first."""
         tokens = [self.schedule.tokens(i) for i in range(len(self.schedule))]
         return tuple(i for i, n in enumerate(tokens) if i > 0 and n >= LATE_SHARE * sum(tokens))
 
@@ -38,11 +35,11 @@ class PolicySpace:
         return make_plan(self.schedule, policy, self.depth)
 
     def share(self, policy: PruningPolicy) -> float:
-        """Tokens forwarded through all layers and guidance rows, relative to dense: a policy's cost, free of noise."""
+        """Tokens forwarded through all layers and guidance rows, relative to dense: a cost without noise."""
         return self.plan(policy).forwarded(2) / self.plan(DENSE).forwarded(2)
 
     def key(self, policy: PruningPolicy) -> Hashable:
-        """Equal for policies that run the same."""
+        """Equal for policies that run the same engines on the same tokens."""
         plan = self.plan(policy)
         prunes = any(step.prunes for step in plan.steps)
         return plan.steps, (policy.first_layer, policy.stop_layer) if prunes else None
@@ -55,11 +52,11 @@ class PolicySpace:
         layers: tuple[int, int] | None = None,
         unguided: int = 0,
     ) -> PruningPolicy:
-        """A policy by what sets it apart, named by that.
+        """A policy, named after its parts.
 
-        `keeps` maps scales to keep ratios; the last `skipped` scales are left out; of the others the last `unguided`
-        run without guidance. Restored from the scale before the first pruned one where no earlier one is given; in the
-        published layers unless said otherwise.
+        `keeps` maps scales to keep ratios. The last `skipped` scales are left out, and the last `unguided` of the
+        others run without guidance. `cached_scale` is by default the scale before the first pruned one, `layers` the
+        published layers.
         """
         end = len(self.schedule) - skipped
         rules = {i: ScaleRule(keep) for i, keep in sorted(keeps.items()) if i < end and keep < 1}
@@ -74,9 +71,9 @@ class PolicySpace:
         return replace(policy, name=name_of(policy))
 
     def grid(self) -> list[PruningPolicy]:
-        """Keep ratios that never rise from scale to scale, and up to `MOST_SKIPPED` scales left out; not dense.
+        """Keep ratios that never rise from scale to scale, with up to `MOST_SKIPPED` scales left out; without dense.
 
-        The larger a scale, the more of it is redundant (paper, 3.1): that is where a policy prunes most.
+        The larger a scale, the more of it is redundant (paper, 3.1).
         """
         found = []
         for skipped in range(min(MOST_SKIPPED, len(self.late) - 1) + 1):
@@ -86,21 +83,21 @@ class PolicySpace:
         return self.distinct(found)
 
     def distinct(self, policies: Iterable[PruningPolicy]) -> list[PruningPolicy]:
-        """Each once, and none that runs as dense does."""
+        """Each policy once, without those that run as dense does."""
         dense = self.key(DENSE)
         by_key = {self.key(policy): policy for policy in policies}
         return [policy for key, policy in by_key.items() if key != dense]
 
     def neighbours(self, policy: PruningPolicy, step: float) -> list[PruningPolicy]:
-        """Policies one move away, itself not among them; keep ratios move by `step`."""
-        made = (moved for move in MOVES for moved in move(self, Parts.of(self, policy), step))
-        found = self.distinct(self.policy(p.keeps, p.skipped, p.cached_scale, p.layers, p.unguided) for p in made)
+        """Policies that differ from `policy` in one part; keep ratios differ by `step`."""
+        moved = Parts.of(self, policy).moved(self, step)
+        found = self.distinct(self.policy(**vars(parts)) for parts in moved)
         return [other for other in found if self.key(other) != self.key(policy)]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A policy taken apart into what the moves change: keep ratios of all late scales, those left out included."""
+    """The parts of a policy that a neighbour may differ in; `keeps` holds all late scales, also those left out."""
 
     keeps: Mapping[int, float]
     skipped: int
@@ -114,53 +111,32 @@ class Parts:
         while policy.rule(len(space.schedule) - 1 - skipped).skip:
             skipped += 1
         keeps: dict[int, float] = {}
-        for i in space.late:  # what is left out would come back pruned like the scale before it
+        for i in space.late:  # a scale that is left out comes back pruned like the scale before it
             keeps[i] = next(reversed(keeps.values()), 1.0) if policy.rule(i).skip else policy.rule(i).keep
         prunes = policy.first_layer < policy.stop_layer
         layers = (policy.first_layer, policy.stop_layer) if prunes else None
         unguided = sum(not step.guided for step in space.plan(policy).steps)
         return cls(keeps, skipped, policy.cached_scale, layers, unguided)
 
-
-def _keep_ratios(_space: PolicySpace, parts: Parts, step: float) -> Iterator[Parts]:
-    for scale, keep in parts.keeps.items():
-        for moved in (keep - step, keep + step):
-            if SMALLEST_KEEP <= moved <= 1:
-                yield replace(parts, keeps={**parts.keeps, scale: moved})
-
-
-def _skipped_scales(space: PolicySpace, parts: Parts, _step: float) -> Iterator[Parts]:
-    for skipped in (parts.skipped - 1, parts.skipped + 1):
-        if 0 <= skipped <= min(MOST_SKIPPED, len(space.late) - 1):
-            yield replace(parts, skipped=skipped)
-
-
-def _cached_scale(_space: PolicySpace, parts: Parts, _step: float) -> Iterator[Parts]:
-    first = min((scale for scale, keep in parts.keeps.items() if keep < 1), default=0)
-    for cached in range(max(0, first - CACHED_REACH), first):
-        yield replace(parts, cached_scale=cached)
-
-
-def _first_layer(_space: PolicySpace, parts: Parts, _step: float) -> Iterator[Parts]:
-    if parts.layers is not None:
-        first, stop = parts.layers
-        yield from (replace(parts, layers=(moved, stop)) for moved in (first - 1, first + 1) if 0 <= moved < stop)
-
-
-def _guidance(_space: PolicySpace, parts: Parts, _step: float) -> Iterator[Parts]:
-    for unguided in (parts.unguided - 1, parts.unguided + 1):
-        if 0 <= unguided <= MOST_UNGUIDED:
-            yield replace(parts, unguided=unguided)
-
-
-# What a neighbour differs in.
-Move = Callable[[PolicySpace, Parts, float], Iterator[Parts]]
-MOVES: tuple[Move, ...] = (_keep_ratios, _skipped_scales, _cached_scale, _first_layer, _guidance)
+    def moved(self, space: PolicySpace, step: float) -> Iterator[Parts]:
+        """Parts that differ in one: keep ratio of a scale, scales left out, cached scale, first layer, guidance."""
+        for scale, keep in self.keeps.items():
+            moved = (keep - step, keep + step)
+            yield from (replace(self, keeps={**self.keeps, scale: k}) for k in moved if SMALLEST_KEEP <= k <= 1)
+        most = min(MOST_SKIPPED, len(space.late) - 1)
+        yield from (replace(self, skipped=n) for n in (self.skipped - 1, self.skipped + 1) if 0 <= n <= most)
+        first = min((scale for scale, keep in self.keeps.items() if keep < 1), default=0)
+        yield from (replace(self, cached_scale=n) for n in range(max(0, first - CACHED_REACH), first))
+        if self.layers is not None:
+            layer, stop = self.layers
+            yield from (replace(self, layers=(n, stop)) for n in (layer - 1, layer + 1) if 0 <= n < stop)
+        guided = (self.unguided - 1, self.unguided + 1)
+        yield from (replace(self, unguided=n) for n in guided if 0 <= n <= MOST_UNGUIDED)
 
 
 def name_of(policy: PruningPolicy) -> str:
-    """What the policy does, short enough for a file: "5k50-6k25-c4-l3" keeps 50 % of scale 5, 25 % of scale 6,
-    restores from scale 4 and prunes from layer 3 on; "x" is a scale left out, "6g" one without guidance.
+    """A short name: "5k50-6k25-c4-l3" keeps 50 % of scale 5 and 25 % of scale 6, restores from scale 4 and prunes from
+    layer 3 on. "6x" leaves scale 6 out, "6g" runs it without guidance.
     """
     rules = [_rule_name(i, rule) for i, rule in sorted(policy.rules.items())]
     layers = [] if policy.cached_scale is None else [f"c{policy.cached_scale}", f"l{policy.first_layer}"]
@@ -175,16 +151,13 @@ def _rule_name(scale: int, rule: ScaleRule) -> str:
 
 
 def spread(policies: Sequence[PruningPolicy], cost: Callable[[PruningPolicy], float]) -> list[PruningPolicy]:
-    """In an order of which every beginning covers the whole range of costs: the ends, the middle, the quarters."""
+    """In an order whose every beginning covers the range of costs: the middle, then the quarters, and so on."""
     left = sorted(policies, key=cost)
     order: list[PruningPolicy] = []
-    spans = [(0, len(left) - 1)]
-    while spans:
-        following = []
-        for low, high in spans:
-            if low <= high:
-                middle = (low + high) // 2
-                order.append(left[middle])
-                following += [(low, middle - 1), (middle + 1, high)]
-        spans = following
+    spans = [(0, len(left))]
+    for low, stop in spans:  # halves are appended: breadth first
+        if low < stop:
+            middle = (low + stop - 1) // 2
+            order.append(left[middle])
+            spans += [(low, middle), (middle + 1, stop)]
     return order

@@ -1,4 +1,4 @@
-"""Measures a bundle, alone or in turns with another: whole images, images launch by launch, memory, kept tokens."""
+"""Measures a bundle, alone or alternately with another: whole images, single launches, memory, kept tokens."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from ..runtime.events import ImageTimings
 from ..runtime.noise import check_seed
 from .costs import engine_costs
 from .environment import environment
+from .figures import pixels
 from .memory_run import memory_run_apart
 from .records import BundleProfile, MemoryRun, Profile, Request
 from .rows import engine_rows, launch_medians, stage_rows, totals
-from .subject import Subject, given_of, settings_of
+from .subject import ProfiledBundle, given_of, settings_of
 
-Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
-LAUNCH_WARM_UP = 1  # launches one by one take another path than whole images: warmed up by themselves
+Progress = Callable[[str, int, int], None]  # activity, steps done, steps in all
+LAUNCH_WARM_UP = 1  # images; single launches take another path than whole images
 
 
 @dataclass
 class Measured:
-    """What the runs of one bundle gave: a timing per image, and milliseconds of every launch per image."""
+    """The timings of one bundle: of each whole image, and of each launch of the images drawn launch by launch."""
 
     images: list[ImageTimings] = field(default_factory=list)
     launches: list[list[float]] = field(default_factory=list)
@@ -36,10 +37,10 @@ class Measured:
 def profile(
     bundle: Bundle, request: Request, *, against: Bundle | None = None, progress: Progress | None = None
 ) -> Profile:
-    """Measure. With `against` the runs alternate: one image of the one, one of the other, in the same process.
+    """Measure a bundle. With `against` the runs of the two bundles alternate, image by image, in one process.
 
     Raises:
-        InputError: the two bundles do not draw the same image, or a setting is out of range.
+        InputError: the bundles are of another model or size, or a setting is out of range.
         BackendError: a device, library or driver is missing.
     """
     bundles = [bundle] if against is None else [bundle, against]
@@ -49,14 +50,14 @@ def profile(
     for number, one in enumerate(bundles):
         tell("memory", number, len(bundles))
         memory.append(memory_run_apart(one.path, request, one.opening))
-    subjects = [Subject(one, request) for one in bundles]
-    measured = measure(subjects, request, tell)
+    profiled = [ProfiledBundle(one, request) for one in bundles]
+    measured = measure(profiled, request, tell)
     labels = labels_of(bundles)
-    found = [_bundle_profile(*parts) for parts in zip(labels, bundles, subjects, measured, memory, strict=True)]
+    found = [_bundle_profile(*parts) for parts in zip(labels, bundles, profiled, measured, memory, strict=True)]
     return Profile(
         when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        settings=_settings(subjects[0], request),
-        environment=environment(bundle.manifest) | _gpu(subjects[0].device),
+        settings=_settings(profiled[0], request),
+        environment=environment(bundle.manifest) | _gpu(profiled[0].device),
         budget_bytes=request.budget_bytes,
         subject=found[0],
         against=found[1] if against is not None else None,
@@ -64,7 +65,7 @@ def profile(
 
 
 def check_request(bundles: Sequence[Bundle], request: Request) -> None:
-    """Refuse before anything is loaded.
+    """Refuse a request before anything is loaded.
 
     Raises:
         InputError: no runs, a prompt or a setting out of range, or two bundles that cannot be compared.
@@ -81,40 +82,32 @@ def check_request(bundles: Sequence[Bundle], request: Request) -> None:
 
 
 def _check_comparable(one: Manifest, other: Manifest) -> None:
-    described = [f"{m.model} at {_pixels(m)}" for m in (one, other)]
+    expected = "two bundles of the same model and size, dense and pruned say"
+    described = ", and ".join(f"{m.model} at {pixels(m.plan.schedule.pixels)}" for m in (one, other))
     if one.plan.schedule != other.plan.schedule:
-        raise InputError(
-            f"the bundles draw other sizes: {described[0]}, and {described[1]}",
-            expected="two bundles of the same model and size, dense and pruned say",
-        )
+        raise InputError(f"the bundles draw other sizes: {described}", expected=expected)
     if (one.transformer, one.image_tokenizer) != (other.transformer, other.image_tokenizer):
-        raise InputError(
-            f"the bundles are of other models: {described[0]}, and {described[1]}",
-            expected="two bundles of the same model and size, dense and pruned say",
-        )
+        raise InputError(f"the bundles are of other models: {described}", expected=expected)
 
 
-def measure(subjects: Sequence[Subject], request: Request, tell: Progress) -> list[Measured]:
-    """Whole images first, then launch by launch; subjects take turns. Runs below 0 warm up and are not kept."""
-    measured = [Measured() for _ in subjects]
-    total = 2 * request.runs + request.warm_up + LAUNCH_WARM_UP
-    for done, run in enumerate(range(-request.warm_up, request.runs)):
-        tell("whole images", done, total)
-        for subject, found in zip(subjects, measured, strict=True):
-            timings = subject.timed_image()
-            if run >= 0:
-                found.images.append(timings)
-    for done, run in enumerate(range(-LAUNCH_WARM_UP, request.runs), start=request.warm_up + request.runs):
-        tell("launch by launch", done, total)
-        for subject, found in zip(subjects, measured, strict=True):
-            launches = [ms for _, _, ms in subject.launches()]
-            if run >= 0:
-                found.launches.append(launches)
+def measure(bundles: Sequence[ProfiledBundle], request: Request, tell: Progress) -> list[Measured]:
+    """Draw whole images, then images launch by launch; bundles alternate. The first of each are warm-up, not kept."""
+    measured = [Measured() for _ in bundles]
+    whole, single = request.warm_up + request.runs, LAUNCH_WARM_UP + request.runs
+    for done in range(whole + single):
+        tell("whole images" if done < whole else "launch by launch", done, whole + single)
+        for bundle, found in zip(bundles, measured, strict=True):
+            if done < whole:
+                found.images.append(bundle.timed_image())
+            else:
+                found.launches.append([ms for _, _, ms in bundle.launches()])
+    for found in measured:
+        del found.images[: request.warm_up], found.launches[:LAUNCH_WARM_UP]
     return measured
 
 
 def labels_of(bundles: Sequence[Bundle]) -> list[str]:
-    """Short names: the folders', else the policies', else numbered."""
+    """Distinct short names: of the folders, else of the policies, else numbered folders."""
     folders = [bundle.path.resolve().name for bundle in bundles]
     for names in (folders, [bundle.manifest.plan.policy.name for bundle in bundles]):
         if len(set(names)) == len(names):
@@ -123,14 +116,14 @@ def labels_of(bundles: Sequence[Bundle]) -> list[str]:
 
 
 def _bundle_profile(
-    label: str, bundle: Bundle, subject: Subject, measured: Measured, memory: MemoryRun
+    label: str, bundle: Bundle, profiled: ProfiledBundle, measured: Measured, memory: MemoryRun
 ) -> BundleProfile:
-    manifest = bundle.manifest if subject.prompt is not None else replace(bundle.manifest, text_encoder="")
-    costs = engine_costs(manifest, subject.settings.rows)
-    kept = tuple(subject.kept_maps())
+    manifest = bundle.manifest if profiled.prompt is not None else replace(bundle.manifest, text_encoder="")
+    costs = engine_costs(manifest, profiled.settings.rows)
+    kept = tuple(profiled.kept_maps())
     return BundleProfile(
         label=label,
-        facts=_facts(bundle, subject),
+        facts=_facts(bundle, profiled),
         totals=totals(measured.images),
         stages=stage_rows(manifest, costs, measured.images, memory.launches),
         engines=engine_rows(manifest, costs, measured.launches, memory.launches),
@@ -138,41 +131,36 @@ def _bundle_profile(
         memory=memory,
         kv_cache_bytes=costs.kv_cache_bytes,
         kept=kept,
-        image_png=subject.image_png(),
+        image_png=profiled.image_png(),
     )
 
 
-def _facts(bundle: Bundle, subject: Subject) -> dict[str, Any]:
+def _facts(bundle: Bundle, profiled: ProfiledBundle) -> dict[str, Any]:
     manifest = bundle.manifest
     engine, policy = manifest.any_engine, manifest.plan.policy
     return {
         "path": str(bundle.path),
         "digest": bundle.digest,
         "model": manifest.model,
-        "size": _pixels(manifest),
+        "size": pixels(manifest.plan.schedule.pixels),
         "policy": policy.name,
         "pruned_layers": [policy.first_layer, policy.stop_layer],
         "layers": manifest.plan.depth,
         "precision": manifest.precision.label,
         "backend": f"{engine.backend} {engine.library_version}",
         "target": engine.target,
-        "text": "prompt" if subject.prompt is not None else "random features",
+        "text": "prompt" if profiled.prompt is not None else "random features",
         "weight_bytes": manifest.weights.size_bytes,
         "forwarded_tokens": manifest.plan.forwarded_tokens,
     }
 
 
-def _pixels(manifest: Manifest) -> str:
-    height, width = manifest.plan.schedule.pixels
-    return f"{width}x{height}"
-
-
-def _settings(subject: Subject, request: Request) -> dict[str, Any]:
+def _settings(profiled: ProfiledBundle, request: Request) -> dict[str, Any]:
     return {
-        "prompt": subject.prompt,
+        "prompt": profiled.prompt,
         "seed": request.seed,
-        **vars(subject.settings),
-        "guidance_rows": subject.settings.rows,
+        **vars(profiled.settings),
+        "guidance_rows": profiled.settings.rows,
         "runs": request.runs,
         "warm_up": request.warm_up,
         "threads": request.threads,

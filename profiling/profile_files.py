@@ -1,4 +1,4 @@
-"""A profile as files: profile.json, profile.csv, trace.json, report.html; what is not its own is never overwritten."""
+"""The files of a profile: report.html, profile.json, profile.csv, trace.json. Files of others are never overwritten."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError
+from ..packages import import_extra
 from ..runtime.image_files import check_writable
+from .costs import Cost
 from .records import BundleProfile, Profile, Row
 from .report import report
-from .sampler import Recording
+from .samples import Recording
 from .trace import trace
+from .writing import write_text
 
-MARK = "fastvar profile"  # within the first bytes of every file, so that a later run knows it for its own
+MARK = "fastvar profile"  # within the first bytes of every file: it marks the file as written by this command
 MARK_WITHIN = 400
 COLUMNS = (
     *("bundle", "table", "name", "kind", "scale", "height", "width", "tokens", "kept", "launches"),
@@ -29,7 +32,7 @@ COLUMNS = (
 
 
 def to_json(profile: Profile) -> dict[str, Any]:
-    """Ready for json.dumps; bytes, milliseconds, FLOP, shares from 0 to 1."""
+    """The profile, ready for json.dumps. Units: bytes, milliseconds, FLOP, shares from 0 to 1."""
     return {
         "what": MARK,
         "fastvar": __version__,
@@ -65,7 +68,7 @@ def _row_json(row: Row) -> dict[str, Any]:
     return {**asdict(row), "cost": _cost_json(row.cost), **rates}
 
 
-def _cost_json(cost: Any) -> dict[str, int]:
+def _cost_json(cost: Cost) -> dict[str, int]:
     return {**asdict(cost), "flop": cost.flop}
 
 
@@ -82,7 +85,7 @@ def _recording_json(recording: Recording) -> dict[str, Any]:
 
 
 def to_csv(profile: Profile) -> str:
-    """One line per stage and per engine at a scale, of every bundle."""
+    """One line for each stage, and for each engine at a scale, of every bundle."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -114,11 +117,13 @@ FILES: dict[str, Callable[[Profile], str]] = {
 
 
 def check_folder(folder: Path) -> None:
-    """Whether a profile can be written there: told before anything is measured.
+    """Refuse a folder that a profile cannot be written to, before anything is measured.
 
     Raises:
-        InputError: no folder, one that cannot be written, or one with other files of the same names.
+        InputError: it is a file, is not writable, or holds other files of the same names.
+        BackendError: Jinja2 is not installed.
     """
+    import_extra("jinja2", "profile")  # of report.html
     if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"--out {folder} is not a folder", expected="a folder, or a name that is free")
     check_writable(folder)
@@ -138,26 +143,11 @@ def _is_own(path: Path) -> bool:
 
 
 def write(profile: Profile, folder: Path) -> list[Path]:
-    """Write all files, each under a temporary name first; gives their paths.
+    """Write all files and return their paths.
 
     Raises:
         InputError: as `check_folder`, or the disk is full.
     """
     check_folder(folder)
     texts = {folder / name: make(profile) for name, make in FILES.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            _replace(path, text)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}", fix="choose another --out") from error
-    return list(texts)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return [write_text(path, text) for path, text in texts.items()]

@@ -1,4 +1,4 @@
-"""What `fastvar profile` finds, as frozen nouns: they know neither how it was measured nor how it is shown."""
+"""The results of `fastvar profile`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from ..schedule import Size
 from .costs import Cost
-from .sampler import Recording
+from .samples import Recording
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw and how often. `prompt` None: the default one, or random text where no prompt can be read."""
+    """What to draw and how often. Without a prompt it is the default one, or random text features."""
 
     prompt: str | None = None
     seed: int = 0
@@ -28,23 +28,23 @@ class Request:
 
 @dataclass(frozen=True)
 class Spread:
-    """Milliseconds over all runs; the 95th percentile is interpolated between the nearest two."""
+    """Milliseconds over all runs; the 95th percentile is interpolated linearly."""
 
     median: float
     p95: float
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of one figure a run."""
+    """The spread of one figure per run."""
     return Spread(float(np.median(values)), float(np.percentile(values, 95)))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A stage of the image, or an engine at one scale with all layers that it runs for.
+    """A stage of the image, or an engine at one scale over all layers that it runs for.
 
-    Tokens are per guidance row, None where there are no image tokens. `share` is of all rows of its table. Memory is
-    that of the memory run, before the first launch and behind the last.
+    Tokens are per guidance row, None without image tokens. `share` is the share of the time of all rows of the table.
+    Memory is that of the memory run, before the first launch and after the last.
     """
 
     name: str
@@ -62,18 +62,18 @@ class Row:
 
     @property
     def flop_per_s(self) -> float:
-        """Achieved at the median."""
+        """FLOP/s at the median time."""
         return self.cost.flop / self.ms.median * 1e3 if self.ms.median else 0.0
 
     @property
     def bytes_per_s(self) -> float:
-        """Achieved at the median."""
+        """Bytes per second at the median time."""
         return self.cost.bytes_moved / self.ms.median * 1e3 if self.ms.median else 0.0
 
 
 @dataclass(frozen=True)
 class LaunchMs:
-    """One launch: the median of its milliseconds."""
+    """Median milliseconds of one launch."""
 
     engine: str
     kind: str
@@ -84,7 +84,7 @@ class LaunchMs:
 
 @dataclass(frozen=True)
 class MemoryEvent:
-    """A launch (or the loading) in the memory run, in seconds since its start."""
+    """A launch, or the loading, in the memory run; seconds since its start."""
 
     name: str
     scale: int | None
@@ -96,7 +96,7 @@ class MemoryEvent:
 
 @dataclass(frozen=True)
 class MemoryRun:
-    """Memory over time from before the bundle is loaded until its first image is drawn, launch by launch."""
+    """Memory over time, from before the bundle is loaded until its first image is drawn."""
 
     recording: Recording
     loading: MemoryEvent
@@ -116,10 +116,10 @@ class KeptMap:
 
 @dataclass(frozen=True)
 class BundleProfile:
-    """Everything about one bundle. Of `totals` each is over the same runs, by what it covers."""
+    """All results of one bundle."""
 
     label: str
-    facts: dict[str, Any]  # path, digest, model, size, policy, ...: ready for json.dumps
+    facts: dict[str, Any]  # path, digest, model, size, policy, ..., ready for json.dumps
     totals: dict[str, Spread]  # text, scales, decoder, image
     stages: tuple[Row, ...]
     engines: tuple[Row, ...]
@@ -131,17 +131,17 @@ class BundleProfile:
 
     @property
     def cost(self) -> Cost:
-        """Of the whole image."""
+        """Cost of the whole image."""
         return sum((row.cost for row in self.stages), Cost())
 
-    def stage(self, scale: int) -> Row | None:
-        """A scale's row; None where the policy leaves it out."""
-        return next((row for row in self.stages if row.scale == scale), None)
+    def stage(self, name: str) -> Row | None:
+        """The row of a stage; None if the policy skips it."""
+        return next((row for row in self.stages if row.name == name), None)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One bundle, and where asked for another that took turns with it in the same process."""
+    """One bundle, and if asked for another one, measured alternately in the same process."""
 
     when: str
     settings: dict[str, Any]
@@ -152,11 +152,11 @@ class Profile:
 
     @property
     def bundles(self) -> tuple[BundleProfile, ...]:
-        """The other one first: it is what the subject is compared with."""
+        """The other bundle, with which the subject is compared, comes first."""
         return (self.subject,) if self.against is None else (self.against, self.subject)
 
     def speedup(self, part: str) -> float | None:
-        """How many times faster than the other bundle: "scales", "image" and so on."""
+        """How many times faster than the other bundle a part is: "scales", "image", ...; None without another."""
         if self.against is None:
             return None
         return self.against.totals[part].median / self.subject.totals[part].median

@@ -1,14 +1,13 @@
-"""From raw timings to the rows of a profile's tables: which launches belong together, and what they cost."""
+"""From raw timings to the rows of a profile's tables: launches are grouped, and their costs added."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from ..engines.manifest import Manifest
-from ..plan import StepPlan
 from ..runtime.events import ImageTimings
 from .costs import CallCost, EngineCosts, Kind, add
 from .records import LaunchMs, MemoryEvent, Row, Spread, spread
@@ -17,7 +16,7 @@ TEXT, SCALES, DECODER, IMAGE = "text", "scales", "decoder", "image"
 
 
 def totals(images: Sequence[ImageTimings]) -> dict[str, Spread]:
-    """Of every image: its text, all its scales, its decoder, all together."""
+    """Spreads over whole images: of the text, all scales, the decoder, and their sum."""
     return {
         TEXT: spread([image.text_ms for image in images]),
         SCALES: spread([image.scales_ms for image in images]),
@@ -29,17 +28,17 @@ def totals(images: Sequence[ImageTimings]) -> dict[str, Spread]:
 def stage_rows(
     manifest: Manifest, costs: EngineCosts, images: Sequence[ImageTimings], events: Sequence[MemoryEvent]
 ) -> tuple[Row, ...]:
-    """Text, every scale, decoder; timed in whole images. `events`: one for each launch."""
+    """Rows of text, each scale, and decoder, timed in whole images. `events` holds one event per launch."""
     ms = {TEXT: [image.text_ms for image in images], DECODER: [image.decode_ms for image in images]}
     for position, step in enumerate(manifest.plan.steps):
         ms[_scale_name(step.index)] = [image.scales[position].ms for image in images]
     groups = _grouped([_stage(call) for call in costs.calls])
-    steps = _steps(manifest)
-    rows = _rows(costs, groups.values(), [ms[name] for name in groups], events, steps)
+    rows = _rows(manifest, costs, groups.values(), [ms[name] for name in groups], events)
+    kept = {step.index: step.kept for step in manifest.plan.steps}
     return tuple(
         replace(row, name=name, kind=name)
         if row.scale is None
-        else replace(row, name=name, kind="scale", kept=steps[row.scale].kept)
+        else replace(row, name=name, kind="scale", kept=kept[row.scale])
         for name, row in zip(groups, rows, strict=True)
     )
 
@@ -47,14 +46,14 @@ def stage_rows(
 def engine_rows(
     manifest: Manifest, costs: EngineCosts, runs: Sequence[Sequence[float]], events: Sequence[MemoryEvent]
 ) -> tuple[Row, ...]:
-    """Every engine at every scale, all its layers together; timed launch by launch. `runs`: one figure a launch."""
+    """Rows of each engine at each scale, over its layers. `runs` holds the milliseconds of each launch, per image."""
     groups = _grouped([(call.scale, call.engine) for call in costs.calls])
     ms = [[sum(run[i] for i in indices) for run in runs] for indices in groups.values()]
-    return _rows(costs, groups.values(), ms, events, _steps(manifest))
+    return _rows(manifest, costs, groups.values(), ms, events)
 
 
 def launch_medians(costs: EngineCosts, runs: Sequence[Sequence[float]]) -> tuple[LaunchMs, ...]:
-    """Every launch in order."""
+    """Median milliseconds of each launch, in order."""
     return tuple(
         LaunchMs(call.engine, call.kind.value, call.scale, call.layer, median(values))
         for call, values in zip(costs.calls, zip(*runs, strict=True), strict=True)
@@ -72,7 +71,7 @@ def _scale_name(index: int) -> str:
 
 
 def _grouped(keys: Sequence[Hashable]) -> dict[Any, list[int]]:
-    """Key -> indices of the launches that have it, in the order of their first."""
+    """Key -> indices of its launches, in the order of first appearance."""
     groups: dict[Any, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
@@ -80,13 +79,14 @@ def _grouped(keys: Sequence[Hashable]) -> dict[Any, list[int]]:
 
 
 def _rows(
+    manifest: Manifest,
     costs: EngineCosts,
     groups: Iterable[list[int]],
     ms: Sequence[Sequence[float]],
     events: Sequence[MemoryEvent],
-    steps: Mapping[int, StepPlan],
 ) -> tuple[Row, ...]:
-    """A row for each group of launches, by the name of its first engine."""
+    """A row for each group of launches, named after its first engine."""
+    steps = {step.index: step for step in manifest.plan.steps}
     spreads = [spread(values) for values in ms]
     whole = sum(found.median for found in spreads)
     rows = []
@@ -111,7 +111,3 @@ def _rows(
             )
         )
     return tuple(rows)
-
-
-def _steps(manifest: Manifest) -> dict[int, StepPlan]:
-    return {step.index: step for step in manifest.plan.steps}

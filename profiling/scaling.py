@@ -34,7 +34,7 @@ from .costs import add, engine_costs
 from .environment import FACTS
 from .gpu_check import GUIDED, RESULTS, ROOT, Builder
 from .subject import random_features
-from .tune_report import write_json, write_text
+from .writing import write_json, write_text
 
 POLICIES = ("dense", "fastvar")
 SIZES, PLANNED_SIZES = "256,512,768,1024", "1536,2048"  # drawn; and told from the plan alone
@@ -168,7 +168,7 @@ def _planned(manifest: Manifest, side: int, policy: str) -> Measured:
         policy=policy,
         tokens=sum(step.tokens for step in plan.steps),
         forwarded_tokens=plan.forwarded_tokens,
-        flop=add(iter(costs.by_scale().values())).flop,
+        flop=add(costs.by_scale().values()).flop,
         cache_bytes=costs.kv_cache_bytes,
         plan_bytes=device_need([lay_out(manifest, ROWS)]).arena_bytes,
     )

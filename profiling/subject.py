@@ -1,4 +1,4 @@
-"""A bundle on its device, ready to draw the profiled image again and again, whole or launch by launch."""
+"""A bundle on its device, ready to draw the profiled image repeatedly, whole or launch by launch."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ DEFAULT_LABEL = "0"
 Launched = Iterator[tuple[StepCalls | None, EngineCall, float]]
 
 
-class Subject:
-    """Draws one image: always the same prompt, seed and settings.
+class ProfiledBundle:
+    """Draws one image repeatedly, with the same prompt, seed and settings.
 
-    A bundle without a text encoder draws from random text features: its scales cost what they would otherwise.
+    A bundle without a text encoder draws from random text features; its scales cost the same.
 
     Raises:
         InputError: a prompt for a bundle without a text encoder, or a setting out of range.
-        BundleError: no engines for the guidance that is asked for.
+        BundleError: the bundle has no engines for the requested guidance.
     """
 
     def __init__(self, bundle: Bundle, request: Request, backend: Backend | None = None) -> None:
@@ -50,7 +50,7 @@ class Subject:
         self._features = random_features(self.manifest)
 
     def timed_image(self) -> ImageTimings:
-        """Draw the image as a pipeline does; milliseconds on the device."""
+        """Draw the image as a pipeline does; the times are the device's, in milliseconds."""
         start = self.device.mark()
         self._give()
         told = self.device.mark()
@@ -72,14 +72,14 @@ class Subject:
         yield from self.workspace.timed_launches(self._noise, self.settings, text)
 
     def kept_maps(self) -> Iterator[KeptMap]:
-        """Draw the image and see, at every pruned scale, which tokens were kept."""
+        """Draw the image and read, at each pruned scale, which tokens were kept."""
         self._give()
         for calls, _ in self.workspace.run_scales(self._noise, self.settings):
             if calls.kept:
                 yield self._kept_map(calls)
 
     def image_png(self) -> bytes:
-        """The image drawn last."""
+        """The last drawn image as a PNG file."""
         file = io.BytesIO()
         to_image(self.workspace.decode()).save(file, "PNG")
         return file.getvalue()
@@ -108,15 +108,15 @@ class Subject:
 
 
 def settings_of(bundle: Bundle, request: Request) -> SamplingSettings:
-    """The bundle's own settings, with the guidance that was asked for."""
+    """The bundle's default settings with the requested guidance scale."""
     return with_overrides(default_settings(bundle.manifest), guidance_scale=request.guidance_scale)
 
 
 def prompt_of(bundle: Bundle, request: Request) -> str | None:
-    """The prompt or class label to draw; None where the bundle cannot read one.
+    """The prompt or class label to draw; None for a bundle without a text encoder.
 
     Raises:
-        InputError: one was given, and the bundle has no text encoder.
+        InputError: the request has a prompt, and the bundle has no text encoder.
     """
     manifest = bundle.manifest
     if draws_labels(manifest):
@@ -132,10 +132,10 @@ def prompt_of(bundle: Bundle, request: Request) -> str | None:
 
 
 def given_of(bundle: Bundle, request: Request) -> ImageInput | None:
-    """What the image is drawn from; None where the bundle cannot read a prompt.
+    """The input of the image; None for a bundle without a text encoder.
 
     Raises:
-        InputError: as `prompt_of`, or the prompt is empty or too long for the bundle, or the class unknown.
+        InputError: as `prompt_of`, or the prompt is empty or too long, or the class is unknown.
     """
     prompt = prompt_of(bundle, request)
     if prompt is None:
@@ -146,6 +146,6 @@ def given_of(bundle: Bundle, request: Request) -> ImageInput | None:
 
 
 def random_features(manifest: Manifest) -> NDArray[np.float32]:
-    """Text features [2, T, Ct]: no text encoder is needed to time or compare the scales."""
+    """Random text features [2, T, Ct], float32, to time or compare scales without a text encoder."""
     shape = (2, manifest.text_length, manifest.transformer.text_width)
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)

@@ -1,11 +1,11 @@
-"""Search for pruning policies: trials, the Pareto front of quality and cost, and the best under constraints.
+"""Search for pruning policies: trials, the Pareto front of quality and cost, and the best policy under constraints.
 
-Knows how to choose what is tried; how images are drawn, compared and timed is given to it as functions.
+Drawing, comparing and timing are functions that the caller passes in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -19,11 +19,11 @@ DRAWING_SHARE = 0.75  # of the budget; the rest is for timing
 
 @dataclass(frozen=True)
 class Quality:
-    """Images of a policy against the dense ones at equal seeds."""
+    """Images of a policy against the dense images at equal seeds."""
 
-    psnr_db: float  # median over the images: equal ones are infinite
+    psnr_db: float  # median over the images; infinite for equal ones
     ssim: float  # mean
-    accuracy: float | None = None  # what the scorer says, 0 to 1; None without one
+    accuracy: float | None = None  # 0 to 1; None without a scorer
 
     def values(self) -> tuple[float, ...]:
         return self.psnr_db, self.ssim, *(() if self.accuracy is None else (self.accuracy,))
@@ -31,7 +31,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Timing:
-    """Median milliseconds of all scales, of a policy and of dense, drawn in turn."""
+    """Median milliseconds of all scales, of a policy and of dense, drawn alternately."""
 
     ms: float
     dense_ms: float
@@ -45,7 +45,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Trial:
-    """A policy that was tried. `share` is the tokens it forwards relative to dense."""
+    """A policy that was tried. `share` is its forwarded tokens relative to dense."""
 
     policy: PruningPolicy
     share: float
@@ -54,17 +54,17 @@ class Trial:
 
     @property
     def ratio(self) -> float:
-        """Time relative to dense, of a trial that was timed."""
+        """Time relative to dense; of timed trials only."""
         assert self.timing is not None
         return self.timing.ratio
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """What a policy must reach. PSNR may drop from that of a reference policy; accuracy is a share of the dense one.
+    """Bounds on quality. The PSNR drop counts from a reference policy, the accuracy share from the dense accuracy.
 
     Raises:
-        InputError: a share outside 0 to 1, or a PSNR that is no number of decibels.
+        InputError: a share outside 0 to 1, or a negative or infinite PSNR.
     """
 
     min_psnr_db: float | None = None
@@ -101,7 +101,7 @@ Cost = Callable[[Trial], float]
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a search found: every trial, dense first; those that were timed; and the policy that PSNR drops from."""
+    """All trials of a search, dense first, and the policy that a PSNR drop counts from."""
 
     trials: tuple[Trial, ...]
     reference: PruningPolicy
@@ -117,32 +117,29 @@ class Tuning:
 
     @property
     def front(self) -> list[Trial]:
-        """Trials that no other one beats, the fastest first; by measured time."""
+        """Timed trials that no other trial dominates, the fastest first."""
         return front(self.timed, lambda trial: trial.ratio)
 
     @property
     def best(self) -> Trial:
-        """The fastest that meets the constraints. Dense does where no other one is faster."""
-        # A shallow model may have nothing that the published policy prunes: it is dense then.
+        """The fastest trial that meets the constraints; dense if there is none."""
+        # The published policy prunes nothing of a shallow model: it is dense then.
         reference = next((trial for trial in self.trials if trial.policy == self.reference), self.dense)
         fits = [t for t in self.timed if self.constraints.met_by(t.quality, self.dense.quality, reference.quality)]
         return min([*fits, self.dense], key=lambda trial: trial.ratio)
 
 
 def front(trials: Sequence[Trial], cost: Cost) -> list[Trial]:
-    """Those that no other trial beats: none is at most as costly, at least as good in everything, and not equal.
+    """The Pareto front, the cheapest first. Under any bounds on quality it holds the cheapest trial.
 
-    The cheapest trial under any bounds on quality is always among them.
+    One trial dominates another if it is nowhere worse, in cost and every quality, and somewhere better.
     """
-    kept = [t for t in trials if not any(_beats(other, t, cost) for other in trials)]
-    return sorted(kept, key=cost)
 
+    def dominates(one: Trial, other: Trial) -> bool:
+        pairs = [(cost(other), cost(one)), *zip(one.quality.values(), other.quality.values(), strict=True)]
+        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
-def _beats(one: Trial, other: Trial, cost: Cost) -> bool:
-    pairs = list(zip(one.quality.values(), other.quality.values(), strict=True))
-    if cost(one) > cost(other) or any(a < b for a, b in pairs):
-        return False
-    return cost(one) < cost(other) or any(a > b for a, b in pairs)
+    return sorted((t for t in trials if not any(dominates(other, t) for other in trials)), key=cost)
 
 
 def search(
@@ -153,47 +150,38 @@ def search(
     constraints: Constraints,
     spent: Callable[[], float],
 ) -> Tuning:
-    """Try the grid, then what lies around the front, by forwarded tokens; time the front alone.
+    """Try the grid, then neighbours of the front by forwarded tokens; time the front.
 
     Args:
-        judge: draws a policy's images and compares them.
+        judge: draws and compares a policy's images.
         clock: times a policy against dense.
-        reference: always tried; PSNR may drop from its.
-        spent: share of the budget that is gone; nothing new is tried once too much of it is.
+        reference: policy that a PSNR drop counts from; always tried.
+        spent: share of the budget that is spent. From `DRAWING_SHARE` on no policy is added.
     """
-    search = _Search(space, judge, spent)
-    search.consider(DENSE)
-    search.consider(reference)
-    search.try_all(space.grid())
-    for step in REFINING_STEPS:
-        around = [p for t in front(search.trials, _share) for p in space.neighbours(t.policy, step)]
-        search.try_all(around)
-    wanted = {id(trial) for trial in (*front(search.trials, _share), *search.trials[:2])}
-    timed = [replace(t, timing=clock(t.policy)) if id(t) in wanted else t for t in search.trials]
-    return Tuning(tuple(timed), reference, constraints)
+    trials: list[Trial] = []
+    seen: set[Hashable] = set()
 
+    def consider(policy: PruningPolicy) -> None:
+        key = space.key(policy)
+        if key not in seen:
+            seen.add(key)
+            trials.append(Trial(policy, space.share(policy), judge(policy)))
 
-class _Search:
-    """Trials so far, none of which is made twice."""
-
-    def __init__(self, space: PolicySpace, judge: Judge, spent: Callable[[], float]) -> None:
-        self._space, self._judge, self._spent = space, judge, spent
-        self.trials: list[Trial] = []
-        self._seen: set[object] = set()
-
-    def consider(self, policy: PruningPolicy) -> None:
-        key = self._space.key(policy)
-        if key not in self._seen:
-            self._seen.add(key)
-            self.trials.append(Trial(policy, self._space.share(policy), self._judge(policy)))
-
-    def try_all(self, policies: Sequence[PruningPolicy]) -> None:
-        """In an order that covers the range of costs, however soon the budget ends it."""
-        for policy in spread(self._space.distinct(policies), self._space.share):
-            if self._spent() >= DRAWING_SHARE:
+    def try_all(policies: Sequence[PruningPolicy]) -> None:
+        """Try policies in an order that covers the range of costs, wherever the budget ends."""
+        for policy in spread(space.distinct(policies), space.share):
+            if spent() >= DRAWING_SHARE:
                 return
-            self.consider(policy)
+            consider(policy)
 
+    def cheapest() -> list[Trial]:
+        return front(trials, lambda trial: trial.share)
 
-def _share(trial: Trial) -> float:
-    return trial.share
+    consider(DENSE)
+    consider(reference)
+    try_all(space.grid())
+    for step in REFINING_STEPS:
+        try_all([policy for trial in cheapest() for policy in space.neighbours(trial.policy, step)])
+    wanted = {id(trial) for trial in (*cheapest(), *trials[:2])}
+    timed = [replace(t, timing=clock(t.policy)) if id(t) in wanted else t for t in trials]
+    return Tuning(tuple(timed), reference, constraints)

@@ -1,6 +1,6 @@
-"""Draws the images that a search compares, and times policies against dense, pair by pair in one process.
+"""Draws and compares the images of a policy search, and times policies against dense in one process.
 
-Bundles come from a function, so that building them is somebody else's business, in another process.
+A function that the caller passes in builds the bundles, in another process.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ FEWEST_RUNS = 3
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is drawn: image i of `images` shows prompt i, counted round, with seed + i."""
+class TuningSetup:
+    """What is drawn: image i of `images` shows prompt i modulo their number, with seed + i."""
 
     prompts: tuple[str, ...]
     images: int
@@ -49,26 +49,26 @@ class Subject:
 
 
 class Gallery:
-    """Images of policies beside the dense ones.
+    """Images of policies and of dense.
 
     Args:
-        build: makes a policy's bundle.
-        scorer: says how right images are; None for no accuracy.
-        spent: share of the budget that is gone: timing makes do with fewer runs when all of it is.
-        told: hears what is being done.
+        build: builds the bundle of a policy.
+        scorer: gives the accuracy of images; None for no accuracy.
+        spent: share of the budget that is spent. From 1 on timing takes `FEWEST_RUNS` runs.
+        told: receives progress messages.
     """
 
     def __init__(
         self,
         build: Build,
-        subject: Subject,
+        setup: TuningSetup,
         scorer: Scorer | None = None,
         *,
         threads: int | None = None,
         spent: Callable[[], float] = lambda: 0.0,
         told: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._build, self.subject, self._scorer = build, subject, scorer
+        self._build, self.setup, self._scorer = build, setup, scorer
         self._threads, self._spent, self._told = threads, spent, told
         self._dense = self._load(DENSE)
         self._references: list[Pixels] = []
@@ -77,7 +77,7 @@ class Gallery:
         return Pipeline.load(self._build(policy), threads=self._threads)
 
     def judge(self, policy: PruningPolicy) -> Quality:
-        """Draw all images of a policy."""
+        """Draw all images of a policy and compare them with the dense ones."""
         self._told(f"drawing {policy.name}")
         if not self._references:
             self._references = self._draw(self._dense)
@@ -90,24 +90,24 @@ class Gallery:
         )
 
     def _draw(self, pipe: Pipeline) -> list[Pixels]:
-        numbers = range(self.subject.images)
-        drawn = (pipe(self.subject.prompt(i), seed=self.subject.seed + i).images[0] for i in numbers)
+        numbers = range(self.setup.images)
+        drawn = (pipe(self.setup.prompt(i), seed=self.setup.seed + i).images[0] for i in numbers)
         return [np.asarray(image) for image in drawn]
 
     def _accuracy(self, images: Sequence[Pixels]) -> float | None:
         if self._scorer is None:
             return None
-        found = self._scorer(images, [self.subject.prompt(i) for i in range(len(images))])
+        found = self._scorer(images, [self.setup.prompt(i) for i in range(len(images))])
         if not isinstance(found, int | float) or not 0 <= found <= 1:
             raise InputError(f"the scorer gave {found!r}", expected="a number from 0 to 1")
         return float(found)
 
     def time(self, policy: PruningPolicy) -> Timing:
-        """Draw a policy and dense in turn. Run -1 warms up and is excluded by construction."""
+        """Draw a policy and dense alternately. Run -1 is a warm-up and is not counted."""
         self._told(f"timing {policy.name}")
         pipes = (self._dense, self._dense if policy == DENSE else self._load(policy))
         spent: list[tuple[float, float]] = []
-        for run in range(-1, self.subject.runs):
+        for run in range(-1, self.setup.runs):
             pair = tuple(self._scales_ms(pipe, run) for pipe in pipes)
             if run >= 0:
                 spent.append((pair[0], pair[1]))
@@ -117,12 +117,12 @@ class Gallery:
         return Timing(dense if policy == DENSE else own, dense, len(spent))
 
     def _scales_ms(self, pipe: Pipeline, run: int) -> float:
-        image = run % self.subject.images
-        return pipe(self.subject.prompt(image), seed=self.subject.seed + image).timings[0].scales_ms
+        image = run % self.setup.images
+        return pipe(self.setup.prompt(image), seed=self.setup.seed + image).timings[0].scales_ms
 
 
 class Budget:
-    """Wall clock from now on, as the share of some minutes that is gone."""
+    """Share of some minutes of wall clock time that is spent since construction."""
 
     def __init__(self, minutes: float) -> None:
         if not 0 < minutes < 1e5:
@@ -136,7 +136,7 @@ class Budget:
 def tune_bundle(
     manifest: Manifest,
     build: Build,
-    subject: Subject,
+    setup: TuningSetup,
     constraints: Constraints,
     *,
     scorer: Scorer | None = None,
@@ -146,7 +146,7 @@ def tune_bundle(
 ) -> Tuning:
     """Search policies for a bundle's model and size.
 
-    PSNR may drop from that of the bundle's own policy; the published one stands in where the bundle is dense.
+    A PSNR drop counts from the bundle's own policy, or from the published one if the bundle is dense.
 
     Raises:
         InputError: the bundle cannot read prompts.
@@ -162,5 +162,5 @@ def tune_bundle(
     reference = (
         own if space.key(own) != space.key(DENSE) else family_named(manifest.family).policy("fastvar", schedule, depth)
     )
-    gallery = Gallery(build, subject, scorer, threads=threads, spent=budget.spent, told=told)
+    gallery = Gallery(build, setup, scorer, threads=threads, spent=budget.spent, told=told)
     return search(space, gallery.judge, gallery.time, reference, constraints, budget.spent)

@@ -1,11 +1,8 @@
-"""What a search found, to be read and to be used again: table, JSON record, plot, and a policy file for each member."""
+"""The results of a policy search: table, JSON record, plot, and a policy file for each member of the front."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,41 +13,43 @@ from ..engines.bundle import Bundle
 from ..errors import InputError
 from ..plan import policy_to_json, policy_to_toml
 from .charts import Point, scatter
+from .columns import Column, text_table
 from .environment import environment
+from .figures import pixels
 from .tune import Trial, Tuning
-from .tune_images import Subject
+from .tune_images import TuningSetup
+from .writing import write_json, write_text
 
 BEST = "best.toml"
 FRONT_FOLDER = "front"
 
 
 def write_all(
-    tuning: Tuning, bundle: Bundle, subject: Subject, out: Path, *, data: Path | None = None, plot: Path | None = None
+    tuning: Tuning, bundle: Bundle, setup: TuningSetup, out: Path, *, data: Path | None = None, plot: Path | None = None
 ) -> list[Path]:
-    """Write the JSON record, the plot, a TOML file for each member of the front, and one for the best.
+    """Write the JSON record, the plot, a TOML file for each member of the front, and one for the best policy.
 
     Args:
-        out: folder of it all; `data` and `plot` may lie elsewhere.
+        out: folder of all files; `data` and `plot` are other paths of the record and the plot.
 
     Raises:
         InputError: a file cannot be written.
     """
-    height, width = bundle.manifest.plan.schedule.pixels
-    title = f"{bundle.manifest.model}, {width}x{height}: pruning policies"
-    written = [write_json(data or out / "tune.json", record(tuning, bundle, subject))]
+    title = f"{bundle.manifest.model}, {pixels(bundle.manifest.plan.schedule.pixels)}: pruning policies"
+    written = [write_json(data or out / "tune.json", record(tuning, bundle, setup))]
     written.append(write_text(plot or out / "tune.svg", front_plot(tuning, title)))
     return [*written, *write_policies(tuning, out)]
 
 
-def record(tuning: Tuning, bundle: Bundle, subject: Subject) -> dict[str, Any]:
-    """Every trial and what it was made on, ready for json.dumps; an infinite PSNR, that of equal images, is None."""
+def record(tuning: Tuning, bundle: Bundle, setup: TuningSetup) -> dict[str, Any]:
+    """All trials, the set-up and the machine, ready for json.dumps. The PSNR of equal images is None."""
     return {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model": bundle.manifest.model,
         "checkpoint_digest": bundle.manifest.checkpoint_digest,
         "environment": environment(bundle.manifest),
         "sampling": vars(bundle.manifest.sampling),
-        "subject": vars(subject),
+        "subject": vars(setup),
         "reference": tuning.reference.name,
         "constraints": vars(tuning.constraints),
         "best": tuning.best.policy.name,
@@ -60,38 +59,29 @@ def record(tuning: Tuning, bundle: Bundle, subject: Subject) -> dict[str, Any]:
 
 
 def _trial(trial: Trial) -> dict[str, Any]:
-    timing = trial.timing
+    timing, psnr_db = trial.timing, trial.quality.psnr_db
     return {
         "policy": policy_to_json(trial.policy),
         "forwarded_share": trial.share,
-        "psnr_db": _finite(trial.quality.psnr_db),
-        "ssim": trial.quality.ssim,
-        "accuracy": trial.quality.accuracy,
+        **vars(trial.quality),
+        "psnr_db": psnr_db if math.isfinite(psnr_db) else None,
         "timing": None if timing is None else {**vars(timing), "ratio": timing.ratio},
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def front_table(tuning: Tuning) -> Table:
     """The front, the fastest first."""
     scored = tuning.dense.quality.accuracy is not None
-    table = Table(caption="times faster: all scales, drawn in turn with dense; tokens: forwarded, against dense")
-    table.add_column("policy", overflow="fold")
-    for heading in ("times faster", "tokens", "PSNR, dB", "SSIM", *(("accuracy",) if scored else ())):
-        table.add_column(heading, justify="right")
-    for trial in tuning.front:
-        table.add_row(*_cells(trial), style="bold" if trial is tuning.best else None)
-    return table
-
-
-def _cells(trial: Trial) -> list[str]:
-    quality = trial.quality
-    psnr = "equal" if math.isinf(quality.psnr_db) else f"{quality.psnr_db:.1f}"
-    cells = [trial.policy.name, f"{1 / trial.ratio:.2f}", f"{trial.share:.2f}", psnr]
-    return [*cells, f"{quality.ssim:.3f}", *([] if quality.accuracy is None else [f"{quality.accuracy:.3f}"])]
+    columns = [
+        Column("policy", "policy.name", justify="left", overflow="fold"),
+        Column("times faster", lambda trial: 1 / trial.ratio, "{:.2f}".format),
+        Column("tokens", "share", "{:.2f}".format),
+        Column("PSNR, dB", "quality.psnr_db", lambda db: "equal" if math.isinf(db) else f"{db:.1f}"),
+        Column("SSIM", "quality.ssim", "{:.3f}".format),
+        *([Column("accuracy", "quality.accuracy", "{:.3f}".format)] if scored else []),
+    ]
+    caption = "times faster: all scales, drawn in turn with dense; tokens: forwarded, against dense"
+    return text_table(columns, tuning.front, lambda trial: "bold" if trial is tuning.best else None, caption=caption)
 
 
 def best_line(tuning: Tuning) -> str:
@@ -111,19 +101,16 @@ def _told(trial: Trial) -> str:
 
 
 def front_plot(tuning: Tuning, title: str) -> str:
-    """SVG: PSNR over time, of everything that was timed. Equal images have no PSNR to show."""
-    on_front = {id(trial) for trial in tuning.front}
-    shown = [trial for trial in tuning.timed if math.isfinite(trial.quality.psnr_db)]
-    named = {id(tuning.best), *(id(trial) for trial in shown if trial.policy == tuning.reference)}
+    """SVG: PSNR over time of all timed trials but those with images equal to the dense ones.
+
+    Raises:
+        InputError: there are no others.
+    """
+    front, best = tuning.front, tuning.best
     points = [
-        Point(
-            trial.ratio,
-            trial.quality.psnr_db,
-            trial.policy.name,
-            on_front=id(trial) in on_front,
-            named=id(trial) in named,
-        )
-        for trial in shown
+        Point(t.ratio, t.quality.psnr_db, t.policy.name, t in front, named=t is best or t.policy == tuning.reference)
+        for t in tuning.timed
+        if math.isfinite(t.quality.psnr_db)
     ]
     if not points:
         raise InputError("every policy drew the dense images", fix="draw more images")
@@ -133,7 +120,7 @@ def front_plot(tuning: Tuning, title: str) -> str:
 
 
 def write_policies(tuning: Tuning, folder: Path) -> list[Path]:
-    """A TOML file for each member of the front, and one for the best.
+    """Write a TOML file for each member of the front, and one for the best policy.
 
     Raises:
         InputError: the folder cannot be written.
@@ -146,37 +133,3 @@ def write_policies(tuning: Tuning, folder: Path) -> list[Path]:
 def _toml(tuning: Tuning, trial: Trial) -> str:
     told = f"{trial.policy.name}: {trial.ratio:.2f} of the dense time, {_told(trial)}"
     return f"# {told}\n{policy_to_toml(trial.policy)}"
-
-
-def write_json(path: Path, data: dict[str, Any]) -> Path:
-    return write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a file and the folders it lies in.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    make_folder(path.parent)
-    with _writing(path):
-        path.write_text(text, encoding="utf-8")
-    return path
-
-
-def make_folder(path: Path) -> None:
-    """The folder and those it lies in, where they are not there.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    with _writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}", fix="check the path and its permissions") from error

@@ -26,7 +26,7 @@ from fastvar.profiling.nvml_probe import NvmlProbe
 from fastvar.profiling.profile import LAUNCH_WARM_UP, check_request, labels_of, measure
 from fastvar.profiling.records import MemoryEvent, Profile, Request, spread
 from fastvar.profiling.rows import engine_rows
-from fastvar.profiling.subject import Subject
+from fastvar.profiling.subject import ProfiledBundle
 from fastvar.runtime.events import ImageTimings, ScaleTiming
 from tests.fake_nvml import FakeNvml
 from tests.fake_tensorrt import FakeBackend, fake_gpu_bundle
@@ -123,7 +123,7 @@ def test_kept_tokens_are_those_of_the_image(measured: Profile):
 
 def test_kept_tokens_are_counted_for_the_conditional_row():
     """Indices into [L * R]: token * 2 + row."""
-    subject = object.__new__(Subject)
+    subject = object.__new__(ProfiledBundle)
     given = {"a": np.array([5 * 2, 5 * 2 + 1, 3 * 2 + 1, 0]), "b": np.array([5 * 2, 4 * 2 + 1])}
     subject.settings = SimpleNamespace(rows=2)
     subject.workspace = SimpleNamespace(read_view=given.get)
@@ -140,7 +140,7 @@ def test_the_image_is_the_pipelines(tiny_bundle: Path, bundle: Bundle):
 
     from fastvar import Pipeline
 
-    subject = Subject(bundle, REQUEST)
+    subject = ProfiledBundle(bundle, REQUEST)
     subject.timed_image()
     whole = Image.open(io.BytesIO(subject.image_png())).tobytes()
     assert whole == Pipeline.load(tiny_bundle)("a red circle", seed=3).images[0].tobytes()
@@ -151,9 +151,8 @@ def test_the_image_is_the_pipelines(tiny_bundle: Path, bundle: Bundle):
 
 
 def test_launches_are_those_whose_cost_is_counted(bundle: Bundle):
-    launches = [
-        (call.engine, call.layer, step and step.step.index) for step, call, _ in Subject(bundle, REQUEST).launches()
-    ]
+    profiled = ProfiledBundle(bundle, REQUEST)
+    launches = [(call.engine, call.layer, step and step.step.index) for step, call, _ in profiled.launches()]
     assert launches == [(call.engine, call.layer, call.scale) for call in engine_costs(bundle.manifest, 2).calls]
 
 
@@ -211,7 +210,7 @@ def test_spread():
 def test_a_bundle_without_a_text_encoder_draws_from_random_text(textless: Bundle):
     request = Request(runs=1, warm_up=1)
     check_request([textless], request)
-    subject = Subject(textless, request)
+    subject = ProfiledBundle(textless, request)
     assert subject.prompt is None
     launches = [call.engine for _, call, _ in subject.launches()]
     assert launches == [call.engine for call in engine_costs(textless.manifest, 2).calls]
@@ -231,7 +230,7 @@ def test_on_a_gpu(tiny_bundle: Path, bundle: Bundle, tmp_path: Path):
     run = memory_run(gpu, REQUEST, backend=FakeBackend(), probe=NvmlProbe(nvml=nvml))
     assert (run.recording.peak_bytes, run.recording.peak.source) == (4000, nvml_probe.CHANGE)
     assert len(run.launches) == len(engine_costs(gpu.manifest, 2).calls)
-    subject, expected = Subject(gpu, REQUEST, FakeBackend()), Subject(bundle, REQUEST)
+    subject, expected = ProfiledBundle(gpu, REQUEST, FakeBackend()), ProfiledBundle(bundle, REQUEST)
     (found,) = measure([subject], REQUEST, lambda *_: None)
     assert len(found.images) == len(found.launches) == 2
     assert list(subject.kept_maps()) == list(expected.kept_maps())

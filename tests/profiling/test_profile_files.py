@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from fastvar.errors import InputError
+from fastvar.errors import BackendError, InputError
 from fastvar.profiling.profile_files import COLUMNS, FILES, check_folder, write
 from fastvar.profiling.records import Profile
 
@@ -71,6 +72,15 @@ def test_what_is_no_file_is_left_alone(tmp_path: Path, kind: str):
     path.mkdir() if kind == "folder" else path.symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="was not written by"):
         check_folder(tmp_path)
+
+
+def test_a_template_engine_that_is_missing_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Before anything is measured."""
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(BackendError, match="jinja2") as caught:
+        check_folder(tmp_path / "new")
+    assert "fastvar-runtime[profile]" in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_is_no_folder(tmp_path: Path):

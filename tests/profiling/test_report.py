@@ -15,7 +15,7 @@ from PIL import Image
 from fastvar.profiling import kept_images, plots
 from fastvar.profiling.records import KeptMap, Profile
 from fastvar.profiling.report import HALF, NARROW, WIDE, report
-from fastvar.profiling.sampler import Recording
+from fastvar.profiling.samples import Recording
 from tests.profiling.conftest import PROMPT
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -16,7 +16,8 @@ from fastvar.errors import BackendError
 from fastvar.profiling import host_probe, nvml_probe
 from fastvar.profiling.host_probe import HostProbe
 from fastvar.profiling.nvml_probe import NvmlProbe
-from fastvar.profiling.sampler import Peak, Probe, Recording, Sample, Sampler, memory_of, sampler_for
+from fastvar.profiling.sampler import Sampler, sampler_for
+from fastvar.profiling.samples import Peak, Probe, Recording, Sample, memory_of
 from tests import fake_nvml
 from tests.fake_cuda import FakeDriver
 from tests.fake_nvml import BUS_ID, FakeNvml

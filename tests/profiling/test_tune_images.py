@@ -13,11 +13,11 @@ from fastvar.export.rebuild import rebuild
 from fastvar.plan import DENSE, PruningPolicy
 from fastvar.profiling.likeness import psnr, ssim
 from fastvar.profiling.tune import Constraints
-from fastvar.profiling.tune_images import Budget, Gallery, Subject, tune_bundle
+from fastvar.profiling.tune_images import Budget, Gallery, TuningSetup, tune_bundle
 from tests.conftest import TINY_POLICY
 
 OTHER = PruningPolicy("other")
-SUBJECT = Subject(("a red circle", "a blue square"), images=3, seed=4, runs=3)
+SUBJECT = TuningSetup(("a red circle", "a blue square"), images=3, seed=4, runs=3)
 
 
 @pytest.fixture
@@ -73,13 +73,13 @@ def test_dense_takes_as_long_as_dense(bundles: dict[str, Path]):
 
 
 def test_timing_makes_do_with_fewer_runs_when_the_budget_is_gone(bundles: dict[str, Path]):
-    long = Subject(SUBJECT.prompts, images=1, runs=50)
+    long = TuningSetup(SUBJECT.prompts, images=1, runs=50)
     assert Gallery(lambda policy: bundles[policy.name], long, spent=lambda: 1.0).time(OTHER).runs == 3
 
 
 @pytest.mark.parametrize("answer", [1.5, -0.1, float("nan"), "good", None])
 def test_a_scorer_that_gives_no_share(bundles: dict[str, Path], answer: object):
-    gallery = Gallery(lambda policy: bundles[policy.name], Subject(("red",), images=1), lambda *_: answer)
+    gallery = Gallery(lambda policy: bundles[policy.name], TuningSetup(("red",), images=1), lambda *_: answer)
     with pytest.raises(InputError, match="the scorer gave"):
         gallery.judge(DENSE)
 
@@ -87,7 +87,7 @@ def test_a_scorer_that_gives_no_share(bundles: dict[str, Path], answer: object):
 @pytest.mark.parametrize("wrong", [{"prompts": ()}, {"images": 0}, {"runs": 2}])
 def test_subjects_that_cannot_be_drawn(wrong: dict[str, object]):
     with pytest.raises(InputError):
-        Subject(**{"prompts": ("red",), "images": 1, **wrong})
+        TuningSetup(**{"prompts": ("red",), "images": 1, **wrong})
 
 
 @pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
