@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ..errors import CheckpointError, PlanError
 from ..plan import Drawing, GenerationPlan, PruningPolicy, load_policy, make_plan
-from ..schedule import ScaleSchedule, Size, find_schedule, parse_size
+from ..schedule import ScaleSchedule, Size, find_schedule, parse_size, square_schedule
 
 
 class TransformerShape(Protocol):
@@ -59,6 +59,62 @@ class ImageTokenizerShape(Protocol):
     @property
     def level_channels(self) -> tuple[int, ...]:
         """Channels per resolution, the finest first."""
+
+    @property
+    def residual_blocks(self) -> int:
+        """Residual blocks per resolution of the encoder; the decoder has one more."""
+
+
+class TransformerSizes:
+    """What follows from the sizes of a transformer; a family overrides what is different there."""
+
+    width: int
+    heads: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def first_tokens(self) -> int:
+        """Tokens of the first scale: one stands for the prompt or the class."""
+        return 1
+
+    @property
+    def patch(self) -> int:
+        """Tokenizer grid cells along one side of a token."""
+        return 1
+
+
+class SquareScales(TransformerSizes):
+    """A transformer that draws at the one size it was made for, on square token grids."""
+
+    scales: tuple[int, ...]  # side of every token grid
+
+    @property
+    def levels(self) -> int:
+        return len(self.scales)
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return square_schedule(self.scales)
+
+
+class ImageTokenizerSizes:
+    """What follows from the sizes of a convolutional image tokenizer."""
+
+    base_channels: int
+    channel_multipliers: tuple[int, ...]
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along one side of a latent grid cell."""
+        return 1 << (len(self.channel_multipliers) - 1)
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels per resolution, the finest first."""
+        return tuple(self.base_channels * m for m in self.channel_multipliers)
 
 
 @dataclass(frozen=True)

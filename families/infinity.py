@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..plan import PRESETS
 from ..schedule import ScaleSchedule, Size, all_schedules
-from .family import Family, from_fields
+from .family import Family, ImageTokenizerSizes, TransformerSizes, from_fields
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -17,7 +17,7 @@ def _require(condition: bool, problem: str) -> None:
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(TransformerSizes):
     """Sizes of an Infinity transformer (upstream: infinity/models/infinity.py).
 
     `code_channels` is what one token predicts, in bits: those of a tokenizer cell, times four under patchify.
@@ -46,18 +46,9 @@ class TransformerConfig:
         _require(self.width % self.pool_heads == 0, "width does not divide into the pooling heads")
 
     @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
     def pool_heads(self) -> int:
         """Heads of the attentive pooling: one per 128 text channels, per 64 in models wider than 4096."""
         return self.text_width // (64 if self.width > 4096 else 128)
-
-    @property
-    def first_tokens(self) -> int:
-        """Tokens of the first scale: the pooled text alone."""
-        return 1
 
     @property
     def layers_per_chunk(self) -> int:
@@ -75,7 +66,7 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
-class ImageTokenizerConfig:
+class ImageTokenizerConfig(ImageTokenizerSizes):
     """Sizes of the multi-scale binary-spherical image tokenizer (upstream: infinity/models/bsq_vae)."""
 
     bits: int
@@ -94,15 +85,6 @@ class ImageTokenizerConfig:
     def code_channels(self) -> int:
         """Channels of the latent that the decoder reads."""
         return self.bits
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels along one side of a latent grid cell."""
-        return 1 << (len(self.channel_multipliers) - 1)
-
-    @property
-    def level_channels(self) -> tuple[int, ...]:
-        return tuple(self.base_channels * m for m in self.channel_multipliers)
 
 
 def mlp_width(width: int, ratio: float = 4.0) -> int:

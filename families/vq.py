@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from .family import from_fields
+from .family import ImageTokenizerSizes, from_fields
 
 NORM_GROUPS = 32
 PHIS = 4  # upstream places the ticks of another number of them by another rule; none was published
 
 
 @dataclass(frozen=True)
-class VqTokenizerConfig:
+class VqTokenizerConfig(ImageTokenizerSizes):
     """Sizes of the tokenizer (upstream: VAR, models/vqvae.py and models/quant.py)."""
 
     codes: int  # rows of the codebook
@@ -43,16 +43,6 @@ class VqTokenizerConfig:
             raise CheckpointError(
                 f"the image tokenizer has {self.phis} phi convolutions", expected=f"{PHIS}, as all published ones have"
             )
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels along one side of a latent grid cell."""
-        return 1 << (len(self.channel_multipliers) - 1)
-
-    @property
-    def level_channels(self) -> tuple[int, ...]:
-        """Channels per resolution, the finest first."""
-        return tuple(self.base_channels * m for m in self.channel_multipliers)
 
 
 # The published tokenizer of all VAR models (vae_ch160v4096z32).
