@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engines.manifest import DecoderStage, DecoderTiles, EngineSet, StepEngines
 from ..errors import BuildError
-from ..families.infinity import ImageTokenizerConfig
+from ..families.family import ImageTokenizerShape
 from ..plan import GenerationPlan, StepPlan
 from ..schedule import Size
 from .decoder_stages import ConvIn, StagePlan, Tiling, decoder_stages
@@ -105,7 +105,7 @@ def latent_grid(plan: GenerationPlan, transformer: Any) -> Size:
     return height * transformer.patch, width * transformer.patch
 
 
-def _tiles(assembly: Assembly, config: ImageTokenizerConfig, grid: Size, rows: int) -> DecoderTiles:
+def _tiles(assembly: Assembly, config: ImageTokenizerShape, grid: Size, rows: int) -> DecoderTiles:
     tiling = Tiling(grid[0], rows)
     stages = tuple(_stage(assembly, plan, grid[1], tiling) for plan in decoder_stages(config))
     return DecoderTiles(rows, len(tiling.stripes), stages)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..families.family import ImageTokenizerShape
-from ..families.infinity import ImageTokenizerConfig
 from ..precision import Precision
 from ..schedule import Size
 from .image_tokenizer import Decoder, Encoder
@@ -92,52 +91,46 @@ class TextEncoder(nn.Module):
         return features
 
 
-class ImageDecoder(nn.Module):
-    """Summed codes [1, channels, h, w] -> image [1, 3, H, W] in [-1, 1]."""
+class ImageCoder(nn.Module):
+    """One half of an image tokenizer, for latents of a grid: from its one input to its one output."""
 
-    inputs = ("summed",)
-    outputs = ("image",)
-    kind: ClassVar[type[nn.Module]] = Decoder  # made with the configuration
+    kind: ClassVar[type[nn.Module]]  # made with the configuration
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     def __init__(self, config: ImageTokenizerShape, grid: Size) -> None:
         super().__init__()
         with torch.device("meta"):
-            self.decoder = type(self).kind(config)
-        self.config, self.grid = config, grid
-        self.weights = tuple(self.decoder.state_dict())
+            self.coder = type(self).kind(config)
+        self.weights = tuple(self.coder.state_dict())
+        self._shapes: Shapes = dict.fromkeys(("summed", "latent"), (1, config.code_channels, *grid))
+        self._shapes["image"] = (1, 3, grid[0] * config.patch_size, grid[1] * config.patch_size)
 
     def input_shapes(self) -> Shapes:
-        return {"summed": (1, self.config.code_channels, *self.grid)}
+        return {name: self._shapes[name] for name in self.inputs}
 
     def output_shapes(self) -> Shapes:
-        p = self.config.patch_size
-        return {"image": (1, 3, self.grid[0] * p, self.grid[1] * p)}
+        return {name: self._shapes[name] for name in self.outputs}
 
-    def forward(self, summed: Tensor, weights: Weights) -> Tensor:
-        image: Tensor = functional_call(self.decoder, weights, (summed,))
-        return image.clamp(-1, 1)
+    def forward(self, x: Tensor, weights: Weights) -> Tensor:
+        out: Tensor = functional_call(self.coder, weights, (x,))
+        return out
 
 
-class ImageEncoder(nn.Module):
+class ImageDecoder(ImageCoder):
+    """Summed codes [1, channels, h, w] -> image [1, 3, H, W] in [-1, 1]."""
+
+    kind: ClassVar[type[nn.Module]] = Decoder
+    inputs = ("summed",)
+    outputs = ("image",)
+
+    def forward(self, x: Tensor, weights: Weights) -> Tensor:
+        return super().forward(x, weights).clamp(-1, 1)
+
+
+class ImageEncoder(ImageCoder):
     """Image [1, 3, H, W] in [-1, 1] -> latent [1, bits, h, w], before quantisation."""
 
+    kind: ClassVar[type[nn.Module]] = Encoder
     inputs = ("image",)
     outputs = ("latent",)
-
-    def __init__(self, config: ImageTokenizerConfig, grid: Size) -> None:
-        super().__init__()
-        with torch.device("meta"):
-            self.encoder = Encoder(config)
-        self.config, self.grid = config, grid
-        self.weights = tuple(self.encoder.state_dict())
-
-    def input_shapes(self) -> Shapes:
-        p = self.config.patch_size
-        return {"image": (1, 3, self.grid[0] * p, self.grid[1] * p)}
-
-    def output_shapes(self) -> Shapes:
-        return {"latent": (1, self.config.bits, *self.grid)}
-
-    def forward(self, image: Tensor, weights: Weights) -> Tensor:
-        latent: Tensor = functional_call(self.encoder, weights, (image,))
-        return latent

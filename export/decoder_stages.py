@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.dtypes import size_bytes
-from ..families.infinity import ImageTokenizerConfig
+from ..families.family import ImageTokenizerShape
 from ..schedule import Size
-from .image_tokenizer import NORM_EPS, norm_groups
 from .rows import Shapes, Weights
+from .tokenizer_blocks import NORM_EPS, norm_groups
 
 HALO = 1  # rows that a convolution sees beyond its stripe, on either side
 
@@ -258,11 +258,11 @@ class StagePlan:
         return {"channels": self.channels, "rows": rows, "width": width, "tiling": tiling}
 
 
-def decoder_stages(config: ImageTokenizerConfig) -> Iterator[StagePlan]:
+def decoder_stages(config: ImageTokenizerShape) -> Iterator[StagePlan]:
     """All stages in order; one after another they are `image_tokenizer.Decoder`."""
     channels = config.level_channels
     last, inner = len(channels) - 1, channels[-1]
-    yield StagePlan(ConvIn, "", (config.bits, inner))
+    yield StagePlan(ConvIn, "", (config.code_channels, inner))
     for name in ("mid.block_1", "mid.block_2"):
         yield from _block(name, (inner, inner), 1)
     for level in reversed(range(len(channels))):
@@ -282,7 +282,7 @@ def _block(layer: str, channels: tuple[int, int], scale: int) -> Iterator[StageP
     yield StagePlan(SecondConv if keeps else ShortcutSecondConv, layer, (written, written), scale)
 
 
-def contiguous_bytes(config: ImageTokenizerConfig, grid: Size, rows: int, dtype: str) -> Iterator[tuple[str, int]]:
+def contiguous_bytes(config: ImageTokenizerShape, grid: Size, rows: int, dtype: str) -> Iterator[tuple[str, int]]:
     """What stripes lie apart by, in bytes, and its name: a library must accept addresses at multiples of it."""
     for channels, scale in {(c, 1 << i) for i, c in enumerate(reversed(config.level_channels))}:
         width = grid[1] * scale

@@ -53,6 +53,10 @@ class ImageTokenizerShape(Protocol):
         """Channels of the latent that the decoder reads."""
 
     @property
+    def base_channels(self) -> int:
+        """Channels of the first convolution of the encoder."""
+
+    @property
     def patch_size(self) -> int:
         """Pixels along one side of a latent grid cell."""
 
