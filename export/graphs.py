@@ -20,7 +20,7 @@ from ..engines.dtypes import BY_ONNX
 from ..engines.manifest import TensorSpec
 from ..precision import Precision
 from .quantise import SCALE, quantise_graph
-from .rows import OpenDims, Shapes, border_dtype
+from .rows import OpenDims, Shapes, border_dtype, topk_operator
 from .weights import Role, WeightSource
 
 OPSET = 23
@@ -193,7 +193,7 @@ def _export(
 ) -> Any:
     for noisy in ("torch.onnx", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), topk_operator():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         program = torch.onnx.export(
             module.eval(),

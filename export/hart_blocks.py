@@ -14,8 +14,7 @@ from ..schedule import Size
 from .block_steps import LARGER, AttendStep, ProjectStep, SubLayer, Tensors
 from .hart import ROTARY_BASE
 from .rows import ANY, OpenDims, Shapes, Weights, first, rms_norm, scale_rows, tokens_of, unit
-
-QUARTER = 0.25  # of the usual softmax scale, in models without l2-normalised queries
+from .transformer_blocks import QUARTER
 
 
 class Project(ProjectStep):

@@ -16,8 +16,7 @@ from ..families.hart import RESIDUAL_GAIN, HartConfig
 from ..schedule import Size
 from .block_steps import KEPT
 from .hart_diffusion import diffusion_steps
-from .infinity import layer_norm
-from .rows import ANY, OpenDims, Shapes, Weights, placed, rms_norm, stand_in, tokens_of
+from .rows import ANY, OpenDims, Shapes, Weights, layer_norm, placed, rms_norm, stand_in, tokens_of
 
 NET = "diffusion."
 

@@ -7,7 +7,6 @@ Knows nothing of schedules, pruning or sampling.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..families.infinity import TransformerConfig
-from .attention import attend
+from .pruning import LayerState, SubLayer
+from .rows import layer_norm
 from .tensor_shapes import dims, indices
+from .transformer_blocks import FeedForward, HeadNorm, RmsNorm, SelfAttention
 
 PATCHIFIED_CHANNELS = 56  # 8B: 14 bits in 2 x 2 cells; no other published model predicts 56
-MAX_LOG_SCALE = math.log(100.0)  # ceiling of the learned per-head attention scale
 
 
 @dataclass
@@ -69,48 +69,6 @@ class TextPool(nn.Module):
         return out
 
 
-class RmsNorm(nn.Module):
-    """RMSNorm in fp32, eps 1e-6."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.float()
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
-
-
-class SelfAttention(nn.Module):
-    """Cosine attention with a learned scale per head; keys are cached after normalisation and rotary."""
-
-    zero_k_bias: Tensor
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads, self.head_dim = config.heads, config.head_dim
-        self.mat_qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(config.width))
-        self.v_bias = nn.Parameter(torch.zeros(config.width))
-        self.register_buffer("zero_k_bias", torch.zeros(config.width))
-        self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4.0)))
-        self.proj = nn.Linear(config.width, config.width)
-
-    def project(self, h: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed tokens h [B, L, C], rotary [2, (B,) L, hd / 2] -> q, k, v, each [B, H, L, hd]."""
-        bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        qkv = F.linear(h, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, self.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q = F.normalize(q, dim=-1, eps=1e-12) * self.scale_mul_1H11.clamp(max=MAX_LOG_SCALE).exp()
-        k = F.normalize(k, dim=-1, eps=1e-12)
-        return rotate(q, rotary), rotate(k, rotary), v
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [B, H, L, hd] over k, v [B, H, S, hd] -> [B, L, C]. No mask: all that is cached is seen."""
-        out: Tensor = self.proj(attend(q, k, v, 1.0).transpose(1, 2).flatten(2))
-        return out
-
-
 class CrossAttention(nn.Module):
     """Plain scaled attention to the text; no rotary, no cosine."""
 
@@ -139,23 +97,12 @@ class CrossAttention(nn.Module):
         return projected
 
 
-class FeedForward(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.width, config.mlp_width)
-        self.fc2 = nn.Linear(config.mlp_width, config.width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(h), approximate="tanh"))
-        return out
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention, feed-forward: three sub-layers on one fp32 residual stream."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.sa = SelfAttention(config)
+        self.sa = SelfAttention(config, stores_key_bias=True)
         self.ca = CrossAttention(config)
         self.ffn = FeedForward(config)
         self.ca_norm = nn.LayerNorm(config.width, eps=1e-6)
@@ -168,7 +115,8 @@ class Block(nn.Module):
     def project_qkv(self, x: Tensor, shared: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Residual tokens [B, L, C] -> q, k, v [B, H, L, hd]."""
         _, _, scale1, _, shift1, _ = self.modulation(shared)
-        return self.sa.project(layer_norm(x) * (1 + scale1) + shift1, rotary)
+        q, k, v = self.sa.project(layer_norm(x) * (1 + scale1) + shift1)
+        return rotate(q, rotary), rotate(k, rotary), v
 
     def self_attention(self, q: Tensor, k: Tensor, v: Tensor, shared: Tensor) -> Tensor:
         return self.modulation(shared)[0] * self.sa.attend(q, k, v)
@@ -180,6 +128,20 @@ class Block(nn.Module):
         _, gamma2, _, scale2, _, shift2 = self.modulation(shared)
         return gamma2 * self.ffn(layer_norm(x) * (1 + scale2) + shift2)
 
+    def sub_layers(self, condition: Condition, rotary: Tensor, state: LayerState) -> dict[str, SubLayer]:
+        """The sub-layers in order, for one scale with its rotary [2, L, hd / 2] (see pruning.run_block)."""
+        shared, (text_k, text_v) = condition.modulation, self.ca.text_kv(condition.text)
+
+        def self_attention(tokens: Tensor, kept: Tensor | None) -> Tensor:
+            q, k, v = self.project_qkv(tokens, shared, rotary if kept is None else rotary[:, kept])
+            return self.self_attention(q, *state.appended(k, v), shared)
+
+        return {
+            "sa": self_attention,
+            "ca": lambda tokens, _: self.cross_attention(tokens, text_k, text_v, condition.text_mask),
+            "ffn": lambda tokens, _: self.feed_forward(tokens, shared),
+        }
+
 
 class LayerChunk(nn.Module):
     """A chunk of layers under its official key, `block_chunks.<chunk>.module`."""
@@ -187,18 +149,6 @@ class LayerChunk(nn.Module):
     def __init__(self, blocks: list[Block]) -> None:
         super().__init__()
         self.module = nn.ModuleList(blocks)
-
-
-class HeadNorm(nn.Module):
-    """Layer norm modulated by the pooled text: the last norm before the head."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    def forward(self, x: Tensor, sos: Tensor) -> Tensor:
-        scale, shift = self.ada_lin(sos).unflatten(-1, (2, -1)).permute(1, 0, 2).unsqueeze(2)  # [B, 1, C]
-        return layer_norm(x) * (1 + scale) + shift
 
 
 class InfinityTransformer(nn.Module):
@@ -257,11 +207,6 @@ class InfinityTransformer(nn.Module):
 def _per_query(mask: Tensor | None) -> Tensor | None:
     """[B, T] -> [B, 1, 1, T]. No mask rather than one that hides nothing: masks rule out torch's fastest kernels."""
     return None if mask is None else mask[:, None, None, :]
-
-
-def layer_norm(x: Tensor) -> Tensor:
-    """Layer norm without parameters, eps 1e-6."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..families.infinity import TransformerConfig
-from .infinity import MAX_LOG_SCALE
+from .transformer_blocks import MAX_LOG_SCALE
 from .weights import Role, WeightSource, getter
 
 

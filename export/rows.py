@@ -6,16 +6,19 @@ behind it without a copy. Selection and residual stream are fp32 whatever the we
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.scratch import LONGEST_TOPK
 from ..precision import Precision
 from ..resize import area_ends
 from ..schedule import Size
-from .infinity import layer_norm
-
-LONGEST_TOPK = 3840  # TensorRT's limit
 
 # Activations at the border of a graph that are neither fp32 nor of the compute precision, and those that are.
 INTEGERS = frozenset({"kept", "kept_ca", "kept_ffn", "ids", "attention_mask", "labels", "top_k", "codes", "positions"})
@@ -24,6 +27,8 @@ COMPUTED = frozenset(
     | {f"{end}_{sub_layer}" for end in ("cache", "cached") for sub_layer in ("sa", "ca", "ffn")}
     | {"stripe", "inner_stripe", "residual", "stripe_out", "inner_stripe_out"}
 )
+
+_TOPK_OPERATOR: ContextVar[bool] = ContextVar("topk_operator", default=False)
 
 Weights = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
@@ -46,19 +51,53 @@ def stand_in(size: Size, other: Size) -> Size:
 
 
 def select(x: Tensor, rows: int, count: int) -> Tensor:
-    """Token indices [count, R] of each guidance row's pivotal tokens in x [L * R, C] (see pruning.select)."""
-    grid = x.view(-1, rows, x.shape[-1])
-    score = (grid - grid.mean(dim=0, keepdim=True)).square().sum(-1)  # [L, R]
-    return largest(score, count)
+    """Token indices [count, R] of each guidance row's pivotal tokens in x [L * R, C]."""
+    return pivotal(x.view(-1, rows, x.shape[-1]), count)
 
 
-def largest(score: Tensor, count: int) -> Tensor:
-    """Indices [count, R] of the largest of score [L, R], none negative; in turns where the compilers' limit asks."""
-    if not isinstance(count, int) or count <= LONGEST_TOPK:  # a size left open is none of those compilers'
-        return torch.topk(score, count, dim=0).indices
-    first = torch.topk(score, LONGEST_TOPK, dim=0).indices
-    rest = score.scatter(0, first, -1.0)  # out of the running: a squared distance is never negative
-    return torch.cat((first, largest(rest, count - LONGEST_TOPK)))
+def pivotal(tokens: Tensor, count: int) -> Tensor:
+    """Indices [count, R] of the tokens [L, R, C] farthest from their mean, farthest first, the lowest first on ties.
+
+    Tokens are the fp32 residual stream before any norm: in bf16 scores tie and other tokens win.
+    """
+    score = (tokens - tokens.mean(dim=0, keepdim=True)).square().sum(-1)  # [L, R]
+    return largest(score, count, dim=0, lowest=-1.0)[1]  # a squared distance is never negative
+
+
+def largest(x: Tensor, count: int, dim: int, lowest: float) -> tuple[Tensor, Tensor]:
+    """The `count` largest of fp32 x along a dimension, falling, and their indices (int64); on ties the lowest first.
+
+    All of x is above `lowest`. ONNX defines TopK so, torch does not: outside graphs, distinct integers are ranked that
+    fall with x and then with the index. Graphs rank in turns where their compilers' limit asks.
+    """
+    if not _TOPK_OPERATOR.get():
+        index = torch.topk(_distinct(x, dim), count, dim=dim).indices
+        return x.gather(dim, index), index
+    turns = [torch.topk(x, min(count, LONGEST_TOPK), dim=dim)]
+    for ranked in range(LONGEST_TOPK, count, LONGEST_TOPK):
+        x = x.scatter(dim, turns[-1].indices, lowest)
+        turns.append(torch.topk(x, min(count - ranked, LONGEST_TOPK), dim=dim))
+    if len(turns) == 1:
+        return turns[0].values, turns[0].indices
+    return torch.cat([turn.values for turn in turns], dim), torch.cat([turn.indices for turn in turns], dim)
+
+
+def _distinct(x: Tensor, dim: int) -> Tensor:
+    """Integers in the order of x along a dimension, of which no two are equal: of equal x the first has the largest."""
+    bits = (x + 0.0).view(torch.int32)  # -0.0 becomes 0.0; the bits of positive numbers are in their order
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
+    index = torch.arange(x.shape[dim], device=x.device).view([-1 if d == dim else 1 for d in range(x.dim())])
+    return (ordered << 32) - index
+
+
+@contextmanager
+def topk_operator() -> Iterator[None]:
+    """What is traced within ranks by the TopK operator, for compilers of graphs."""
+    token = _TOPK_OPERATOR.set(True)
+    try:
+        yield
+    finally:
+        _TOPK_OPERATOR.reset(token)
 
 
 def rows_of(token: Tensor, rows: int) -> Tensor:
@@ -113,6 +152,11 @@ def attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, widt
         scores = scores + bias
     out = torch.softmax(scores, dim=-1).to(values.dtype) @ values.transpose(0, 1)  # [R * heads, k, hd]
     return out.transpose(0, 1).reshape(-1, width)
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Layer norm without parameters along the last axis, eps 1e-6."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:

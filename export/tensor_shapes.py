@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import CheckpointError
 
 Shapes = dict[str, tuple[int, ...]]
+T = TypeVar("T")
 
 
 def shapes_of(state: Mapping[str, Any]) -> Shapes:
@@ -24,6 +25,11 @@ def module_shapes(make: Any, config: Any) -> Shapes:
     with torch.device("meta"):
         module: nn.Module = make(config)
     return shapes_of(module.state_dict())
+
+
+def without_derived(state: Mapping[str, T], derived: re.Pattern[str], kept: Iterable[str] = ()) -> dict[str, T]:
+    """A checkpoint without the tensors that follow from its configuration, which it may hold or not; `kept` stay."""
+    return {name: tensor for name, tensor in state.items() if name in kept or not derived.search(name)}
 
 
 def indices(names: Iterable[str], pattern: str) -> set[tuple[int, ...]]:

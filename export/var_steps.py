@@ -15,12 +15,11 @@ from ..plan import StepPlan
 from .block_steps import AttendStep, ProjectStep, SubLayer, Tensors
 from .graphs import StepGraph
 from .rows import Shapes, Weights, first, modulate, scale_rows, tokens_of, unit
+from .transformer_blocks import QUARTER
 from .var import DERIVED, VarTransformer, infer_transformer
 from .vq_steps import CodebookWiring, CodeBridge, LayerModulation, attention_weights, codebook_weights
 from .weights import Role, WeightSource, getter
 from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph
-
-QUARTER = 0.25  # of the usual softmax scale, in models without l2-normalised queries
 
 
 class Condition(nn.Module):

@@ -19,8 +19,8 @@ from ..resize import area_matrix, bicubic_matrix
 from ..schedule import Size
 from .block_steps import Tensors
 from .coders import ImageDecoder
-from .infinity import MAX_LOG_SCALE
-from .rows import ANY, LONGEST_TOPK, OpenDims, Shapes, Weights, first, stand_in, tokens_of
+from .rows import ANY, OpenDims, Shapes, Weights, first, largest, stand_in, tokens_of
+from .transformer_blocks import MAX_LOG_SCALE
 from .vq_tokenizer import LatentDecoder, VqTokenizer, infer_vq_tokenizer
 from .weights import Role, WeightSource, getter
 from .wiring import Wiring
@@ -264,7 +264,7 @@ class Ranking:
     def __init__(self, logits: Tensor, count: int, cut: Tensor, top_k: Tensor | None) -> None:
         """count: how many are ranked; top_k [1] (int64) of those are left, 0 for all; cut [1] = 1 - top_p."""
         self.logits = logits
-        self.values, self.index = largest(logits, count)
+        self.values, self.index = largest(logits, count, dim=1, lowest=2 * HIDDEN)
         mass = (self.values - self.values[:, :1]).exp()
         if top_k is not None:
             rank = torch.where((top_k < 1) | (top_k > count), count, top_k) - 1
@@ -288,16 +288,6 @@ class Ranking:
         left = torch.where(self.logits >= least, self.logits, HIDDEN)
         temperature = (0.27 * (1 - 0.95 * ratio)).clamp(min=COLDEST)
         return torch.softmax((left * (1 + ratio) + gumbel) / temperature, dim=-1)
-
-
-def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest of every row of x [L, V], falling, and where they are: [L, count]; in turns where the limit asks."""
-    if count <= LONGEST_TOPK:
-        return torch.topk(x, count, dim=1)
-    values, index = torch.topk(x, LONGEST_TOPK, dim=1)
-    rest = x.scatter(1, index, 2 * HIDDEN)
-    further, places = torch.topk(rest, count - LONGEST_TOPK, dim=1)
-    return torch.cat((values, further), dim=1), torch.cat((index, places), dim=1)
 
 
 def running_sums(x: Tensor, falling: bool = False) -> Tensor:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastvar.export.tensor_files import read_json
-from fastvar.export.var import VarTransformer, infer_transformer, without_derived
+from fastvar.export.tensor_shapes import without_derived
+from fastvar.export.var import DERIVED, VarTransformer, infer_transformer
 from fastvar.export.var_reference import (
     Noise,
     ScaleTrace,
@@ -77,7 +78,7 @@ class Recorded:
 def read_folder(folder: Path) -> Recorded:
     """Both models with their recorded weights, the unrecorded encoder left as it is made."""
     meta = read_json(folder / "manifest.json")
-    state = without_derived(_weights(folder / "weights_var.safetensors"))
+    state = without_derived(_weights(folder / "weights_var.safetensors"), DERIVED)
     images = _weights(folder / "weights_vae.safetensors")
     config = infer_transformer({name: tuple(tensor.shape) for name, tensor in state.items()})
     model = VarTransformer(config).eval().requires_grad_(False)
