@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..families.family import TransformerShape
 from ..schedule import Size
@@ -31,6 +31,7 @@ from .rows import (
     stand_in,
     tokens_of,
 )
+from .steps import Step
 
 SMALLER, SIZE, LARGER = (3, 5), (6, 7), (11, 13)  # grids that stand for all others
 KEPT, GUIDED, PAST = 23, 13, 61
@@ -46,7 +47,7 @@ def _kept(arguments: dict[str, Any], size: Size) -> int:
     return min(KEPT, tokens_of(size) - 1) if arguments["kept"] > 1 else 1
 
 
-class ProjectStep(nn.Module, ABC):
+class ProjectStep(Step, ABC):
     """First half of a block: (select, gather,) norm, qkv, positions. Its keys and values go to the cache.
 
     x [L * R, C] and what the family's blocks are `given` -> q, keys, values [k, R * heads, hd], and when pruned
@@ -104,13 +105,11 @@ class ProjectStep(nn.Module, ABC):
     def take_sizes(self, memory: dict[str, Tensor]) -> None:
         self.kept = memory["q"].shape[0]
 
-    def input_shapes(self) -> Shapes:
-        return {"x": (tokens_of(self.size) * self.rows, self.config.width), **self.given_shapes()}
-
-    def output_shapes(self) -> Shapes:
+    def border(self) -> Shapes:
         c, R = self.config, self.rows
-        shapes: Shapes = dict.fromkeys(self.outputs[:3], (self.kept, R * c.heads, c.head_dim))
-        return shapes | ({"kept": (self.kept * R,)} if self.prunes else {})
+        head_rows = (self.kept, R * c.heads, c.head_dim)
+        own: Shapes = {"x": (tokens_of(self.size) * R, c.width), "kept": (self.kept * R,)}
+        return {**own, **dict.fromkeys(("q", "keys", "values"), head_rows), **self.given_shapes()}
 
     def forward(self, x: Tensor, *given: Tensor, weights: Weights) -> tuple[Tensor, ...]:
         c, named = self.config, dict(zip(self.given, given, strict=True))
@@ -128,7 +127,7 @@ class ProjectStep(nn.Module, ABC):
         return (q.reshape(shape), k.reshape(shape), v.reshape(shape), *kept)
 
 
-class AttendStep(nn.Module, ABC):
+class AttendStep(Step, ABC):
     """Second half of a block: attention over the cache and the other sub-layers, each restored where pruned.
 
     x [L * R, C], q [k, R * heads, hd], keys, values [S, R * heads, hd] and what the family's blocks are `given`; when
@@ -145,7 +144,6 @@ class AttendStep(nn.Module, ABC):
     sub_layers: ClassVar[tuple[str, ...]]
     attentions = 1  # that a compiler of GPU engines must fuse
     attention = staticmethod(attention)  # programs.py puts another form in its place
-    weights: tuple[str, ...]
 
     def __init__(
         self,
@@ -226,30 +224,21 @@ class AttendStep(nn.Module, ABC):
         sizes = {"size": size, "kept": kept, "past": guided + (0 if alone else PAST), "guided_past": guided}
         return {**arguments, **sizes, "cached_size": cached and stand_in(cached, SMALLER)}
 
-    def take_sizes(self, memory: dict[str, Tensor]) -> None:
-        """All are in the shapes of the inputs."""
-
-    def input_shapes(self) -> Shapes:
-        c, R, L = self.config, self.rows, tokens_of(self.size)
+    def border(self) -> Shapes:
+        c, R = self.config, self.rows
+        whole, kept = (tokens_of(self.size) * R, c.width), (self.kept * R,)
         kv = (self.past - self.guided_past + self.kept, R * c.heads, c.head_dim)
-        shapes: Shapes = {
-            "x": (L * R, c.width),
+        older = (self.guided_past, self.text_rows * c.heads, c.head_dim)
+        cached = (tokens_of(self.cached_size or self.size) * self.cached_rows, c.width)
+        return {
+            **dict.fromkeys(("x", "x_out", *(f"cache_{name}" for name in self.sub_layers)), whole),
             "q": (self.kept, R * c.heads, c.head_dim),
             **dict.fromkeys(("keys", "values"), kv),
+            **dict.fromkeys(("kept", *(f"kept_{name}" for name in self.sub_layers)), kept),
+            **dict.fromkeys(self._cached, cached),
+            **dict.fromkeys(("guided_keys", "guided_values"), older),
             **self.given_shapes(),
         }
-        if self.prunes:
-            assert self.cached_size is not None
-            cached = (tokens_of(self.cached_size) * self.cached_rows, c.width)
-            shapes |= {"kept": (self.kept * R,), **dict.fromkeys(self._cached, cached)}
-        if self.guided_past:
-            older = (self.guided_past, self.text_rows * c.heads, c.head_dim)
-            shapes |= dict.fromkeys(("guided_keys", "guided_values"), older)
-        return shapes
-
-    def output_shapes(self) -> Shapes:
-        whole, kept = (tokens_of(self.size) * self.rows, self.config.width), (self.kept * self.rows,)
-        return {name: kept if name.startswith("kept") else whole for name in self.outputs}
 
     def forward(
         self, x: Tensor, q: Tensor, keys: Tensor, values: Tensor, *further: Tensor, weights: Weights

@@ -15,6 +15,7 @@ from ..precision import Precision
 from ..schedule import Size
 from .image_tokenizer import Decoder, Encoder
 from .rows import Shapes, Weights
+from .steps import Step
 from .weights import Role
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _t5_attention(
     return (torch.softmax(scores, dim=-1).to(value.dtype) @ value).transpose(1, 2), None
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Step):
     """T5 encoder: ids [1, T], attention_mask [1, T] (both int64) -> features [T, Ct]; padding rows are undefined.
 
     The residual stream is fp32, as it is where the published programs run T5: it starts as fp32 embeddings.
@@ -77,11 +78,9 @@ class TextEncoder(nn.Module):
         # The embedding goes by two names in T5; functional_call ties the second itself, and refuses both.
         self.weights = tuple(name for name in self.model.state_dict() if name != "encoder.embed_tokens.weight")
 
-    def input_shapes(self) -> Shapes:
-        return dict.fromkeys(self.inputs, (1, self.text_length))
-
-    def output_shapes(self) -> Shapes:
-        return {"features": (self.text_length, self.model.config.d_model)}
+    def border(self) -> Shapes:
+        tokens = (1, self.text_length)
+        return {"ids": tokens, "attention_mask": tokens, "features": (self.text_length, self.model.config.d_model)}
 
     def forward(self, ids: Tensor, attention_mask: Tensor, weights: Weights) -> Tensor:
         embedded = F.embedding(ids, weights["shared.weight"]).float()
@@ -91,26 +90,22 @@ class TextEncoder(nn.Module):
         return features
 
 
-class ImageCoder(nn.Module):
+class ImageCoder(Step):
     """One half of an image tokenizer, for latents of a grid: from its one input to its one output."""
 
     kind: ClassVar[type[nn.Module]]  # made with the configuration
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
     def __init__(self, config: ImageTokenizerShape, grid: Size) -> None:
         super().__init__()
         with torch.device("meta"):
             self.coder = type(self).kind(config)
         self.weights = tuple(self.coder.state_dict())
-        self._shapes: Shapes = dict.fromkeys(("summed", "latent"), (1, config.code_channels, *grid))
-        self._shapes["image"] = (1, 3, grid[0] * config.patch_size, grid[1] * config.patch_size)
+        self.config, self.grid = config, grid
 
-    def input_shapes(self) -> Shapes:
-        return {name: self._shapes[name] for name in self.inputs}
-
-    def output_shapes(self) -> Shapes:
-        return {name: self._shapes[name] for name in self.outputs}
+    def border(self) -> Shapes:
+        c, (h, w) = self.config, self.grid
+        latent = (1, c.code_channels, h, w)
+        return {"summed": latent, "latent": latent, "image": (1, 3, h * c.patch_size, w * c.patch_size)}
 
     def forward(self, x: Tensor, weights: Weights) -> Tensor:
         out: Tensor = functional_call(self.coder, weights, (x,))

@@ -13,12 +13,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engines.dtypes import size_bytes
 from ..families.family import ImageTokenizerShape
 from ..schedule import Size
 from .rows import Shapes, Weights
+from .steps import Step
 from .tokenizer_blocks import NORM_EPS, norm_groups
 
 HALO = 1  # rows that a convolution sees beyond its stripe, on either side
@@ -38,7 +39,7 @@ class Tiling:
         return (self.rows,) * whole + ((rest,) if rest else ())
 
 
-class Stage(nn.Module):
+class Stage(Step):
     """One stage for stripes of `rows` rows, as they are read, of an image `width` wide.
 
     `channels` are those read and those written. Inputs and outputs: a stripe of the residual stream [rows, C, W], which
@@ -56,24 +57,16 @@ class Stage(nn.Module):
         super().__init__()
         self.channels, self.rows, self.width, self.tiling = channels, rows, width, tiling
 
-    def input_shapes(self) -> Shapes:
+    def border(self) -> Shapes:
         read, written = self.channels
-        shapes = {
-            "stripe": (self.rows + 2 * HALO, read, self.width),
-            "inner_stripe": (self.rows + 2 * HALO, read, self.width),
-            "residual": (self.rows, written, self.width),
-            "above": (1,),
-            "below": (1,),
+        rows_out = (self.rows, written, self.width)
+        return {
+            **dict.fromkeys(("stripe", "inner_stripe"), (self.rows + 2 * HALO, read, self.width)),
+            **dict.fromkeys(("above", "below"), (1,)),
             "statistics": (len(self.tiling.stripes), 2, norm_groups(read)),
+            **dict.fromkeys(("residual", "stripe_out", "inner_stripe_out", "image"), rows_out),
+            "statistics_out": (2, norm_groups(written)),
         }
-        return {name: shapes[name] for name in self.inputs}
-
-    def output_shapes(self) -> Shapes:
-        return self._written(self.rows, self.channels[1], self.width, (2, norm_groups(self.channels[1])))
-
-    def _written(self, rows: int, channels: int, width: int, statistics: tuple[int, ...]) -> Shapes:
-        rows_out = dict.fromkeys(("stripe_out", "inner_stripe_out", "image"), (rows, channels, width))
-        return {name: rows_out.get(name, statistics) for name in self.outputs}
 
     def inside(self, x: Tensor, above: Tensor, below: Tensor) -> Tensor:
         """x [rows + 2, C, W] with zeros for rows beyond the image: there a convolution is padded."""
@@ -97,12 +90,9 @@ class ConvIn(Stage):
     inputs = ("summed",)
     weights = ("conv_in.conv.weight", "conv_in.conv.bias")
 
-    def input_shapes(self) -> Shapes:
-        return {"summed": (1, self.channels[0], self.rows, self.width)}
-
-    def output_shapes(self) -> Shapes:
-        written = self.channels[1]
-        return self._written(self.rows, written, self.width, (len(self.tiling.stripes), 2, norm_groups(written)))
+    def border(self) -> Shapes:
+        groups = (len(self.tiling.stripes), 2, norm_groups(self.channels[1]))
+        return {**super().border(), "summed": (1, self.channels[0], self.rows, self.width), "statistics_out": groups}
 
     def forward(self, summed: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         weight = weights["conv_in.conv.weight"]
@@ -151,9 +141,8 @@ class ShortcutFirstConv(FirstConv):
     outputs = Stage.outputs
     weights = (*FirstConv.weights, "nin_shortcut.conv.weight", "nin_shortcut.conv.bias")
 
-    def output_shapes(self) -> Shapes:
-        written = self.channels[1]
-        return self._written(self.rows, 2 * written, self.width, (2, norm_groups(written)))
+    def border(self) -> Shapes:
+        return {**super().border(), "stripe_out": (self.rows, 2 * self.channels[1], self.width)}
 
     def forward(
         self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
@@ -170,11 +159,8 @@ class ShortcutSecondConv(Stage):
     label = "conv2-shortcut"
     weights = SecondConv.weights
 
-    def input_shapes(self) -> Shapes:
-        written = self.channels[1]
-        whole = (self.rows + 2 * HALO, 2 * written, self.width)
-        groups = (len(self.tiling.stripes), 2, norm_groups(written))
-        return {**super().input_shapes(), "stripe": whole, "statistics": groups}
+    def border(self) -> Shapes:
+        return {**super().border(), "stripe": (self.rows + 2 * HALO, 2 * self.channels[1], self.width)}
 
     def forward(
         self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
@@ -192,9 +178,8 @@ class UpsampleConv(Stage):
     inputs = ("stripe", "above", "below")
     weights = ("conv.conv.weight", "conv.conv.bias")
 
-    def output_shapes(self) -> Shapes:
-        written = self.channels[1]
-        return self._written(2 * self.rows, written, 2 * self.width, (2, norm_groups(written)))
+    def border(self) -> Shapes:
+        return {**super().border(), "stripe_out": (2 * self.rows, self.channels[1], 2 * self.width)}
 
     def forward(self, stripe: Tensor, above: Tensor, below: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         x = self.inside(stripe, above, below).transpose(0, 1)[None]

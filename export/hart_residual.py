@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..families.hart import RESIDUAL_GAIN, HartConfig
 from ..schedule import Size
 from .block_steps import KEPT
 from .hart_diffusion import diffusion_steps
 from .rows import ANY, OpenDims, Shapes, Weights, layer_norm, placed, rms_norm, stand_in, tokens_of
+from .steps import Step
 
 NET = "diffusion."
 
 
-class Residual(nn.Module):
+class Residual(Step):
     """What codes cannot say of the last scale's tokens, added to the running sum.
 
     x [m * R, C] from the last block, codes [m] (int64), residual_noise [steps, m, Cv] (normal: where sampling starts,
@@ -50,23 +51,16 @@ class Residual(nn.Module):
         part = arguments.get("part", 0)
         return {**arguments, "size": stand_in(arguments["size"], (6, 7)), "part": KEPT if part > 1 else part}
 
-    def take_sizes(self, memory: dict[str, Tensor]) -> None:
-        """All are in the shapes of the inputs."""
-
-    def input_shapes(self) -> Shapes:
+    def border(self) -> Shapes:
         c, m = self.config, self.part or tokens_of(self.size)
-        shapes: Shapes = {
+        return {
             "x": (m * self.rows, c.width),
             "codes": (m,),
             "residual_noise": (c.diffusion_steps, m, c.code_channels),
-            "summed": (1, c.code_channels, *self.size),
+            **dict.fromkeys(("summed", "summed_out"), (1, c.code_channels, *self.size)),
             "guidance": (1,),
             "positions": (m,),
         }
-        return {name: shapes[name] for name in self.inputs}
-
-    def output_shapes(self) -> Shapes:
-        return {"summed_out": (1, self.config.code_channels, *self.size)}
 
     def forward(
         self, x: Tensor, codes: Tensor, residual_noise: Tensor, summed: Tensor, *further: Tensor, weights: Weights

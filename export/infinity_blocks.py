@@ -93,16 +93,11 @@ class Attend(AttendStep):
         kept: int,
         past: int,
         text_length: int,
-        cached_size: Size | None,
-        fills: bool,
-        text_rows: int = 0,
-        cached_rows: int = 0,
-        guided_past: int = 0,
-        shared: bool = False,
+        *further: Any,
+        **named: Any,
     ) -> None:
-        super().__init__(
-            config, rows, size, kept, past, cached_size, fills, text_rows, cached_rows, guided_past, shared
-        )
+        """further, named: the arguments of AttendStep from `cached_size` on."""
+        super().__init__(config, rows, size, kept, past, *further, **named)
         self.text_length = text_length
 
     def given_shapes(self) -> Shapes:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..families.var import VAR, VarConfig
 from ..families.vq import VqTokenizerConfig, phi_index
@@ -15,6 +15,7 @@ from ..plan import StepPlan
 from .block_steps import AttendStep, ProjectStep, SubLayer, Tensors
 from .graphs import StepGraph
 from .rows import Shapes, Weights, first, modulate, scale_rows, tokens_of, unit
+from .steps import ImageStep
 from .transformer_blocks import QUARTER
 from .var import DERIVED, VarTransformer, infer_transformer
 from .vq_steps import CodebookWiring, CodeBridge, LayerModulation, attention_weights, codebook_weights
@@ -22,7 +23,7 @@ from .weights import Role, WeightSource, getter
 from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph
 
 
-class Condition(nn.Module):
+class Condition(ImageStep):
     """labels [R] (int64; the number of classes stands for none) -> x [R, C], pooled [R, C], head_modulation [R, 2, C].
 
     `pooled` is what layers are modulated by: the class embedding after SiLU, or in models of one shared adaptive norm
@@ -33,19 +34,15 @@ class Condition(nn.Module):
     outputs = ("x", "pooled", "head_modulation")
 
     def __init__(self, config: VarConfig, rows: int) -> None:
-        super().__init__()
-        self.config, self.rows = config, rows
-        self.weights: tuple[str, ...] = ("class_emb.weight", "pos_start", "position.weight")
+        super().__init__(config, rows)
+        self.weights = ("class_emb.weight", "pos_start", "position.weight")
         self.weights += ("head_nm.ada_lin.1.weight", "head_nm.ada_lin.1.bias")
         if config.shared_modulation:
             self.weights += ("shared_ada_lin.1.weight", "shared_ada_lin.1.bias")
 
-    def input_shapes(self) -> Shapes:
-        return {"labels": (self.rows,)}
-
-    def output_shapes(self) -> Shapes:
+    def border(self) -> Shapes:
         R, C = self.rows, self.config.width
-        return {"x": (R, C), "pooled": (R, pooled_width(self.config)), "head_modulation": (R, 2, C)}
+        return {"labels": (R,), "x": (R, C), "pooled": (R, pooled_width(self.config)), "head_modulation": (R, 2, C)}
 
     def forward(self, labels: Tensor, weights: Weights) -> tuple[Tensor, ...]:
         w, c = weights, self.config
@@ -58,22 +55,16 @@ class Condition(nn.Module):
         return x, F.linear(active, w["shared_ada_lin.1.weight"], w["shared_ada_lin.1.bias"]), head
 
 
-class SharedModulation(nn.Module):
+class SharedModulation(ImageStep):
     """One layer's own offset on the modulation that all share: pooled [R, 6 C] -> modulation [R, 6, C]."""
 
     inputs = ("pooled",)
     outputs = ("modulation",)
     weights = ("ada_gss",)
 
-    def __init__(self, config: VarConfig, rows: int) -> None:
-        super().__init__()
-        self.config, self.rows = config, rows
-
-    def input_shapes(self) -> Shapes:
-        return {"pooled": (self.rows, 6 * self.config.width)}
-
-    def output_shapes(self) -> Shapes:
-        return {"modulation": (self.rows, 6, self.config.width)}
+    def border(self) -> Shapes:
+        R, C = self.rows, self.config.width
+        return {"pooled": (R, 6 * C), "modulation": (R, 6, C)}
 
     def forward(self, pooled: Tensor, weights: Weights) -> Tensor:
         return pooled.view(-1, 6, self.config.width) + weights["ada_gss"]
@@ -155,10 +146,7 @@ class Bridge(CodeBridge):
         """One program for all scales that go by the same phi."""
         found, index, scales = super().stand_in(arguments), arguments["index"], arguments["scales"]
         alike = next(i for i in range(scales) if phi_index(i, scales) == phi_index(index, scales))
-        return {**found, "index": alike, "next_index": arguments["next_index"] and 1}
-
-    def head_input(self, x: Tensor, modulation: Tensor, weights: Weights) -> Tensor:
-        return modulate(x, modulation[:, 0], modulation[:, 1], self.rows)
+        return {**found, "index": alike}
 
 
 class VarWiring(CodebookWiring):

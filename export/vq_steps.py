@@ -5,21 +5,21 @@ Each is a torch module with weights as inputs and every shape static; the layout
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..families.family import TransformerShape
 from ..families.vq import VqTokenizerConfig, phi_index
 from ..resize import area_matrix, bicubic_matrix
 from ..schedule import Size
 from .block_steps import Tensors
+from .bridge_steps import BridgeStep
 from .coders import ImageDecoder
-from .rows import ANY, OpenDims, Shapes, Weights, first, largest, stand_in, tokens_of
+from .rows import ANY, OpenDims, Shapes, Weights, largest, tokens_of
+from .steps import ImageStep
 from .transformer_blocks import MAX_LOG_SCALE
 from .vq_tokenizer import LatentDecoder, VqTokenizer, infer_vq_tokenizer
 from .weights import Role, WeightSource, getter
@@ -30,7 +30,7 @@ BLOCK = 64  # of running sums
 COLDEST = 0.005  # temperature of smooth mixing, at least
 
 
-class LayerModulation(nn.Module):
+class LayerModulation(ImageStep):
     """What one layer's adaptive norms and gates are in this image: gamma, scale and shift of both sub-layers.
 
     pooled [R, C], SiLU done -> modulation [R, 6, C] (fp32). The matrix is a third of a VAR transformer's weights, so it
@@ -41,15 +41,8 @@ class LayerModulation(nn.Module):
     outputs = ("modulation",)
     weights = ("ada_lin.1.weight", "ada_lin.1.bias")
 
-    def __init__(self, config: TransformerShape, rows: int) -> None:
-        super().__init__()
-        self.config, self.rows = config, rows
-
-    def input_shapes(self) -> Shapes:
-        return {"pooled": (self.rows, self.config.width)}
-
-    def output_shapes(self) -> Shapes:
-        return {"modulation": (self.rows, 6, self.config.width)}
+    def border(self) -> Shapes:
+        return {"pooled": (self.rows, self.config.width), "modulation": (self.rows, 6, self.config.width)}
 
     def forward(self, pooled: Tensor, weights: Weights) -> Tensor:
         matrix = weights["ada_lin.1.weight"]
@@ -57,12 +50,11 @@ class LayerModulation(nn.Module):
         return out.float().view(-1, 6, self.config.width)
 
 
-class CodeBridge(nn.Module, ABC):
-    """From the last block of one scale to the first of the next: head, guidance, choice of codes, sum, embedding.
+class CodeBridge(BridgeStep):
+    """The bridge of families that draw one code a token from a codebook.
 
-    x [L * R, C], head_modulation [Rt, 2, C], noise [L, 1], cut [1] (1 - top_p), summed [1, Cv, H, W]; with guidance
-    guidance [1]; where the caller sets it top_k [1] (int64); in smooth sampling gumbel [L, codes]
-    -> logits [L, codes] (guided, not filtered), summed_out, and but for the last scale x_next [L' * Rn, C].
+    noise [L, 1], cut [1] (1 - top_p), with guidance guidance [1], where the caller sets it top_k [1] (int64), in smooth
+    sampling gumbel [L, codes]; logits [L, codes].
 
     A code is chosen where noise lies in the cumulative distribution, codes by falling logit; noise -1 - i forces
     code i.
@@ -70,53 +62,24 @@ class CodeBridge(nn.Module, ABC):
     A family says how many logits it ranks, and what its head and its embedding are.
     """
 
-    enlarge_0: Tensor  # bicubic matrices [final, own] and area matrices [next, final], per axis
-    enlarge_1: Tensor
-    shrink_0: Tensor
-    shrink_1: Tensor
     ratio: Tensor
-    places: Tensor  # rows of the place table for the next scale: one for each token, or one for all
 
-    head_weights: ClassVar[tuple[str, ...]] = ("head.weight", "head.bias")
-    place_table: ClassVar[str]  # the weight that holds level and position embeddings
+    resizing = (bicubic_matrix, area_matrix)
 
     def __init__(
-        self,
-        config: Any,
-        rows: int,
-        size: Size,
-        final: Size,
-        index: int,
-        scales: int,
-        ratio: float,
-        next_size: Size | None,
-        next_index: int | None,
-        text_rows: int = 0,
-        next_rows: int = 0,
-        smooth: bool = False,
+        self, config: Any, rows: int, *, index: int, scales: int, ratio: float, smooth: bool = False, **sizes: Any
     ) -> None:
-        super().__init__()
-        self.config, self.rows, self.size, self.final, self.index = config, rows, size, final, index
-        self.text_rows, self.next_rows, self.smooth = text_rows or rows, next_rows or rows, smooth
-        self.next_size, self.next_index = next_size, next_index
-        self.phi = f"phi.{phi_index(index, scales)}" if self.has_phi() else ""
-        self.inputs: tuple[str, ...] = ("x", "head_modulation", "noise", "cut", "summed", *self.further_inputs())
+        """index: of the scale, of `scales`; sizes: the arguments of BridgeStep."""
+        self.index, self.smooth = index, smooth  # the base asks for them at once
+        self.phi = f"phi.{phi_index(index, scales)}" if self.has_phi(sizes["next_size"]) else ""
+        super().__init__(config, rows, **sizes)
+        self.inputs = ("x", "head_modulation", "noise", "cut", "summed", *self.further_inputs())
         self.inputs += (("guidance",) if rows == 2 else ()) + (("gumbel",) if smooth else ())
-        self.outputs = ("logits", "summed_out", *self.further_outputs())
-        self.outputs += () if next_size is None else ("x_next",)
-        self.weights: tuple[str, ...] = (*self.head_weights, "codebook.weight")
-        self.weights += (f"{self.phi}.weight", f"{self.phi}.bias") if self.phi else ()
         self.register_buffer("ratio", torch.tensor([ratio]), persistent=False)
-        if size != final:
-            self._matrices("enlarge", size, final, bicubic_matrix)
-        if next_size is not None:
-            self.weights += ("word_embed.weight", "word_embed.bias", self.place_table)
-            self.register_buffer("places", self.next_places(), persistent=False)
-            self._matrices("shrink", final, next_size, area_matrix)
 
     # What a family says
 
-    def has_phi(self) -> bool:
+    def has_phi(self, next_size: Size | None) -> bool:
         """Whether this scale's codes are smoothed by a phi convolution."""
         return True
 
@@ -127,78 +90,33 @@ class CodeBridge(nn.Module, ABC):
     def further_inputs(self) -> tuple[str, ...]:
         return ()
 
-    def further_outputs(self) -> tuple[str, ...]:
-        return ()
-
-    @abstractmethod
-    def next_places(self) -> Tensor:
-        """Rows of the place table that the next scale's tokens are given (int64)."""
-
-    @abstractmethod
-    def head_input(self, x: Tensor, modulation: Tensor, weights: Weights) -> Tensor:
-        """x [L * R, C], scale and shift [R, 2, C] -> what the head multiplies [L * R, C]."""
-
     def drawing(self, x: Tensor) -> Tensor:
         """The rows that codes are drawn of."""
         return x
 
     # Shapes
 
-    def tokens(self) -> int:
-        """Tokens of the scale as its blocks see them."""
-        return tokens_of(self.size)
-
     def draws(self) -> int:
         """Codes drawn."""
         return tokens_of(self.size)
 
+    def drawing_weights(self) -> tuple[str, ...]:
+        return ("codebook.weight", *((f"{self.phi}.weight", f"{self.phi}.bias") if self.phi else ()))
+
+    def further_shapes(self) -> Shapes:
+        draws, codes = self.draws(), self.config.codes
+        logits: Shapes = dict.fromkeys(("logits", "gumbel"), (draws, codes))
+        return {"noise": (draws, 1), **logits, "codes": (draws,), "top_k": (1,)}
+
     def open_dims(self) -> OpenDims:
-        matrices, sums = ("enlarge_0", "enlarge_1", "shrink_0", "shrink_1"), ("summed", "summed_out")
-        tokens: OpenDims = {key: {0: ANY} for key in ("x", "noise", "gumbel", "logits", "codes", "x_next")}
-        if self.next_size is not None and len(self.places) > 1:
-            tokens["places"] = {0: ANY}
-        return {**tokens, **{key: {0: ANY, 1: ANY} for key in matrices}, **{key: {2: ANY, 3: ANY} for key in sums}}
+        several = self.next_size is not None and len(getattr(self, self.places)) > 1
+        found = {**super().open_dims(), **({self.places: {0: ANY}} if several else {})}
+        del found["top_k"]  # one number, whatever the scale
+        return found
 
     @classmethod
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        size, final, following = (arguments[name] for name in ("size", "final", "next_size"))
-        own = stand_in(size, (6, 7))
-        sizes: dict[str, Any] = {"size": own, "final": own if size == final else stand_in(final, (11, 13))}
-        if following is not None:
-            sizes |= {"next_size": stand_in(following, (8, 9))}
-        return {**arguments, **sizes, "ratio": 0.5}
-
-    def take_sizes(self, memory: dict[str, Tensor]) -> None:
-        """All are in the shapes of the inputs and of the resizing matrices."""
-
-    def input_shapes(self) -> Shapes:
-        c = self.config
-        shapes: Shapes = {
-            "x": (self.tokens() * self.rows, c.width),
-            "head_modulation": (self.text_rows, 2, c.width),
-            "noise": (self.draws(), 1),
-            "cut": (1,),
-            "summed": (1, c.code_channels, *self.final),
-        }
-        further: Shapes = {"top_k": (1,), "guidance": (1,), "gumbel": (self.draws(), c.codes)}
-        return shapes | {name: self.further_shape(name) or further[name] for name in self.inputs[5:]}
-
-    def further_shape(self, name: str) -> tuple[int, ...] | None:
-        """Of an input or output that only this family has."""
-        return None
-
-    def output_shapes(self) -> Shapes:
-        c = self.config
-        shapes: Shapes = {"logits": (self.draws(), c.codes), "summed_out": (1, c.code_channels, *self.final)}
-        shapes |= {name: self.further_shape(name) or (self.draws(),) for name in self.further_outputs()}
-        if self.next_size is None:
-            return shapes
-        return shapes | {"x_next": (tokens_of(self.next_size) * self.next_rows, c.width)}
-
-    def _matrices(self, name: str, source: Size, target: Size, matrix: Any) -> None:
-        for axis in (0, 1):
-            found = torch.from_numpy(matrix(source[axis], target[axis])).float()
-            self.register_buffer(f"{name}_{axis}", found, persistent=False)
+        return {**super().stand_in(arguments), "ratio": 0.5}
 
     # Arithmetic
 
@@ -225,10 +143,7 @@ class CodeBridge(nn.Module, ABC):
 
     def guided(self, x: Tensor, head_modulation: Tensor, named: Tensors, weights: Weights) -> Tensor:
         """Logits [L, codes], fp32."""
-        h = self.head_input(x, first(head_modulation, self.rows), weights).to(weights["head.weight"].dtype)
-        logits = (
-            F.linear(h, weights["head.weight"], weights["head.bias"]).float().view(-1, self.rows, self.config.codes)
-        )
+        logits = self.head(x, head_modulation, weights)
         if "guidance" not in named:
             return logits[:, 0]
         strength = named["guidance"] * self.ratio
@@ -245,14 +160,6 @@ class CodeBridge(nn.Module, ABC):
             smoothed = F.conv2d(grid, weights[f"{self.phi}.weight"], weights[f"{self.phi}.bias"], padding=1)
             grid = PHI_SHARE * smoothed + (1 - PHI_SHARE) * grid
         return summed + grid
-
-    def embedded(self, summed: Tensor, weights: Weights) -> Tensor:
-        """Tokens of the next scale [L' * Rn, C]: the sum averaged down, embedded, and put in its place."""
-        following = self.shrink_0 @ summed @ self.shrink_1.t()
-        tokens = following.flatten(2).squeeze(0).transpose(0, 1).to(weights["word_embed.weight"].dtype)  # [L', Cv]
-        out = F.linear(tokens, weights["word_embed.weight"], weights["word_embed.bias"]).float()
-        out = out + weights[self.place_table].index_select(0, self.places)
-        return out.unsqueeze(1).expand(-1, self.next_rows, -1).reshape(-1, self.config.width)
 
 
 PHI_SHARE = VqTokenizerConfig.phi_ratio
