@@ -21,6 +21,7 @@ from ..schedule import Size
 from .rows import Shapes, Weights
 from .steps import Step
 from .tokenizer_blocks import NORM_EPS, norm_groups
+from .weights import affine
 
 HALO = 1  # rows that a convolution sees beyond its stripe, on either side
 
@@ -88,7 +89,7 @@ class ConvIn(Stage):
 
     label = "conv-in"
     inputs = ("summed",)
-    weights = ("conv_in.conv.weight", "conv_in.conv.bias")
+    weights = affine("conv_in.conv")
 
     def border(self) -> Shapes:
         groups = (len(self.tiling.stripes), 2, norm_groups(self.channels[1]))
@@ -106,7 +107,7 @@ class FirstConv(Stage):
 
     label = "conv1"
     outputs: tuple[str, ...] = ("inner_stripe_out", "statistics_out")
-    weights: tuple[str, ...] = ("norm1.norm.weight", "norm1.norm.bias", "conv1.conv.weight", "conv1.conv.bias")
+    weights: tuple[str, ...] = affine("norm1.norm", "conv1.conv")
 
     def forward(
         self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
@@ -121,7 +122,7 @@ class SecondConv(Stage):
 
     label = "conv2"
     inputs = ("inner_stripe", "residual", "above", "below", "statistics")
-    weights = ("norm2.norm.weight", "norm2.norm.bias", "conv2.conv.weight", "conv2.conv.bias")
+    weights = affine("norm2.norm", "conv2.conv")
 
     def forward(
         self, inner_stripe: Tensor, residual: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
@@ -139,7 +140,7 @@ class ShortcutFirstConv(FirstConv):
 
     label = "conv1-shortcut"
     outputs = Stage.outputs
-    weights = (*FirstConv.weights, "nin_shortcut.conv.weight", "nin_shortcut.conv.bias")
+    weights = (*FirstConv.weights, *affine("nin_shortcut.conv"))
 
     def border(self) -> Shapes:
         return {**super().border(), "stripe_out": (self.rows, 2 * self.channels[1], self.width)}
@@ -176,7 +177,7 @@ class UpsampleConv(Stage):
 
     label = "upsample"
     inputs = ("stripe", "above", "below")
-    weights = ("conv.conv.weight", "conv.conv.bias")
+    weights = affine("conv.conv")
 
     def border(self) -> Shapes:
         return {**super().border(), "stripe_out": (2 * self.rows, self.channels[1], 2 * self.width)}
@@ -193,7 +194,7 @@ class ConvOut(Stage):
 
     label = "conv-out"
     outputs = ("image",)
-    weights = ("norm_out.norm.weight", "norm_out.norm.bias", "conv_out.conv.weight", "conv_out.conv.bias")
+    weights = affine("norm_out.norm", "conv_out.conv")
 
     def forward(self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights) -> Tensor:
         h = self.inside(self.normed(stripe, statistics, weights, "norm_out"), above, below)

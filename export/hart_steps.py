@@ -27,7 +27,7 @@ from .hart_weights import hart_weights
 from .rows import OpenDims, Shapes, Weights, rms_norm, rows_of, tokens_of
 from .steps import ImageStep, Step
 from .vq_steps import CodebookWiring, CodeBridge, LayerModulation
-from .weights import WeightSource
+from .weights import WeightSource, affine
 from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph, size_label
 
 
@@ -47,8 +47,7 @@ class Condition(ImageStep):
         super().__init__(config, rows, config.context_length)
         self.outputs = ("x", "head_modulation", "context_positions", "offset")
         self.outputs += ("pooled",) if config.modulated else ()
-        self.weights = ("context_embed.weight", "context_embed.bias", "lvl_embed.weight")
-        self.weights += ("head_nm.ada_lin.1.weight", "head_nm.ada_lin.1.bias")
+        self.weights = (*affine("context_embed"), "lvl_embed.weight", *affine("head_nm.ada_lin.1"))
         self.weights += ("context_norm.weight",) if config.context_norm else ()
 
     def border(self) -> Shapes:

@@ -14,6 +14,7 @@ from ..rotary import rotary_table
 from ..schedule import Size
 from .block_steps import LARGER, AttendStep, ProjectStep, SubLayer, Tensors
 from .rows import OpenDims, Shapes, Weights, first, modulate, rotate_halves, scale_rows, unit
+from .weights import affine
 
 
 class Project(ProjectStep):
@@ -69,21 +70,7 @@ class Attend(AttendStep):
     given = ("text_keys", "text_values", "text_bias", "modulation")
     sub_layers = ("sa", "ca", "ffn")
     attentions = 2  # over the cache, and to the text
-    weights = (
-        "ada_gss",
-        "sa.proj.weight",
-        "sa.proj.bias",
-        "ca_norm.weight",
-        "ca_norm.bias",
-        "ca.mat_q.weight",
-        "ca.mat_q.bias",
-        "ca.proj.weight",
-        "ca.proj.bias",
-        "ffn.fc1.weight",
-        "ffn.fc1.bias",
-        "ffn.fc2.weight",
-        "ffn.fc2.bias",
-    )
+    weights = ("ada_gss", *affine("sa.proj", "ca_norm", "ca.mat_q", "ca.proj", "ffn.fc1", "ffn.fc2"))
 
     def __init__(
         self,

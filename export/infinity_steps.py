@@ -25,8 +25,10 @@ from .infinity_blocks import Attend, Project
 from .infinity_weights import transformer_weights
 from .rows import Shapes, Weights
 from .steps import ImageStep
-from .weights import WeightSource
+from .weights import WeightSource, affine
 from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, Wiring, bridge_graph
+
+POOL = "text_proj_for_sos.ca"
 
 
 class Condition(ImageStep):
@@ -38,22 +40,9 @@ class Condition(ImageStep):
 
     outputs = ("x", "text", "modulation", "head_modulation", "text_bias")
     weights = (
-        "text_norm.weight",
-        "text_proj_for_sos.ca.mat_q",
-        "text_proj_for_sos.ca.mat_kv.weight",
-        "text_proj_for_sos.ca.kv_bias",
-        "text_proj_for_sos.ca.proj.weight",
-        "text_proj_for_sos.ca.proj.bias",
-        "text_proj_for_ca.0.weight",
-        "text_proj_for_ca.0.bias",
-        "text_proj_for_ca.2.weight",
-        "text_proj_for_ca.2.bias",
-        "pos_start",
-        "lvl_embed.weight",
-        "shared_ada_lin.1.weight",
-        "shared_ada_lin.1.bias",
-        "head_nm.ada_lin.1.weight",
-        "head_nm.ada_lin.1.bias",
+        *("text_norm.weight", f"{POOL}.mat_q", f"{POOL}.mat_kv.weight", f"{POOL}.kv_bias"),
+        *affine(f"{POOL}.proj", "text_proj_for_ca.0", "text_proj_for_ca.2"),
+        *("pos_start", "lvl_embed.weight", *affine("shared_ada_lin.1", "head_nm.ada_lin.1")),
     )
 
     def __init__(self, config: TransformerConfig, rows: int, text_length: int) -> None:
@@ -94,7 +83,7 @@ class Condition(ImageStep):
 
     def _pool(self, flat: Tensor, bias: Tensor, w: Weights) -> Tensor:
         """flat [T * R, Ct], bias [R, T] -> [R, C] in fp32: one learned query over the text."""
-        c, prefix = self.config, "text_proj_for_sos.ca."
+        c, prefix = self.config, f"{POOL}."
         heads, size = c.pool_heads, c.width // c.pool_heads
         kv = F.linear(flat, w[prefix + "mat_kv.weight"], w[prefix + "kv_bias"])
         kv = kv.float().view(-1, self.rows, 2, heads, size).permute(2, 1, 3, 0, 4)  # [2, R, heads, T, size]

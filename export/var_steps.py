@@ -17,9 +17,10 @@ from .graphs import StepGraph
 from .rows import Shapes, Weights, first, modulate, scale_rows, tokens_of, unit
 from .steps import ImageStep
 from .transformer_blocks import QUARTER
+from .transformer_weights import Official, all_layers, attention_weights
 from .var import DERIVED, VarTransformer, infer_transformer
-from .vq_steps import CodebookWiring, CodeBridge, LayerModulation, attention_weights, codebook_weights
-from .weights import Role, WeightSource, getter
+from .vq_steps import CodebookWiring, CodeBridge, LayerModulation, codebook_weights
+from .weights import Role, WeightSource, affine
 from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph
 
 
@@ -35,10 +36,8 @@ class Condition(ImageStep):
 
     def __init__(self, config: VarConfig, rows: int) -> None:
         super().__init__(config, rows)
-        self.weights = ("class_emb.weight", "pos_start", "position.weight")
-        self.weights += ("head_nm.ada_lin.1.weight", "head_nm.ada_lin.1.bias")
-        if config.shared_modulation:
-            self.weights += ("shared_ada_lin.1.weight", "shared_ada_lin.1.bias")
+        self.weights = ("class_emb.weight", "pos_start", "position.weight", *affine("head_nm.ada_lin.1"))
+        self.weights += affine("shared_ada_lin.1") if config.shared_modulation else ()
 
     def border(self) -> Shapes:
         R, C = self.rows, self.config.width
@@ -101,14 +100,7 @@ class Attend(AttendStep):
 
     given = ("modulation",)
     sub_layers = ("sa", "ffn")
-    weights = (
-        "sa.proj.weight",
-        "sa.proj.bias",
-        "ffn.fc1.weight",
-        "ffn.fc1.bias",
-        "ffn.fc2.weight",
-        "ffn.fc2.bias",
-    )
+    weights = affine("sa.proj", "ffn.fc1", "ffn.fc2")
 
     def given_shapes(self) -> Shapes:
         return {"modulation": (self.text_rows, 6, self.config.width)}
@@ -186,11 +178,10 @@ class VarWiring(CodebookWiring):
         images: VqTokenizerConfig,
         images_state: Mapping[str, Tensor],
     ) -> dict[str, WeightSource]:
-        sources = _shared_weights(transformer, state) | codebook_weights(images, images_state)
-        for layer in range(transformer.depth):
-            found = _layer_weights(transformer, state, f"blocks.{layer}.")
-            sources |= {f"blocks.{layer}.{name}": source for name, source in found.items()}
-        return {SHARED_PREFIX + name: source for name, source in sources.items()}
+        official = Official.of(VarTransformer, transformer, state)
+        sources = _shared_weights(transformer, official) | codebook_weights(images, images_state)
+        layers = all_layers(transformer.depth, lambda i: _layer_weights(transformer, official.layer(f"blocks.{i}.")))
+        return {SHARED_PREFIX + name: source for name, source in (sources | layers).items()}
 
 
 def pooled_width(config: VarConfig) -> int:
@@ -198,41 +189,23 @@ def pooled_width(config: VarConfig) -> int:
     return (6 if config.shared_modulation else 1) * config.width
 
 
-def _shared_weights(c: VarConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:
-    exact: dict[str, tuple[int, ...]] = {
-        "class_emb.weight": (c.classes + 1, c.width),
-        "pos_start": (1, 1, c.width),
-        "word_embed.weight": (c.width, c.code_channels),
-        "word_embed.bias": (c.width,),
-        "head_nm.ada_lin.1.weight": (2 * c.width, c.width),
-        "head_nm.ada_lin.1.bias": (2 * c.width,),
-    }
-    if c.shared_modulation:
-        exact |= {"shared_ada_lin.1.weight": (6 * c.width, c.width), "shared_ada_lin.1.bias": (6 * c.width,)}
-    operands = {"head.weight": (c.codes, c.width), "head.bias": (c.codes,)}
-    sources = {name: WeightSource(shape, getter(state, name)) for name, shape in exact.items()}
-    sources |= {name: WeightSource(shape, getter(state, name), Role.OPERAND) for name, shape in operands.items()}
+def _shared_weights(c: VarConfig, official: Official) -> dict[str, WeightSource]:
+    exact = ("class_emb.weight", "pos_start", *affine("word_embed", "head_nm.ada_lin.1"))
+    exact += affine("shared_ada_lin.1") if c.shared_modulation else ()
 
     def position() -> Tensor:
         """Level and position embedding of every token, in one table."""
         level_of = torch.repeat_interleave(torch.arange(c.levels), torch.tensor([side**2 for side in c.scales]))
-        return state["pos_1LC"][0].float() + state["lvl_embed.weight"].float()[level_of]
+        return official["pos_1LC"][0].float() + official["lvl_embed.weight"].float()[level_of]
 
+    sources = official.taken(exact) | official.taken(affine("head"), Role.OPERAND)
     return sources | {"position.weight": WeightSource((c.tokens, c.width), position)}
 
 
-def _layer_weights(c: VarConfig, state: Mapping[str, Tensor], prefix: str) -> dict[str, WeightSource]:
-    sources = attention_weights(c, state, f"{prefix}attn.", "mat_qkv.weight", c.unit_queries)
-    kinds: list[tuple[str, tuple[int, ...], Role]] = [
-        ("ffn.fc1.weight", (c.mlp_width, c.width), Role.MATRIX),
-        ("ffn.fc1.bias", (c.mlp_width,), Role.OPERAND),
-        ("ffn.fc2.weight", (c.width, c.mlp_width), Role.MATRIX),
-        ("ffn.fc2.bias", (c.width,), Role.OPERAND),
-    ]
+def _layer_weights(c: VarConfig, official: Official) -> dict[str, WeightSource]:
+    sources = attention_weights(c, official, "attn", "mat_qkv", c.unit_queries)
+    sources |= official.taken(("ffn.fc1.weight", "ffn.fc2.weight"), Role.MATRIX)
+    sources |= official.taken(("ffn.fc1.bias", "ffn.fc2.bias"), Role.OPERAND)
     if not c.shared_modulation:
-        kinds.append(("ada_lin.1.weight", (6 * c.width, c.width), Role.OPERAND))
-        kinds.append(("ada_lin.1.bias", (6 * c.width,), Role.OPERAND))
-    sources |= {name: WeightSource(shape, getter(state, prefix + name), role) for name, shape, role in kinds}
-    if c.shared_modulation:
-        sources["ada_gss"] = WeightSource((6, c.width), lambda: state[prefix + "ada_gss"].view(6, c.width))
-    return sources
+        return sources | official.taken(affine("ada_lin.1"), Role.OPERAND)
+    return sources | {"ada_gss": WeightSource((6, c.width), lambda: official["ada_gss"].view(6, c.width))}

@@ -20,9 +20,8 @@ from .bridge_steps import BridgeStep
 from .coders import ImageDecoder
 from .rows import ANY, OpenDims, Shapes, Weights, largest, tokens_of
 from .steps import ImageStep
-from .transformer_blocks import MAX_LOG_SCALE
 from .vq_tokenizer import LatentDecoder, VqTokenizer, infer_vq_tokenizer
-from .weights import Role, WeightSource, getter
+from .weights import WeightSource, getter
 from .wiring import Wiring
 
 HIDDEN = -1e30  # a logit that is out of the running
@@ -237,25 +236,3 @@ def codebook_weights(images: VqTokenizerConfig, state: Mapping[str, Tensor]) -> 
             source = getter(state, f"quantize.quant_resi.qresi_ls.{i}.{kind}")
             sources[f"phi.{i}.{kind}"] = WeightSource(shape, source)
     return sources
-
-
-def attention_weights(
-    config: Any, state: Mapping[str, Tensor], prefix: str, qkv: str, unit_queries: bool
-) -> dict[str, WeightSource]:
-    """One layer's "sa.*" from the official names under `prefix`; `qkv` names the fused matrix there."""
-    width = config.width
-
-    def bias() -> Tensor:
-        q, v = state[prefix + "q_bias"], state[prefix + "v_bias"]
-        return torch.cat((q, torch.zeros_like(q), v))
-
-    def q_scale() -> Tensor:
-        return state[prefix + "scale_mul_1H11"].float().flatten().clamp(max=MAX_LOG_SCALE).exp()
-
-    sources = {
-        "sa.qkv.weight": WeightSource((3 * width, width), getter(state, prefix + qkv), Role.MATRIX),
-        "sa.qkv.bias": WeightSource((3 * width,), bias, Role.OPERAND),
-        "sa.proj.weight": WeightSource((width, width), getter(state, prefix + "proj.weight"), Role.MATRIX),
-        "sa.proj.bias": WeightSource((width,), getter(state, prefix + "proj.bias"), Role.OPERAND),
-    }
-    return sources | ({"sa.q_scale": WeightSource((config.heads,), q_scale)} if unit_queries else {})

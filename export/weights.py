@@ -52,3 +52,8 @@ def plain_weights(
 def getter(state: Mapping[str, Tensor], name: str) -> Callable[[], Tensor]:
     """A tensor as it is, when it is asked for."""
     return lambda: state[name]
+
+
+def affine(*layers: str) -> tuple[str, ...]:
+    """The names of the layers' weights and biases."""
+    return tuple(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias"))
