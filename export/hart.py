@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..families.hart import TRANSFORMERS, HartConfig, check_settings
 from ..schedule import Size
-from .hart_diffusion import DiffusionHead, NumberEmbedding
+from .hart_diffusion import DiffusionNet, NumberEmbedding
 from .pruning import LayerState, SubLayer, gather
 from .tensor_shapes import dims, indices
 from .transformer_blocks import RmsNorm, SelfAttention
@@ -138,7 +138,7 @@ class HartTransformer(nn.Module):
         self.head_nm = HeadNorm(config.width)
         self.head = nn.Linear(config.width, config.codes)
         self.decoder_norm = RmsNorm(config.width)
-        self.diffloss = DiffusionHead(config)
+        self.diffloss = nn.ModuleDict({"net": DiffusionNet(config)})
 
     @property
     def layers(self) -> list[Block]:

@@ -75,14 +75,6 @@ class DiffusionNet(nn.Module):
         return self.final_layer(h, y)
 
 
-class DiffusionHead(nn.Module):
-    """Holds the network under its official key, `diffloss.net`."""
-
-    def __init__(self, config: HartConfig) -> None:
-        super().__init__()
-        self.net = DiffusionNet(config)
-
-
 @dataclass(frozen=True)
 class DiffusionStep:
     """One sampling step: its timestep in the trained schedule, and the constants of its arithmetic."""

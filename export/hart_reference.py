@@ -185,7 +185,7 @@ class HartGeneration(Generation[PassTrace]):
         shape = (len(steps), trace.codes.numel(), self.model.config.code_channels)
         guidance = self.sampling.guidance_scale * self.ratio(trace.step) if len(x) > self.images else None
         noise = self.noise.diffusion(trace.index, shape)
-        trace.diffusion = list(sample(self.model.diffloss.net, trace.diffusion_rows, guidance, noise, steps))
+        trace.diffusion = list(sample(self.model.diffloss["net"], trace.diffusion_rows, guidance, noise, steps))
 
 
 def condition_rows(model: HartTransformer, prompt: Prompt, guided: bool) -> Condition:

@@ -33,61 +33,48 @@ class Condition:
     modulation: Tensor  # [B, 1, 6, C] shared part of the adaptive layer norm
 
 
-class AttentivePool(nn.Module):
-    """A learned query attends over the text tokens, one head per 128 text channels."""
+class TextAttention(nn.Module):
+    """What attends to the text: its keys, which have a bias of zero, and its values."""
 
     zero_k_bias: Tensor
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, width: int, text_width: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.head_dim = config.pool_heads, config.width // config.pool_heads
+        self.heads, self.head_dim = heads, width // heads
+        self.mat_kv = nn.Linear(text_width, 2 * width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """text [B, T, Ct] -> k, v [B, H, T, hd]; depends on the text alone, so once an image is enough."""
+        kv = F.linear(text, self.mat_kv.weight, torch.cat((self.zero_k_bias, self.v_bias)))
+        k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return k, v
+
+
+class AttentivePool(TextAttention):
+    """A learned query attends over the text tokens, one head per 128 text channels."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config.width, config.text_width, config.pool_heads)
         self.mat_q = nn.Parameter(torch.empty(1, self.heads, self.head_dim))
-        self.mat_kv = nn.Linear(config.text_width, 2 * config.width, bias=False)
-        self.v_bias = nn.Parameter(torch.zeros(config.width))
-        self.register_buffer("zero_k_bias", torch.zeros(config.width))
-        self.proj = nn.Linear(config.width, config.width)
 
     def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
         """text [B, T, Ct], mask [B, T] bool or None -> [B, C]."""
-        kv = F.linear(text, self.mat_kv.weight, torch.cat((self.zero_k_bias, self.v_bias)))
-        k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)  # [B, H, T, hd]
+        k, v = self.text_kv(text)
         q = self.mat_q.unsqueeze(2).expand(text.shape[0], -1, -1, -1)  # [B, H, 1, hd]
         pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=_per_query(mask))
         out: Tensor = self.proj(pooled.flatten(1))
         return out
 
 
-class TextPool(nn.Module):
-    """Holds the pooling under its official key, `text_proj_for_sos.ca`."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.ca = AttentivePool(config)
-
-    def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
-        out: Tensor = self.ca(text, mask)
-        return out
-
-
-class CrossAttention(nn.Module):
+class CrossAttention(TextAttention):
     """Plain scaled attention to the text; no rotary, no cosine."""
 
-    zero_k_bias: Tensor
-
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads, self.head_dim = config.heads, config.head_dim
+        super().__init__(config.width, config.width, config.heads)
         self.mat_q = nn.Linear(config.width, config.width)
-        self.mat_kv = nn.Linear(config.width, 2 * config.width, bias=False)
-        self.v_bias = nn.Parameter(torch.zeros(config.width))
-        self.register_buffer("zero_k_bias", torch.zeros(config.width))
-        self.proj = nn.Linear(config.width, config.width)
-
-    def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """text [B, T, C] -> k, v [B, H, T, hd]; depends on the text alone, so once an image is enough."""
-        kv = F.linear(text, self.mat_kv.weight, torch.cat((self.zero_k_bias, self.v_bias)))
-        k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        return k, v
 
     def attend(self, h: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """h [B, L, C], k, v [B, H, T, hd], mask [B, T] bool or None -> [B, L, C]."""
@@ -143,14 +130,6 @@ class Block(nn.Module):
         }
 
 
-class LayerChunk(nn.Module):
-    """A chunk of layers under its official key, `block_chunks.<chunk>.module`."""
-
-    def __init__(self, blocks: list[Block]) -> None:
-        super().__init__()
-        self.module = nn.ModuleList(blocks)
-
-
 class InfinityTransformer(nn.Module):
     """All weights of the transformer. The loop over scales is in reference.py."""
 
@@ -161,7 +140,7 @@ class InfinityTransformer(nn.Module):
         self.cfg_uncond = nn.Parameter(torch.zeros(c.text_length, c.text_width))
         self.pos_start = nn.Parameter(torch.zeros(1, 1, c.width))
         self.text_norm = RmsNorm(c.text_width)
-        self.text_proj_for_sos = TextPool(c)
+        self.text_proj_for_sos = nn.ModuleDict({"ca": AttentivePool(c)})
         self.text_proj_for_ca = nn.Sequential(
             nn.Linear(c.text_width, c.width), nn.GELU(approximate="tanh"), nn.Linear(c.width, c.width)
         )
@@ -175,7 +154,8 @@ class InfinityTransformer(nn.Module):
             self.blocks = nn.ModuleList(layers)
         else:
             n = c.layers_per_chunk
-            self.block_chunks = nn.ModuleList(LayerChunk(layers[i : i + n]) for i in range(0, c.depth, n))
+            chunks = (nn.ModuleList(layers[i : i + n]) for i in range(0, c.depth, n))
+            self.block_chunks = nn.ModuleList(nn.ModuleDict({"module": chunk}) for chunk in chunks)
 
     @property
     def layers(self) -> list[Block]:
@@ -185,7 +165,7 @@ class InfinityTransformer(nn.Module):
     def condition(self, features: Tensor, mask: Tensor | None) -> Condition:
         """Text features [B, T, Ct], mask [B, T] (True = a token; None: all are) -> what every scale needs."""
         text = self.text_norm(features)
-        sos = self.text_proj_for_sos(text, mask)
+        sos = self.text_proj_for_sos["ca"](text, mask)
         shared = self.shared_ada_lin(sos).view(-1, 1, 6, self.config.width)
         return Condition(sos=sos, text=self.text_proj_for_ca(text), text_mask=mask, modulation=shared)
 

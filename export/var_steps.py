@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 from ..families.var import VAR, VarConfig
 from ..families.vq import VqTokenizerConfig, phi_index
 from ..plan import StepPlan
-from .block_steps import AttendStep, ProjectStep, SubLayer, Tensors
+from .block_steps import Tensors
 from .graphs import StepGraph
-from .rows import Shapes, Weights, first, modulate, scale_rows, tokens_of, unit
+from .modulated_steps import ModulatedAttend, ModulatedProject
+from .rows import Shapes, Weights, tokens_of, unit
 from .steps import ImageStep
 from .transformer_blocks import QUARTER
 from .transformer_weights import Official, all_layers, attention_weights
@@ -69,22 +70,13 @@ class SharedModulation(ImageStep):
         return pooled.view(-1, 6, self.config.width) + weights["ada_gss"]
 
 
-class Project(ProjectStep):
+class Project(ModulatedProject):
     """VAR's first half: modulated layer norm, cosine attention, no rotary."""
-
-    given = ("modulation",)
 
     def __init__(self, config: VarConfig, rows: int, size: tuple[int, int], kept: int, text_rows: int = 0) -> None:
         super().__init__(config, rows, size, kept, text_rows)
         self.unit_queries = config.unit_queries
         self.weights += ("sa.q_scale",) if config.unit_queries else ()
-
-    def given_shapes(self) -> Shapes:
-        return {"modulation": (self.text_rows, 6, self.config.width)}
-
-    def normed(self, x: Tensor, given: Tensors, weights: Weights) -> Tensor:
-        mod = first(given["modulation"], self.rows)
-        return modulate(x, mod[:, 2], mod[:, 4], self.rows)
 
     def positioned(
         self, q: Tensor, k: Tensor, token: Tensor | None, given: Tensors, weights: Weights
@@ -93,31 +85,6 @@ class Project(ProjectStep):
             return q * (QUARTER * self.config.head_dim**-0.5), k
         scaled = unit(q.float()) * weights["sa.q_scale"].view(-1, 1)
         return scaled.to(q.dtype), unit(k.float()).to(k.dtype)
-
-
-class Attend(AttendStep):
-    """VAR's second half: self-attention and feed-forward, both gated."""
-
-    given = ("modulation",)
-    sub_layers = ("sa", "ffn")
-    weights = affine("sa.proj", "ffn.fc1", "ffn.fc2")
-
-    def given_shapes(self) -> Shapes:
-        return {"modulation": (self.text_rows, 6, self.config.width)}
-
-    def branches(self, attend: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
-        w, R = weights, self.rows
-        mod = first(given["modulation"], R)
-
-        def self_attention(_: Tensor) -> Tensor:
-            return scale_rows(F.linear(attend(), w["sa.proj.weight"], w["sa.proj.bias"]), mod[:, 0], R)
-
-        def feed_forward(tokens: Tensor) -> Tensor:
-            h = modulate(tokens, mod[:, 3], mod[:, 5], R).to(w["ffn.fc1.weight"].dtype)
-            h = F.gelu(F.linear(h, w["ffn.fc1.weight"], w["ffn.fc1.bias"]), approximate="tanh")
-            return scale_rows(F.linear(h, w["ffn.fc2.weight"], w["ffn.fc2.bias"]), mod[:, 1], R)
-
-        return self_attention, feed_forward
 
 
 class Bridge(CodeBridge):
@@ -148,7 +115,7 @@ class VarWiring(CodebookWiring):
     marker = "class_emb.weight"
     transformer = VarTransformer
     project = Project
-    attend = Attend
+    attend = ModulatedAttend
     derived = DERIVED
 
     def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]]) -> VarConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -34,14 +35,6 @@ class Phi(Conv):
         return x * (1 - self.ratio) + super().forward(x) * self.ratio
 
 
-class PhiSet(nn.Module):
-    """Holds the phi convolutions under their official key, `qresi_ls`."""
-
-    def __init__(self, config: VqTokenizerConfig) -> None:
-        super().__init__()
-        self.qresi_ls = nn.ModuleList(Phi(config.code_channels, config.phi_ratio) for _ in range(config.phis))
-
-
 class Quantizer(nn.Module):
     """The codebook, and how the codes of all scales add up to a latent: coarse to fine, each by its phi.
 
@@ -51,7 +44,8 @@ class Quantizer(nn.Module):
     def __init__(self, config: VqTokenizerConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.codes, config.code_channels)
-        self.quant_resi = PhiSet(config)
+        phis = (Phi(config.code_channels, config.phi_ratio) for _ in range(config.phis))
+        self.quant_resi = nn.ModuleDict({"qresi_ls": nn.ModuleList(phis)})
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(config.levels, config.codes))  # of use in training alone
 
     def lookup(self, token_map: Tensor) -> Tensor:
@@ -67,7 +61,8 @@ class Quantizer(nn.Module):
 
     def contribution(self, codes: Tensor, scale: int, scales: int, final: Size) -> Tensor:
         """What the codes of scale `scale` of `scales` add to the latent [B, code_channels, *final]."""
-        out: Tensor = self.quant_resi.qresi_ls[phi_index(scale, scales)](enlarge(codes, final))
+        phis = cast(nn.ModuleList, self.quant_resi["qresi_ls"])
+        out: Tensor = phis[phi_index(scale, scales)](enlarge(codes, final))
         return out
 
     def sums(self, codes: Sequence[Tensor], final: Size) -> Iterator[Tensor]:

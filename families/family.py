@@ -4,76 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import CheckpointError, PlanError
 from ..plan import Drawing, GenerationPlan, PruningPolicy, load_policy, make_plan
 from ..schedule import ScaleSchedule, Size, find_schedule, parse_size, square_schedule
 
 
-class TransformerShape(Protocol):
+class TransformerShape:
     """What every transformer's configuration says, whatever else it says."""
 
-    @property
-    def depth(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def mlp_width(self) -> int: ...
-    @property
-    def levels(self) -> int:
-        """Scales of the longest schedule."""
-
-    @property
-    def text_length(self) -> int:
-        """Longest prompt in tokens; 0 where there are no prompts."""
-
-    @property
-    def text_width(self) -> int:
-        """Channels of the text features; 0 where there are no prompts."""
-
-    @property
-    def first_tokens(self) -> int:
-        """Tokens of the first scale: one, or the whole prompt."""
-
-    @property
-    def patch(self) -> int:
-        """Tokenizer grid cells along one side of a token."""
-
-
-class ImageTokenizerShape(Protocol):
-    """What every image tokenizer's configuration says."""
-
-    @property
-    def code_channels(self) -> int:
-        """Channels of the latent that the decoder reads."""
-
-    @property
-    def base_channels(self) -> int:
-        """Channels of the first convolution of the encoder."""
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels along one side of a latent grid cell."""
-
-    @property
-    def level_channels(self) -> tuple[int, ...]:
-        """Channels per resolution, the finest first."""
-
-    @property
-    def residual_blocks(self) -> int:
-        """Residual blocks per resolution of the encoder; the decoder has one more."""
-
-
-class TransformerSizes:
-    """What follows from the sizes of a transformer; a family overrides what is different there."""
-
+    depth: int
     width: int
     heads: int
+    mlp_width: int
+    levels: int  # scales of the longest schedule
+    text_length: int  # longest prompt in tokens; 0 where there are no prompts
+    text_width: int  # channels of the text features; 0 where there are no prompts
 
     @property
     def head_dim(self) -> int:
@@ -81,7 +28,7 @@ class TransformerSizes:
 
     @property
     def first_tokens(self) -> int:
-        """Tokens of the first scale: one stands for the prompt or the class."""
+        """Tokens of the first scale: one, that stands for the prompt or the class, or the whole prompt."""
         return 1
 
     @property
@@ -90,13 +37,13 @@ class TransformerSizes:
         return 1
 
 
-class SquareScales(TransformerSizes):
+class SquareScales(TransformerShape):
     """A transformer that draws at the one size it was made for, on square token grids."""
 
     scales: tuple[int, ...]  # side of every token grid
 
     @property
-    def levels(self) -> int:
+    def levels(self) -> int:  # type: ignore[override]  # nothing writes it
         return len(self.scales)
 
     @property
@@ -104,11 +51,13 @@ class SquareScales(TransformerSizes):
         return square_schedule(self.scales)
 
 
-class ImageTokenizerSizes:
-    """What follows from the sizes of a convolutional image tokenizer."""
+class ImageTokenizerShape:
+    """What every image tokenizer's configuration says."""
 
-    base_channels: int
+    code_channels: int  # of the latent that the decoder reads
+    base_channels: int  # of the encoder's first convolution
     channel_multipliers: tuple[int, ...]
+    residual_blocks: int  # per resolution of the encoder; the decoder has one more
 
     @property
     def patch_size(self) -> int:

@@ -64,12 +64,12 @@ class HartConfig(SquareScales):
         _require(0 < self.diffusion_steps <= 1000, f"{self.diffusion_steps} diffusion steps are not 1 to 1000")
 
     @property
-    def text_length(self) -> int:
+    def text_length(self) -> int:  # type: ignore[override]  # nothing writes it
         """Prompt tokens, padding included: always as many."""
         return self.context_length
 
     @property
-    def text_width(self) -> int:
+    def text_width(self) -> int:  # type: ignore[override]
         """Channels of a text feature."""
         return self.context_width
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..plan import PRESETS
 from ..schedule import ScaleSchedule, Size, all_schedules
-from .family import Family, ImageTokenizerSizes, TransformerSizes, from_fields
+from .family import Family, ImageTokenizerShape, TransformerShape, from_fields
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -17,7 +17,7 @@ def _require(condition: bool, problem: str) -> None:
 
 
 @dataclass(frozen=True)
-class TransformerConfig(TransformerSizes):
+class TransformerConfig(TransformerShape):
     """Sizes of an Infinity transformer (upstream: infinity/models/infinity.py).
 
     `code_channels` is what one token predicts, in bits: those of a tokenizer cell, times four under patchify.
@@ -66,7 +66,7 @@ class TransformerConfig(TransformerSizes):
 
 
 @dataclass(frozen=True)
-class ImageTokenizerConfig(ImageTokenizerSizes):
+class ImageTokenizerConfig(ImageTokenizerShape):
     """Sizes of the multi-scale binary-spherical image tokenizer (upstream: infinity/models/bsq_vae)."""
 
     bits: int
@@ -82,7 +82,7 @@ class ImageTokenizerConfig(ImageTokenizerSizes):
             )
 
     @property
-    def code_channels(self) -> int:
+    def code_channels(self) -> int:  # type: ignore[override]  # nothing writes it
         """Channels of the latent that the decoder reads."""
         return self.bits
 

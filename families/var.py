@@ -6,7 +6,7 @@ Knows no weights, no torch, no files.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import CheckpointError
 from ..plan import PruningPolicy, ScaleRule, dense_policy
@@ -36,8 +36,7 @@ class VarConfig(SquareScales):
     scales: tuple[int, ...] = SCALES_256  # side of every token grid
     shared_modulation: bool = False  # one adaptive layer norm for all blocks, to which each adds an offset
     unit_queries: bool = True  # queries and keys are l2-normalised, with a learned scale per head
-    text_length: ClassVar[int] = 0  # no prompts are read
-    text_width: ClassVar[int] = 0
+    text_length = text_width = 0  # no prompts are read
 
     def __post_init__(self) -> None:
         if min(self.depth, self.width, self.heads, self.mlp_width, self.classes, self.codes, self.code_channels) < 1:

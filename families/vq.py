@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from .family import ImageTokenizerSizes, from_fields
+from .family import ImageTokenizerShape, from_fields
 
 NORM_GROUPS = 32
 PHIS = 4  # upstream places the ticks of another number of them by another rule; none was published
 
 
 @dataclass(frozen=True)
-class VqTokenizerConfig(ImageTokenizerSizes):
+class VqTokenizerConfig(ImageTokenizerShape):
     """Sizes of the tokenizer (upstream: VAR, models/vqvae.py and models/quant.py)."""
 
     codes: int  # rows of the codebook
