@@ -47,15 +47,10 @@ def _kept(arguments: dict[str, Any], size: Size) -> int:
     return min(KEPT, tokens_of(size) - 1) if arguments["kept"] > 1 else 1
 
 
-class ProjectStep(Step, ABC):
-    """First half of a block: (select, gather,) norm, qkv, positions. Its keys and values go to the cache.
+class BlockStep(Step, ABC):
+    """Half of a block, for a scale of `size` whose `kept` tokens it sees; `given` is what the family's blocks read."""
 
-    x [L * R, C] and what the family's blocks are `given` -> q, keys, values [k, R * heads, hd], and when pruned
-    kept [k * R] (int64). The weights hold "sa.qkv.weight" [3 C, C] and "sa.qkv.bias" [3 C].
-    """
-
-    given: tuple[str, ...] = ()  # inputs beside x
-    weights: tuple[str, ...] = ("sa.qkv.weight", "sa.qkv.bias")
+    given: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -66,18 +61,31 @@ class ProjectStep(Step, ABC):
         text_rows: int = 0,
         given: tuple[str, ...] | None = None,
     ) -> None:
-        """given: where not all blocks of the family are given the same."""
+        """given: where not all blocks of the family read the same."""
         super().__init__()
         self.given = self.given if given is None else given
         self.config, self.rows, self.size, self.kept = config, rows, size, kept
-        self.text_rows = text_rows or rows
-        self.prunes = kept < tokens_of(size)
-        self.inputs = ("x", *self.given)
-        self.outputs = ("q", "keys", "values", "kept") if self.prunes else ("q", "keys", "values")
+        self.text_rows, self.prunes = text_rows or rows, kept < tokens_of(size)
 
     def given_shapes(self) -> Shapes:
         """Shapes of what the blocks are given."""
         return {}
+
+
+class ProjectStep(BlockStep):
+    """First half of a block: (select, gather,) norm, qkv, positions. Its keys and values go to the cache.
+
+    x [L * R, C] and what the family's blocks are `given` -> q, keys, values [k, R * heads, hd], and when pruned
+    kept [k * R] (int64). The weights hold "sa.qkv.weight" [3 C, C] and "sa.qkv.bias" [3 C].
+    """
+
+    weights: tuple[str, ...] = ("sa.qkv.weight", "sa.qkv.bias")
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """The arguments are BlockStep's."""
+        super().__init__(*arguments, **named)
+        self.inputs = ("x", *self.given)
+        self.outputs = ("q", "keys", "values", *(("kept",) if self.prunes else ()))
 
     @abstractmethod
     def normed(self, x: Tensor, given: Tensors, weights: Weights) -> Tensor:
@@ -127,7 +135,7 @@ class ProjectStep(Step, ABC):
         return (q.reshape(shape), k.reshape(shape), v.reshape(shape), *kept)
 
 
-class AttendStep(Step, ABC):
+class AttendStep(BlockStep):
     """Second half of a block: attention over the cache and the other sub-layers, each restored where pruned.
 
     x [L * R, C], q [k, R * heads, hd], keys, values [S, R * heads, hd] and what the family's blocks are `given`; when
@@ -140,7 +148,6 @@ class AttendStep(Step, ABC):
 
     corners: Tensor
 
-    given: tuple[str, ...] = ()  # inputs behind the values
     sub_layers: ClassVar[tuple[str, ...]]
     attentions = 1  # that a compiler of GPU engines must fuse
     attention = staticmethod(attention)  # programs.py puts another form in its place
@@ -160,16 +167,12 @@ class AttendStep(Step, ABC):
         shared: bool = False,
         given: tuple[str, ...] | None = None,
     ) -> None:
-        """given: where not all blocks of the family are given the same."""
-        super().__init__()
-        self.given = self.given if given is None else given
-        self.text_rows, self.cached_rows = text_rows or rows, cached_rows or rows
+        super().__init__(config, rows, size, kept, text_rows, given)
+        self.cached_rows = cached_rows or rows
         self.guided_past = guided_past if self.text_rows > rows else 0
-        self.config, self.rows, self.size, self.kept, self.fills = config, rows, size, kept, fills
-        self.past, self.cached_size = past, cached_size
-        self.prunes, self.shared = kept < tokens_of(size), shared
-        self.inputs: tuple[str, ...] = ("x", "q", "keys", "values", *self.given)
-        self.outputs: tuple[str, ...] = ("x_out",)
+        self.past, self.cached_size, self.fills, self.shared = past, cached_size, fills, shared
+        self.inputs = ("x", "q", "keys", "values", *self.given)
+        self.outputs = ("x_out",)
         if fills:
             self.outputs += tuple(f"cache_{name}" for name in self.sub_layers)
         if self.prunes:
@@ -180,10 +183,6 @@ class AttendStep(Step, ABC):
             self.register_buffer("corners", corners, persistent=False)
         if self.guided_past:
             self.inputs += ("guided_keys", "guided_values")
-
-    def given_shapes(self) -> Shapes:
-        """Shapes of what the blocks are given."""
-        return {}
 
     @abstractmethod
     def branches(self, attend: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
