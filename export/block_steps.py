@@ -1,7 +1,7 @@
 """The two halves of a block as step graphs; between them the keys and values of the scale land in the cache.
 
-Here is what all families share: selection, gathering, attention over the cache, restoration. A family's own halves
-(infinity_steps.py, var_steps.py, hart_steps.py) say what a block computes.
+All families share selection, gathering, attention over the cache and restoration. A family's own halves
+(infinity_blocks.py, var_steps.py, hart_blocks.py) say what a block computes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SubLayer = Callable[[Tensor], Tensor]  # residual tokens [k * R, C] -> what is a
 
 
 def _kept(arguments: dict[str, Any], size: Size) -> int:
-    """Kept tokens that stand for those of these arguments."""
+    """Number of kept tokens in a stand-in of these arguments at another size."""
     if arguments["kept"] == tokens_of(arguments["size"]):
         return tokens_of(size)
     return min(KEPT, tokens_of(size) - 1) if arguments["kept"] > 1 else 1
@@ -142,8 +142,8 @@ class AttendStep(BlockStep):
     pruned kept [k * R] and cached_<sub-layer> [Lc * R, C] -> x_out [L * R, C]; when it fills the cache
     cache_<sub-layer> [L * R, C]; when pruned kept_<sub-layer> but for the first, unless all share its selection.
 
-    Where guidance has been switched off, R is one, what is given has two rows, and so has the older part of the cache:
-    guided_keys, guided_values [S', 2 * heads, hd] besides. The conditional row is the first.
+    Where guidance has been switched off, R is one, and the given tensors have two rows. So has the older part of the
+    cache, which is read besides: guided_keys, guided_values [S', 2 * heads, hd]. The conditional row is the first.
     """
 
     corners: Tensor
@@ -188,8 +188,8 @@ class AttendStep(BlockStep):
     def branches(self, attend: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
         """The sub-layers in order, each with its norm and gate, giving fp32.
 
-        The first one's tokens have been seen by the other half: it calls `attend` for what the attention over the cache
-        makes of them [k * R, C], before the output projection.
+        The other half has seen the tokens of the first one: it calls `attend` for the attention over the cache
+        [k * R, C], before the output projection.
         """
 
     @property
@@ -265,7 +265,7 @@ class AttendStep(BlockStep):
         return (x, *(filled if self.fills else ()), *chosen[1:])
 
     def _shared_forward(self, x: Tensor, sub_layers: Sequence[SubLayer], named: Tensors) -> Tensor:
-        """All sub-layers on the tokens that the first has chosen."""
+        """All sub-layers on the tokens that the first one keeps."""
         tokens = x.index_select(0, named["kept"])
         for added in sub_layers:
             tokens = tokens + added(tokens)

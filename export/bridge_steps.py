@@ -1,4 +1,4 @@
-"""The step between two scales: head, guidance, drawing, sum, embedding. A family says how it draws and enlarges."""
+"""The step between two scales: head, guidance, drawing, sum, embedding. Families differ in drawing and resizing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Matrix = Callable[[int, int], NDArray[Any]]  # (cells before, cells after) -> [a
 class BridgeStep(Step, ABC):
     """From the last block of one scale to the first of the next.
 
-    x [L * R, C], head_modulation [Rt, 2, C], noise [L, n], summed [1, channels, H, W] and what the family reads besides
-    -> logits [L, n] (guided, not filtered), summed_out, what the family tells besides, and but for the last scale
+    x [L * R, C], head_modulation [Rt, 2, C], noise [L, n], summed [1, channels, H, W] and the family's own inputs ->
+    logits [L, n] (guided, not filtered), summed_out, the family's own outputs, and except at the last scale
     x_next [L' * Rn, C]. Rn, the rows of the next scale, is one where guidance is switched off there; Rt stays two.
     """
 
@@ -71,18 +71,19 @@ class BridgeStep(Step, ABC):
         return ()
 
     def further_outputs(self) -> tuple[str, ...]:
+        """Outputs that only this family writes."""
         return ()
 
     @abstractmethod
     def further_shapes(self) -> Shapes:
-        """Shapes of noise and logits, and of what only this family reads and tells."""
+        """Shapes of noise and logits, and of the family's own inputs and outputs."""
 
     @abstractmethod
     def next_places(self) -> Tensor:
-        """Rows of the place table that the next scale's tokens are given (int64)."""
+        """Rows of the place table for the next scale's tokens (int64)."""
 
     def head_input(self, x: Tensor, modulation: Tensor, weights: Weights) -> Tensor:
-        """x [L * R, C], scale and shift [R, 2, C] -> what the head multiplies [L * R, C]."""
+        """x [L * R, C], scale and shift [R, 2, C] -> input of the head [L * R, C]."""
         return modulate(x, modulation[:, 0], modulation[:, 1], self.rows)
 
     # Shapes

@@ -1,4 +1,4 @@
-"""Step graphs around the transformer: text encoder, image decoder, image encoder. Weights are inputs here too."""
+"""Step graphs around the transformer: text encoder, image decoder, image encoder. Their weights are inputs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The image decoder, cut into stages at the input of every norm; a stage runs on one stripe of rows at a time. Exact.
+"""The image decoder, cut into stages at the input of every norm; a stage runs on one stripe of rows at a time.
 
-A norm needs the statistics of all rows: each stripe leaves its own behind, and the next stage merges them. Activations
-are stored as rows [H, C, W], so that a stripe with the rows next to it is a range of bytes. The first and the last
-stripe read a spare row beyond the image, which may hold anything. Where stripes lie is for the runtime to say.
+The result is exact. A norm needs the statistics of all rows: each stripe writes its own, the next stage merges them.
+Activations are stored as rows [H, C, W], so that a stripe with its neighbouring rows is a range of bytes. The first and
+the last stripe read a spare row beyond the image, which may hold anything. The runtime says where stripes lie.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ class SecondConv(Stage):
 
 
 class ShortcutFirstConv(FirstConv):
-    """First half of a block that changes its channels: what conv1 gives, and behind its channels the 1x1 shortcut.
+    """First half of a block that changes its channels: conv1, and the 1x1 shortcut behind its channels.
 
-    The block's input is not needed afterwards, so what is written may take its place.
+    The block's input is not needed afterwards, so the output may take its place.
     """
 
     label = "conv1-shortcut"
@@ -210,7 +210,7 @@ def convolved(x: Tensor, weights: Weights, name: str) -> Tensor:
 def statistics_of(x: Tensor, shares: Tensor | None = None) -> Tensor:
     """Mean and biased variance [2, groups] of a stripe [n, C, W] as it is stored, or of several by the rows' shares.
 
-    Row by row, then merged: compilers make one kernel of a row's mean and variance, and store no fp32 copy of x.
+    Rows come first, then their merging: compilers make one kernel of a row's mean and variance, and store no fp32 copy.
     """
     rows = x.float().reshape(x.shape[0], norm_groups(x.shape[1]), -1)
     means = rows.mean(-1)
@@ -239,13 +239,13 @@ class StagePlan:
     scale: int = 1
 
     def arguments(self, latent_rows: int, latent_width: int, tiling: Tiling) -> dict[str, object]:
-        """Of the factory, for a stripe of that many latent rows."""
+        """Arguments of the factory for a stripe of that many latent rows."""
         rows, width = latent_rows * self.scale, latent_width * self.scale
         return {"channels": self.channels, "rows": rows, "width": width, "tiling": tiling}
 
 
 def decoder_stages(config: ImageTokenizerShape) -> Iterator[StagePlan]:
-    """All stages in order; one after another they are `image_tokenizer.Decoder`."""
+    """All stages in order; together they compute `image_tokenizer.Decoder`."""
     channels = config.level_channels
     last, inner = len(channels) - 1, channels[-1]
     yield StagePlan(ConvIn, "", (config.code_channels, inner))
@@ -269,7 +269,7 @@ def _block(layer: str, channels: tuple[int, int], scale: int) -> Iterator[StageP
 
 
 def contiguous_bytes(config: ImageTokenizerShape, grid: Size, rows: int, dtype: str) -> Iterator[tuple[str, int]]:
-    """What stripes lie apart by, in bytes, and its name: a library must accept addresses at multiples of it."""
+    """Distances between stripes by name, in bytes: a library must accept addresses at their multiples."""
     for channels, scale in {(c, 1 << i) for i, c in enumerate(reversed(config.level_channels))}:
         width = grid[1] * scale
         yield f"a row of {channels} channels and {width} columns", size_bytes(dtype, (channels, width))

@@ -1,7 +1,7 @@
 """HART's transformer in torch, under the official key names (upstream: hart/modules/models/transformer).
 
-Each sub-layer takes residual tokens and returns what is to be added to them, gate included, so that the dense and the
-pruned forward differ only in which tokens go in. Knows nothing of schedules, pruning or sampling.
+Each sub-layer takes residual tokens and returns the tensor that is added to them, gate included. The dense and the
+pruned forward (pruning.py) differ only in the tokens that go in and in the restoration of the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass
 class Condition:
-    """What the text gives to every scale. B counts rows: conditional rows first, then unconditional ones."""
+    """The inputs of every scale that come from the text. B counts rows: conditional ones first."""
 
     context: Tensor  # [B, Nc, C] the tokens of scale 0, before the level embedding
     positions: Tensor  # [B, Nc] their rotary positions

@@ -80,11 +80,11 @@ class Condition(ImageStep):
 
 
 class Bridge(CodeBridge):
-    """HART's bridge: how many codes are ranked goes by the scale, and the last scale has no phi.
+    """HART's bridge: the scale decides how many codes are ranked, and the last scale has no phi.
 
-    At the first scale the last context token alone draws, the one code of the 1x1 map. Where the last scale is drawn
-    in parts, positions [m] (int64) say which of its tokens these are. Where the diffusion head follows, codes [L]
-    (int64) are given on.
+    At the first scale the last context token alone draws the one code of the 1x1 map. Where the last scale is drawn in
+    parts, positions [m] (int64) are the numbers of this part's tokens. Where the diffusion head follows, codes [L]
+    (int64) are an output.
     """
 
     place_table = "lvl_embed.weight"
@@ -170,7 +170,7 @@ class Pick(Step):
 
 
 class HartWiring(CodebookWiring):
-    """A prompt is the first scale itself; a diffusion head ends the last one."""
+    """HART: the prompt is the first scale itself, and a diffusion head ends the last one."""
 
     family = HART
     marker = "context_embed.weight"
@@ -252,7 +252,7 @@ def _part(step: StepPlan) -> int:
 
 
 def check_plan(plan: GenerationPlan) -> None:
-    """What HART's ends of a schedule do not allow.
+    """Check a plan against the two ends of HART's schedule.
 
     Raises:
         PlanError: the last scale is skipped, or tokens are to be restored from the first.

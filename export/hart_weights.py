@@ -1,4 +1,4 @@
-"""HART's official tensors -> the tensors that its step graphs are bound to. Nothing is read before it is asked for."""
+"""From HART's official tensors to the tensors that its step graphs are bound to. Each is read when it is fetched."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXACT_LAYERS = ("input_proj.", "final_layer.linear.", ".in_ln.")  # of the diffu
 def hart_weights(
     c: HartConfig, state: Mapping[str, Tensor], images: VqTokenizerConfig, images_state: Mapping[str, Tensor]
 ) -> dict[str, WeightSource]:
-    """All of them, by names without "transformer."."""
+    """All tensors of the graphs by name, without "transformer."."""
     official = Official.of(HartTransformer, c, state)
     sources = _shared_weights(c, official) | codebook_weights(images, images_state) | _diffusion_weights(c, official)
     return sources | all_layers(c.depth, lambda i: _layer_weights(c, official.layer(f"blocks.{i}.")))
@@ -73,7 +73,7 @@ def _diffusion_weights(c: HartConfig, official: Official) -> dict[str, WeightSou
 
 
 def number_table(state: Mapping[str, Tensor], prefix: str, width: int, numbers: range | list[int]) -> Tensor:
-    """What a number embedding gives for each number [n, width], fp32."""
+    """The number embedding of each number [n, width], fp32."""
     embedding = NumberEmbedding(width)
     embedding.load_state_dict({name: state[prefix + name].float() for name in embedding.state_dict()})
     with torch.no_grad():

@@ -1,8 +1,7 @@
 """Infinity's transformer in torch, under the official key names (upstream: infinity/models/infinity.py).
 
-Each sub-layer takes residual tokens and returns what is to be added to them, gate included, so that the
-dense and the pruned forward (pruning.py) differ only in which tokens go in and how the rest comes back.
-Knows nothing of schedules, pruning or sampling.
+Each sub-layer takes residual tokens and returns the tensor that is added to them, gate included. The dense and the
+pruned forward (pruning.py) differ only in the tokens that go in and in the restoration of the others.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ PATCHIFIED_CHANNELS = 56  # 8B: 14 bits in 2 x 2 cells; no other published model
 
 @dataclass
 class Condition:
-    """What the text gives to every scale. B counts rows: conditional rows first, then unconditional ones."""
+    """The inputs of every scale that come from the text. B counts rows: conditional ones first."""
 
     sos: Tensor  # [B, C] pooled text: the first token, before the start embedding
     text: Tensor  # [B, T, C] source of the cross-attention keys and values
@@ -34,7 +33,7 @@ class Condition:
 
 
 class TextAttention(nn.Module):
-    """What attends to the text: its keys, which have a bias of zero, and its values."""
+    """Attention to the text, whose keys have a bias of zero."""
 
     zero_k_bias: Tensor
 
@@ -163,7 +162,7 @@ class InfinityTransformer(nn.Module):
         return [module for module in self.modules() if isinstance(module, Block)]
 
     def condition(self, features: Tensor, mask: Tensor | None) -> Condition:
-        """Text features [B, T, Ct], mask [B, T] (True = a token; None: all are) -> what every scale needs."""
+        """Text features [B, T, Ct], mask [B, T] (True = a token; None: all are) -> the condition of every scale."""
         text = self.text_norm(features)
         sos = self.text_proj_for_sos["ca"](text, mask)
         shared = self.shared_ada_lin(sos).view(-1, 1, 6, self.config.width)

@@ -113,7 +113,7 @@ class TextKV(ImageStep):
 
 
 class Bridge(BridgeStep):
-    """Infinity's bridge: bits, drawn one by one; every token of a scale has its level embedding alone.
+    """Infinity's bridge: bits are drawn one by one; tokens have the level embedding of their scale alone.
 
     It reads tau and cut [1] (1 - top_p), with guidance guidance [1]; noise [L, channels], logits [L, 2 * channels].
     """
@@ -170,7 +170,7 @@ class Bridge(BridgeStep):
 
 
 class InfinityWiring(Wiring):
-    """Text enters by cross-attention and modulation; positions are normalised to the 1M grid."""
+    """Infinity: text enters by cross-attention and modulation; positions are normalised to the 1M grid."""
 
     family = INFINITY
     marker = "cfg_uncond"

@@ -1,7 +1,7 @@
-"""From Infinity's checkpoint tensors to the tensors that its engines are bound to.
+"""From Infinity's official tensors to the tensors that its step graphs are bound to.
 
-What depends on weights alone is done here, once, instead of in every graph: biases joined, scales
-exponentiated, rotary pairs laid out in halves.
+Arithmetic on weights alone is done here once instead of in every graph: biases are joined, scales are exponentiated,
+rotary pairs are laid out in halves.
 """
 
 from __future__ import annotations

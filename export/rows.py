@@ -1,7 +1,7 @@
 """Arithmetic on activations laid out as rows: [L * R, C], token outermost, where R counts guidance rows.
 
-Keys and values are [S, R * heads, head_dim]. So the prefix of a cache is contiguous, and a scale's keys land
-behind it without a copy. Selection and residual stream are fp32 whatever the weights' dtype.
+Keys and values are [S, R * heads, head_dim]. The prefix of a cache is contiguous, and a scale's keys are written behind
+it without a copy. Selection and residual stream are fp32 whatever the weights' dtype.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TOPK_OPERATOR: ContextVar[bool] = ContextVar("topk_operator", default=False)
 
 Weights = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
-ANY = ("", 1)  # a size that nothing is said of
+ANY = ("", 1)  # a size without a name
 OpenDims = dict[str, dict[int, tuple[str, int]]]  # tensor -> dimension -> (name of a size, how many times that size)
 
 
@@ -42,6 +42,7 @@ def border_dtype(name: str, precision: Precision) -> str:
 
 
 def tokens_of(size: Size) -> int:
+    """Tokens of a grid."""
     return size[0] * size[1]
 
 
@@ -114,7 +115,7 @@ def restore(fresh: Tensor, kept: Tensor, cached: Tensor, corners: Tensor) -> Ten
 
 
 def enlarged(cached: Tensor, corners: Tensor) -> Tensor:
-    """The cached map enlarged by area [L * R, C] (fp32), given which of its rows each row averages [4, L * R]."""
+    """The cached map enlarged by area [L * R, C] (fp32): each row is the mean of four, corners [4, L * R]."""
     return sum(cached.index_select(0, corner).float() for corner in corners) * 0.25  # type: ignore[return-value]
 
 
@@ -125,7 +126,7 @@ def placed(fresh: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
 
 
 def first(x: Tensor, count: int, dim: int = 0) -> Tensor:
-    """The first `count` along a dimension, where the conditional row lies; x itself where that is all of it."""
+    """The first `count` along a dimension, where the conditional row lies; x itself where these are all."""
     return x if x.shape[dim] == count else x.narrow(dim, 0, count)
 
 
@@ -143,7 +144,7 @@ def area_corners(source: Size, target: Size, rows: int, source_rows: int) -> Ten
 def attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, width: int) -> Tensor:
     """q [k, R * heads, hd] over keys, values [S, R * heads, hd] -> [k * R, C]; the softmax in fp32.
 
-    Written out in rank 3: this form becomes one fused kernel, the operator of rank 4 does not in this layout.
+    The form of rank 3 becomes one fused kernel; the operator of rank 4 does not in this layout.
     """
     if keys.shape[0] == 1:  # compilers fuse no softmax over one key; over the same key twice they do, to the same end
         keys, values = keys.repeat(2, 1, 1), values.repeat(2, 1, 1)
@@ -183,7 +184,7 @@ def unit(x: Tensor) -> Tensor:
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     """Rotary on pairs (j, j + hd / 2): the prepared qkv weight holds its rows in that order (weights.py).
 
-    Rounded to `dtype` before the halves are joined: one kernel then writes the result, and none the fp32 of it.
+    The halves are rounded to `dtype` before they are joined, so that one kernel writes the result, and none its fp32.
     """
     first, second = x.chunk(2, dim=-1)
     rotated = (first * cos - second * sin, first * sin + second * cos)

@@ -1,4 +1,4 @@
-"""What names and shapes of tensors say about a model. Knows no model."""
+"""Facts about a model from the names and shapes of its tensors, for every model."""
 
 from __future__ import annotations
 

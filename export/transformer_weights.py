@@ -1,6 +1,6 @@
-"""Official tensors of transformers -> the tensors that step graphs are bound to: what families share of it.
+"""From official tensors of transformers to the tensors that step graphs are bound to: the part that families share.
 
-Nothing is read before it is asked for. Shapes are those of the official tensors; one layer's are all layers'.
+Nothing is read before it is asked for. Shapes are those of the official tensors; all layers have the same ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Official:
 
     @classmethod
     def of(cls, make: Any, config: Any, state: Mapping[str, Tensor]) -> Official:
-        """Those of a transformer that `make` builds of a configuration whose layers are not chunked."""
+        """The tensors of a transformer, which `make` builds from a configuration whose layers are not chunked."""
         return cls(module_shapes(make, replace(config, depth=1)), state)
 
     def layer(self, prefix: str) -> Official:
@@ -61,7 +61,7 @@ def attention_weights(
 ) -> dict[str, WeightSource]:
     """One layer's "sa.*" from the self-attention under `key`, where `qkv` is the key of the fused matrix.
 
-    order: of the rows of queries and keys, where it is another than the official one.
+    order: row indices of queries and keys [C], where the graph has another order than the official one.
     """
 
     def ordered(tensor: Tensor) -> Tensor:

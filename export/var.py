@@ -1,8 +1,8 @@
 """VAR's class-conditional transformer in torch, under the official key names (upstream: VAR, models/var.py and
 models/basic_var.py).
 
-Each sub-layer takes residual tokens and returns what is to be added to them, gate included, so that the dense and the
-pruned forward differ only in which tokens go in and how the rest comes back. Knows nothing of pruning or sampling.
+Each sub-layer takes residual tokens and returns the tensor that is added to them, gate included. The dense and the
+pruned forward (pruning.py) differ only in the tokens that go in and in the restoration of the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DERIVED = re.compile(r"(attn_bias_for_masking|lvl_1L|blocks\.\d+\.attn\.zero_k_b
 
 @dataclass
 class Condition:
-    """What the class gives to every scale. B counts rows: conditional rows first, then unconditional ones."""
+    """The inputs of every scale that come from the class. B counts rows: conditional ones first."""
 
     embedding: Tensor  # [B, C]
     modulation: Tensor | None  # [B, 1, 6, C] shared part of the adaptive layer norm, in models that have one
@@ -101,7 +101,7 @@ class VarTransformer(nn.Module):
         return list(self.blocks)  # type: ignore[arg-type]  # a module list does not know of what
 
     def condition(self, labels: Tensor) -> Condition:
-        """Classes [B] (int64; `config.classes` stands for none) -> what every scale needs."""
+        """Classes [B] (int64; `config.classes` stands for none) -> the condition of every scale."""
         embedding = self.class_emb(labels)
         if not self.config.shared_modulation:
             return Condition(embedding, None)

@@ -32,7 +32,7 @@ class VarSampling:
 
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers by scale, or what takes their place. B counts images, S scales; a shape is asked for.
+    """Random numbers by scale, or numbers in their place. B counts images, S scales; a shape is asked for.
 
     uniform: (scale, (B, L)) -> [0, 1); -1 - i in place of a number forces code i.
     gumbel: (scale, (B, L, codes)) -> -log of exponential draws; asked for in smooth sampling alone.
@@ -145,7 +145,7 @@ def mix(filtered: Tensor, gumbel: Tensor, progress: float) -> Tensor:
 
 
 def teacher_inputs(quantizer: Quantizer, token_maps: Sequence[Tensor]) -> Tensor:
-    """What the scales after the first see of an image with these token maps [B, h, w]: [B, L - 1, code_channels]."""
+    """Inputs of the scales after the first for an image with these token maps [B, h, w]: [B, L - 1, code_channels]."""
     sizes = [(int(m.shape[1]), int(m.shape[2])) for m in token_maps]
     sums = quantizer.sums([quantizer.lookup(m) for m in token_maps], sizes[-1])
     seen = [area_pool(total, size) for total, size in zip(sums, sizes[1:], strict=False)]

@@ -28,8 +28,8 @@ from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph
 class Condition(ImageStep):
     """labels [R] (int64; the number of classes stands for none) -> x [R, C], pooled [R, C], head_modulation [R, 2, C].
 
-    `pooled` is what layers are modulated by: the class embedding after SiLU, or in models of one shared adaptive norm
-    its output, flat [R, 6 C].
+    `pooled` modulates the layers: it is the class embedding after SiLU, or in models of one shared adaptive norm the
+    output of that norm, flat [R, 6 C].
     """
 
     inputs = ("labels",)
@@ -88,7 +88,7 @@ class Project(ModulatedProject):
 
 
 class Bridge(CodeBridge):
-    """VAR's bridge: the caller sets top-k; positions are learned, one for each token of all scales."""
+    """VAR's bridge: the caller sets top-k; every token of all scales has a learned position."""
 
     place_table = "position.weight"
 
@@ -109,7 +109,7 @@ class Bridge(CodeBridge):
 
 
 class VarWiring(CodebookWiring):
-    """A class enters by modulation and as the first token."""
+    """VAR: a class enters by modulation and as the first token."""
 
     family = VAR
     marker = "class_emb.weight"
@@ -152,7 +152,7 @@ class VarWiring(CodebookWiring):
 
 
 def pooled_width(config: VarConfig) -> int:
-    """Channels of what the condition gives to every layer."""
+    """Channels of `pooled`, which the condition gives to every layer."""
     return (6 if config.shared_modulation else 1) * config.width
 
 

@@ -30,7 +30,7 @@ COLDEST = 0.005  # temperature of smooth mixing, at least
 
 
 class LayerModulation(ImageStep):
-    """What one layer's adaptive norms and gates are in this image: gamma, scale and shift of both sub-layers.
+    """One layer's adaptive norms and gates in this image: gamma, scale and shift of both sub-layers.
 
     pooled [R, C], SiLU done -> modulation [R, 6, C] (fp32). The matrix is a third of a VAR transformer's weights, so it
     is stored in the compute precision, as the published programs run it.
@@ -55,10 +55,8 @@ class CodeBridge(BridgeStep):
     noise [L, 1], cut [1] (1 - top_p), with guidance guidance [1], where the caller sets it top_k [1] (int64), in smooth
     sampling gumbel [L, codes]; logits [L, codes].
 
-    A code is chosen where noise lies in the cumulative distribution, codes by falling logit; noise -1 - i forces
-    code i.
-    `ratio` says how far through the schedule a scale is: guidance grows with it, the smooth temperature falls.
-    A family says how many logits it ranks, and what its head and its embedding are.
+    noise picks a code in the cumulative distribution, codes by falling logit; noise -1 - i forces code i.
+    `ratio`, from 0 to 1, is a scale's place in the schedule: guidance grows with it, the smooth temperature falls.
     """
 
     ratio: Tensor
@@ -87,16 +85,17 @@ class CodeBridge(BridgeStep):
         return int(self.config.codes)
 
     def further_inputs(self) -> tuple[str, ...]:
+        """Inputs that only this family reads."""
         return ()
 
     def drawing(self, x: Tensor) -> Tensor:
-        """The rows that codes are drawn of."""
+        """The rows of x [L * R, C] that draw codes."""
         return x
 
     # Shapes
 
     def draws(self) -> int:
-        """Codes drawn."""
+        """Number of codes drawn."""
         return tokens_of(self.size)
 
     def drawing_weights(self) -> tuple[str, ...]:
@@ -165,10 +164,10 @@ PHI_SHARE = VqTokenizerConfig.phi_ratio
 
 
 class Ranking:
-    """Logits [L, codes] by size, and which of them top-k and then top-p leave."""
+    """Logits [L, codes] in falling order, and those that top-k and then top-p leave."""
 
     def __init__(self, logits: Tensor, count: int, cut: Tensor, top_k: Tensor | None) -> None:
-        """count: how many are ranked; top_k [1] (int64) of those are left, 0 for all; cut [1] = 1 - top_p."""
+        """count: how many are ranked; top_k [1] (int64) of those are left, 0 for all; cut [1] is 1 - top_p."""
         self.logits = logits
         self.values, self.index = largest(logits, count, dim=1, lowest=2 * HIDDEN)
         mass = (self.values - self.values[:, :1]).exp()
@@ -214,7 +213,7 @@ class VqImageDecoder(ImageDecoder):
 
 
 class CodebookWiring(Wiring):
-    """What the wirings of families share that choose codes from a VQ tokenizer's codebook."""
+    """The common wiring of families that choose codes from a VQ tokenizer's codebook."""
 
     image_tokenizer = VqTokenizer
     decoder = VqImageDecoder
@@ -228,7 +227,7 @@ class CodebookWiring(Wiring):
 
 
 def codebook_weights(images: VqTokenizerConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:
-    """What bridges read of the image tokenizer: codebook and phi convolutions."""
+    """The tensors of the image tokenizer that bridges read: codebook and phi convolutions."""
     channels = images.code_channels
     sources = {"codebook.weight": WeightSource((images.codes, channels), getter(state, "quantize.embedding.weight"))}
     for i in range(images.phis):

@@ -1,4 +1,4 @@
-"""What runtime and command line know of a family of models: sizes, schedules, policies, settings. Nouns only."""
+"""A family of models for runtime and command line: sizes, schedules, policies, settings. Nouns only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..schedule import ScaleSchedule, Size, find_schedule, parse_size, square_sc
 
 
 class TransformerShape:
-    """What every transformer's configuration says, whatever else it says."""
+    """The part of a transformer's configuration that all families have."""
 
     depth: int
     width: int
@@ -52,7 +52,7 @@ class SquareScales(TransformerShape):
 
 
 class ImageTokenizerShape:
-    """What every image tokenizer's configuration says."""
+    """The part of an image tokenizer's configuration that all families have."""
 
     code_channels: int  # of the latent that the decoder reads
     base_channels: int  # of the encoder's first convolution

@@ -1,4 +1,4 @@
-"""The shape of Infinity models, as frozen nouns. Knows sizes only: no weights, no torch, no files."""
+"""The sizes of Infinity models, as frozen nouns: no weights, no torch, no files."""
 
 from __future__ import annotations
 
