@@ -27,7 +27,7 @@ from .hart_weights import hart_weights
 from .rows import OpenDims, Shapes, Weights, rms_norm, rows_of, tokens_of
 from .steps import ImageStep, Step
 from .vq_steps import CodebookWiring, CodeBridge, LayerModulation
-from .weights import WeightSource, affine
+from .weights import Sources, State, affine
 from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph, size_label
 
 
@@ -236,13 +236,7 @@ class HartWiring(CodebookWiring):
         name = f"residual-{size_label(step.size)}-k{step.tokens}-{setting.rows_label(step)}"
         return StepGraph(name, Residual, {**arguments, "part": _part(step)}, SHARED_PREFIX)
 
-    def weights(
-        self,
-        transformer: HartConfig,
-        state: Mapping[str, Tensor],
-        images: VqTokenizerConfig,
-        images_state: Mapping[str, Tensor],
-    ) -> dict[str, WeightSource]:
+    def weights(self, transformer: HartConfig, state: State, images: VqTokenizerConfig, images_state: State) -> Sources:
         found = hart_weights(transformer, state, images, images_state)
         return {SHARED_PREFIX + name: source for name, source in found.items()}
 

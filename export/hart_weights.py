@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -14,22 +12,20 @@ from .hart_diffusion import NumberEmbedding, diffusion_steps
 from .hart_residual import NET, residual_weight_names
 from .transformer_weights import Official, all_layers, attention_weights
 from .vq_steps import codebook_weights
-from .weights import Role, WeightSource, affine
+from .weights import Role, Sources, State, WeightSource, affine
 
 OFFICIAL = "diffloss.net."
 EXACT_LAYERS = ("input_proj.", "final_layer.linear.", ".in_ln.")  # of the diffusion head
 
 
-def hart_weights(
-    c: HartConfig, state: Mapping[str, Tensor], images: VqTokenizerConfig, images_state: Mapping[str, Tensor]
-) -> dict[str, WeightSource]:
+def hart_weights(c: HartConfig, state: State, images: VqTokenizerConfig, images_state: State) -> Sources:
     """All tensors of the graphs by name, without "transformer."."""
     official = Official.of(HartTransformer, c, state)
     sources = _shared_weights(c, official) | codebook_weights(images, images_state) | _diffusion_weights(c, official)
     return sources | all_layers(c.depth, lambda i: _layer_weights(c, official.layer(f"blocks.{i}.")))
 
 
-def _shared_weights(c: HartConfig, official: Official) -> dict[str, WeightSource]:
+def _shared_weights(c: HartConfig, official: Official) -> Sources:
     exact = ("context_embed.bias", *affine("word_embed", "head_nm.ada_lin.1"), "decoder_norm.weight")
     exact += ("context_norm.weight",) if c.context_norm else ()
     sources = official.taken(exact) | official.taken(("context_embed.weight", *affine("head")), Role.OPERAND)
@@ -44,7 +40,7 @@ def _shared_weights(c: HartConfig, official: Official) -> dict[str, WeightSource
     return sources | {"lvl_embed.weight": WeightSource((c.levels, c.width), levels)}
 
 
-def _layer_weights(c: HartConfig, official: Official) -> dict[str, WeightSource]:
+def _layer_weights(c: HartConfig, official: Official) -> Sources:
     sources = attention_weights(c, official, "attn", "qkv_proj", c.unit_queries)
 
     def gate_up() -> Tensor:
@@ -56,7 +52,7 @@ def _layer_weights(c: HartConfig, official: Official) -> dict[str, WeightSource]
     return sources | (official.taken(affine("ada_lin.1"), Role.OPERAND) if c.modulated else {})
 
 
-def _diffusion_weights(c: HartConfig, official: Official) -> dict[str, WeightSource]:
+def _diffusion_weights(c: HartConfig, official: Official) -> Sources:
     """The head's network; its time embedding is needed at the sampled steps alone, and becomes a table of them."""
 
     def times() -> Tensor:
@@ -72,7 +68,7 @@ def _diffusion_weights(c: HartConfig, official: Official) -> dict[str, WeightSou
     return sources
 
 
-def number_table(state: Mapping[str, Tensor], prefix: str, width: int, numbers: range | list[int]) -> Tensor:
+def number_table(state: State, prefix: str, width: int, numbers: range | list[int]) -> Tensor:
     """The number embedding of each number [n, width], fp32."""
     embedding = NumberEmbedding(width)
     embedding.load_state_dict({name: state[prefix + name].float() for name in embedding.state_dict()})

@@ -25,7 +25,7 @@ from .infinity_blocks import Attend, Project
 from .infinity_weights import transformer_weights
 from .rows import Shapes, Weights
 from .steps import ImageStep
-from .weights import WeightSource, affine
+from .weights import Sources, State, affine
 from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, Wiring, bridge_graph
 
 POOL = "text_proj_for_sos.ca"
@@ -201,12 +201,8 @@ class InfinityWiring(Wiring):
         return infer_image_tokenizer(shapes)
 
     def weights(
-        self,
-        transformer: TransformerConfig,
-        state: Mapping[str, Tensor],
-        images: ImageTokenizerConfig,
-        images_state: Mapping[str, Tensor],
-    ) -> dict[str, WeightSource]:
+        self, transformer: TransformerConfig, state: State, images: ImageTokenizerConfig, images_state: State
+    ) -> Sources:
         return transformer_weights(transformer, state)
 
     def condition(self, setting: Setting) -> StepGraph:

@@ -6,7 +6,6 @@ rotary pairs are laid out in halves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor
 from ..families.infinity import TransformerConfig
 from .infinity import InfinityTransformer
 from .transformer_weights import Official, all_layers, attention_weights
-from .weights import Role, WeightSource, affine
+from .weights import Role, Sources, State, WeightSource, affine
 
 
-def transformer_weights(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:
+def transformer_weights(config: TransformerConfig, state: State) -> Sources:
     """Official state -> "transformer.*" tensors; layers are "transformer.blocks.<layer>.*" whatever their chunk."""
     official = Official.of(InfinityTransformer, replace(config, chunks=1), state)
     layers = all_layers(config.depth, lambda i: _layer(config, official.layer(layer_prefix(config, i))))
@@ -42,7 +41,7 @@ def halves_order(config: TransformerConfig) -> Tensor:
     return (torch.arange(config.heads)[:, None] * config.head_dim + head).flatten()
 
 
-def _shared(c: TransformerConfig, official: Official) -> dict[str, WeightSource]:
+def _shared(c: TransformerConfig, official: Official) -> Sources:
     pool = "text_proj_for_sos.ca"
     exact: tuple[str, ...] = ("cfg_uncond", "text_norm.weight", f"{pool}.mat_q", "pos_start", "lvl_embed.weight")
     exact += affine(f"{pool}.proj", "word_embed", "shared_ada_lin.1", "head_nm.ada_lin.1")
@@ -51,7 +50,7 @@ def _shared(c: TransformerConfig, official: Official) -> dict[str, WeightSource]
     return sources | {f"{pool}.kv_bias": _key_value_bias(c, official, f"{pool}.v_bias")}
 
 
-def _layer(c: TransformerConfig, official: Official) -> dict[str, WeightSource]:
+def _layer(c: TransformerConfig, official: Official) -> Sources:
     matrices = ("ca.mat_q", "ca.mat_kv", "ca.proj", "ffn.fc1", "ffn.fc2")
     sources = official.taken([f"{name}.weight" for name in matrices], Role.MATRIX)
     sources |= official.taken([f"{name}.bias" for name in matrices if name != "ca.mat_kv"], Role.OPERAND)

@@ -5,7 +5,7 @@ Nothing is read before it is asked for. Shapes are those of the official tensors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from .rows import Shapes
 from .tensor_shapes import module_shapes
 from .transformer_blocks import MAX_LOG_SCALE
-from .weights import Role, WeightSource, getter
+from .weights import Role, Sources, State, WeightSource, getter
 
 FIRST_LAYER = "blocks.0."
 
@@ -25,11 +25,11 @@ class Official:
     """Official tensors: shapes by name, and the state that holds them, there under a prefix."""
 
     shapes: Shapes
-    state: Mapping[str, Tensor]
+    state: State
     prefix: str = ""
 
     @classmethod
-    def of(cls, make: Any, config: Any, state: Mapping[str, Tensor]) -> Official:
+    def of(cls, make: Any, config: Any, state: State) -> Official:
         """The tensors of a transformer, which `make` builds from a configuration whose layers are not chunked."""
         return cls(module_shapes(make, replace(config, depth=1)), state)
 
@@ -42,7 +42,7 @@ class Official:
     def __getitem__(self, name: str) -> Tensor:
         return self.state[self.prefix + name]
 
-    def taken(self, names: Iterable[str], role: Role = Role.EXACT) -> dict[str, WeightSource]:
+    def taken(self, names: Iterable[str], role: Role = Role.EXACT) -> Sources:
         """Tensors as they are, under their own names."""
         return {n: WeightSource(self.shapes[n], getter(self.state, self.prefix + n), role) for n in names}
 
@@ -51,14 +51,14 @@ class Official:
         return self.taken([name], role)[name]
 
 
-def all_layers(depth: int, layer: Callable[[int], dict[str, WeightSource]]) -> dict[str, WeightSource]:
+def all_layers(depth: int, layer: Callable[[int], Sources]) -> Sources:
     """The tensors of every layer, as "blocks.<layer>.<name>"."""
     return {f"blocks.{i}.{name}": source for i in range(depth) for name, source in layer(i).items()}
 
 
 def attention_weights(
     config: Any, official: Official, key: str, qkv: str, unit_queries: bool = True, order: Tensor | None = None
-) -> dict[str, WeightSource]:
+) -> Sources:
     """One layer's "sa.*" from the self-attention under `key`, where `qkv` is the key of the fused matrix.
 
     order: row indices of queries and keys [C], where the graph has another order than the official one.

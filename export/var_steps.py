@@ -21,7 +21,7 @@ from .transformer_blocks import QUARTER
 from .transformer_weights import Official, all_layers, attention_weights
 from .var import DERIVED, VarTransformer, infer_transformer
 from .vq_steps import CodebookWiring, CodeBridge, LayerModulation, codebook_weights
-from .weights import Role, WeightSource, affine
+from .weights import Role, Sources, State, WeightSource, affine
 from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph
 
 
@@ -138,13 +138,7 @@ class VarWiring(CodebookWiring):
         arguments |= {"config": setting.transformer, "rows": step.rows(setting.rows), "text_rows": setting.rows}
         return bridge_graph(Bridge, {**arguments, "smooth": plan.drawing.smooth}, setting, step)
 
-    def weights(
-        self,
-        transformer: VarConfig,
-        state: Mapping[str, Tensor],
-        images: VqTokenizerConfig,
-        images_state: Mapping[str, Tensor],
-    ) -> dict[str, WeightSource]:
+    def weights(self, transformer: VarConfig, state: State, images: VqTokenizerConfig, images_state: State) -> Sources:
         official = Official.of(VarTransformer, transformer, state)
         sources = _shared_weights(transformer, official) | codebook_weights(images, images_state)
         layers = all_layers(transformer.depth, lambda i: _layer_weights(transformer, official.layer(f"blocks.{i}.")))
@@ -156,7 +150,7 @@ def pooled_width(config: VarConfig) -> int:
     return (6 if config.shared_modulation else 1) * config.width
 
 
-def _shared_weights(c: VarConfig, official: Official) -> dict[str, WeightSource]:
+def _shared_weights(c: VarConfig, official: Official) -> Sources:
     exact = ("class_emb.weight", "pos_start", *affine("word_embed", "head_nm.ada_lin.1"))
     exact += affine("shared_ada_lin.1") if c.shared_modulation else ()
 
@@ -169,7 +163,7 @@ def _shared_weights(c: VarConfig, official: Official) -> dict[str, WeightSource]
     return sources | {"position.weight": WeightSource((c.tokens, c.width), position)}
 
 
-def _layer_weights(c: VarConfig, official: Official) -> dict[str, WeightSource]:
+def _layer_weights(c: VarConfig, official: Official) -> Sources:
     sources = attention_weights(c, official, "attn", "mat_qkv", c.unit_queries)
     sources |= official.taken(("ffn.fc1.weight", "ffn.fc2.weight"), Role.MATRIX)
     sources |= official.taken(("ffn.fc1.bias", "ffn.fc2.bias"), Role.OPERAND)

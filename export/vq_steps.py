@@ -21,7 +21,7 @@ from .coders import ImageDecoder
 from .rows import ANY, OpenDims, Shapes, Weights, largest, tokens_of
 from .steps import ImageStep
 from .vq_tokenizer import LatentDecoder, VqTokenizer, infer_vq_tokenizer
-from .weights import WeightSource, getter
+from .weights import Sources, State, WeightSource, getter
 from .wiring import Wiring
 
 HIDDEN = -1e30  # a logit that is out of the running
@@ -226,7 +226,7 @@ class CodebookWiring(Wiring):
         return infer_vq_tokenizer(shapes)
 
 
-def codebook_weights(images: VqTokenizerConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:
+def codebook_weights(images: VqTokenizerConfig, state: State) -> Sources:
     """The tensors of the image tokenizer that bridges read: codebook and phi convolutions."""
     channels = images.code_channels
     sources = {"codebook.weight": WeightSource((images.codes, channels), getter(state, "quantize.embedding.weight"))}

@@ -39,6 +39,10 @@ class WeightSource:
     role: Role = Role.EXACT
 
 
+State = Mapping[str, Tensor]  # official names
+Sources = dict[str, WeightSource]  # names of the weight file
+
+
 def plain_weights(
     prefix: str,
     shapes: Mapping[str, tuple[int, ...]],

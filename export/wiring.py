@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import CheckpointError
 from ..families.family import Family
@@ -18,11 +18,10 @@ from .block_steps import AttendStep, ProjectStep
 from .coders import ImageDecoder, ImageEncoder, image_tokenizer_role
 from .graphs import StepGraph
 from .rows import Shapes
-from .weights import Role, WeightSource
+from .weights import Role, Sources, State
 
 LAYER_PREFIX = "transformer.blocks.{layer}."
 SHARED_PREFIX = "transformer."
-State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class Wiring(ABC):
         """
 
     @abstractmethod
-    def weights(self, transformer: Any, state: State, images: Any, images_state: State) -> dict[str, WeightSource]:
+    def weights(self, transformer: Any, state: State, images: Any, images_state: State) -> Sources:
         """The "transformer.*" tensors that step graphs are bound to, from the official ones; nothing is read yet."""
 
     @abstractmethod
