@@ -19,7 +19,7 @@ FLOAT = 4  # bytes
 STRIPES = {"stripe", "inner_stripe"}  # what the stages of a tiled decoder read
 HOST_FIXED, HOST_SESSION = 32 << 20, 1 << 19  # onnxruntime: its code as it is paged in, and each of its sessions
 TORCH_FIXED = 230 << 20  # torch's code, and the compiled libraries, of which there are about a dozen
-LONGEST_TOPK = 3840  # tokens that the library selects at once
+LONGEST_TOPK = 3840  # numbers that TensorRT ranks at once
 ATTEND = {"q", "x_out"}  # tensors that tell the second half of a block
 FIXED = 8 << 20  # what the library's matrix products ask for whatever their size
 

@@ -1,4 +1,4 @@
-"""Which graphs a plan needs, and which of them each step uses. Graphs that are equal are one graph."""
+"""The graphs that a plan needs, and those that each step uses. Equal graphs are one graph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engines.manifest import DecoderStage, DecoderTiles, EngineSet, StepEngines
 from ..errors import BuildError
-from ..families.infinity import ImageTokenizerConfig
+from ..families.family import ImageTokenizerShape
 from ..plan import GenerationPlan, StepPlan
 from ..schedule import Size
 from .decoder_stages import ConvIn, StagePlan, Tiling, decoder_stages
@@ -24,7 +24,7 @@ DECODER_PREFIX = "image_tokenizer.decoder."
 
 @dataclass
 class Assembly:
-    """The graphs of a bundle by name, and who uses them."""
+    """The graphs of a bundle by name, and the steps that use them."""
 
     graphs: dict[str, StepGraph] = field(default_factory=dict)
     sets: list[EngineSet] = field(default_factory=list)
@@ -100,12 +100,12 @@ def _check_asked(wiring: Wiring, with_encoder: bool, decoder_tile: int | None) -
 
 
 def latent_grid(plan: GenerationPlan, transformer: Any) -> Size:
-    """Rows and columns of what the image decoder reads."""
+    """Rows and columns of the latent that the image decoder reads."""
     height, width = plan.schedule.final
     return height * transformer.patch, width * transformer.patch
 
 
-def _tiles(assembly: Assembly, config: ImageTokenizerConfig, grid: Size, rows: int) -> DecoderTiles:
+def _tiles(assembly: Assembly, config: ImageTokenizerShape, grid: Size, rows: int) -> DecoderTiles:
     tiling = Tiling(grid[0], rows)
     stages = tuple(_stage(assembly, plan, grid[1], tiling) for plan in decoder_stages(config))
     return DecoderTiles(rows, len(tiling.stripes), stages)
@@ -172,8 +172,8 @@ def _step(assembly: Assembly, wiring: Wiring, setting: Setting, step: StepPlan) 
 
 
 def _restoration(plan: GenerationPlan, step: StepPlan, rows: int) -> dict[str, object]:
-    """What pruned tokens of a step are restored from: the grid of the cached scale, and its guidance rows; and whether
-    a layer's sub-layers share one selection.
+    """The grid and the guidance rows of the cached scale that restores pruned tokens of a step, and whether a layer's
+    sub-layers share one selection.
     """
     filled = next(earlier for earlier in plan.steps if earlier.fills_cache)
     restoration: dict[str, object] = {"cached_size": filled.size, "cached_rows": filled.rows(rows)}

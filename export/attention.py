@@ -1,6 +1,6 @@
 """Attention of the torch reference: flash-attn on a GPU in 16 bits where it is installed, torch's own elsewhere.
 
-Exported graphs do not come through here: theirs is written out (rows.py).
+Exported graphs do not use it: their attention is written out (rows.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The two halves of a block as step graphs; between them the keys and values of the scale land in the cache.
 
-Here is what all families share: selection, gathering, attention over the cache, restoration. A family's own halves
-(infinity_steps.py, var_steps.py, hart_steps.py) say what a block computes.
+All families share selection, gathering, attention over the cache and restoration. A family's own halves
+(infinity_blocks.py, var_steps.py, hart_blocks.py) say what a block computes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..families.family import TransformerShape
 from ..schedule import Size
@@ -31,6 +31,7 @@ from .rows import (
     stand_in,
     tokens_of,
 )
+from .steps import Step
 
 SMALLER, SIZE, LARGER = (3, 5), (6, 7), (11, 13)  # grids that stand for all others
 KEPT, GUIDED, PAST = 23, 13, 61
@@ -40,21 +41,16 @@ SubLayer = Callable[[Tensor], Tensor]  # residual tokens [k * R, C] -> what is a
 
 
 def _kept(arguments: dict[str, Any], size: Size) -> int:
-    """Kept tokens that stand for those of these arguments."""
+    """Number of kept tokens in a stand-in of these arguments at another size."""
     if arguments["kept"] == tokens_of(arguments["size"]):
         return tokens_of(size)
     return min(KEPT, tokens_of(size) - 1) if arguments["kept"] > 1 else 1
 
 
-class ProjectStep(nn.Module, ABC):
-    """First half of a block: (select, gather,) norm, qkv, positions. Its keys and values go to the cache.
+class BlockStep(Step, ABC):
+    """Half of a block, for a scale of `size` whose `kept` tokens it sees; `given` is what the family's blocks read."""
 
-    x [L * R, C] and what the family's blocks are `given` -> q, keys, values [k, R * heads, hd], and when pruned
-    kept [k * R] (int64). The weights hold "sa.qkv.weight" [3 C, C] and "sa.qkv.bias" [3 C].
-    """
-
-    given: tuple[str, ...] = ()  # inputs beside x
-    weights: tuple[str, ...] = ("sa.qkv.weight", "sa.qkv.bias")
+    given: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -65,18 +61,31 @@ class ProjectStep(nn.Module, ABC):
         text_rows: int = 0,
         given: tuple[str, ...] | None = None,
     ) -> None:
-        """given: where not all blocks of the family are given the same."""
+        """given: where not all blocks of the family read the same."""
         super().__init__()
         self.given = self.given if given is None else given
         self.config, self.rows, self.size, self.kept = config, rows, size, kept
-        self.text_rows = text_rows or rows
-        self.prunes = kept < tokens_of(size)
-        self.inputs = ("x", *self.given)
-        self.outputs = ("q", "keys", "values", "kept") if self.prunes else ("q", "keys", "values")
+        self.text_rows, self.prunes = text_rows or rows, kept < tokens_of(size)
 
     def given_shapes(self) -> Shapes:
         """Shapes of what the blocks are given."""
         return {}
+
+
+class ProjectStep(BlockStep):
+    """First half of a block: (select, gather,) norm, qkv, positions. Its keys and values go to the cache.
+
+    x [L * R, C] and what the family's blocks are `given` -> q, keys, values [k, R * heads, hd], and when pruned
+    kept [k * R] (int64). The weights hold "sa.qkv.weight" [3 C, C] and "sa.qkv.bias" [3 C].
+    """
+
+    weights: tuple[str, ...] = ("sa.qkv.weight", "sa.qkv.bias")
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """The arguments are BlockStep's."""
+        super().__init__(*arguments, **named)
+        self.inputs = ("x", *self.given)
+        self.outputs = ("q", "keys", "values", *(("kept",) if self.prunes else ()))
 
     @abstractmethod
     def normed(self, x: Tensor, given: Tensors, weights: Weights) -> Tensor:
@@ -104,13 +113,11 @@ class ProjectStep(nn.Module, ABC):
     def take_sizes(self, memory: dict[str, Tensor]) -> None:
         self.kept = memory["q"].shape[0]
 
-    def input_shapes(self) -> Shapes:
-        return {"x": (tokens_of(self.size) * self.rows, self.config.width), **self.given_shapes()}
-
-    def output_shapes(self) -> Shapes:
+    def border(self) -> Shapes:
         c, R = self.config, self.rows
-        shapes: Shapes = dict.fromkeys(self.outputs[:3], (self.kept, R * c.heads, c.head_dim))
-        return shapes | ({"kept": (self.kept * R,)} if self.prunes else {})
+        head_rows = (self.kept, R * c.heads, c.head_dim)
+        own: Shapes = {"x": (tokens_of(self.size) * R, c.width), "kept": (self.kept * R,)}
+        return {**own, **dict.fromkeys(("q", "keys", "values"), head_rows), **self.given_shapes()}
 
     def forward(self, x: Tensor, *given: Tensor, weights: Weights) -> tuple[Tensor, ...]:
         c, named = self.config, dict(zip(self.given, given, strict=True))
@@ -128,24 +135,22 @@ class ProjectStep(nn.Module, ABC):
         return (q.reshape(shape), k.reshape(shape), v.reshape(shape), *kept)
 
 
-class AttendStep(nn.Module, ABC):
+class AttendStep(BlockStep):
     """Second half of a block: attention over the cache and the other sub-layers, each restored where pruned.
 
     x [L * R, C], q [k, R * heads, hd], keys, values [S, R * heads, hd] and what the family's blocks are `given`; when
     pruned kept [k * R] and cached_<sub-layer> [Lc * R, C] -> x_out [L * R, C]; when it fills the cache
     cache_<sub-layer> [L * R, C]; when pruned kept_<sub-layer> but for the first, unless all share its selection.
 
-    Where guidance has been switched off, R is one, what is given has two rows, and so has the older part of the cache:
-    guided_keys, guided_values [S', 2 * heads, hd] besides. The conditional row is the first.
+    Where guidance has been switched off, R is one, and the given tensors have two rows. So has the older part of the
+    cache, which is read besides: guided_keys, guided_values [S', 2 * heads, hd]. The conditional row is the first.
     """
 
     corners: Tensor
 
-    given: tuple[str, ...] = ()  # inputs behind the values
     sub_layers: ClassVar[tuple[str, ...]]
     attentions = 1  # that a compiler of GPU engines must fuse
     attention = staticmethod(attention)  # programs.py puts another form in its place
-    weights: tuple[str, ...]
 
     def __init__(
         self,
@@ -162,16 +167,12 @@ class AttendStep(nn.Module, ABC):
         shared: bool = False,
         given: tuple[str, ...] | None = None,
     ) -> None:
-        """given: where not all blocks of the family are given the same."""
-        super().__init__()
-        self.given = self.given if given is None else given
-        self.text_rows, self.cached_rows = text_rows or rows, cached_rows or rows
+        super().__init__(config, rows, size, kept, text_rows, given)
+        self.cached_rows = cached_rows or rows
         self.guided_past = guided_past if self.text_rows > rows else 0
-        self.config, self.rows, self.size, self.kept, self.fills = config, rows, size, kept, fills
-        self.past, self.cached_size = past, cached_size
-        self.prunes, self.shared = kept < tokens_of(size), shared
-        self.inputs: tuple[str, ...] = ("x", "q", "keys", "values", *self.given)
-        self.outputs: tuple[str, ...] = ("x_out",)
+        self.past, self.cached_size, self.fills, self.shared = past, cached_size, fills, shared
+        self.inputs = ("x", "q", "keys", "values", *self.given)
+        self.outputs = ("x_out",)
         if fills:
             self.outputs += tuple(f"cache_{name}" for name in self.sub_layers)
         if self.prunes:
@@ -183,16 +184,12 @@ class AttendStep(nn.Module, ABC):
         if self.guided_past:
             self.inputs += ("guided_keys", "guided_values")
 
-    def given_shapes(self) -> Shapes:
-        """Shapes of what the blocks are given."""
-        return {}
-
     @abstractmethod
     def branches(self, attend: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
         """The sub-layers in order, each with its norm and gate, giving fp32.
 
-        The first one's tokens have been seen by the other half: it calls `attend` for what the attention over the cache
-        makes of them [k * R, C], before the output projection.
+        The other half has seen the tokens of the first one: it calls `attend` for the attention over the cache
+        [k * R, C], before the output projection.
         """
 
     @property
@@ -226,30 +223,21 @@ class AttendStep(nn.Module, ABC):
         sizes = {"size": size, "kept": kept, "past": guided + (0 if alone else PAST), "guided_past": guided}
         return {**arguments, **sizes, "cached_size": cached and stand_in(cached, SMALLER)}
 
-    def take_sizes(self, memory: dict[str, Tensor]) -> None:
-        """All are in the shapes of the inputs."""
-
-    def input_shapes(self) -> Shapes:
-        c, R, L = self.config, self.rows, tokens_of(self.size)
+    def border(self) -> Shapes:
+        c, R = self.config, self.rows
+        whole, kept = (tokens_of(self.size) * R, c.width), (self.kept * R,)
         kv = (self.past - self.guided_past + self.kept, R * c.heads, c.head_dim)
-        shapes: Shapes = {
-            "x": (L * R, c.width),
+        older = (self.guided_past, self.text_rows * c.heads, c.head_dim)
+        cached = (tokens_of(self.cached_size or self.size) * self.cached_rows, c.width)
+        return {
+            **dict.fromkeys(("x", "x_out", *(f"cache_{name}" for name in self.sub_layers)), whole),
             "q": (self.kept, R * c.heads, c.head_dim),
             **dict.fromkeys(("keys", "values"), kv),
+            **dict.fromkeys(("kept", *(f"kept_{name}" for name in self.sub_layers)), kept),
+            **dict.fromkeys(self._cached, cached),
+            **dict.fromkeys(("guided_keys", "guided_values"), older),
             **self.given_shapes(),
         }
-        if self.prunes:
-            assert self.cached_size is not None
-            cached = (tokens_of(self.cached_size) * self.cached_rows, c.width)
-            shapes |= {"kept": (self.kept * R,), **dict.fromkeys(self._cached, cached)}
-        if self.guided_past:
-            older = (self.guided_past, self.text_rows * c.heads, c.head_dim)
-            shapes |= dict.fromkeys(("guided_keys", "guided_values"), older)
-        return shapes
-
-    def output_shapes(self) -> Shapes:
-        whole, kept = (tokens_of(self.size) * self.rows, self.config.width), (self.kept * self.rows,)
-        return {name: kept if name.startswith("kept") else whole for name in self.outputs}
 
     def forward(
         self, x: Tensor, q: Tensor, keys: Tensor, values: Tensor, *further: Tensor, weights: Weights
@@ -277,7 +265,7 @@ class AttendStep(nn.Module, ABC):
         return (x, *(filled if self.fills else ()), *chosen[1:])
 
     def _shared_forward(self, x: Tensor, sub_layers: Sequence[SubLayer], named: Tensors) -> Tensor:
-        """All sub-layers on the tokens that the first has chosen."""
+        """All sub-layers on the tokens that the first one keeps."""
         tokens = x.index_select(0, named["kept"])
         for added in sub_layers:
             tokens = tokens + added(tokens)

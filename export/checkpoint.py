@@ -21,7 +21,7 @@ from ..families import family_of
 from ..families.family import Family, PromptFormat, to_json
 from .stored_numbers import plain_numbers
 from .tensor_files import check_finite, check_state, digest, read_json, read_shards, read_tensors, shard_files
-from .tensor_shapes import Shapes, module_shapes, shapes_of
+from .tensor_shapes import Shapes, module_shapes, shapes_of, without_derived
 from .text_encoders import load_text_encoder, text_encoder_files
 from .tokenizer_files import read_tokenizer
 from .wiring import Wiring
@@ -176,8 +176,7 @@ def load_transformer(path: Path, config: Any = None) -> tuple[Any, dict[str, Ten
     for name, shape in expected.items():
         if name.endswith("zero_k_bias"):
             state.setdefault(name, torch.zeros(shape))
-    state = {name: tensor for name, tensor in state.items() if not wiring.derived.search(name) or name in expected}
-    return config, _checked(state, expected, path)
+    return config, _checked(without_derived(state, wiring.derived, expected), expected, path)
 
 
 def load_image_tokenizer(path: Path, wiring: Wiring, config: Any = None) -> tuple[Any, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Step graphs around the transformer: text encoder, image decoder, image encoder. Weights are inputs here too."""
+"""Step graphs around the transformer: text encoder, image decoder, image encoder. Their weights are inputs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..families.family import ImageTokenizerShape
-from ..families.infinity import ImageTokenizerConfig
 from ..precision import Precision
 from ..schedule import Size
 from .image_tokenizer import Decoder, Encoder
 from .rows import Shapes, Weights
+from .steps import Step
 from .weights import Role
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _t5_attention(
     return (torch.softmax(scores, dim=-1).to(value.dtype) @ value).transpose(1, 2), None
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Step):
     """T5 encoder: ids [1, T], attention_mask [1, T] (both int64) -> features [T, Ct]; padding rows are undefined.
 
     The residual stream is fp32, as it is where the published programs run T5: it starts as fp32 embeddings.
@@ -78,11 +78,9 @@ class TextEncoder(nn.Module):
         # The embedding goes by two names in T5; functional_call ties the second itself, and refuses both.
         self.weights = tuple(name for name in self.model.state_dict() if name != "encoder.embed_tokens.weight")
 
-    def input_shapes(self) -> Shapes:
-        return dict.fromkeys(self.inputs, (1, self.text_length))
-
-    def output_shapes(self) -> Shapes:
-        return {"features": (self.text_length, self.model.config.d_model)}
+    def border(self) -> Shapes:
+        tokens = (1, self.text_length)
+        return {"ids": tokens, "attention_mask": tokens, "features": (self.text_length, self.model.config.d_model)}
 
     def forward(self, ids: Tensor, attention_mask: Tensor, weights: Weights) -> Tensor:
         embedded = F.embedding(ids, weights["shared.weight"]).float()
@@ -92,52 +90,42 @@ class TextEncoder(nn.Module):
         return features
 
 
-class ImageDecoder(nn.Module):
-    """Summed codes [1, channels, h, w] -> image [1, 3, H, W] in [-1, 1]."""
+class ImageCoder(Step):
+    """One half of an image tokenizer, for latents of a grid: from its one input to its one output."""
 
-    inputs = ("summed",)
-    outputs = ("image",)
-    kind: ClassVar[type[nn.Module]] = Decoder  # made with the configuration
+    kind: ClassVar[type[nn.Module]]  # made with the configuration
 
     def __init__(self, config: ImageTokenizerShape, grid: Size) -> None:
         super().__init__()
         with torch.device("meta"):
-            self.decoder = type(self).kind(config)
+            self.coder = type(self).kind(config)
+        self.weights = tuple(self.coder.state_dict())
         self.config, self.grid = config, grid
-        self.weights = tuple(self.decoder.state_dict())
 
-    def input_shapes(self) -> Shapes:
-        return {"summed": (1, self.config.code_channels, *self.grid)}
+    def border(self) -> Shapes:
+        c, (h, w) = self.config, self.grid
+        latent = (1, c.code_channels, h, w)
+        return {"summed": latent, "latent": latent, "image": (1, 3, h * c.patch_size, w * c.patch_size)}
 
-    def output_shapes(self) -> Shapes:
-        p = self.config.patch_size
-        return {"image": (1, 3, self.grid[0] * p, self.grid[1] * p)}
-
-    def forward(self, summed: Tensor, weights: Weights) -> Tensor:
-        image: Tensor = functional_call(self.decoder, weights, (summed,))
-        return image.clamp(-1, 1)
+    def forward(self, x: Tensor, weights: Weights) -> Tensor:
+        out: Tensor = functional_call(self.coder, weights, (x,))
+        return out
 
 
-class ImageEncoder(nn.Module):
+class ImageDecoder(ImageCoder):
+    """Summed codes [1, channels, h, w] -> image [1, 3, H, W] in [-1, 1]."""
+
+    kind: ClassVar[type[nn.Module]] = Decoder
+    inputs = ("summed",)
+    outputs = ("image",)
+
+    def forward(self, x: Tensor, weights: Weights) -> Tensor:
+        return super().forward(x, weights).clamp(-1, 1)
+
+
+class ImageEncoder(ImageCoder):
     """Image [1, 3, H, W] in [-1, 1] -> latent [1, bits, h, w], before quantisation."""
 
+    kind: ClassVar[type[nn.Module]] = Encoder
     inputs = ("image",)
     outputs = ("latent",)
-
-    def __init__(self, config: ImageTokenizerConfig, grid: Size) -> None:
-        super().__init__()
-        with torch.device("meta"):
-            self.encoder = Encoder(config)
-        self.config, self.grid = config, grid
-        self.weights = tuple(self.encoder.state_dict())
-
-    def input_shapes(self) -> Shapes:
-        p = self.config.patch_size
-        return {"image": (1, 3, self.grid[0] * p, self.grid[1] * p)}
-
-    def output_shapes(self) -> Shapes:
-        return {"latent": (1, self.config.bits, *self.grid)}
-
-    def forward(self, image: Tensor, weights: Weights) -> Tensor:
-        latent: Tensor = functional_call(self.encoder, weights, (image,))
-        return latent

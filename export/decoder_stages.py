@@ -1,8 +1,8 @@
-"""The image decoder, cut into stages at the input of every norm; a stage runs on one stripe of rows at a time. Exact.
+"""The image decoder, cut into stages at the input of every norm; a stage runs on one stripe of rows at a time.
 
-A norm needs the statistics of all rows: each stripe leaves its own behind, and the next stage merges them. Activations
-are stored as rows [H, C, W], so that a stripe with the rows next to it is a range of bytes. The first and the last
-stripe read a spare row beyond the image, which may hold anything. Where stripes lie is for the runtime to say.
+The result is exact. A norm needs the statistics of all rows: each stripe writes its own, the next stage merges them.
+Activations are stored as rows [H, C, W], so that a stripe with its neighbouring rows is a range of bytes. The first and
+the last stripe read a spare row beyond the image, which may hold anything. The runtime says where stripes lie.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engines.dtypes import size_bytes
-from ..families.infinity import ImageTokenizerConfig
+from ..families.family import ImageTokenizerShape
 from ..schedule import Size
-from .image_tokenizer import NORM_EPS, norm_groups
 from .rows import Shapes, Weights
+from .steps import Step
+from .tokenizer_blocks import NORM_EPS, norm_groups
+from .weights import affine
 
 HALO = 1  # rows that a convolution sees beyond its stripe, on either side
 
@@ -38,7 +40,7 @@ class Tiling:
         return (self.rows,) * whole + ((rest,) if rest else ())
 
 
-class Stage(nn.Module):
+class Stage(Step):
     """One stage for stripes of `rows` rows, as they are read, of an image `width` wide.
 
     `channels` are those read and those written. Inputs and outputs: a stripe of the residual stream [rows, C, W], which
@@ -56,24 +58,16 @@ class Stage(nn.Module):
         super().__init__()
         self.channels, self.rows, self.width, self.tiling = channels, rows, width, tiling
 
-    def input_shapes(self) -> Shapes:
+    def border(self) -> Shapes:
         read, written = self.channels
-        shapes = {
-            "stripe": (self.rows + 2 * HALO, read, self.width),
-            "inner_stripe": (self.rows + 2 * HALO, read, self.width),
-            "residual": (self.rows, written, self.width),
-            "above": (1,),
-            "below": (1,),
+        rows_out = (self.rows, written, self.width)
+        return {
+            **dict.fromkeys(("stripe", "inner_stripe"), (self.rows + 2 * HALO, read, self.width)),
+            **dict.fromkeys(("above", "below"), (1,)),
             "statistics": (len(self.tiling.stripes), 2, norm_groups(read)),
+            **dict.fromkeys(("residual", "stripe_out", "inner_stripe_out", "image"), rows_out),
+            "statistics_out": (2, norm_groups(written)),
         }
-        return {name: shapes[name] for name in self.inputs}
-
-    def output_shapes(self) -> Shapes:
-        return self._written(self.rows, self.channels[1], self.width, (2, norm_groups(self.channels[1])))
-
-    def _written(self, rows: int, channels: int, width: int, statistics: tuple[int, ...]) -> Shapes:
-        rows_out = dict.fromkeys(("stripe_out", "inner_stripe_out", "image"), (rows, channels, width))
-        return {name: rows_out.get(name, statistics) for name in self.outputs}
 
     def inside(self, x: Tensor, above: Tensor, below: Tensor) -> Tensor:
         """x [rows + 2, C, W] with zeros for rows beyond the image: there a convolution is padded."""
@@ -95,14 +89,11 @@ class ConvIn(Stage):
 
     label = "conv-in"
     inputs = ("summed",)
-    weights = ("conv_in.conv.weight", "conv_in.conv.bias")
+    weights = affine("conv_in.conv")
 
-    def input_shapes(self) -> Shapes:
-        return {"summed": (1, self.channels[0], self.rows, self.width)}
-
-    def output_shapes(self) -> Shapes:
-        written = self.channels[1]
-        return self._written(self.rows, written, self.width, (len(self.tiling.stripes), 2, norm_groups(written)))
+    def border(self) -> Shapes:
+        groups = (len(self.tiling.stripes), 2, norm_groups(self.channels[1]))
+        return {**super().border(), "summed": (1, self.channels[0], self.rows, self.width), "statistics_out": groups}
 
     def forward(self, summed: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         weight = weights["conv_in.conv.weight"]
@@ -116,7 +107,7 @@ class FirstConv(Stage):
 
     label = "conv1"
     outputs: tuple[str, ...] = ("inner_stripe_out", "statistics_out")
-    weights: tuple[str, ...] = ("norm1.norm.weight", "norm1.norm.bias", "conv1.conv.weight", "conv1.conv.bias")
+    weights: tuple[str, ...] = affine("norm1.norm", "conv1.conv")
 
     def forward(
         self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
@@ -131,7 +122,7 @@ class SecondConv(Stage):
 
     label = "conv2"
     inputs = ("inner_stripe", "residual", "above", "below", "statistics")
-    weights = ("norm2.norm.weight", "norm2.norm.bias", "conv2.conv.weight", "conv2.conv.bias")
+    weights = affine("norm2.norm", "conv2.conv")
 
     def forward(
         self, inner_stripe: Tensor, residual: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
@@ -142,18 +133,17 @@ class SecondConv(Stage):
 
 
 class ShortcutFirstConv(FirstConv):
-    """First half of a block that changes its channels: what conv1 gives, and behind its channels the 1x1 shortcut.
+    """First half of a block that changes its channels: conv1, and the 1x1 shortcut behind its channels.
 
-    The block's input is not needed afterwards, so what is written may take its place.
+    The block's input is not needed afterwards, so the output may take its place.
     """
 
     label = "conv1-shortcut"
     outputs = Stage.outputs
-    weights = (*FirstConv.weights, "nin_shortcut.conv.weight", "nin_shortcut.conv.bias")
+    weights = (*FirstConv.weights, *affine("nin_shortcut.conv"))
 
-    def output_shapes(self) -> Shapes:
-        written = self.channels[1]
-        return self._written(self.rows, 2 * written, self.width, (2, norm_groups(written)))
+    def border(self) -> Shapes:
+        return {**super().border(), "stripe_out": (self.rows, 2 * self.channels[1], self.width)}
 
     def forward(
         self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
@@ -170,11 +160,8 @@ class ShortcutSecondConv(Stage):
     label = "conv2-shortcut"
     weights = SecondConv.weights
 
-    def input_shapes(self) -> Shapes:
-        written = self.channels[1]
-        whole = (self.rows + 2 * HALO, 2 * written, self.width)
-        groups = (len(self.tiling.stripes), 2, norm_groups(written))
-        return {**super().input_shapes(), "stripe": whole, "statistics": groups}
+    def border(self) -> Shapes:
+        return {**super().border(), "stripe": (self.rows + 2 * HALO, 2 * self.channels[1], self.width)}
 
     def forward(
         self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights
@@ -190,11 +177,10 @@ class UpsampleConv(Stage):
 
     label = "upsample"
     inputs = ("stripe", "above", "below")
-    weights = ("conv.conv.weight", "conv.conv.bias")
+    weights = affine("conv.conv")
 
-    def output_shapes(self) -> Shapes:
-        written = self.channels[1]
-        return self._written(2 * self.rows, written, 2 * self.width, (2, norm_groups(written)))
+    def border(self) -> Shapes:
+        return {**super().border(), "stripe_out": (2 * self.rows, self.channels[1], 2 * self.width)}
 
     def forward(self, stripe: Tensor, above: Tensor, below: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         x = self.inside(stripe, above, below).transpose(0, 1)[None]
@@ -208,7 +194,7 @@ class ConvOut(Stage):
 
     label = "conv-out"
     outputs = ("image",)
-    weights = ("norm_out.norm.weight", "norm_out.norm.bias", "conv_out.conv.weight", "conv_out.conv.bias")
+    weights = affine("norm_out.norm", "conv_out.conv")
 
     def forward(self, stripe: Tensor, above: Tensor, below: Tensor, statistics: Tensor, weights: Weights) -> Tensor:
         h = self.inside(self.normed(stripe, statistics, weights, "norm_out"), above, below)
@@ -224,7 +210,7 @@ def convolved(x: Tensor, weights: Weights, name: str) -> Tensor:
 def statistics_of(x: Tensor, shares: Tensor | None = None) -> Tensor:
     """Mean and biased variance [2, groups] of a stripe [n, C, W] as it is stored, or of several by the rows' shares.
 
-    Row by row, then merged: compilers make one kernel of a row's mean and variance, and store no fp32 copy of x.
+    Rows come first, then their merging: compilers make one kernel of a row's mean and variance, and store no fp32 copy.
     """
     rows = x.float().reshape(x.shape[0], norm_groups(x.shape[1]), -1)
     means = rows.mean(-1)
@@ -253,16 +239,16 @@ class StagePlan:
     scale: int = 1
 
     def arguments(self, latent_rows: int, latent_width: int, tiling: Tiling) -> dict[str, object]:
-        """Of the factory, for a stripe of that many latent rows."""
+        """Arguments of the factory for a stripe of that many latent rows."""
         rows, width = latent_rows * self.scale, latent_width * self.scale
         return {"channels": self.channels, "rows": rows, "width": width, "tiling": tiling}
 
 
-def decoder_stages(config: ImageTokenizerConfig) -> Iterator[StagePlan]:
-    """All stages in order; one after another they are `image_tokenizer.Decoder`."""
+def decoder_stages(config: ImageTokenizerShape) -> Iterator[StagePlan]:
+    """All stages in order; together they compute `image_tokenizer.Decoder`."""
     channels = config.level_channels
     last, inner = len(channels) - 1, channels[-1]
-    yield StagePlan(ConvIn, "", (config.bits, inner))
+    yield StagePlan(ConvIn, "", (config.code_channels, inner))
     for name in ("mid.block_1", "mid.block_2"):
         yield from _block(name, (inner, inner), 1)
     for level in reversed(range(len(channels))):
@@ -282,8 +268,8 @@ def _block(layer: str, channels: tuple[int, int], scale: int) -> Iterator[StageP
     yield StagePlan(SecondConv if keeps else ShortcutSecondConv, layer, (written, written), scale)
 
 
-def contiguous_bytes(config: ImageTokenizerConfig, grid: Size, rows: int, dtype: str) -> Iterator[tuple[str, int]]:
-    """What stripes lie apart by, in bytes, and its name: a library must accept addresses at multiples of it."""
+def contiguous_bytes(config: ImageTokenizerShape, grid: Size, rows: int, dtype: str) -> Iterator[tuple[str, int]]:
+    """Distances between stripes by name, in bytes: a library must accept addresses at their multiples."""
     for channels, scale in {(c, 1 << i) for i, c in enumerate(reversed(config.level_channels))}:
         width = grid[1] * scale
         yield f"a row of {channels} channels and {width} columns", size_bytes(dtype, (channels, width))

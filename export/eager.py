@@ -32,7 +32,8 @@ from .checkpoint import Checkpoint
 from .image_tokenizer import Decoder, enlarge
 from .infinity import Condition, InfinityTransformer
 from .pruning import LayerState, ScaleRun, run_block
-from .reference import Sampling, codes_grid, conditional_only, guide, next_tokens, sample_bits
+from .reference import Sampling, codes_grid, guide, next_tokens, sample_bits
+from .reference_loop import conditional_only
 
 HostNoise = Callable[[int, tuple[int, ...]], NDArray[np.float32]]  # as runtime/noise.py has it
 See = Callable[[Tensor], None]

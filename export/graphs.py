@@ -20,7 +20,7 @@ from ..engines.manifest import TensorSpec
 from ..precision import Precision
 from ..provenance import source_digest
 from .quantise import SCALE, quantise_graph
-from .rows import OpenDims, Shapes, border_dtype
+from .rows import OpenDims, Shapes, border_dtype, topk_operator
 from .weights import Role, WeightSource
 
 # The oldest that have all that graphs are made of, whatever newer ones the exporter knows: older libraries run them.
@@ -186,7 +186,7 @@ def _export(
 ) -> Any:
     for noisy in ("torch.onnx", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), topk_operator():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         program = torch.onnx.export(
             module.eval(),

@@ -1,17 +1,15 @@
 """HART's transformer in torch, under the official key names (upstream: hart/modules/models/transformer).
 
-Each sub-layer takes residual tokens and returns what is to be added to them, gate included, so that the dense and the
-pruned forward differ only in which tokens go in. Knows nothing of schedules, pruning or sampling.
+Each sub-layer takes residual tokens and returns the tensor that is added to them, gate included. The dense and the
+pruned forward (pruning.py) differ only in the tokens that go in and in the restoration of the others.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +19,10 @@ from ..errors import CheckpointError
 from ..families.hart import POOLINGS, TRANSFORMERS, HartConfig
 from ..families.settings import completed
 from ..schedule import Size
-from .attention import attend
-from .hart_diffusion import DiffusionHead, NumberEmbedding
-from .infinity import MAX_LOG_SCALE, RmsNorm
-from .tensor_shapes import count, dims, module_shapes
+from .hart_diffusion import DiffusionNet, NumberEmbedding
+from .pruning import LayerState, SubLayer, gather
+from .tensor_shapes import count, dims
+from .transformer_blocks import RmsNorm, SelfAttention
 
 KIND = "a HART transformer"
 ROTARY_BASE = 10000.0
@@ -32,55 +30,21 @@ ROTARY_BASE = 10000.0
 DERIVED = re.compile(r"(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)$")
 
 Shapes = Mapping[str, tuple[int, ...]]
-T = TypeVar("T")
 
 
 @dataclass
 class Condition:
-    """What the text gives to every scale. B counts rows: conditional rows first, then unconditional ones."""
+    """The inputs of every scale that come from the text. B counts rows: conditional ones first."""
 
     context: Tensor  # [B, Nc, C] the tokens of scale 0, before the level embedding
     positions: Tensor  # [B, Nc] their rotary positions
-    head: Tensor  # [2, B, 1, C] scale and shift of the head's norm
+    head: Tensor  # [B, 2, 1, C] scale and shift of the head's norm
     pooled: Tensor | None  # [B, C] what modulates the blocks; None: nothing does
 
     @property
     def offset(self) -> Tensor:
         """[B]: added to the rotary positions of every image token."""
         return self.positions[:, -1]
-
-
-class SelfAttention(nn.Module):
-    """Attention over all that is cached, with rotary positions; keys are cached after them.
-
-    Without `unit_queries` the softmax scale is a quarter of the usual one, as the published program has it.
-    """
-
-    def __init__(self, config: HartConfig) -> None:
-        super().__init__()
-        self.heads, self.head_dim = config.heads, config.head_dim
-        self.qkv_proj = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(config.width))
-        self.v_bias = nn.Parameter(torch.zeros(config.width))
-        self.scale_mul_1H11: Tensor | None = None
-        if config.unit_queries:
-            self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4.0)))
-        self.proj = nn.Linear(config.width, config.width)
-
-    def project(self, h: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed tokens h [B, L, C], rotary [2, B, L, hd] -> q, k, v, each [B, H, L, hd]."""
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(h, self.qkv_proj.weight, bias).unflatten(-1, (3, self.heads, self.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        if self.scale_mul_1H11 is not None:
-            q = F.normalize(q, dim=-1, eps=1e-12) * self.scale_mul_1H11.clamp(max=MAX_LOG_SCALE).exp()
-            k = F.normalize(k, dim=-1, eps=1e-12)
-        return rotate(q, rotary), rotate(k, rotary), v
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [B, H, L, hd] over k, v [B, H, S, hd] -> [B, L, C]. No mask: padding is attended to as any token."""
-        scale = 1.0 if self.scale_mul_1H11 is not None else 0.25 / math.sqrt(self.head_dim)
-        return self.proj(attend(q, k, v, scale).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -99,7 +63,7 @@ class Block(nn.Module):
 
     def __init__(self, config: HartConfig) -> None:
         super().__init__()
-        self.attn = SelfAttention(config)
+        self.attn = SelfAttention(config, config.unit_queries, "qkv_proj")
         self.ffn = FeedForward(config)
         self.ln_wo_grad = RmsNorm(config.width)
         self.ada_lin: nn.Sequential | None = None
@@ -119,7 +83,8 @@ class Block(nn.Module):
 
     def project_qkv(self, x: Tensor, modulation: Tensor | None, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Residual tokens [B, L, C] -> q, k, v [B, H, L, hd]."""
-        return self.attn.project(self.normed(x, modulation, 0), rotary)
+        q, k, v = self.attn.project(self.normed(x, modulation, 0))
+        return rotate(q, rotary), rotate(k, rotary), v
 
     def self_attention(self, q: Tensor, k: Tensor, v: Tensor, modulation: Tensor | None) -> Tensor:
         out = self.attn.attend(q, k, v)
@@ -128,6 +93,16 @@ class Block(nn.Module):
     def feed_forward(self, x: Tensor, modulation: Tensor | None) -> Tensor:
         out = self.ffn(self.normed(x, modulation, 1))
         return out if modulation is None else modulation[1] * out
+
+    def sub_layers(self, condition: Condition, rotary: Tensor, state: LayerState) -> dict[str, SubLayer]:
+        """The sub-layers in order, for one scale with its rotary [2, B, L, hd] (see pruning.run_block)."""
+        modulation = self.modulation(condition.pooled)
+
+        def self_attention(tokens: Tensor, kept: Tensor | None) -> Tensor:
+            q, k, v = self.project_qkv(tokens, modulation, rotary if kept is None else rotary_of(rotary, kept))
+            return self.self_attention(q, *state.appended(k, v), modulation)
+
+        return {"sa": self_attention, "ffn": lambda tokens, _: self.feed_forward(tokens, modulation)}
 
 
 class HeadNorm(nn.Module):
@@ -139,11 +114,11 @@ class HeadNorm(nn.Module):
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def modulation(self, pooled: Tensor) -> Tensor:
-        """pooled [B, C] -> scale, shift [2, B, 1, C]."""
-        return self.ada_lin(pooled).unflatten(-1, (2, -1)).transpose(0, 1).unsqueeze(2)
+        """pooled [B, C] -> scale, shift [B, 2, 1, C]."""
+        return self.ada_lin(pooled).unflatten(-1, (2, -1)).unsqueeze(2)
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        scale, shift = modulation
+        scale, shift = modulation.unbind(1)
         return self.ln_wo_grad(x) * (1 + scale) + shift
 
 
@@ -163,7 +138,7 @@ class HartTransformer(nn.Module):
         self.head_nm = HeadNorm(config.width)
         self.head = nn.Linear(config.width, config.codes)
         self.decoder_norm = RmsNorm(config.width)
-        self.diffloss = DiffusionHead(config)
+        self.diffloss = nn.ModuleDict({"net": DiffusionNet(config)})
 
     @property
     def layers(self) -> list[Block]:
@@ -228,23 +203,17 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def rotary_of(rotary: Tensor, tokens: Tensor) -> Tensor:
+    """Cosines and sines [2, B, L, hd] of the tokens [B, k]: [2, B, k, hd]."""
+    return torch.stack([gather(part, tokens) for part in rotary])
+
+
 def _frequencies(channels: int) -> Tensor:
     return 1.0 / ROTARY_BASE ** (torch.arange(0, channels, 2).float() / channels)
 
 
 def _cos_sin(angles: Tensor) -> Tensor:
     return torch.stack((angles.cos(), angles.sin()))
-
-
-@lru_cache(maxsize=8)
-def transformer_shapes(config: HartConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a transformer; derived buffers are none."""
-    return module_shapes(HartTransformer, config)
-
-
-def without_derived(state: Mapping[str, T]) -> dict[str, T]:
-    """A checkpoint without the buffers that follow from its other tensors, which it may hold or not."""
-    return {name: tensor for name, tensor in state.items() if not DERIVED.match(name)}
 
 
 def infer_transformer(shapes: Shapes, settings: Mapping[str, Any] | None = None) -> HartConfig:

@@ -14,15 +14,14 @@ from ..schedule import Size
 from .block_steps import LARGER, AttendStep, ProjectStep, SubLayer, Tensors
 from .hart import ROTARY_BASE
 from .rows import ANY, OpenDims, Shapes, Weights, first, rms_norm, scale_rows, tokens_of, unit
-
-QUARTER = 0.25  # of the usual softmax scale, in models without l2-normalised queries
+from .transformer_blocks import QUARTER
 
 
 class Project(ProjectStep):
     """HART's first half: RMSNorm, rotary positions.
 
-    Given besides x: at the first scale context_positions [T * Rt], at all others offset [Rt] (fp32); where a part of
-    the scale is drawn positions [k], the tokens' numbers in it (int64); in modulated models modulation [Rt, 6, C].
+    It reads besides x: context_positions [T * Rt] at the first scale, offset [Rt] (fp32) at all others; positions [k],
+    the tokens' numbers in the scale (int64), for a part of a scale; modulation [Rt, 6, C] in modulated models.
     """
 
     grid: Tensor  # [L, 2]: row and column of every token of the scale, on the final grid
@@ -87,7 +86,7 @@ class Project(ProjectStep):
         return angles, angles
 
     def _image_angles(self, token: Tensor | None, given: Tensors) -> tuple[Tensor, Tensor]:
-        """Of both halves of a head, [k, R, 1, hd / 2]: by row and by column, each frequency twice."""
+        """Angles of both halves of a head, [k, R, 1, hd / 2]: by row and by column, each frequency twice."""
         offset, grid = first(given["offset"], self.rows), self.grid
         own = given.get("positions", token)
         if own is not None:
@@ -140,7 +139,7 @@ def gated(out: Tensor, given: Tensors, rows: int, sub_layer: int) -> Tensor:
 def turned(x: Tensor, angles: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
     """x [k, R, heads, hd] with the pairs (j, j + hd / 2) turned; angles of both halves, [k, R, 1, hd / 2].
 
-    For image tokens the two differ: no rotation then, but what the model was trained with (see hart.image_rotary).
+    For image tokens the two differ: that is no rotation, but the model was trained with it (see hart.image_rotary).
     """
     one, other = x.chunk(2, dim=-1)
     by_one, by_other = angles

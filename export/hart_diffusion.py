@@ -1,6 +1,6 @@
-"""HART's diffusion head: a small network that draws, token by token, what the codes leave of the latent.
+"""HART's diffusion head: a small network that draws, token by token, the part of the latent that codes cannot hold.
 
-Official key names under `diffloss.net` (upstream: hart/modules/diffusion). Knows nothing of the transformer.
+Module names follow the official keys under `diffloss.net` (upstream: hart/modules/diffusion).
 """
 
 from __future__ import annotations
@@ -73,14 +73,6 @@ class DiffusionNet(nn.Module):
         for block in self.res_blocks:
             h = block(h, y)
         return self.final_layer(h, y)
-
-
-class DiffusionHead(nn.Module):
-    """Holds the network under its official key, `diffloss.net`."""
-
-    def __init__(self, config: HartConfig) -> None:
-        super().__init__()
-        self.net = DiffusionNet(config)
 
 
 @dataclass(frozen=True)
@@ -194,5 +186,5 @@ def guide(conditional: Tensor, unconditional: Tensor, strength: float) -> Tensor
 
 
 def residual_of(x: Tensor) -> Tensor:
-    """The last step's x -> what is added to the codes' embeddings."""
+    """The last step's x -> the residual that is added to the codes' embeddings."""
     return x * RESIDUAL_GAIN

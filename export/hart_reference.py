@@ -1,4 +1,4 @@
-"""A whole HART generation in eager torch: the oracle that chained engines are compared with. Clear before fast."""
+"""A whole generation of HART in eager torch (see reference_loop.py)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from ..errors import PlanError
 from ..families.hart import guidance_ratio, top_k
 from ..plan import GenerationPlan, StepPlan, part_counts
 from ..schedule import Size
-from .hart import Block, Condition, HartTransformer, context_rotary, image_rotary
+from .hart import Condition, HartTransformer, context_rotary, image_rotary, rotary_of
 from .hart_diffusion import StepTrace, diffusion_steps, residual_of, sample
-from .pruning import LayerState, gather, restore, select
+from .pruning import gather, run_blocks
+from .reference_loop import Generation, Trace
 from .var_reference import Shape, draw, filter_logits, guide, mix
-from .vq_tokenizer import VqTokenizer, area_pool
-
-SUB_LAYERS = ("sa", "ffn")
+from .vq_tokenizer import Quantizer, VqTokenizer, area_pool
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,12 @@ class Draws:
 
 
 @dataclass
-class PassTrace:
-    """What one pass through the blocks did, for comparison. R counts rows: B conditional, then B unconditional."""
+class PassTrace(Trace):
+    """What one pass did. block_in has its level embedding."""
 
     index: int
-    step: StepPlan
-    block_in: Tensor  # [R, L, C]
-    layer_out: list[Tensor]  # per layer [R, L, C]
-    logits: Tensor  # [B, L, V] guided, not filtered
     codes: Tensor  # [B, L]
     mixture: Tensor | None  # [B, L, Cv] drawn in smooth sampling
-    states: list[LayerState]
     tokens: Tensor | None  # [B, L] which of the final scale's tokens these are; None: all
     diffusion_rows: Tensor | None = None  # [R * L, C] the diffusion head's condition
     diffusion: list[StepTrace] = field(default_factory=list)
@@ -73,26 +67,6 @@ class PassTrace:
     def residual(self) -> Tensor:
         """[B * L, Cv], what the diffusion head added."""
         return residual_of(self.diffusion[-1].x_out)
-
-
-@dataclass
-class Generation:
-    """What does not change from pass to pass."""
-
-    model: HartTransformer
-    tokenizer: VqTokenizer
-    plan: GenerationPlan
-    draws: Draws
-    sampling: Sampling
-    batch: int
-    states: list[LayerState]
-
-    @property
-    def scales(self) -> int:
-        return len(self.plan.schedule)
-
-    def ratio(self, step: StepPlan) -> float:
-        return guidance_ratio(step.index, self.scales)
 
 
 def generate_scales(
@@ -111,150 +85,107 @@ def generate_scales(
     """
     if plan.steps[-1].index != len(plan.schedule) - 1:
         raise PlanError("the policy skips HART's final scale, whose tokens are the image's detail")
-    batch = prompt.features.shape[0]
-    run = Generation(model, tokenizer, plan, draws, sampling, batch, [LayerState() for _ in model.blocks])
-    condition = condition_rows(model, prompt, guided)
-    tokens = condition.context
-    summed = torch.zeros(batch, model.config.code_channels, *plan.schedule.final)
-    for step in plan.steps:
-        if not step.guided and len(tokens) > batch:
-            condition, tokens = conditional_only(condition, tokens, run.states, batch)
-        block_in = tokens + model.level(step.index)
+    condition, images = condition_rows(model, prompt, guided), len(prompt.features)
+    quantizer = tokenizer.quantize
+    return HartGeneration(model, plan, condition, condition.context, images, draws, sampling, quantizer).run()
+
+
+@dataclass
+class HartGeneration(Generation[PassTrace]):
+    """The generation of a batch of images."""
+
+    quantizer: Quantizer
+
+    def ratio(self, step: StepPlan) -> float:
+        """How far through the schedule a scale lies."""
+        return guidance_ratio(step.index, len(self.plan.schedule))
+
+    def scale(self, step: StepPlan) -> Iterator[PassTrace]:
+        block_in = self.tokens + self.model.level(step.index)
         if step.next_index is None:
-            yield from final_passes(run, step, condition, block_in, summed)
+            yield from self.final_passes(step, block_in)
             return
-        trace, embedded = run_pass(run, step, step.index, condition, block_in, None)
-        grid = as_grid(embedded, step.size)
-        summed = summed + tokenizer.quantize.contribution(grid, step.index, run.scales, plan.schedule.final)
-        trace.summed = summed
-        yield trace
-        pooled = area_pool(summed, plan.schedule.sizes[step.next_index])
-        tokens = model.embed(pooled).repeat(len(tokens) // batch, 1, 1)
-
-
-def final_passes(
-    run: Generation, step: StepPlan, condition: Condition, block_in: Tensor, summed: Tensor
-) -> Iterator[PassTrace]:
-    """The final scale: its tokens are added as they are, no phi, each with what the diffusion head draws."""
-    embedded = torch.zeros(run.batch, step.tokens, run.model.config.code_channels)
-    parts = iteration_tokens(run, step)
-    for n, part in enumerate(parts):
-        tokens_in = block_in if part is None else gather(block_in, part.repeat(len(block_in) // run.batch, 1))
-        trace, own = run_pass(run, step, step.index + n, condition, tokens_in, part)
-        if run.sampling.residual:
-            draw_residual(run, trace)
-            own = own + trace.residual.view_as(own)
-        embedded = own if part is None else embedded.scatter(1, part.unsqueeze(-1).expand_as(own), own)
-        if n == len(parts) - 1:
-            trace.summed = summed + as_grid(embedded, step.size)
+        trace, embedded = self.run_pass(step, step.index, block_in, None)
+        scales, grid = len(self.plan.schedule), as_grid(embedded, step.size)
+        self.summed = self.summed + self.quantizer.contribution(grid, step.index, scales, self.final)
+        trace.summed = self.summed
         yield trace
 
+    def following(self, size: Size) -> Tensor:
+        embedded: Tensor = self.model.embed(area_pool(self.summed, size))
+        return embedded
 
-def iteration_tokens(run: Generation, step: StepPlan) -> list[Tensor | None]:
-    """Which tokens [B, L] each iteration runs, in raster order; one iteration runs them all."""
-    if run.sampling.final_iterations == 1:
-        return [None]
-    assert run.draws.order is not None
-    parts: list[Tensor | None] = []
-    masked = step.tokens
-    for count in part_counts(step.tokens, run.sampling.final_iterations):
-        masked -= count
-        parts.append(run.draws.order[:, masked : masked + count].sort(dim=1).values)
-    return parts
+    def final_passes(self, step: StepPlan, block_in: Tensor) -> Iterator[PassTrace]:
+        """The final scale: its tokens are added as they are, no phi, each with what the diffusion head draws."""
+        embedded = torch.zeros(self.images, step.tokens, self.model.config.code_channels)
+        parts = self.iteration_tokens(step)
+        for n, part in enumerate(parts):
+            tokens_in = block_in if part is None else gather(block_in, self.of_rows(part, block_in))
+            trace, own = self.run_pass(step, step.index + n, tokens_in, part)
+            if self.sampling.residual:
+                self.draw_residual(trace)
+                own = own + trace.residual.view_as(own)
+            embedded = own if part is None else embedded.scatter(1, part.unsqueeze(-1).expand_as(own), own)
+            if n == len(parts) - 1:
+                trace.summed = self.summed + as_grid(embedded, step.size)
+            yield trace
 
+    def iteration_tokens(self, step: StepPlan) -> list[Tensor | None]:
+        """Which tokens [B, L] each iteration runs, in raster order; one iteration runs them all."""
+        if self.sampling.final_iterations == 1:
+            return [None]
+        assert self.noise.order is not None
+        parts: list[Tensor | None] = []
+        masked = step.tokens
+        for count in part_counts(step.tokens, self.sampling.final_iterations):
+            masked -= count
+            parts.append(self.noise.order[:, masked : masked + count].sort(dim=1).values)
+        return parts
 
-def run_pass(
-    run: Generation, step: StepPlan, index: int, condition: Condition, block_in: Tensor, tokens: Tensor | None
-) -> tuple[PassTrace, Tensor]:
-    """All blocks, then codes and their embeddings [B, L, Cv]. Scale 0 draws from its last token alone."""
-    layer_out = run_layers(run, step, condition, block_in, tokens)
-    drawing = layer_out[-1][:, -1:] if step.index == 0 else layer_out[-1]
-    strength = run.sampling.guidance_scale * run.ratio(step)
-    logits = guide(run.model.logits(drawing, condition), run.batch, strength)
-    filtered = filter_logits(logits, top_k(step.index), run.sampling.top_p)
-    codes = draw(filtered, run.draws.codes(index, logits.shape[:2]))
-    trace = PassTrace(index, step, block_in, layer_out, logits, codes, None, run.states, tokens)
-    if not run.sampling.smooth:
-        return trace, run.tokenizer.quantize.embedding(codes)
-    assert run.draws.gumbel is not None
-    gumbel = run.draws.gumbel(index, logits.shape)
-    trace.mixture = mix(filtered, gumbel, run.ratio(step)) @ run.tokenizer.quantize.embedding.weight
-    forced = run.draws.mixture(index)
-    return trace, trace.mixture if forced is None else forced
+    def of_rows(self, part: Tensor, x: Tensor) -> Tensor:
+        """Tokens [B, k] of the images as tokens of the guidance rows [R, k] of x."""
+        return part.repeat(len(x) // self.images, 1)
 
+    def run_pass(self, step: StepPlan, index: int, block_in: Tensor, tokens: Tensor | None) -> tuple[PassTrace, Tensor]:
+        """All blocks, then codes and their embeddings [B, L, Cv]. Scale 0 draws from its last token alone."""
+        layer_out = self.run_layers(step, block_in, tokens)
+        drawing = layer_out[-1][:, -1:] if step.index == 0 else layer_out[-1]
+        strength = self.sampling.guidance_scale * self.ratio(step)
+        logits = guide(self.model.logits(drawing, self.condition), self.images, strength)
+        filtered = filter_logits(logits, top_k(step.index), self.sampling.top_p)
+        codes = draw(filtered, self.noise.codes(index, logits.shape[:2]))
+        trace = PassTrace(step, block_in, layer_out, logits, self.states, index, codes, None, tokens)
+        if not self.sampling.smooth:
+            return trace, self.quantizer.embedding(codes)
+        assert self.noise.gumbel is not None
+        gumbel = self.noise.gumbel(index, logits.shape)
+        trace.mixture = mix(filtered, gumbel, self.ratio(step)) @ self.quantizer.embedding.weight
+        forced = self.noise.mixture(index)
+        return trace, trace.mixture if forced is None else forced
 
-def run_layers(run: Generation, step: StepPlan, condition: Condition, x: Tensor, tokens: Tensor | None) -> list[Tensor]:
-    """All blocks: the outputs of every layer. A pass over part of a scale is not pruned, nor is scale 0."""
-    head_dim, final = run.model.config.head_dim, run.plan.schedule.final
-    if step.index == 0:
-        rotary = context_rotary(condition.positions, head_dim)
-    else:
-        rotary = image_rotary(step.size, final, condition.offset, head_dim)
-    if tokens is not None:
-        rotary = rotary_of(rotary, tokens.repeat(len(x) // run.batch, 1))
-    whole = tokens is None and step.index > 0
-    outputs = []
-    for i, (block, state) in enumerate(zip(run.model.layers, run.states, strict=True)):
-        pruned_layer = run.plan.policy.prunes(i) and whole
-        x = run_block(block, x, condition, rotary, step, run.plan, state, pruned_layer)
-        outputs.append(x)
-    return outputs
-
-
-def run_block(
-    block: Block,
-    x: Tensor,
-    condition: Condition,
-    rotary: Tensor,
-    step: StepPlan,
-    plan: GenerationPlan,
-    state: LayerState,
-    pruned_layer: bool,
-) -> Tensor:
-    """One block on the residual stream x [R, L, C], pruned or not; updates the layer's state."""
-    modulation = block.modulation(condition.pooled)
-    sub_layers: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "sa": lambda tokens, places: _self_attention(block, tokens, modulation, places, state),
-        "ffn": lambda tokens, _: block.feed_forward(tokens, modulation),
-    }
-    for name, sub_layer in sub_layers.items():
-        if pruned_layer and step.kept < x.shape[1]:
-            assert plan.cached_size is not None
-            shared = plan.policy.shared_selection and name != "sa"
-            kept = state.kept["sa"] if shared else select(x, step.kept)
-            fresh = sub_layer(gather(x, kept), rotary_of(rotary, kept))
-            out = restore(fresh, kept, state.outputs[name], plan.cached_size, step.size)
-            state.kept[name] = kept
+    def run_layers(self, step: StepPlan, x: Tensor, tokens: Tensor | None) -> list[Tensor]:
+        """All blocks: the outputs of every layer. A pass over part of a scale is not pruned, nor is scale 0."""
+        head_dim = self.model.config.head_dim
+        if step.index == 0:
+            rotary = context_rotary(self.condition.positions, head_dim)
         else:
-            out = sub_layer(x, rotary)
-        if step.fills_cache and pruned_layer:
-            state.outputs[name] = out
-        x = x + out
-    return x
+            rotary = image_rotary(step.size, self.final, self.condition.offset, head_dim)
+        if tokens is not None:
+            rotary = rotary_of(rotary, self.of_rows(tokens, x))
+        whole = tokens is None and step.index > 0
+        return run_blocks(self.model.layers, x, self.condition, self.plan, step, self.states, rotary, whole)
 
-
-def _self_attention(
-    block: Block, tokens: Tensor, modulation: Tensor | None, rotary: Tensor, state: LayerState
-) -> Tensor:
-    q, k, v = block.project_qkv(tokens, modulation, rotary)
-    if state.keys is not None and state.values is not None:
-        k, v = torch.cat((state.keys, k), dim=2), torch.cat((state.values, v), dim=2)
-    state.keys, state.values = k, v
-    return block.self_attention(q, k, v, modulation)
-
-
-def draw_residual(run: Generation, trace: PassTrace) -> None:
-    """The diffusion head, conditioned on the last block and on the drawn codes: those also where codes are mixed."""
-    assert run.draws.diffusion is not None
-    x = trace.layer_out[-1]
-    embedded = run.tokenizer.quantize.embedding(trace.codes).repeat(len(x) // run.batch, 1, 1)
-    rows = run.model.diffusion_condition(x, embedded)
-    steps = diffusion_steps(run.model.config.diffusion_steps)
-    shape = (len(steps), trace.codes.numel(), run.model.config.code_channels)
-    guidance = run.sampling.guidance_scale * run.ratio(trace.step) if len(x) > run.batch else None
-    noise = run.draws.diffusion(trace.index, shape)
-    trace.diffusion_rows = rows
-    trace.diffusion = list(sample(run.model.diffloss.net, rows, guidance, noise, steps))
+    def draw_residual(self, trace: PassTrace) -> None:
+        """The diffusion head, conditioned on the last block and on the drawn codes, also where codes are mixed."""
+        assert self.noise.diffusion is not None
+        x = trace.layer_out[-1]
+        embedded = self.quantizer.embedding(trace.codes).repeat(len(x) // self.images, 1, 1)
+        trace.diffusion_rows = self.model.diffusion_condition(x, embedded)
+        steps = diffusion_steps(self.model.config.diffusion_steps)
+        shape = (len(steps), trace.codes.numel(), self.model.config.code_channels)
+        guidance = self.sampling.guidance_scale * self.ratio(trace.step) if len(x) > self.images else None
+        noise = self.noise.diffusion(trace.index, shape)
+        trace.diffusion = list(sample(self.model.diffloss["net"], trace.diffusion_rows, guidance, noise, steps))
 
 
 def condition_rows(model: HartTransformer, prompt: Prompt, guided: bool) -> Condition:
@@ -267,25 +198,6 @@ def condition_rows(model: HartTransformer, prompt: Prompt, guided: bool) -> Cond
         mask = torch.cat((mask, first))
         positions = torch.cat((positions, torch.zeros_like(positions)))
     return model.condition(features, mask, positions)
-
-
-def conditional_only(
-    condition: Condition, tokens: Tensor, states: list[LayerState], batch: int
-) -> tuple[Condition, Tensor]:
-    """Guidance is switched off: what the unconditional rows knew and remembers goes."""
-    for state in states:
-        assert state.keys is not None
-        assert state.values is not None
-        state.keys, state.values = state.keys[:batch], state.values[:batch]
-        state.outputs = {name: out[:batch] for name, out in state.outputs.items()}
-    pooled = None if condition.pooled is None else condition.pooled[:batch]
-    only = Condition(condition.context[:batch], condition.positions[:batch], condition.head[:, :batch], pooled)
-    return only, tokens[:batch]
-
-
-def rotary_of(rotary: Tensor, tokens: Tensor) -> Tensor:
-    """Cosines and sines [2, R, L, hd] of the tokens [R, k]: [2, R, k, hd]."""
-    return torch.stack([gather(part, tokens) for part in rotary])
 
 
 def as_grid(embedded: Tensor, size: Size) -> Tensor:

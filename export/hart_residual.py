@@ -1,6 +1,6 @@
-"""HART's diffusion head as one step graph: its sampling steps unrolled, its randomness given by the host.
+"""HART's diffusion head as one step graph: its sampling steps are unrolled, the host gives its randomness.
 
-Small first and last layers and the arithmetic between two steps are fp32; the large products are of the compute
+The small first and last layers and the arithmetic between two steps are fp32. The large products are in the compute
 precision.
 """
 
@@ -10,27 +10,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..families.hart import RESIDUAL_GAIN, HartConfig
 from ..schedule import Size
 from .block_steps import KEPT
 from .hart_diffusion import diffusion_steps
-from .infinity import layer_norm
-from .rows import ANY, OpenDims, Shapes, Weights, placed, rms_norm, stand_in, tokens_of
+from .rows import ANY, OpenDims, Shapes, Weights, layer_norm, placed, rms_norm, stand_in, tokens_of
+from .steps import Step
 
 NET = "diffusion."
 
 
-class Residual(nn.Module):
-    """What codes cannot say of the last scale's tokens, added to the running sum.
+class Residual(Step):
+    """The part of the last scale's tokens that codes cannot hold, added to the running sum.
 
     x [m * R, C] from the last block, codes [m] (int64), residual_noise [steps, m, Cv] (normal: where sampling starts,
     then what each step but the last adds), summed [1, Cv, H, W]; with guidance guidance [1]; for a part of the scale
     positions [m] (int64) -> summed_out.
 
-    The network is conditioned on the codes besides the last block, on both guidance rows alike. At a guidance of
-    exactly one it runs unguided, as the published program has it.
+    The network is conditioned on the last block and on the codes, the same for both guidance rows. At a guidance of
+    exactly one it runs unguided, as the published program does.
     """
 
     def __init__(self, config: HartConfig, rows: int, size: Size, ratio: float, part: int = 0) -> None:
@@ -51,23 +51,16 @@ class Residual(nn.Module):
         part = arguments.get("part", 0)
         return {**arguments, "size": stand_in(arguments["size"], (6, 7)), "part": KEPT if part > 1 else part}
 
-    def take_sizes(self, memory: dict[str, Tensor]) -> None:
-        """All are in the shapes of the inputs."""
-
-    def input_shapes(self) -> Shapes:
+    def border(self) -> Shapes:
         c, m = self.config, self.part or tokens_of(self.size)
-        shapes: Shapes = {
+        return {
             "x": (m * self.rows, c.width),
             "codes": (m,),
             "residual_noise": (c.diffusion_steps, m, c.code_channels),
-            "summed": (1, c.code_channels, *self.size),
+            **dict.fromkeys(("summed", "summed_out"), (1, c.code_channels, *self.size)),
             "guidance": (1,),
             "positions": (m,),
         }
-        return {name: shapes[name] for name in self.inputs}
-
-    def output_shapes(self) -> Shapes:
-        return {"summed_out": (1, self.config.code_channels, *self.size)}
 
     def forward(
         self, x: Tensor, codes: Tensor, residual_noise: Tensor, summed: Tensor, *further: Tensor, weights: Weights
@@ -90,14 +83,14 @@ class Residual(nn.Module):
         return summed + residual.transpose(0, 1).reshape(summed.shape)
 
     def _known(self, x: Tensor, codes: Tensor, w: Weights) -> Tensor:
-        """What the network knows of each token and guidance row, but for the time: [m * R, W]."""
+        """The condition of each token and guidance row, without the time: [m * R, W]."""
         embedded = F.linear(w["codebook.weight"].index_select(0, codes), w["word_embed.weight"], w["word_embed.bias"])
         z = x.view(-1, self.rows, self.config.width) + embedded.unsqueeze(1)
         z = rms_norm(z, w["decoder_norm.weight"]).view(-1, self.config.width).to(w["cond_embed.weight"].dtype)
         return F.linear(z, w["cond_embed.weight"], w["cond_embed.bias"]).float()
 
     def _net(self, sample: Tensor, active: Tensor, w: Weights) -> Tensor:
-        """sample [m, Cv], SiLU of time and knowledge [m * R, W] -> noise and variance [m, R, 2 * Cv]."""
+        """sample [m, Cv], SiLU of time and condition [m * R, W] -> noise and variance [m, R, 2 * Cv]."""
         h = F.linear(sample, w["input_proj.weight"], w["input_proj.bias"])
         h = h.unsqueeze(1).expand(-1, self.rows, -1).reshape(-1, self.config.diffusion_width)
         for i in range(self.config.diffusion_depth):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import PlanError
 from ..families.hart import HART, HartConfig, guidance_ratio, top_k
@@ -24,13 +24,14 @@ from .hart import DERIVED, HartTransformer, infer_transformer
 from .hart_blocks import Attend, Project
 from .hart_residual import Residual, with_tokens
 from .hart_weights import hart_weights
-from .rows import ANY, OpenDims, Shapes, Weights, rms_norm, rows_of, tokens_of
+from .rows import OpenDims, Shapes, Weights, rms_norm, rows_of, tokens_of
+from .steps import ImageStep, Step
 from .vq_steps import CodebookWiring, CodeBridge, LayerModulation
-from .weights import WeightSource
+from .weights import Sources, State, affine
 from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph, size_label
 
 
-class Condition(nn.Module):
+class Condition(ImageStep):
     """Text features -> tokens of the first scale, rotary positions, modulation of the head.
 
     cond [T, Ct], mask [1, T] (1 = a token that counts; its padding is read all the same)
@@ -43,23 +44,16 @@ class Condition(nn.Module):
     inputs = ("cond", "mask")
 
     def __init__(self, config: HartConfig, rows: int) -> None:
-        super().__init__()
-        self.config, self.rows = config, rows
-        self.outputs: tuple[str, ...] = ("x", "head_modulation", "context_positions", "offset")
+        super().__init__(config, rows, config.context_length)
+        self.outputs = ("x", "head_modulation", "context_positions", "offset")
         self.outputs += ("pooled",) if config.modulated else ()
-        self.weights: tuple[str, ...] = ("context_embed.weight", "context_embed.bias", "lvl_embed.weight")
-        self.weights += ("head_nm.ada_lin.1.weight", "head_nm.ada_lin.1.bias")
+        self.weights = (*affine("context_embed"), "lvl_embed.weight", *affine("head_nm.ada_lin.1"))
         self.weights += ("context_norm.weight",) if config.context_norm else ()
 
-    def input_shapes(self) -> Shapes:
-        c = self.config
-        return {"cond": (c.context_length, c.context_width), "mask": (1, c.context_length)}
-
-    def output_shapes(self) -> Shapes:
-        T, R, C = self.config.context_length, self.rows, self.config.width
-        shapes: Shapes = {"x": (T * R, C), "head_modulation": (R, 2, C)}
-        shapes |= {"context_positions": (T * R,), "offset": (R,)}
-        return shapes | ({"pooled": (R, C)} if self.config.modulated else {})
+    def border(self) -> Shapes:
+        T, R, C = self.text_length, self.rows, self.config.width
+        shapes: Shapes = {"cond": (T, self.config.context_width), "mask": (1, T), "x": (T * R, C), "pooled": (R, C)}
+        return {**shapes, "head_modulation": (R, 2, C), "context_positions": (T * R,), "offset": (R,)}
 
     def forward(self, cond: Tensor, mask: Tensor, weights: Weights) -> tuple[Tensor, ...]:
         c, w = self.config, weights
@@ -86,11 +80,11 @@ class Condition(nn.Module):
 
 
 class Bridge(CodeBridge):
-    """HART's bridge: how many codes are ranked goes by the scale, and the last scale has no phi.
+    """HART's bridge: the scale decides how many codes are ranked, and the last scale has no phi.
 
-    At the first scale the last context token alone draws, the one code of the 1x1 map. Where the last scale is drawn
-    in parts, positions [m] (int64) say which of its tokens these are. Where the diffusion head follows, codes [L]
-    (int64) are given on.
+    At the first scale the last context token alone draws the one code of the 1x1 map. Where the last scale is drawn in
+    parts, positions [m] (int64) are the numbers of this part's tokens. Where the diffusion head follows, codes [L]
+    (int64) are an output.
     """
 
     place_table = "lvl_embed.weight"
@@ -101,8 +95,8 @@ class Bridge(CodeBridge):
         self.part, self.residual = part, residual  # the base asks for them at once
         super().__init__(**arguments)
 
-    def has_phi(self) -> bool:
-        return self.next_size is not None
+    def has_phi(self, next_size: Size | None) -> bool:
+        return next_size is not None
 
     def ranked(self) -> int:
         return min(top_k(self.index), int(self.config.codes))
@@ -113,8 +107,8 @@ class Bridge(CodeBridge):
     def further_outputs(self) -> tuple[str, ...]:
         return ("codes",) if self.residual else ()
 
-    def further_shape(self, name: str) -> tuple[int, ...] | None:
-        return (self.part,) if name == "positions" else None
+    def further_shapes(self) -> Shapes:
+        return {**super().further_shapes(), "positions": (self.part,)}
 
     def next_places(self) -> Tensor:
         return torch.tensor([self.next_index])
@@ -132,9 +126,6 @@ class Bridge(CodeBridge):
     def draws(self) -> int:
         return self.part or tokens_of(self.size)
 
-    def open_dims(self) -> OpenDims:
-        return {**super().open_dims(), "positions": {0: ANY}}
-
     @classmethod
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         """One program for all scales that rank as many codes and go by the same phi."""
@@ -142,9 +133,8 @@ class Bridge(CodeBridge):
         if index and arguments["next_size"] is not None:
             alike = (top_k(index), phi_index(index, scales))
             index = next(i for i in range(1, scales) if (top_k(i), phi_index(i, scales)) == alike)
-        following = {"next_index": 1} if arguments["next_size"] is not None else {}
         part = arguments.get("part", 0)
-        return {**found, **following, "index": index, "part": KEPT if part > 1 else part}
+        return {**found, "index": index, "part": KEPT if part > 1 else part}
 
     def added(self, summed: Tensor, embedded: Tensor, named: Tensors, weights: Weights) -> Tensor:
         if not self.part:
@@ -152,7 +142,7 @@ class Bridge(CodeBridge):
         return with_tokens(summed, embedded, named["positions"])
 
 
-class Pick(nn.Module):
+class Pick(Step):
     """The tokens of a part of a scale: x [L * R, C], positions [m] (int64) -> x_out [m * R, C]."""
 
     inputs = ("x", "positions")
@@ -171,21 +161,16 @@ class Pick(nn.Module):
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         return {**arguments, "size": LARGER, "part": KEPT if arguments["part"] > 1 else 1}
 
-    def take_sizes(self, memory: dict[str, Tensor]) -> None:
-        """All are in the shapes of the inputs."""
-
-    def input_shapes(self) -> Shapes:
-        return {"x": (tokens_of(self.size) * self.rows, self.config.width), "positions": (self.part,)}
-
-    def output_shapes(self) -> Shapes:
-        return {"x_out": (self.part * self.rows, self.config.width)}
+    def border(self) -> Shapes:
+        C, R = self.config.width, self.rows
+        return {"x": (tokens_of(self.size) * R, C), "positions": (self.part,), "x_out": (self.part * R, C)}
 
     def forward(self, x: Tensor, positions: Tensor, weights: Weights) -> Tensor:
         return x.index_select(0, rows_of(positions.unsqueeze(1), self.rows))
 
 
 class HartWiring(CodebookWiring):
-    """A prompt is the first scale itself; a diffusion head ends the last one."""
+    """HART: the prompt is the first scale itself, and a diffusion head ends the last one."""
 
     family = HART
     marker = "context_embed.weight"
@@ -247,13 +232,7 @@ class HartWiring(CodebookWiring):
         name = f"residual-{size_label(step.size)}-k{step.tokens}-{setting.rows_label(step)}"
         return StepGraph(name, Residual, {**arguments, "part": _part(step)}, SHARED_PREFIX)
 
-    def weights(
-        self,
-        transformer: HartConfig,
-        state: Mapping[str, Tensor],
-        images: VqTokenizerConfig,
-        images_state: Mapping[str, Tensor],
-    ) -> dict[str, WeightSource]:
+    def weights(self, transformer: HartConfig, state: State, images: VqTokenizerConfig, images_state: State) -> Sources:
         found = hart_weights(transformer, state, images, images_state)
         return {SHARED_PREFIX + name: source for name, source in found.items()}
 
@@ -263,7 +242,7 @@ def _part(step: StepPlan) -> int:
 
 
 def check_plan(plan: GenerationPlan) -> None:
-    """What HART's ends of a schedule do not allow.
+    """Check a plan against the two ends of HART's schedule.
 
     Raises:
         PlanError: the last scale is skipped, or tokens are to be restored from the first.

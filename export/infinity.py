@@ -1,13 +1,11 @@
 """Infinity's transformer in torch, under the official key names (upstream: infinity/models/infinity.py).
 
-Each sub-layer takes residual tokens and returns what is to be added to them, gate included, so that the
-dense and the pruned forward (pruning.py) differ only in which tokens go in and how the rest comes back.
-Knows nothing of schedules, pruning or sampling.
+Each sub-layer takes residual tokens and returns the tensor that is added to them, gate included. The dense and the
+pruned forward (pruning.py) differ only in the tokens that go in and in the restoration of the others.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,17 +17,18 @@ from torch import Tensor, nn
 
 from ..families.infinity import TRANSFORMERS, TransformerConfig
 from ..families.settings import completed
-from .attention import attend
+from .pruning import LayerState, SubLayer
+from .rows import layer_norm
 from .tensor_shapes import count, dims
+from .transformer_blocks import FeedForward, HeadNorm, RmsNorm, SelfAttention
 
 KIND = "an Infinity transformer"
 PATCHIFIED_CHANNELS = 56  # 8B: 14 bits in 2 x 2 cells; no other published model predicts 56
-MAX_LOG_SCALE = math.log(100.0)  # ceiling of the learned per-head attention scale
 
 
 @dataclass
 class Condition:
-    """What the text gives to every scale. B counts rows: conditional rows first, then unconditional ones."""
+    """The inputs of every scale that come from the text. B counts rows: conditional ones first."""
 
     sos: Tensor  # [B, C] pooled text: the first token, before the start embedding
     text: Tensor  # [B, T, C] source of the cross-attention keys and values
@@ -37,103 +36,48 @@ class Condition:
     modulation: Tensor  # [B, 1, 6, C] shared part of the adaptive layer norm
 
 
-class AttentivePool(nn.Module):
-    """A learned query attends over the text tokens, one head per 128 text channels."""
+class TextAttention(nn.Module):
+    """Attention to the text, whose keys have a bias of zero."""
 
     zero_k_bias: Tensor
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, width: int, text_width: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.head_dim = config.pool_heads, config.width // config.pool_heads
+        self.heads, self.head_dim = heads, width // heads
+        self.mat_kv = nn.Linear(text_width, 2 * width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """text [B, T, Ct] -> k, v [B, H, T, hd]; depends on the text alone, so once an image is enough."""
+        kv = F.linear(text, self.mat_kv.weight, torch.cat((self.zero_k_bias, self.v_bias)))
+        k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return k, v
+
+
+class AttentivePool(TextAttention):
+    """A learned query attends over the text tokens, one head per 128 text channels."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config.width, config.text_width, config.pool_heads)
         self.mat_q = nn.Parameter(torch.empty(1, self.heads, self.head_dim))
-        self.mat_kv = nn.Linear(config.text_width, 2 * config.width, bias=False)
-        self.v_bias = nn.Parameter(torch.zeros(config.width))
-        self.register_buffer("zero_k_bias", torch.zeros(config.width))
-        self.proj = nn.Linear(config.width, config.width)
 
     def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
         """text [B, T, Ct], mask [B, T] bool or None -> [B, C]."""
-        kv = F.linear(text, self.mat_kv.weight, torch.cat((self.zero_k_bias, self.v_bias)))
-        k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)  # [B, H, T, hd]
+        k, v = self.text_kv(text)
         q = self.mat_q.unsqueeze(2).expand(text.shape[0], -1, -1, -1)  # [B, H, 1, hd]
         pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=_per_query(mask))
         out: Tensor = self.proj(pooled.flatten(1))
         return out
 
 
-class TextPool(nn.Module):
-    """Holds the pooling under its official key, `text_proj_for_sos.ca`."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.ca = AttentivePool(config)
-
-    def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
-        out: Tensor = self.ca(text, mask)
-        return out
-
-
-class RmsNorm(nn.Module):
-    """RMSNorm in fp32, eps 1e-6."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.float()
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
-
-
-class SelfAttention(nn.Module):
-    """Cosine attention with a learned scale per head; keys are cached after normalisation and rotary."""
-
-    zero_k_bias: Tensor
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads, self.head_dim = config.heads, config.head_dim
-        self.mat_qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(config.width))
-        self.v_bias = nn.Parameter(torch.zeros(config.width))
-        self.register_buffer("zero_k_bias", torch.zeros(config.width))
-        self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4.0)))
-        self.proj = nn.Linear(config.width, config.width)
-
-    def project(self, h: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed tokens h [B, L, C], rotary [2, (B,) L, hd / 2] -> q, k, v, each [B, H, L, hd]."""
-        bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        qkv = F.linear(h, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, self.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q = F.normalize(q, dim=-1, eps=1e-12) * self.scale_mul_1H11.clamp(max=MAX_LOG_SCALE).exp()
-        k = F.normalize(k, dim=-1, eps=1e-12)
-        return rotate(q, rotary), rotate(k, rotary), v
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [B, H, L, hd] over k, v [B, H, S, hd] -> [B, L, C]. No mask: all that is cached is seen."""
-        out: Tensor = self.proj(attend(q, k, v, 1.0).transpose(1, 2).flatten(2))
-        return out
-
-
-class CrossAttention(nn.Module):
+class CrossAttention(TextAttention):
     """Plain scaled attention to the text; no rotary, no cosine."""
 
-    zero_k_bias: Tensor
-
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads, self.head_dim = config.heads, config.head_dim
+        super().__init__(config.width, config.width, config.heads)
         self.mat_q = nn.Linear(config.width, config.width)
-        self.mat_kv = nn.Linear(config.width, 2 * config.width, bias=False)
-        self.v_bias = nn.Parameter(torch.zeros(config.width))
-        self.register_buffer("zero_k_bias", torch.zeros(config.width))
-        self.proj = nn.Linear(config.width, config.width)
-
-    def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """text [B, T, C] -> k, v [B, H, T, hd]; depends on the text alone, so once an image is enough."""
-        kv = F.linear(text, self.mat_kv.weight, torch.cat((self.zero_k_bias, self.v_bias)))
-        k, v = kv.unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        return k, v
 
     def attend(self, h: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """h [B, L, C], k, v [B, H, T, hd], mask [B, T] bool or None -> [B, L, C]."""
@@ -143,23 +87,12 @@ class CrossAttention(nn.Module):
         return projected
 
 
-class FeedForward(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.width, config.mlp_width)
-        self.fc2 = nn.Linear(config.mlp_width, config.width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(h), approximate="tanh"))
-        return out
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention, feed-forward: three sub-layers on one fp32 residual stream."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.sa = SelfAttention(config)
+        self.sa = SelfAttention(config, stores_key_bias=True)
         self.ca = CrossAttention(config)
         self.ffn = FeedForward(config)
         self.ca_norm = nn.LayerNorm(config.width, eps=1e-6)
@@ -172,7 +105,8 @@ class Block(nn.Module):
     def project_qkv(self, x: Tensor, shared: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Residual tokens [B, L, C] -> q, k, v [B, H, L, hd]."""
         _, _, scale1, _, shift1, _ = self.modulation(shared)
-        return self.sa.project(layer_norm(x) * (1 + scale1) + shift1, rotary)
+        q, k, v = self.sa.project(layer_norm(x) * (1 + scale1) + shift1)
+        return rotate(q, rotary), rotate(k, rotary), v
 
     def self_attention(self, q: Tensor, k: Tensor, v: Tensor, shared: Tensor) -> Tensor:
         return self.modulation(shared)[0] * self.sa.attend(q, k, v)
@@ -184,25 +118,19 @@ class Block(nn.Module):
         _, gamma2, _, scale2, _, shift2 = self.modulation(shared)
         return gamma2 * self.ffn(layer_norm(x) * (1 + scale2) + shift2)
 
+    def sub_layers(self, condition: Condition, rotary: Tensor, state: LayerState) -> dict[str, SubLayer]:
+        """The sub-layers in order, for one scale with its rotary [2, L, hd / 2] (see pruning.run_block)."""
+        shared, (text_k, text_v) = condition.modulation, self.ca.text_kv(condition.text)
 
-class LayerChunk(nn.Module):
-    """A chunk of layers under its official key, `block_chunks.<chunk>.module`."""
+        def self_attention(tokens: Tensor, kept: Tensor | None) -> Tensor:
+            q, k, v = self.project_qkv(tokens, shared, rotary if kept is None else rotary[:, kept])
+            return self.self_attention(q, *state.appended(k, v), shared)
 
-    def __init__(self, blocks: list[Block]) -> None:
-        super().__init__()
-        self.module = nn.ModuleList(blocks)
-
-
-class HeadNorm(nn.Module):
-    """Layer norm modulated by the pooled text: the last norm before the head."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    def forward(self, x: Tensor, sos: Tensor) -> Tensor:
-        scale, shift = self.ada_lin(sos).unflatten(-1, (2, -1)).permute(1, 0, 2).unsqueeze(2)  # [B, 1, C]
-        return layer_norm(x) * (1 + scale) + shift
+        return {
+            "sa": self_attention,
+            "ca": lambda tokens, _: self.cross_attention(tokens, text_k, text_v, condition.text_mask),
+            "ffn": lambda tokens, _: self.feed_forward(tokens, shared),
+        }
 
 
 class InfinityTransformer(nn.Module):
@@ -215,7 +143,7 @@ class InfinityTransformer(nn.Module):
         self.cfg_uncond = nn.Parameter(torch.zeros(c.text_length, c.text_width))
         self.pos_start = nn.Parameter(torch.zeros(1, 1, c.width))
         self.text_norm = RmsNorm(c.text_width)
-        self.text_proj_for_sos = TextPool(c)
+        self.text_proj_for_sos = nn.ModuleDict({"ca": AttentivePool(c)})
         self.text_proj_for_ca = nn.Sequential(
             nn.Linear(c.text_width, c.width), nn.GELU(approximate="tanh"), nn.Linear(c.width, c.width)
         )
@@ -229,7 +157,8 @@ class InfinityTransformer(nn.Module):
             self.blocks = nn.ModuleList(layers)
         else:
             n = c.layers_per_chunk
-            self.block_chunks = nn.ModuleList(LayerChunk(layers[i : i + n]) for i in range(0, c.depth, n))
+            chunks = (nn.ModuleList(layers[i : i + n]) for i in range(0, c.depth, n))
+            self.block_chunks = nn.ModuleList(nn.ModuleDict({"module": chunk}) for chunk in chunks)
 
     @property
     def layers(self) -> list[Block]:
@@ -237,9 +166,9 @@ class InfinityTransformer(nn.Module):
         return [module for module in self.modules() if isinstance(module, Block)]
 
     def condition(self, features: Tensor, mask: Tensor | None) -> Condition:
-        """Text features [B, T, Ct], mask [B, T] (True = a token; None: all are) -> what every scale needs."""
+        """Text features [B, T, Ct], mask [B, T] (True = a token; None: all are) -> the condition of every scale."""
         text = self.text_norm(features)
-        sos = self.text_proj_for_sos(text, mask)
+        sos = self.text_proj_for_sos["ca"](text, mask)
         shared = self.shared_ada_lin(sos).view(-1, 1, 6, self.config.width)
         return Condition(sos=sos, text=self.text_proj_for_ca(text), text_mask=mask, modulation=shared)
 
@@ -261,11 +190,6 @@ class InfinityTransformer(nn.Module):
 def _per_query(mask: Tensor | None) -> Tensor | None:
     """[B, T] -> [B, 1, 1, T]. No mask rather than one that hides nothing: masks rule out torch's fastest kernels."""
     return None if mask is None else mask[:, None, None, :]
-
-
-def layer_norm(x: Tensor) -> Tensor:
-    """Layer norm without parameters, eps 1e-6."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:

@@ -12,18 +12,16 @@ from torch import Tensor
 from ..families.infinity import TransformerConfig
 from ..rotary import rotary_table
 from ..schedule import Size
-from .block_steps import LARGER, AttendStep, ProjectStep, SubLayer, Tensors
-from .rows import OpenDims, Shapes, Weights, first, modulate, rotate_halves, scale_rows, unit
+from .block_steps import LARGER, SubLayer, Tensors
+from .modulated_steps import ModulatedAttend, ModulatedProject
+from .rows import OpenDims, Shapes, Weights, first, rotate_halves, unit
+from .weights import affine
 
 
-class Project(ProjectStep):
-    """Infinity's first half: modulated layer norm, cosine attention, 2-D rotary.
-
-    modulation [Rt, 6, C] besides x; Rt is R, or two where guidance has been switched off.
-    """
+class Project(ModulatedProject):
+    """Infinity's first half: modulated layer norm, cosine attention, 2-D rotary."""
 
     rotary: Tensor
-    given = ("modulation",)
     weights = ("ada_gss", "sa.qkv.weight", "sa.qkv.bias", "sa.q_scale")
 
     def __init__(
@@ -33,19 +31,12 @@ class Project(ProjectStep):
         table = torch.from_numpy(rotary_table(size, position_grid, config.head_dim))
         self.register_buffer("rotary", table, persistent=False)  # [2, L, hd / 2]
 
-    def given_shapes(self) -> Shapes:
-        return {"modulation": (self.text_rows, 6, self.config.width)}
-
     def open_dims(self) -> OpenDims:
         return {"rotary": {1: ("tokens", 1)}, **super().open_dims()}
 
     @classmethod
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         return {**super().stand_in(arguments), "position_grid": LARGER}
-
-    def normed(self, x: Tensor, given: Tensors, weights: Weights) -> Tensor:
-        mod = first(given["modulation"], self.rows) + weights["ada_gss"].view(6, self.config.width)
-        return modulate(x, mod[:, 2], mod[:, 4], self.rows)
 
     def positioned(
         self, q: Tensor, k: Tensor, token: Tensor | None, given: Tensors, weights: Weights
@@ -59,7 +50,7 @@ class Project(ProjectStep):
         return turned, rotate_halves(unit(k.float()), cos, sin, k.dtype)
 
 
-class Attend(AttendStep):
+class Attend(ModulatedAttend):
     """Infinity's second half: self-attention, cross-attention, feed-forward.
 
     text_keys, text_values [T, Rt * heads, hd], text_bias [Rt * heads, 1, T], modulation [Rt, 6, C] are given; Rt is R,
@@ -69,21 +60,7 @@ class Attend(AttendStep):
     given = ("text_keys", "text_values", "text_bias", "modulation")
     sub_layers = ("sa", "ca", "ffn")
     attentions = 2  # over the cache, and to the text
-    weights = (
-        "ada_gss",
-        "sa.proj.weight",
-        "sa.proj.bias",
-        "ca_norm.weight",
-        "ca_norm.bias",
-        "ca.mat_q.weight",
-        "ca.mat_q.bias",
-        "ca.proj.weight",
-        "ca.proj.bias",
-        "ffn.fc1.weight",
-        "ffn.fc1.bias",
-        "ffn.fc2.weight",
-        "ffn.fc2.bias",
-    )
+    weights = ("ada_gss", *affine("sa.proj", "ca_norm", "ca.mat_q", "ca.proj", "ffn.fc1", "ffn.fc2"))
 
     def __init__(
         self,
@@ -93,16 +70,11 @@ class Attend(AttendStep):
         kept: int,
         past: int,
         text_length: int,
-        cached_size: Size | None,
-        fills: bool,
-        text_rows: int = 0,
-        cached_rows: int = 0,
-        guided_past: int = 0,
-        shared: bool = False,
+        *further: Any,
+        **named: Any,
     ) -> None:
-        super().__init__(
-            config, rows, size, kept, past, cached_size, fills, text_rows, cached_rows, guided_past, shared
-        )
+        """further, named: the arguments of AttendStep from `cached_size` on."""
+        super().__init__(config, rows, size, kept, past, *further, **named)
         self.text_length = text_length
 
     def given_shapes(self) -> Shapes:
@@ -110,18 +82,15 @@ class Attend(AttendStep):
         return {
             **dict.fromkeys(("text_keys", "text_values"), (self.text_length, text_heads, c.head_dim)),
             "text_bias": (text_heads, 1, self.text_length),
-            "modulation": (self.text_rows, 6, c.width),
+            **super().given_shapes(),
         }
 
     def branches(self, attend: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
         w, R, c = weights, self.rows, self.config
-        mod = first(given["modulation"], R) + w["ada_gss"].view(6, c.width)
+        self_attention, feed_forward = super().branches(attend, given, weights)
         own = R * c.heads  # of the text's heads: those of this step's rows
         text_keys, text_values = first(given["text_keys"], own, 1), first(given["text_values"], own, 1)
         text_bias = first(given["text_bias"], own)
-
-        def self_attention(_: Tensor) -> Tensor:
-            return scale_rows(F.linear(attend(), w["sa.proj.weight"], w["sa.proj.bias"]), mod[:, 0], R)
 
         def cross_attention(tokens: Tensor) -> Tensor:
             h = F.layer_norm(tokens, tokens.shape[-1:], w["ca_norm.weight"], w["ca_norm.bias"], 1e-6)
@@ -129,10 +98,5 @@ class Attend(AttendStep):
             query = (query * c.head_dim**-0.5).view(-1, R * c.heads, c.head_dim)
             out = self.attention(query, text_keys, text_values, text_bias, c.width)
             return F.linear(out, w["ca.proj.weight"], w["ca.proj.bias"]).float()
-
-        def feed_forward(tokens: Tensor) -> Tensor:
-            h = modulate(tokens, mod[:, 3], mod[:, 5], R).to(w["ffn.fc1.weight"].dtype)
-            h = F.gelu(F.linear(h, w["ffn.fc1.weight"], w["ffn.fc1.bias"]), approximate="tanh")
-            return scale_rows(F.linear(h, w["ffn.fc2.weight"], w["ffn.fc2.bias"]), mod[:, 1], R)
 
         return self_attention, cross_attention, feed_forward

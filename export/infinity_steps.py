@@ -10,33 +10,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
 from ..families.infinity import INFINITY, ImageTokenizerConfig, TransformerConfig
 from ..plan import StepPlan
 from ..resize import bilinear_matrix
-from ..schedule import PIXELS_PER_TOKEN, Size
+from ..schedule import PIXELS_PER_TOKEN
+from .bridge_steps import BridgeStep
 from .graphs import StepGraph
 from .image_tokenizer import ImageTokenizer, infer_image_tokenizer
 from .infinity import InfinityTransformer, infer_transformer
 from .infinity_blocks import Attend, Project
 from .infinity_weights import transformer_weights
-from .rows import (
-    ANY,
-    OpenDims,
-    Shapes,
-    Weights,
-    first,
-    modulate,
-    stand_in,
-    tokens_of,
-)
-from .weights import WeightSource
+from .rows import Shapes, Weights
+from .steps import ImageStep
+from .weights import Sources, State, affine
 from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, Wiring, bridge_graph
 
+POOL = "text_proj_for_sos.ca"
 
-class Condition(nn.Module):
+
+class Condition(ImageStep):
     """Text features -> first tokens, cross-attention source, modulation of the blocks and of the head.
 
     cond, uncond [T, Ct] (uncond absent without guidance), mask [R, T] (1 = a token)
@@ -45,37 +40,21 @@ class Condition(nn.Module):
 
     outputs = ("x", "text", "modulation", "head_modulation", "text_bias")
     weights = (
-        "text_norm.weight",
-        "text_proj_for_sos.ca.mat_q",
-        "text_proj_for_sos.ca.mat_kv.weight",
-        "text_proj_for_sos.ca.kv_bias",
-        "text_proj_for_sos.ca.proj.weight",
-        "text_proj_for_sos.ca.proj.bias",
-        "text_proj_for_ca.0.weight",
-        "text_proj_for_ca.0.bias",
-        "text_proj_for_ca.2.weight",
-        "text_proj_for_ca.2.bias",
-        "pos_start",
-        "lvl_embed.weight",
-        "shared_ada_lin.1.weight",
-        "shared_ada_lin.1.bias",
-        "head_nm.ada_lin.1.weight",
-        "head_nm.ada_lin.1.bias",
+        *("text_norm.weight", f"{POOL}.mat_q", f"{POOL}.mat_kv.weight", f"{POOL}.kv_bias"),
+        *affine(f"{POOL}.proj", "text_proj_for_ca.0", "text_proj_for_ca.2"),
+        *("pos_start", "lvl_embed.weight", *affine("shared_ada_lin.1", "head_nm.ada_lin.1")),
     )
 
     def __init__(self, config: TransformerConfig, rows: int, text_length: int) -> None:
-        super().__init__()
-        self.config, self.rows = config, rows
-        self.text_length = text_length
+        super().__init__(config, rows, text_length)
         self.inputs = ("cond", "uncond", "mask") if rows == 2 else ("cond", "mask")
 
-    def input_shapes(self) -> Shapes:
-        text = (self.text_length, self.config.text_width)
-        return {**dict.fromkeys(self.inputs[:-1], text), "mask": (self.rows, self.text_length)}
-
-    def output_shapes(self) -> Shapes:
+    def border(self) -> Shapes:
         c, R, T = self.config, self.rows, self.text_length
         return {
+            "cond": (T, c.text_width),
+            "uncond": (T, c.text_width),
+            "mask": (R, T),
             "x": (R, c.width),
             "text": (T * R, c.width),
             "modulation": (R, 6, c.width),
@@ -104,7 +83,7 @@ class Condition(nn.Module):
 
     def _pool(self, flat: Tensor, bias: Tensor, w: Weights) -> Tensor:
         """flat [T * R, Ct], bias [R, T] -> [R, C] in fp32: one learned query over the text."""
-        c, prefix = self.config, "text_proj_for_sos.ca."
+        c, prefix = self.config, f"{POOL}."
         heads, size = c.pool_heads, c.width // c.pool_heads
         kv = F.linear(flat, w[prefix + "mat_kv.weight"], w[prefix + "kv_bias"])
         kv = kv.float().view(-1, self.rows, 2, heads, size).permute(2, 1, 3, 0, 4)  # [2, R, heads, T, size]
@@ -114,23 +93,17 @@ class Condition(nn.Module):
         return F.linear(pooled, w[prefix + "proj.weight"], w[prefix + "proj.bias"])
 
 
-class TextKV(nn.Module):
+class TextKV(ImageStep):
     """One layer's cross-attention keys and values, once per image: text [T * R, C] -> k, v [T, R * heads, hd]."""
 
     inputs = ("text",)
     outputs = ("text_keys", "text_values")
     weights = ("ca.mat_kv.weight", "ca.kv_bias")
 
-    def __init__(self, config: TransformerConfig, rows: int, text_length: int) -> None:
-        super().__init__()
-        self.config, self.rows, self.text_length = config, rows, text_length
-
-    def input_shapes(self) -> Shapes:
-        return {"text": (self.text_length * self.rows, self.config.width)}
-
-    def output_shapes(self) -> Shapes:
-        c = self.config
-        return dict.fromkeys(self.outputs, (self.text_length, self.rows * c.heads, c.head_dim))
+    def border(self) -> Shapes:
+        c, T = self.config, self.text_length
+        keys = (T, self.rows * c.heads, c.head_dim)
+        return {"text": (T * self.rows, c.width), "text_keys": keys, "text_values": keys}
 
     def forward(self, text: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         c = self.config
@@ -139,91 +112,29 @@ class TextKV(nn.Module):
         return k.reshape(shape), v.reshape(shape)
 
 
-class Bridge(nn.Module):
-    """From the last block of one scale to the first of the next: head, guidance, sampling, codes, sum, embedding.
+class Bridge(BridgeStep):
+    """Infinity's bridge: bits are drawn one by one; tokens have the level embedding of their scale alone.
 
-    x [L * R, C], head_modulation [R, 2, C], noise [L, channels], guidance, tau, cut (each [1]; cut = 1 - top_p),
-    summed [1, bits, H, W] -> logits [L, 2 * channels], summed_out, and but for the last scale x_next [L' * Rn, C].
-    Rn, the rows of the next scale, is one where guidance is switched off there; head_modulation [Rt, 2, C] keeps two.
+    It reads tau and cut [1] (1 - top_p), with guidance guidance [1]; noise [L, channels], logits [L, 2 * channels].
     """
 
-    enlarge_0: Tensor  # bilinear matrices [final, own] and [next, final], per axis
-    enlarge_1: Tensor
-    shrink_0: Tensor
     level: Tensor  # of the next scale [1]
-    shrink_1: Tensor
-    weights_last = ("head.weight", "head.bias")
-    weights_next = (*weights_last, "word_embed.weight", "word_embed.bias", "lvl_embed.weight")
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        rows: int,
-        size: Size,
-        final: Size,
-        next_size: Size | None,
-        next_index: int | None,
-        text_rows: int = 0,
-        next_rows: int = 0,
-    ) -> None:
-        super().__init__()
-        self.config, self.rows, self.size, self.final = config, rows, size, final
-        self.text_rows, self.next_rows = text_rows or rows, next_rows or rows
-        self.next_size, self.next_index = next_size, next_index
-        self.inputs: tuple[str, ...] = ("x", "head_modulation", "noise", "tau", "cut", "summed")
-        if rows == 2:
-            self.inputs += ("guidance",)
-        self.outputs = ("logits", "summed_out") + (() if next_size is None else ("x_next",))
-        self.weights = self.weights_last if next_size is None else self.weights_next
-        p = config.patch
-        self._resize("enlarge", (size[0] * p, size[1] * p), (final[0] * p, final[1] * p))
-        if next_size is not None:
-            self.register_buffer("level", torch.tensor([next_index]), persistent=False)
-            self._resize("shrink", (final[0] * p, final[1] * p), (next_size[0] * p, next_size[1] * p))
+    resizing = (bilinear_matrix, bilinear_matrix)
+    place_table = "lvl_embed.weight"
+    places = "level"
 
-    def open_dims(self) -> OpenDims:
-        matrices, codes = ("enlarge_0", "enlarge_1", "shrink_0", "shrink_1"), ("summed", "summed_out")
-        tokens: OpenDims = {key: {0: ANY} for key in ("x", "noise", "logits", "x_next")}
-        return {**tokens, **{key: {0: ANY, 1: ANY} for key in matrices}, **{key: {2: ANY, 3: ANY} for key in codes}}
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.inputs = ("x", "head_modulation", "noise", "tau", "cut", "summed")
+        self.inputs += ("guidance",) if self.rows == 2 else ()
 
-    @classmethod
-    def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        size, final, following = (arguments[name] for name in ("size", "final", "next_size"))
-        own = stand_in(size, (6, 7))
-        sizes: dict[str, Any] = {"size": own, "final": own if size == final else stand_in(final, (11, 13))}
-        if following is not None:
-            sizes |= {"next_size": stand_in(following, (8, 9)), "next_index": 1}
-        return {**arguments, **sizes}
+    def next_places(self) -> Tensor:
+        return torch.tensor([self.next_index])
 
-    def take_sizes(self, memory: dict[str, Tensor]) -> None:
-        """All are in the shapes of the inputs and of the resizing matrices."""
-
-    def input_shapes(self) -> Shapes:
-        c, R, L, p = self.config, self.rows, tokens_of(self.size), self.config.patch
-        shapes: Shapes = {
-            "x": (L * R, c.width),
-            "head_modulation": (self.text_rows, 2, c.width),
-            "noise": (L, c.code_channels),
-            "tau": (1,),
-            "cut": (1,),
-            "summed": (1, c.bits, self.final[0] * p, self.final[1] * p),
-        }
-        return shapes | ({"guidance": (1,)} if R == 2 else {})
-
-    def output_shapes(self) -> Shapes:
-        c = self.config
-        shapes: Shapes = {
-            "logits": (tokens_of(self.size), 2 * c.code_channels),
-            "summed_out": self.input_shapes()["summed"],
-        }
-        if self.next_size is None:
-            return shapes
-        return shapes | {"x_next": (tokens_of(self.next_size) * self.next_rows, c.width)}
-
-    def _resize(self, name: str, source: Size, target: Size) -> None:
-        for axis in (0, 1):
-            matrix = torch.from_numpy(bilinear_matrix(source[axis], target[axis]))
-            self.register_buffer(f"{name}_{axis}", matrix, persistent=False)
+    def further_shapes(self) -> Shapes:
+        tokens, channels = self.tokens(), self.config.code_channels
+        return {"noise": (tokens, channels), "logits": (tokens, 2 * channels)}
 
     def forward(
         self,
@@ -236,32 +147,18 @@ class Bridge(nn.Module):
         *guidance: Tensor,
         weights: Weights,
     ) -> tuple[Tensor, ...]:
-        w, p = weights, self.config.patch
-        head_modulation = first(head_modulation, self.rows)
-        h = modulate(x, head_modulation[:, 0], head_modulation[:, 1], self.rows).to(w["head.weight"].dtype)
-        logits = (
-            F.linear(h, w["head.weight"], w["head.bias"]).float().view(-1, self.rows, 2 * self.config.code_channels)
-        )
-        logits = logits / tau
+        p = self.config.patch
+        logits = self.head(x, head_modulation, weights) / tau
         logits = guidance[0] * logits[:, 0] + (1 - guidance[0]) * logits[:, 1] if guidance else logits[:, 0]
         codes = self._sample(logits, noise, cut)  # [L, channels]
-        rows, columns = self.enlarge_0.shape[1] // p, self.enlarge_1.shape[1] // p
-        grid = codes.transpose(0, 1).reshape(1, -1, rows, columns)
+        own = summed.shape[2:] if self.size == self.final else (self.enlarge_0.shape[1], self.enlarge_1.shape[1])
+        grid = codes.transpose(0, 1).reshape(1, -1, own[0] // p, own[1] // p)
         if p > 1:
             grid = F.pixel_shuffle(grid, p)
         if self.size != self.final:
             grid = self.enlarge_0 @ grid @ self.enlarge_1.t()
         summed = summed + grid
-        if self.next_size is None:
-            return logits, summed
-        following = self.shrink_0 @ summed @ self.shrink_1.t()
-        if p > 1:
-            following = F.pixel_unshuffle(following, p)
-        tokens = following.flatten(2).squeeze(0).transpose(0, 1).to(w["word_embed.weight"].dtype)  # [L', channels]
-        embedded = F.linear(tokens, w["word_embed.weight"], w["word_embed.bias"]).float()
-        embedded = embedded + w["lvl_embed.weight"].index_select(0, self.level)
-        x_next = embedded.unsqueeze(1).expand(-1, self.next_rows, -1).reshape(-1, self.config.width)
-        return logits, summed, x_next
+        return (logits, summed) if self.next_size is None else (logits, summed, self.embedded(summed, weights))
 
     def _sample(self, logits: Tensor, noise: Tensor, cut: Tensor) -> Tensor:
         """A bit is one where noise < P(one); a value of probability <= cut goes. Bit b -> (2b - 1) / sqrt(bits)."""
@@ -277,7 +174,7 @@ _PATCHIFY = '; or give "spatial_patchify" (true: a token is 2 x 2 cells) in conf
 
 
 class InfinityWiring(Wiring):
-    """Text enters by cross-attention and modulation; positions are normalised to the 1M grid."""
+    """Infinity: text enters by cross-attention and modulation; positions are normalised to the 1M grid."""
 
     family = INFINITY
     marker = "cfg_uncond"
@@ -310,12 +207,8 @@ class InfinityWiring(Wiring):
         return infer_image_tokenizer(shapes)
 
     def weights(
-        self,
-        transformer: TransformerConfig,
-        state: Mapping[str, Tensor],
-        images: ImageTokenizerConfig,
-        images_state: Mapping[str, Tensor],
-    ) -> dict[str, WeightSource]:
+        self, transformer: TransformerConfig, state: State, images: ImageTokenizerConfig, images_state: State
+    ) -> Sources:
         return transformer_weights(transformer, state)
 
     def condition(self, setting: Setting) -> StepGraph:

@@ -1,28 +1,27 @@
-"""From Infinity's checkpoint tensors to the tensors that its engines are bound to.
+"""From Infinity's official tensors to the tensors that its step graphs are bound to.
 
-What depends on weights alone is done here, once, instead of in every graph: biases joined, scales
-exponentiated, rotary pairs laid out in halves.
+Arithmetic on weights alone is done here once instead of in every graph: biases are joined, scales are exponentiated,
+rotary pairs are laid out in halves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..families.infinity import TransformerConfig
-from .infinity import MAX_LOG_SCALE
-from .weights import Role, WeightSource, getter
+from .infinity import InfinityTransformer
+from .transformer_weights import Official, all_layers, attention_weights
+from .weights import Role, Sources, State, WeightSource, affine
 
 
-def transformer_weights(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:
+def transformer_weights(config: TransformerConfig, state: State) -> Sources:
     """Official state -> "transformer.*" tensors; layers are "transformer.blocks.<layer>.*" whatever their chunk."""
-    sources = {f"transformer.{name}": s for name, s in _shared(config, state).items()}
-    for layer in range(config.depth):
-        for name, source in _layer(config, state, layer_prefix(config, layer)).items():
-            sources[f"transformer.blocks.{layer}.{name}"] = source
-    return sources
+    official = Official.of(InfinityTransformer, replace(config, chunks=1), state)
+    layers = all_layers(config.depth, lambda i: _layer(config, official.layer(layer_prefix(config, i))))
+    return {f"transformer.{name}": source for name, source in (_shared(config, official) | layers).items()}
 
 
 def layer_prefix(config: TransformerConfig, layer: int) -> str:
@@ -42,83 +41,31 @@ def halves_order(config: TransformerConfig) -> Tensor:
     return (torch.arange(config.heads)[:, None] * config.head_dim + head).flatten()
 
 
-def _shared(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:
-    c, pool = config, "text_proj_for_sos.ca."
-    exact = {
-        "cfg_uncond": (c.text_length, c.text_width),
-        "text_norm.weight": (c.text_width,),
-        pool + "mat_q": (1, c.pool_heads, c.width // c.pool_heads),
-        pool + "proj.weight": (c.width, c.width),
-        pool + "proj.bias": (c.width,),
-        "pos_start": (1, 1, c.width),
-        "lvl_embed.weight": (c.levels, c.width),
-        "word_embed.weight": (c.width, c.code_channels),
-        "word_embed.bias": (c.width,),
-        "shared_ada_lin.1.weight": (6 * c.width, c.width),
-        "shared_ada_lin.1.bias": (6 * c.width,),
-        "head_nm.ada_lin.1.weight": (2 * c.width, c.width),
-        "head_nm.ada_lin.1.bias": (2 * c.width,),
-    }
-    operands = {
-        pool + "mat_kv.weight": (2 * c.width, c.text_width),
-        "text_proj_for_ca.0.weight": (c.width, c.text_width),
-        "text_proj_for_ca.0.bias": (c.width,),
-        "text_proj_for_ca.2.weight": (c.width, c.width),
-        "text_proj_for_ca.2.bias": (c.width,),
-        "head.weight": (2 * c.code_channels, c.width),
-        "head.bias": (2 * c.code_channels,),
-    }
-    sources = {name: WeightSource(shape, getter(state, name)) for name, shape in exact.items()}
-    sources |= {name: WeightSource(s, getter(state, name), Role.OPERAND) for name, s in operands.items()}
-    sources[pool + "kv_bias"] = WeightSource((2 * c.width,), _key_value_bias(state, pool + "v_bias"), Role.OPERAND)
-    return sources
+def _shared(c: TransformerConfig, official: Official) -> Sources:
+    pool = "text_proj_for_sos.ca"
+    exact: tuple[str, ...] = ("cfg_uncond", "text_norm.weight", f"{pool}.mat_q", "pos_start", "lvl_embed.weight")
+    exact += affine(f"{pool}.proj", "word_embed", "shared_ada_lin.1", "head_nm.ada_lin.1")
+    operands = (f"{pool}.mat_kv.weight", *affine("text_proj_for_ca.0", "text_proj_for_ca.2", "head"))
+    sources = official.taken(exact) | official.taken(operands, Role.OPERAND)
+    return sources | {f"{pool}.kv_bias": _key_value_bias(c, official, f"{pool}.v_bias")}
 
 
-def _layer(config: TransformerConfig, state: Mapping[str, Tensor], prefix: str) -> dict[str, WeightSource]:
-    c = config
-    matrices = {
-        "sa.proj.weight": (c.width, c.width),
-        "ca.mat_q.weight": (c.width, c.width),
-        "ca.mat_kv.weight": (2 * c.width, c.width),
-        "ca.proj.weight": (c.width, c.width),
-        "ffn.fc1.weight": (c.mlp_width, c.width),
-        "ffn.fc2.weight": (c.width, c.mlp_width),
-    }
-    biases = {
-        "sa.proj.bias": (c.width,),
-        "ca.mat_q.bias": (c.width,),
-        "ca.proj.bias": (c.width,),
-        "ffn.fc1.bias": (c.mlp_width,),
-        "ffn.fc2.bias": (c.width,),
-    }
-    exact = {"ca_norm.weight": (c.width,), "ca_norm.bias": (c.width,)}
-    sources: dict[str, WeightSource] = {}
-    for role, shapes in ((Role.MATRIX, matrices), (Role.OPERAND, biases), (Role.EXACT, exact)):
-        sources |= {name: WeightSource(shape, getter(state, prefix + name), role) for name, shape in shapes.items()}
-    order = halves_order(c)
-
-    def qkv_weight() -> Tensor:
-        q, k, v = state[prefix + "sa.mat_qkv.weight"].chunk(3)
-        return torch.cat((q[order], k[order], v))
-
-    def qkv_bias() -> Tensor:
-        q, v = state[prefix + "sa.q_bias"], state[prefix + "sa.v_bias"]
-        return torch.cat((q[order], torch.zeros_like(q), v))
-
-    def q_scale() -> Tensor:
-        return state[prefix + "sa.scale_mul_1H11"].float().flatten().clamp(max=MAX_LOG_SCALE).exp()
-
-    sources["ada_gss"] = WeightSource((6, c.width), lambda: state[prefix + "ada_gss"].view(6, c.width))
-    sources["sa.qkv.weight"] = WeightSource((3 * c.width, c.width), qkv_weight, Role.MATRIX)
-    sources["sa.qkv.bias"] = WeightSource((3 * c.width,), qkv_bias, Role.OPERAND)
-    sources["sa.q_scale"] = WeightSource((c.heads,), q_scale)
-    sources["ca.kv_bias"] = WeightSource((2 * c.width,), _key_value_bias(state, prefix + "ca.v_bias"), Role.OPERAND)
-    return sources
+def _layer(c: TransformerConfig, official: Official) -> Sources:
+    matrices = ("ca.mat_q", "ca.mat_kv", "ca.proj", "ffn.fc1", "ffn.fc2")
+    sources = official.taken([f"{name}.weight" for name in matrices], Role.MATRIX)
+    sources |= official.taken([f"{name}.bias" for name in matrices if name != "ca.mat_kv"], Role.OPERAND)
+    sources |= official.taken(affine("ca_norm")) | attention_weights(
+        c, official, "sa", "mat_qkv", order=halves_order(c)
+    )
+    sources["ada_gss"] = WeightSource((6, c.width), lambda: official["ada_gss"].view(6, c.width))
+    return sources | {"ca.kv_bias": _key_value_bias(c, official, "ca.v_bias")}
 
 
-def _key_value_bias(state: Mapping[str, Tensor], name: str) -> Callable[[], Tensor]:
+def _key_value_bias(c: TransformerConfig, official: Official, name: str) -> WeightSource:
+    """The bias of keys, which is zero, and that of values."""
+
     def fetch() -> Tensor:
-        v = state[name]
+        v = official[name]
         return torch.cat((torch.zeros_like(v), v))
 
-    return fetch
+    return WeightSource((2 * c.width,), fetch, Role.OPERAND)

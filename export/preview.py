@@ -1,4 +1,4 @@
-"""A linear map from summed codes to colour, fitted to the decoder: previews between scales cost nothing."""
+"""A linear map from summed codes to colour, fitted to the decoder, for previews between scales."""
 
 from __future__ import annotations
 

@@ -5,17 +5,20 @@ This is the readable reference that every exported graph is tested against.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..plan import GenerationPlan, StepPlan
 from ..schedule import Size
-from .infinity import Block, Condition
+from .rows import pivotal
 
-SUB_LAYERS = ("sa", "ca", "ffn")
+# Residual tokens [B, k, C], and which tokens of the scale they are [B, k] (None: all) -> what is added to them.
+SubLayer = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass
@@ -27,6 +30,27 @@ class LayerState:
     outputs: dict[str, Tensor] = field(default_factory=dict)  # per sub-layer [B, L_cached, C]
     kept: dict[str, Tensor] = field(default_factory=dict)  # per sub-layer [B, k], of the scale just run
 
+    def appended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, S, hd] with a scale's own behind those of earlier scales."""
+        if self.keys is not None and self.values is not None:
+            k, v = torch.cat((self.keys, k), dim=2), torch.cat((self.values, v), dim=2)
+        self.keys, self.values = k, v
+        return k, v
+
+    def drop_rows(self, count: int) -> None:
+        """Keep the first `count` guidance rows."""
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys, self.values = self.keys[:count], self.values[:count]
+        self.outputs = {name: out[:count] for name, out in self.outputs.items()}
+
+
+class PrunedBlock(Protocol):
+    """A block of a transformer, as pruning sees it."""
+
+    def sub_layers(self, condition: Any, positions: Any, state: LayerState) -> dict[str, SubLayer]:
+        """The sub-layers by name, in order; the self-attention comes first, and appends to the state."""
+
 
 @dataclass(frozen=True)
 class ScaleRun:
@@ -34,19 +58,15 @@ class ScaleRun:
 
     size: Size
     kept: int
-    rotary: Tensor  # [2, L, hd / 2]
+    positions: Tensor | None  # of all its tokens, as the family's blocks take them: rotary tables
     cached_size: Size | None  # grid of the outputs to restore from
     fills_cache: bool
     shared: bool = False  # all sub-layers keep the tokens that the first has chosen
 
 
 def select(x: Tensor, count: int) -> Tensor:
-    """Indices [B, count] of the pivotal tokens: those farthest from the mean token, lowest index first on ties.
-
-    x [B, L, C] is the fp32 residual stream before any norm: in bf16 scores tie and other tokens win.
-    """
-    score = (x - x.mean(dim=1, keepdim=True)).square().sum(-1)
-    return torch.sort(score, dim=1, descending=True, stable=True).indices[:, :count]
+    """Indices [B, count] of the pivotal tokens of x [B, L, C] (see rows.pivotal)."""
+    return pivotal(x.transpose(0, 1), count).t()
 
 
 def gather(x: Tensor, kept: Tensor) -> Tensor:
@@ -65,38 +85,43 @@ def restore(fresh: Tensor, kept: Tensor, cached: Tensor, cached_size: Size, size
 
 
 def run_block(
-    block: Block, x: Tensor, condition: Condition, run: ScaleRun, state: LayerState, pruned_layer: bool
+    block: PrunedBlock, x: Tensor, condition: Any, run: ScaleRun, state: LayerState, pruned_layer: bool
 ) -> Tensor:
     """One block on the residual stream x [B, L, C]; updates the layer's state.
 
-    Each of the three sub-layers selects anew unless the run says that they share; each guidance row by itself. Keep
-    ratio 1 is the dense block.
+    Each sub-layer selects anew unless the run says that they share; each guidance row by itself. Keep ratio 1 is the
+    dense block.
     """
     prunes = pruned_layer and run.kept < x.shape[1]
-    text_k, text_v = block.ca.text_kv(condition.text)
-    sub_layers: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "sa": lambda tokens, rotary: _self_attention(block, tokens, rotary, condition, state),
-        "ca": lambda tokens, _: block.cross_attention(tokens, text_k, text_v, condition.text_mask),
-        "ffn": lambda tokens, _: block.feed_forward(tokens, condition.modulation),
-    }
-    for name, sub_layer in sub_layers.items():
+    for name, sub_layer in block.sub_layers(condition, run.positions, state).items():
         if prunes:
             assert run.cached_size is not None
             kept = state.kept["sa"] if run.shared and name != "sa" else select(x, run.kept)
-            fresh = sub_layer(gather(x, kept), run.rotary[:, kept])
-            out = restore(fresh, kept, state.outputs[name], run.cached_size, run.size)
+            out = restore(sub_layer(gather(x, kept), kept), kept, state.outputs[name], run.cached_size, run.size)
             state.kept[name] = kept
         else:
-            out = sub_layer(x, run.rotary)
+            out = sub_layer(x, None)
         if run.fills_cache and pruned_layer:
             state.outputs[name] = out
         x = x + out
     return x
 
 
-def _self_attention(block: Block, tokens: Tensor, rotary: Tensor, condition: Condition, state: LayerState) -> Tensor:
-    q, k, v = block.project_qkv(tokens, condition.modulation, rotary)
-    if state.keys is not None and state.values is not None:
-        k, v = torch.cat((state.keys, k), dim=2), torch.cat((state.values, v), dim=2)
-    state.keys, state.values = k, v
-    return block.self_attention(q, k, v, condition.modulation)
+def run_blocks(
+    blocks: Sequence[PrunedBlock],
+    x: Tensor,
+    condition: Any,
+    plan: GenerationPlan,
+    step: StepPlan,
+    states: list[LayerState],
+    positions: Tensor | None,
+    whole: bool = True,
+) -> list[Tensor]:
+    """All blocks of one scale: the outputs [B, L, C] of every layer. A part of a scale (not `whole`) is not pruned."""
+    shared = plan.policy.shared_selection
+    run = ScaleRun(step.size, step.kept, positions, plan.cached_size, step.fills_cache, shared)
+    outputs = []
+    for i, (block, state) in enumerate(zip(blocks, states, strict=True)):
+        x = run_block(block, x, condition, run, state, whole and plan.policy.prunes(i))
+        outputs.append(x)
+    return outputs

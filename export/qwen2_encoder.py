@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from ..errors import CheckpointError
 from .rows import Shapes, Weights
+from .steps import Step
 from .weights import Role
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def qwen2_shapes(config: Qwen2Config) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in _on_meta(config).state_dict().items()}
 
 
-class Qwen2Encoder(nn.Module):
+class Qwen2Encoder(Step):
     """ids [1, P + T], attention_mask [1, P + T] (both int64) -> features [T, Ct], of all but the first P tokens.
 
     Positions count all tokens, padding too. Padding is seen by no token, but has features of its own, and HART reads
@@ -77,11 +78,9 @@ class Qwen2Encoder(nn.Module):
         self.text_length, self.prefix_length = text_length, prefix_length
         self.weights = tuple(self.model.state_dict())
 
-    def input_shapes(self) -> Shapes:
-        return dict.fromkeys(self.inputs, (1, self.prefix_length + self.text_length))
-
-    def output_shapes(self) -> Shapes:
-        return {"features": (self.text_length, self.model.config.hidden_size)}
+    def border(self) -> Shapes:
+        tokens = (1, self.prefix_length + self.text_length)
+        return {"ids": tokens, "attention_mask": tokens, "features": (self.text_length, self.model.config.hidden_size)}
 
     def forward(self, ids: Tensor, attention_mask: Tensor, weights: Weights) -> Tensor:
         embedded = F.embedding(ids, weights["embed_tokens.weight"]).float()

@@ -1,4 +1,4 @@
-"""A whole generation in eager torch: the oracle that chained engines are compared with. Clear before fast."""
+"""A whole generation of Infinity in eager torch (see reference_loop.py)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ..plan import GenerationPlan, StepPlan
 from ..rotary import rotary_table
+from ..schedule import Size
 from .image_tokenizer import bits_to_codes, enlarge
 from .infinity import Condition, InfinityTransformer
-from .pruning import LayerState, ScaleRun, run_block
+from .pruning import LayerState, run_blocks
+from .reference_loop import Generation, Trace
 
 Noise = Callable[[int, tuple[int, int]], Tensor]  # (scale index, (L, bits a token)) -> uniform [0, 1)
 
@@ -28,16 +30,11 @@ class Sampling:
 
 
 @dataclass
-class ScaleTrace:
-    """What one scale did, for comparison. B counts guidance rows."""
+class ScaleTrace(Trace):
+    """What one scale did. block_in has no level embedding yet; logits [L, 2 * code_channels] are divided by tau."""
 
-    step: StepPlan
-    block_in: Tensor  # [B, L, C], before the level embedding
-    layer_out: list[Tensor]  # per layer [B, L, C]
-    logits: Tensor  # [L, 2 * code_channels], guided, after division by tau
     bits: Tensor  # [L, code_channels] bool
     summed_codes: Tensor  # [1, bits, H, W]
-    states: list[LayerState]
 
 
 def generate_scales(
@@ -56,34 +53,24 @@ def generate_scales(
         noise: uniform numbers; -1 forces a bit to one and 2 to zero (teacher forcing).
     """
     condition = model.condition(features, mask)
-    patch = model.config.patch
-    final = (plan.schedule.final[0] * patch, plan.schedule.final[1] * patch)
-    states = [LayerState() for _ in model.layers]
-    block_in = model.first_tokens(condition.sos)
-    summed = torch.zeros(1, model.config.bits, *final)
-    for step in plan.steps:
-        if not step.guided and len(block_in) > 1:
-            condition, block_in = conditional_only(condition, block_in, states)
-        layer_out = run_layers(model, block_in, condition, plan, step, states)
-        logits = guide(model.logits(layer_out[-1], condition.sos), sampling)
-        bits = sample_bits(logits, noise(step.index, (step.tokens, model.config.code_channels)), sampling.top_p)
-        summed = summed + enlarge(codes_grid(bits, step.size, patch), final)
-        yield ScaleTrace(step, block_in, layer_out, logits, bits, summed, states)
-        if step.next_index is not None:
-            block_in = next_tokens(model, summed, plan.schedule.sizes[step.next_index])
-            block_in = block_in.expand(layer_out[-1].shape[0], -1, -1)
+    tokens = model.first_tokens(condition.sos)
+    return InfinityGeneration(model, plan, condition, tokens, 1, noise, sampling).run()
 
 
-def conditional_only(condition: Condition, block_in: Tensor, states: list[LayerState]) -> tuple[Condition, Tensor]:
-    """Guidance is switched off: what the unconditional row knew and remembers goes."""
-    for state in states:
-        assert state.keys is not None
-        assert state.values is not None
-        state.keys, state.values = state.keys[:1], state.values[:1]
-        state.outputs = {name: out[:1] for name, out in state.outputs.items()}
-    mask = None if condition.text_mask is None else condition.text_mask[:1]
-    only = Condition(condition.sos[:1], condition.text[:1], mask, condition.modulation[:1])
-    return only, block_in[:1]
+class InfinityGeneration(Generation[ScaleTrace]):
+    """The generation of one image."""
+
+    def scale(self, step: StepPlan) -> Iterator[ScaleTrace]:
+        model = self.model
+        layer_out = run_layers(model, self.tokens, self.condition, self.plan, step, self.states)
+        logits = guide(model.logits(layer_out[-1], self.condition.sos), self.sampling)
+        uniform = self.noise(step.index, (step.tokens, model.config.code_channels))
+        bits = sample_bits(logits, uniform, self.sampling.top_p)
+        self.summed = self.summed + enlarge(codes_grid(bits, step.size, self.patch), self.final)
+        yield ScaleTrace(step, self.tokens, layer_out, logits, self.states, bits, self.summed)
+
+    def following(self, size: Size) -> Tensor:
+        return next_tokens(self.model, self.summed, size)
 
 
 def run_layers(
@@ -95,15 +82,9 @@ def run_layers(
     states: list[LayerState],
 ) -> list[Tensor]:
     """All blocks of one scale: the outputs of every layer."""
-    shared = plan.policy.shared_selection
-    table = rotary_table(step.size, plan.schedule.position_grid, model.config.head_dim)
-    run = ScaleRun(step.size, step.kept, torch.from_numpy(table), plan.cached_size, step.fills_cache, shared)
+    table = torch.from_numpy(rotary_table(step.size, plan.schedule.position_grid, model.config.head_dim))
     x = block_in + model.lvl_embed.weight[step.index]
-    outputs = []
-    for i, (block, state) in enumerate(zip(model.layers, states, strict=True)):
-        x = run_block(block, x, condition, run, state, plan.policy.prunes(i))
-        outputs.append(x)
-    return outputs
+    return run_blocks(model.layers, x, condition, plan, step, states, table)
 
 
 def guide(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -1,21 +1,24 @@
 """Arithmetic on activations laid out as rows: [L * R, C], token outermost, where R counts guidance rows.
 
-Keys and values are [S, R * heads, head_dim]. So the prefix of a cache is contiguous, and a scale's keys land
-behind it without a copy. Selection and residual stream are fp32 whatever the weights' dtype.
+Keys and values are [S, R * heads, head_dim]. The prefix of a cache is contiguous, and a scale's keys are written behind
+it without a copy. Selection and residual stream are fp32 whatever the weights' dtype.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.scratch import LONGEST_TOPK
 from ..precision import Precision
 from ..resize import area_ends
 from ..schedule import Size
-from .infinity import layer_norm
-
-LONGEST_TOPK = 3840  # TensorRT's limit
 
 # Activations at the border of a graph that are neither fp32 nor of the compute precision, and those that are.
 INTEGERS = frozenset({"kept", "kept_ca", "kept_ffn", "ids", "attention_mask", "labels", "top_k", "codes", "positions"})
@@ -25,9 +28,11 @@ COMPUTED = frozenset(
     | {"stripe", "inner_stripe", "residual", "stripe_out", "inner_stripe_out"}
 )
 
+_TOPK_OPERATOR: ContextVar[bool] = ContextVar("topk_operator", default=False)
+
 Weights = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
-ANY = ("", 1)  # a size that nothing is said of
+ANY = ("", 1)  # a size without a name
 OpenDims = dict[str, dict[int, tuple[str, int]]]  # tensor -> dimension -> (name of a size, how many times that size)
 
 
@@ -37,6 +42,7 @@ def border_dtype(name: str, precision: Precision) -> str:
 
 
 def tokens_of(size: Size) -> int:
+    """Tokens of a grid."""
     return size[0] * size[1]
 
 
@@ -46,19 +52,53 @@ def stand_in(size: Size, other: Size) -> Size:
 
 
 def select(x: Tensor, rows: int, count: int) -> Tensor:
-    """Token indices [count, R] of each guidance row's pivotal tokens in x [L * R, C] (see pruning.select)."""
-    grid = x.view(-1, rows, x.shape[-1])
-    score = (grid - grid.mean(dim=0, keepdim=True)).square().sum(-1)  # [L, R]
-    return largest(score, count)
+    """Token indices [count, R] of each guidance row's pivotal tokens in x [L * R, C]."""
+    return pivotal(x.view(-1, rows, x.shape[-1]), count)
 
 
-def largest(score: Tensor, count: int) -> Tensor:
-    """Indices [count, R] of the largest of score [L, R], none negative; in turns where the compilers' limit asks."""
-    if not isinstance(count, int) or count <= LONGEST_TOPK:  # a size left open is none of those compilers'
-        return torch.topk(score, count, dim=0).indices
-    first = torch.topk(score, LONGEST_TOPK, dim=0).indices
-    rest = score.scatter(0, first, -1.0)  # out of the running: a squared distance is never negative
-    return torch.cat((first, largest(rest, count - LONGEST_TOPK)))
+def pivotal(tokens: Tensor, count: int) -> Tensor:
+    """Indices [count, R] of the tokens [L, R, C] farthest from their mean, farthest first, the lowest first on ties.
+
+    Tokens are the fp32 residual stream before any norm: in bf16 scores tie and other tokens win.
+    """
+    score = (tokens - tokens.mean(dim=0, keepdim=True)).square().sum(-1)  # [L, R]
+    return largest(score, count, dim=0, lowest=-1.0)[1]  # a squared distance is never negative
+
+
+def largest(x: Tensor, count: int, dim: int, lowest: float) -> tuple[Tensor, Tensor]:
+    """The `count` largest of fp32 x along a dimension, falling, and their indices (int64); on ties the lowest first.
+
+    All of x is above `lowest`. ONNX defines TopK so, torch does not: outside graphs, distinct integers are ranked that
+    fall with x and then with the index. Graphs rank in turns where their compilers' limit asks.
+    """
+    if not _TOPK_OPERATOR.get():
+        index = torch.topk(_distinct(x, dim), count, dim=dim).indices
+        return x.gather(dim, index), index
+    turns = [torch.topk(x, min(count, LONGEST_TOPK), dim=dim)]
+    for ranked in range(LONGEST_TOPK, count, LONGEST_TOPK):
+        x = x.scatter(dim, turns[-1].indices, lowest)
+        turns.append(torch.topk(x, min(count - ranked, LONGEST_TOPK), dim=dim))
+    if len(turns) == 1:
+        return turns[0].values, turns[0].indices
+    return torch.cat([turn.values for turn in turns], dim), torch.cat([turn.indices for turn in turns], dim)
+
+
+def _distinct(x: Tensor, dim: int) -> Tensor:
+    """Integers in the order of x along a dimension, of which no two are equal: of equal x the first has the largest."""
+    bits = (x + 0.0).view(torch.int32)  # -0.0 becomes 0.0; the bits of positive numbers are in their order
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
+    index = torch.arange(x.shape[dim], device=x.device).view([-1 if d == dim else 1 for d in range(x.dim())])
+    return (ordered << 32) - index
+
+
+@contextmanager
+def topk_operator() -> Iterator[None]:
+    """What is traced within ranks by the TopK operator, for compilers of graphs."""
+    token = _TOPK_OPERATOR.set(True)
+    try:
+        yield
+    finally:
+        _TOPK_OPERATOR.reset(token)
 
 
 def rows_of(token: Tensor, rows: int) -> Tensor:
@@ -75,7 +115,7 @@ def restore(fresh: Tensor, kept: Tensor, cached: Tensor, corners: Tensor) -> Ten
 
 
 def enlarged(cached: Tensor, corners: Tensor) -> Tensor:
-    """The cached map enlarged by area [L * R, C] (fp32), given which of its rows each row averages [4, L * R]."""
+    """The cached map enlarged by area [L * R, C] (fp32): each row is the mean of four, corners [4, L * R]."""
     return sum(cached.index_select(0, corner).float() for corner in corners) * 0.25  # type: ignore[return-value]
 
 
@@ -86,7 +126,7 @@ def placed(fresh: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
 
 
 def first(x: Tensor, count: int, dim: int = 0) -> Tensor:
-    """The first `count` along a dimension, where the conditional row lies; x itself where that is all of it."""
+    """The first `count` along a dimension, where the conditional row lies; x itself where these are all."""
     return x if x.shape[dim] == count else x.narrow(dim, 0, count)
 
 
@@ -104,7 +144,7 @@ def area_corners(source: Size, target: Size, rows: int, source_rows: int) -> Ten
 def attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, width: int) -> Tensor:
     """q [k, R * heads, hd] over keys, values [S, R * heads, hd] -> [k * R, C]; the softmax in fp32.
 
-    Written out in rank 3: this form becomes one fused kernel, the operator of rank 4 does not in this layout.
+    The form of rank 3 becomes one fused kernel; the operator of rank 4 does not in this layout.
     """
     if keys.shape[0] == 1:  # compilers fuse no softmax over one key; over the same key twice they do, to the same end
         keys, values = keys.repeat(2, 1, 1), values.repeat(2, 1, 1)
@@ -113,6 +153,11 @@ def attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, widt
         scores = scores + bias
     out = torch.softmax(scores, dim=-1).to(values.dtype) @ values.transpose(0, 1)  # [R * heads, k, hd]
     return out.transpose(0, 1).reshape(-1, width)
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Layer norm without parameters along the last axis, eps 1e-6."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -139,7 +184,7 @@ def unit(x: Tensor) -> Tensor:
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     """Rotary on pairs (j, j + hd / 2): the prepared qkv weight holds its rows in that order (weights.py).
 
-    Rounded to `dtype` before the halves are joined: one kernel then writes the result, and none the fp32 of it.
+    The halves are rounded to `dtype` before they are joined, so that one kernel writes the result, and none its fp32.
     """
     first, second = x.chunk(2, dim=-1)
     rotated = (first * cos - second * sin, first * sin + second * cos)

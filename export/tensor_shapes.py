@@ -1,10 +1,10 @@
-"""What names and shapes of tensors say about a model. Knows no model."""
+"""Facts about a model from the names and shapes of its tensors, for every model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from ..errors import CheckpointError
 
 Shapes = dict[str, tuple[int, ...]]
 DIGITS = 6  # of the number of a layer, at most
+T = TypeVar("T")
 
 
 def shapes_of(state: Mapping[str, Any]) -> Shapes:
@@ -25,6 +26,11 @@ def module_shapes(make: Any, config: Any) -> Shapes:
     with torch.device("meta"):
         module: nn.Module = make(config)
     return shapes_of(module.state_dict())
+
+
+def without_derived(state: Mapping[str, T], derived: re.Pattern[str], kept: Iterable[str] = ()) -> dict[str, T]:
+    """A checkpoint without the tensors that follow from its configuration, which it may hold or not; `kept` stay."""
+    return {name: tensor for name, tensor in state.items() if name in kept or not derived.search(name)}
 
 
 def indices(names: Iterable[str], pattern: str) -> set[tuple[int, ...]]:

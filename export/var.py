@@ -1,73 +1,40 @@
 """VAR's class-conditional transformer in torch, under the official key names (upstream: VAR, models/var.py and
 models/basic_var.py).
 
-Each sub-layer takes residual tokens and returns what is to be added to them, gate included, so that the dense and the
-pruned forward differ only in which tokens go in and how the rest comes back. Knows nothing of pruning or sampling.
+Each sub-layer takes residual tokens and returns the tensor that is added to them, gate included. The dense and the
+pruned forward (pruning.py) differ only in the tokens that go in and in the restoration of the others.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..families.settings import completed, tell_assumed
 from ..families.var import SCALES_256, SCALES_512, TRANSFORMERS, VarConfig
-from .attention import attend
-from .infinity import MAX_LOG_SCALE, FeedForward, HeadNorm, layer_norm
+from .pruning import LayerState, SubLayer
+from .rows import layer_norm
 from .tensor_shapes import count, dims
+from .transformer_blocks import FeedForward, HeadNorm, SelfAttention
 
 KIND = "a VAR transformer"
 SCALE_MUL = "blocks.0.attn.scale_mul_1H11"
 # Buffers that upstream stores but makes itself: the mask of its training forward, each token's scale, a bias of zeros.
 DERIVED = re.compile(r"(attn_bias_for_masking|lvl_1L|blocks\.\d+\.attn\.zero_k_bias)$")
 
-T = TypeVar("T")
-
 
 @dataclass
 class Condition:
-    """What the class gives to every scale. B counts rows: conditional rows first, then unconditional ones."""
+    """The inputs of every scale that come from the class. B counts rows: conditional ones first."""
 
     embedding: Tensor  # [B, C]
     modulation: Tensor | None  # [B, 1, 6, C] shared part of the adaptive layer norm, in models that have one
-
-
-class SelfAttention(nn.Module):
-    """Attention over this scale and those before it. The key bias, a constant zero, is left out of the module."""
-
-    def __init__(self, config: VarConfig) -> None:
-        super().__init__()
-        self.heads, self.head_dim, self.unit_queries = config.heads, config.head_dim, config.unit_queries
-        self.mat_qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(config.width))
-        self.v_bias = nn.Parameter(torch.zeros(config.width))
-        if config.unit_queries:
-            self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4.0)))
-        self.proj = nn.Linear(config.width, config.width)
-
-    def project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed tokens h [B, L, C] -> q, k, v, each [B, H, L, hd]; q carries the scale of the softmax."""
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(h, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, self.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        if not self.unit_queries:
-            return q * (0.25 / math.sqrt(self.head_dim)), k, v  # a quarter of the usual scale, as published
-        q = F.normalize(q, dim=-1, eps=1e-12) * self.scale_mul_1H11.clamp(max=MAX_LOG_SCALE).exp()
-        return q, F.normalize(k, dim=-1, eps=1e-12), v
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """q [B, H, L, hd] over k, v [B, H, S, hd] -> [B, L, C]. Without a mask [L, S] (bool) all keys are seen."""
-        out = attend(q, k, v, 1.0) if mask is None else F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
-        projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
-        return projected
 
 
 class Block(nn.Module):
@@ -75,8 +42,8 @@ class Block(nn.Module):
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__()
-        self.attn = SelfAttention(config)
-        self.ffn = FeedForward(config)  # type: ignore[arg-type]  # it reads the two widths alone
+        self.attn = SelfAttention(config, config.unit_queries)
+        self.ffn = FeedForward(config)
         if config.shared_modulation:
             self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, config.width))
         else:
@@ -103,6 +70,15 @@ class Block(nn.Module):
         _, gamma2, _, scale2, _, shift2 = self.modulation(condition)
         return gamma2 * self.ffn(layer_norm(x) * (1 + scale2) + shift2)
 
+    def sub_layers(self, condition: Condition, positions: None, state: LayerState) -> dict[str, SubLayer]:
+        """The sub-layers in order (see pruning.run_block); positions are in the tokens."""
+
+        def self_attention(tokens: Tensor, _: Tensor | None) -> Tensor:
+            q, k, v = self.project_qkv(tokens, condition)
+            return self.self_attention(q, *state.appended(k, v), condition)
+
+        return {"sa": self_attention, "ffn": lambda tokens, _: self.feed_forward(tokens, condition)}
+
 
 class VarTransformer(nn.Module):
     """All weights of the transformer. The loop over scales is in var_reference.py."""
@@ -127,7 +103,7 @@ class VarTransformer(nn.Module):
         return list(self.blocks)  # type: ignore[arg-type]  # a module list does not know of what
 
     def condition(self, labels: Tensor) -> Condition:
-        """Classes [B] (int64; `config.classes` stands for none) -> what every scale needs."""
+        """Classes [B] (int64; `config.classes` stands for none) -> the condition of every scale."""
         embedding = self.class_emb(labels)
         if not self.config.shared_modulation:
             return Condition(embedding, None)
@@ -151,11 +127,6 @@ class VarTransformer(nn.Module):
         """Residual stream [B, L, C] -> [B, L, codes]."""
         out: Tensor = self.head(self.head_nm(x, condition.embedding))
         return out
-
-
-def without_derived(state: Mapping[str, T]) -> dict[str, T]:
-    """A checkpoint without the buffers that follow from its other tensors, which it may hold or not."""
-    return {name: tensor for name, tensor in state.items() if not DERIVED.match(name)}
 
 
 def infer_transformer(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any] | None = None) -> VarConfig:

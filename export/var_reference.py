@@ -1,4 +1,4 @@
-"""A whole VAR generation in eager torch: the oracle that chained engines are compared with. Clear before fast."""
+"""A whole generation of VAR in eager torch (see reference_loop.py)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..plan import GenerationPlan, StepPlan
-from .pruning import LayerState, gather, restore, select
-from .var import Block, Condition, VarTransformer
+from ..schedule import Size
+from .pruning import run_blocks
+from .reference_loop import Generation, Trace
+from .var import VarTransformer
 from .vq_tokenizer import Quantizer, area_pool
 
 Shape = tuple[int, ...]
@@ -30,7 +32,7 @@ class VarSampling:
 
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers by scale, or what takes their place. B counts images, S scales; a shape is asked for.
+    """Random numbers by scale, or numbers in their place. B counts images, S scales; a shape is asked for.
 
     uniform: (scale, (B, L)) -> [0, 1); -1 - i in place of a number forces code i.
     gumbel: (scale, (B, L, codes)) -> -log of exponential draws; asked for in smooth sampling alone.
@@ -43,19 +45,14 @@ class Noise:
 
 
 @dataclass
-class ScaleTrace:
-    """What one scale did, for comparison. B counts images; R guidance rows, all conditional ones first."""
+class ScaleTrace(Trace):
+    """What one scale did. block_in has its level and position embedding."""
 
-    step: StepPlan
-    block_in: Tensor  # [R, L, C], level and position embedding included
-    layer_out: list[Tensor]  # per layer [R, L, C]
-    logits: Tensor  # [B, L, codes], guided, before filtering
     kept_codes: Tensor  # [B, L, codes] bool: what top-k and top-p left
     token_map: Tensor  # [B, h, w] int64; drawn in smooth sampling too, and not used there
     mixture: Tensor | None  # [B, L, codes] weights of the codes, in smooth sampling
     codes: Tensor  # [B, code_channels, h, w], drawn or mixed, whatever was forced
     summed: Tensor  # [B, code_channels, H, W], this scale included
-    states: list[LayerState]
 
 
 def generate_scales(
@@ -69,103 +66,39 @@ def generate_scales(
     """Run every scale of a plan for classes `labels` [B] (int64)."""
     rows = torch.cat((labels, torch.full_like(labels, model.config.classes))) if sampling.guidance_scale else labels
     condition = model.condition(rows)
-    states = [LayerState() for _ in model.layers]
     tokens = model.first_tokens(condition)
-    summed = torch.zeros(len(labels), model.config.code_channels, *plan.schedule.final)
-    scales = len(plan.schedule)
-    for step in plan.steps:
-        if not step.guided and len(tokens) > len(labels):
-            condition, tokens = conditional_only(condition, tokens, states, len(labels))
-        block_in = tokens + model.place(step.index)
-        layer_out = run_layers(model, block_in, condition, plan, step, states)
+    return VarGeneration(model, plan, condition, tokens, len(labels), noise, sampling, quantizer).run()
+
+
+@dataclass
+class VarGeneration(Generation[ScaleTrace]):
+    """The generation of a batch of images."""
+
+    quantizer: Quantizer
+
+    def scale(self, step: StepPlan) -> Iterator[ScaleTrace]:
+        model, sampling, scales = self.model, self.sampling, len(self.plan.schedule)
+        block_in = self.tokens + model.place(step.index)
+        layer_out = run_blocks(model.layers, block_in, self.condition, self.plan, step, self.states, None)
         progress = step.index / max(scales - 1, 1)  # guidance grows with it, as upstream's does
-        logits = guide(model.logits(layer_out[-1], condition), len(labels), sampling.guidance_scale * progress)
+        logits = guide(model.logits(layer_out[-1], self.condition), self.images, sampling.guidance_scale * progress)
         filtered = filter_logits(logits, sampling.top_k, sampling.top_p)
-        drawn = draw(filtered, noise.uniform(step.index, logits.shape[:2]))
+        drawn = draw(filtered, self.noise.uniform(step.index, logits.shape[:2]))
         token_map = drawn.unflatten(1, step.size)
-        codes, mixture = quantizer.lookup(token_map), None
+        codes, mixture = self.quantizer.lookup(token_map), None
         if sampling.smooth:
-            assert noise.gumbel is not None
-            mixture = mix(filtered, noise.gumbel(step.index, logits.shape), progress)
-            codes = (mixture @ quantizer.embedding.weight).transpose(1, 2).unflatten(2, step.size)
-        forced = noise.codes(step.index)
+            assert self.noise.gumbel is not None
+            mixture = mix(filtered, self.noise.gumbel(step.index, logits.shape), progress)
+            codes = (mixture @ self.quantizer.embedding.weight).transpose(1, 2).unflatten(2, step.size)
+        forced = self.noise.codes(step.index)
         used = codes if forced is None else forced
-        summed = summed + quantizer.contribution(used, step.index, scales, plan.schedule.final)
+        self.summed = self.summed + self.quantizer.contribution(used, step.index, scales, self.final)
         kept = filtered > -INFINITE
-        yield ScaleTrace(step, block_in, layer_out, logits, kept, token_map, mixture, codes, summed, states)
-        if step.next_index is not None:
-            following = model.embed(area_pool(summed, plan.schedule.sizes[step.next_index]))
-            tokens = following.repeat(len(tokens) // len(labels), 1, 1)
+        yield ScaleTrace(step, block_in, layer_out, logits, self.states, kept, token_map, mixture, codes, self.summed)
 
-
-def conditional_only(
-    condition: Condition, tokens: Tensor, states: list[LayerState], images: int
-) -> tuple[Condition, Tensor]:
-    """Guidance is switched off: what the unconditional rows knew and remember goes."""
-    for state in states:
-        assert state.keys is not None
-        assert state.values is not None
-        state.keys, state.values = state.keys[:images], state.values[:images]
-        state.outputs = {name: out[:images] for name, out in state.outputs.items()}
-    shared = None if condition.modulation is None else condition.modulation[:images]
-    return Condition(condition.embedding[:images], shared), tokens[:images]
-
-
-def run_layers(
-    model: VarTransformer,
-    x: Tensor,
-    condition: Condition,
-    plan: GenerationPlan,
-    step: StepPlan,
-    states: list[LayerState],
-) -> list[Tensor]:
-    """All blocks of one scale: the outputs of every layer."""
-    outputs = []
-    for i, (block, state) in enumerate(zip(model.layers, states, strict=True)):
-        x = run_block(block, x, condition, plan, step, state, plan.policy.prunes(i))
-        outputs.append(x)
-    return outputs
-
-
-def run_block(
-    block: Block,
-    x: Tensor,
-    condition: Condition,
-    plan: GenerationPlan,
-    step: StepPlan,
-    state: LayerState,
-    pruned_layer: bool,
-) -> Tensor:
-    """One block on the residual stream x [R, L, C]; updates the layer's state.
-
-    Both sub-layers select anew unless the policy says that they share; each guidance row by itself. Keep ratio 1 is
-    the dense block.
-    """
-    sub_layers: dict[str, Callable[[Tensor], Tensor]] = {
-        "sa": lambda tokens: _self_attention(block, tokens, condition, state),
-        "ffn": lambda tokens: block.feed_forward(tokens, condition),
-    }
-    for name, sub_layer in sub_layers.items():
-        if pruned_layer and step.prunes:
-            assert plan.cached_size is not None
-            shares = plan.policy.shared_selection and name != "sa"
-            kept = state.kept["sa"] if shares else select(x, step.kept)
-            out = restore(sub_layer(gather(x, kept)), kept, state.outputs[name], plan.cached_size, step.size)
-            state.kept[name] = kept
-        else:
-            out = sub_layer(x)
-        if step.fills_cache and pruned_layer:
-            state.outputs[name] = out
-        x = x + out
-    return x
-
-
-def _self_attention(block: Block, tokens: Tensor, condition: Condition, state: LayerState) -> Tensor:
-    q, k, v = block.project_qkv(tokens, condition)
-    if state.keys is not None and state.values is not None:
-        k, v = torch.cat((state.keys, k), dim=2), torch.cat((state.values, v), dim=2)
-    state.keys, state.values = k, v
-    return block.self_attention(q, k, v, condition)
+    def following(self, size: Size) -> Tensor:
+        embedded: Tensor = self.model.embed(area_pool(self.summed, size))
+        return embedded
 
 
 def guide(logits: Tensor, images: int, scale: float) -> Tensor:
@@ -212,7 +145,7 @@ def mix(filtered: Tensor, gumbel: Tensor, progress: float) -> Tensor:
 
 
 def teacher_inputs(quantizer: Quantizer, token_maps: Sequence[Tensor]) -> Tensor:
-    """What the scales after the first see of an image with these token maps [B, h, w]: [B, L - 1, code_channels]."""
+    """Inputs of the scales after the first for an image with these token maps [B, h, w]: [B, L - 1, code_channels]."""
     sizes = [(int(m.shape[1]), int(m.shape[2])) for m in token_maps]
     sums = quantizer.sums([quantizer.lookup(m) for m in token_maps], sizes[-1])
     seen = [area_pool(total, size) for total, size in zip(sums, sizes[1:], strict=False)]

@@ -2,51 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..families.var import VAR, VarConfig
 from ..families.vq import VqTokenizerConfig, phi_index
 from ..plan import StepPlan
-from .block_steps import AttendStep, ProjectStep, SubLayer, Tensors
+from .block_steps import Tensors
 from .graphs import StepGraph
-from .rows import Shapes, Weights, first, modulate, scale_rows, tokens_of, unit
+from .modulated_steps import ModulatedAttend, ModulatedProject
+from .rows import Shapes, Weights, tokens_of, unit
+from .steps import ImageStep
+from .transformer_blocks import QUARTER
+from .transformer_weights import Official, all_layers, attention_weights
 from .var import DERIVED, VarTransformer, infer_transformer
-from .vq_steps import CodebookWiring, CodeBridge, LayerModulation, attention_weights, codebook_weights
-from .weights import Role, WeightSource, getter
+from .vq_steps import CodebookWiring, CodeBridge, LayerModulation, codebook_weights
+from .weights import Role, Sources, State, WeightSource, affine
 from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph
 
-QUARTER = 0.25  # of the usual softmax scale, in models without l2-normalised queries
 
-
-class Condition(nn.Module):
+class Condition(ImageStep):
     """labels [R] (int64; the number of classes stands for none) -> x [R, C], pooled [R, C], head_modulation [R, 2, C].
 
-    `pooled` is what layers are modulated by: the class embedding after SiLU, or in models of one shared adaptive norm
-    its output, flat [R, 6 C].
+    `pooled` modulates the layers: it is the class embedding after SiLU, or in models of one shared adaptive norm the
+    output of that norm, flat [R, 6 C].
     """
 
     inputs = ("labels",)
     outputs = ("x", "pooled", "head_modulation")
 
     def __init__(self, config: VarConfig, rows: int) -> None:
-        super().__init__()
-        self.config, self.rows = config, rows
-        self.weights: tuple[str, ...] = ("class_emb.weight", "pos_start", "position.weight")
-        self.weights += ("head_nm.ada_lin.1.weight", "head_nm.ada_lin.1.bias")
-        if config.shared_modulation:
-            self.weights += ("shared_ada_lin.1.weight", "shared_ada_lin.1.bias")
+        super().__init__(config, rows)
+        self.weights = ("class_emb.weight", "pos_start", "position.weight", *affine("head_nm.ada_lin.1"))
+        self.weights += affine("shared_ada_lin.1") if config.shared_modulation else ()
 
-    def input_shapes(self) -> Shapes:
-        return {"labels": (self.rows,)}
-
-    def output_shapes(self) -> Shapes:
+    def border(self) -> Shapes:
         R, C = self.rows, self.config.width
-        return {"x": (R, C), "pooled": (R, pooled_width(self.config)), "head_modulation": (R, 2, C)}
+        return {"labels": (R,), "x": (R, C), "pooled": (R, pooled_width(self.config)), "head_modulation": (R, 2, C)}
 
     def forward(self, labels: Tensor, weights: Weights) -> tuple[Tensor, ...]:
         w, c = weights, self.config
@@ -59,43 +55,28 @@ class Condition(nn.Module):
         return x, F.linear(active, w["shared_ada_lin.1.weight"], w["shared_ada_lin.1.bias"]), head
 
 
-class SharedModulation(nn.Module):
+class SharedModulation(ImageStep):
     """One layer's own offset on the modulation that all share: pooled [R, 6 C] -> modulation [R, 6, C]."""
 
     inputs = ("pooled",)
     outputs = ("modulation",)
     weights = ("ada_gss",)
 
-    def __init__(self, config: VarConfig, rows: int) -> None:
-        super().__init__()
-        self.config, self.rows = config, rows
-
-    def input_shapes(self) -> Shapes:
-        return {"pooled": (self.rows, 6 * self.config.width)}
-
-    def output_shapes(self) -> Shapes:
-        return {"modulation": (self.rows, 6, self.config.width)}
+    def border(self) -> Shapes:
+        R, C = self.rows, self.config.width
+        return {"pooled": (R, 6 * C), "modulation": (R, 6, C)}
 
     def forward(self, pooled: Tensor, weights: Weights) -> Tensor:
         return pooled.view(-1, 6, self.config.width) + weights["ada_gss"]
 
 
-class Project(ProjectStep):
+class Project(ModulatedProject):
     """VAR's first half: modulated layer norm, cosine attention, no rotary."""
-
-    given = ("modulation",)
 
     def __init__(self, config: VarConfig, rows: int, size: tuple[int, int], kept: int, text_rows: int = 0) -> None:
         super().__init__(config, rows, size, kept, text_rows)
         self.unit_queries = config.unit_queries
         self.weights += ("sa.q_scale",) if config.unit_queries else ()
-
-    def given_shapes(self) -> Shapes:
-        return {"modulation": (self.text_rows, 6, self.config.width)}
-
-    def normed(self, x: Tensor, given: Tensors, weights: Weights) -> Tensor:
-        mod = first(given["modulation"], self.rows)
-        return modulate(x, mod[:, 2], mod[:, 4], self.rows)
 
     def positioned(
         self, q: Tensor, k: Tensor, token: Tensor | None, given: Tensors, weights: Weights
@@ -106,40 +87,8 @@ class Project(ProjectStep):
         return scaled.to(q.dtype), unit(k.float()).to(k.dtype)
 
 
-class Attend(AttendStep):
-    """VAR's second half: self-attention and feed-forward, both gated."""
-
-    given = ("modulation",)
-    sub_layers = ("sa", "ffn")
-    weights = (
-        "sa.proj.weight",
-        "sa.proj.bias",
-        "ffn.fc1.weight",
-        "ffn.fc1.bias",
-        "ffn.fc2.weight",
-        "ffn.fc2.bias",
-    )
-
-    def given_shapes(self) -> Shapes:
-        return {"modulation": (self.text_rows, 6, self.config.width)}
-
-    def branches(self, attend: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
-        w, R = weights, self.rows
-        mod = first(given["modulation"], R)
-
-        def self_attention(_: Tensor) -> Tensor:
-            return scale_rows(F.linear(attend(), w["sa.proj.weight"], w["sa.proj.bias"]), mod[:, 0], R)
-
-        def feed_forward(tokens: Tensor) -> Tensor:
-            h = modulate(tokens, mod[:, 3], mod[:, 5], R).to(w["ffn.fc1.weight"].dtype)
-            h = F.gelu(F.linear(h, w["ffn.fc1.weight"], w["ffn.fc1.bias"]), approximate="tanh")
-            return scale_rows(F.linear(h, w["ffn.fc2.weight"], w["ffn.fc2.bias"]), mod[:, 1], R)
-
-        return self_attention, feed_forward
-
-
 class Bridge(CodeBridge):
-    """VAR's bridge: the caller sets top-k; positions are learned, one for each token of all scales."""
+    """VAR's bridge: the caller sets top-k; every token of all scales has a learned position."""
 
     place_table = "position.weight"
 
@@ -156,20 +105,17 @@ class Bridge(CodeBridge):
         """One program for all scales that go by the same phi."""
         found, index, scales = super().stand_in(arguments), arguments["index"], arguments["scales"]
         alike = next(i for i in range(scales) if phi_index(i, scales) == phi_index(index, scales))
-        return {**found, "index": alike, "next_index": arguments["next_index"] and 1}
-
-    def head_input(self, x: Tensor, modulation: Tensor, weights: Weights) -> Tensor:
-        return modulate(x, modulation[:, 0], modulation[:, 1], self.rows)
+        return {**found, "index": alike}
 
 
 class VarWiring(CodebookWiring):
-    """A class enters by modulation and as the first token."""
+    """VAR: a class enters by modulation and as the first token."""
 
     family = VAR
     marker = "class_emb.weight"
     transformer = VarTransformer
     project = Project
-    attend = Attend
+    attend = ModulatedAttend
     derived = DERIVED
 
     def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> VarConfig:
@@ -192,60 +138,35 @@ class VarWiring(CodebookWiring):
         arguments |= {"config": setting.transformer, "rows": step.rows(setting.rows), "text_rows": setting.rows}
         return bridge_graph(Bridge, {**arguments, "smooth": plan.drawing.smooth}, setting, step)
 
-    def weights(
-        self,
-        transformer: VarConfig,
-        state: Mapping[str, Tensor],
-        images: VqTokenizerConfig,
-        images_state: Mapping[str, Tensor],
-    ) -> dict[str, WeightSource]:
-        sources = _shared_weights(transformer, state) | codebook_weights(images, images_state)
-        for layer in range(transformer.depth):
-            found = _layer_weights(transformer, state, f"blocks.{layer}.")
-            sources |= {f"blocks.{layer}.{name}": source for name, source in found.items()}
-        return {SHARED_PREFIX + name: source for name, source in sources.items()}
+    def weights(self, transformer: VarConfig, state: State, images: VqTokenizerConfig, images_state: State) -> Sources:
+        official = Official.of(VarTransformer, transformer, state)
+        sources = _shared_weights(transformer, official) | codebook_weights(images, images_state)
+        layers = all_layers(transformer.depth, lambda i: _layer_weights(transformer, official.layer(f"blocks.{i}.")))
+        return {SHARED_PREFIX + name: source for name, source in (sources | layers).items()}
 
 
 def pooled_width(config: VarConfig) -> int:
-    """Channels of what the condition gives to every layer."""
+    """Channels of `pooled`, which the condition gives to every layer."""
     return (6 if config.shared_modulation else 1) * config.width
 
 
-def _shared_weights(c: VarConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:
-    exact: dict[str, tuple[int, ...]] = {
-        "class_emb.weight": (c.classes + 1, c.width),
-        "pos_start": (1, 1, c.width),
-        "word_embed.weight": (c.width, c.code_channels),
-        "word_embed.bias": (c.width,),
-        "head_nm.ada_lin.1.weight": (2 * c.width, c.width),
-        "head_nm.ada_lin.1.bias": (2 * c.width,),
-    }
-    if c.shared_modulation:
-        exact |= {"shared_ada_lin.1.weight": (6 * c.width, c.width), "shared_ada_lin.1.bias": (6 * c.width,)}
-    operands = {"head.weight": (c.codes, c.width), "head.bias": (c.codes,)}
-    sources = {name: WeightSource(shape, getter(state, name)) for name, shape in exact.items()}
-    sources |= {name: WeightSource(shape, getter(state, name), Role.OPERAND) for name, shape in operands.items()}
+def _shared_weights(c: VarConfig, official: Official) -> Sources:
+    exact = ("class_emb.weight", "pos_start", *affine("word_embed", "head_nm.ada_lin.1"))
+    exact += affine("shared_ada_lin.1") if c.shared_modulation else ()
 
     def position() -> Tensor:
         """Level and position embedding of every token, in one table."""
         level_of = torch.repeat_interleave(torch.arange(c.levels), torch.tensor([side**2 for side in c.scales]))
-        return state["pos_1LC"][0].float() + state["lvl_embed.weight"].float()[level_of]
+        return official["pos_1LC"][0].float() + official["lvl_embed.weight"].float()[level_of]
 
+    sources = official.taken(exact) | official.taken(affine("head"), Role.OPERAND)
     return sources | {"position.weight": WeightSource((c.tokens, c.width), position)}
 
 
-def _layer_weights(c: VarConfig, state: Mapping[str, Tensor], prefix: str) -> dict[str, WeightSource]:
-    sources = attention_weights(c, state, f"{prefix}attn.", "mat_qkv.weight", c.unit_queries)
-    kinds: list[tuple[str, tuple[int, ...], Role]] = [
-        ("ffn.fc1.weight", (c.mlp_width, c.width), Role.MATRIX),
-        ("ffn.fc1.bias", (c.mlp_width,), Role.OPERAND),
-        ("ffn.fc2.weight", (c.width, c.mlp_width), Role.MATRIX),
-        ("ffn.fc2.bias", (c.width,), Role.OPERAND),
-    ]
+def _layer_weights(c: VarConfig, official: Official) -> Sources:
+    sources = attention_weights(c, official, "attn", "mat_qkv", c.unit_queries)
+    sources |= official.taken(("ffn.fc1.weight", "ffn.fc2.weight"), Role.MATRIX)
+    sources |= official.taken(("ffn.fc1.bias", "ffn.fc2.bias"), Role.OPERAND)
     if not c.shared_modulation:
-        kinds.append(("ada_lin.1.weight", (6 * c.width, c.width), Role.OPERAND))
-        kinds.append(("ada_lin.1.bias", (6 * c.width,), Role.OPERAND))
-    sources |= {name: WeightSource(shape, getter(state, prefix + name), role) for name, shape, role in kinds}
-    if c.shared_modulation:
-        sources["ada_gss"] = WeightSource((6, c.width), lambda: state[prefix + "ada_gss"].view(6, c.width))
-    return sources
+        return sources | official.taken(affine("ada_lin.1"), Role.OPERAND)
+    return sources | {"ada_gss": WeightSource((6, c.width), lambda: official["ada_gss"].view(6, c.width))}

@@ -17,6 +17,7 @@ from ..errors import BuildError
 from ..packages import import_extra
 from ..precision import Precision
 from .graphs import StepModule, WeightShapes, example_inputs, example_weights
+from .rows import topk_operator
 
 VIA = "torch-tensorrt"
 
@@ -31,7 +32,7 @@ def compile_exported(module: nn.Module, weights: WeightShapes, precision: Precis
     step = cast(StepModule, module)
     library = import_extra("torch_tensorrt", VIA, expected="a machine with a GPU, and a CUDA build of torch")
     inputs, matrices = example_inputs(step, precision), example_weights(weights, precision)
-    with torch.no_grad():
+    with torch.no_grad(), topk_operator():
         program = torch.export.export(module.eval(), tuple(inputs.values()), kwargs={"weights": matrices})
     outputs = tuple(step.outputs)
     try:

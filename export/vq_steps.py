@@ -5,24 +5,23 @@ Each is a torch module with weights as inputs and every shape static; the layout
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..families.family import TransformerShape
 from ..families.vq import VqTokenizerConfig, phi_index
 from ..resize import area_matrix, bicubic_matrix
 from ..schedule import Size
 from .block_steps import Tensors
+from .bridge_steps import BridgeStep
 from .coders import ImageDecoder
-from .infinity import MAX_LOG_SCALE
-from .rows import ANY, LONGEST_TOPK, OpenDims, Shapes, Weights, first, stand_in, tokens_of
+from .rows import ANY, OpenDims, Shapes, Weights, largest, tokens_of
+from .steps import ImageStep
 from .vq_tokenizer import LatentDecoder, VqTokenizer, infer_vq_tokenizer
-from .weights import Role, WeightSource, getter
+from .weights import Sources, State, WeightSource, getter
 from .wiring import Wiring
 
 HIDDEN = -1e30  # a logit that is out of the running
@@ -30,8 +29,8 @@ BLOCK = 64  # of running sums
 COLDEST = 0.005  # temperature of smooth mixing, at least
 
 
-class LayerModulation(nn.Module):
-    """What one layer's adaptive norms and gates are in this image: gamma, scale and shift of both sub-layers.
+class LayerModulation(ImageStep):
+    """One layer's adaptive norms and gates in this image: gamma, scale and shift of both sub-layers.
 
     pooled [R, C], SiLU done -> modulation [R, 6, C] (fp32). The matrix is a third of a VAR transformer's weights, so it
     is stored in the compute precision, as the published programs run it.
@@ -41,15 +40,8 @@ class LayerModulation(nn.Module):
     outputs = ("modulation",)
     weights = ("ada_lin.1.weight", "ada_lin.1.bias")
 
-    def __init__(self, config: TransformerShape, rows: int) -> None:
-        super().__init__()
-        self.config, self.rows = config, rows
-
-    def input_shapes(self) -> Shapes:
-        return {"pooled": (self.rows, self.config.width)}
-
-    def output_shapes(self) -> Shapes:
-        return {"modulation": (self.rows, 6, self.config.width)}
+    def border(self) -> Shapes:
+        return {"pooled": (self.rows, self.config.width), "modulation": (self.rows, 6, self.config.width)}
 
     def forward(self, pooled: Tensor, weights: Weights) -> Tensor:
         matrix = weights["ada_lin.1.weight"]
@@ -57,66 +49,34 @@ class LayerModulation(nn.Module):
         return out.float().view(-1, 6, self.config.width)
 
 
-class CodeBridge(nn.Module, ABC):
-    """From the last block of one scale to the first of the next: head, guidance, choice of codes, sum, embedding.
+class CodeBridge(BridgeStep):
+    """The bridge of families that draw one code a token from a codebook.
 
-    x [L * R, C], head_modulation [Rt, 2, C], noise [L, 1], cut [1] (1 - top_p), summed [1, Cv, H, W]; with guidance
-    guidance [1]; where the caller sets it top_k [1] (int64); in smooth sampling gumbel [L, codes]
-    -> logits [L, codes] (guided, not filtered), summed_out, and but for the last scale x_next [L' * Rn, C].
+    noise [L, 1], cut [1] (1 - top_p), with guidance guidance [1], where the caller sets it top_k [1] (int64), in smooth
+    sampling gumbel [L, codes]; logits [L, codes].
 
-    A code is chosen where noise lies in the cumulative distribution, codes by falling logit; noise -1 - i forces
-    code i.
-    `ratio` says how far through the schedule a scale is: guidance grows with it, the smooth temperature falls.
-    A family says how many logits it ranks, and what its head and its embedding are.
+    noise picks a code in the cumulative distribution, codes by falling logit; noise -1 - i forces code i.
+    `ratio`, from 0 to 1, is a scale's place in the schedule: guidance grows with it, the smooth temperature falls.
     """
 
-    enlarge_0: Tensor  # bicubic matrices [final, own] and area matrices [next, final], per axis
-    enlarge_1: Tensor
-    shrink_0: Tensor
-    shrink_1: Tensor
     ratio: Tensor
-    places: Tensor  # rows of the place table for the next scale: one for each token, or one for all
 
-    head_weights: ClassVar[tuple[str, ...]] = ("head.weight", "head.bias")
-    place_table: ClassVar[str]  # the weight that holds level and position embeddings
+    resizing = (bicubic_matrix, area_matrix)
 
     def __init__(
-        self,
-        config: Any,
-        rows: int,
-        size: Size,
-        final: Size,
-        index: int,
-        scales: int,
-        ratio: float,
-        next_size: Size | None,
-        next_index: int | None,
-        text_rows: int = 0,
-        next_rows: int = 0,
-        smooth: bool = False,
+        self, config: Any, rows: int, *, index: int, scales: int, ratio: float, smooth: bool = False, **sizes: Any
     ) -> None:
-        super().__init__()
-        self.config, self.rows, self.size, self.final, self.index = config, rows, size, final, index
-        self.text_rows, self.next_rows, self.smooth = text_rows or rows, next_rows or rows, smooth
-        self.next_size, self.next_index = next_size, next_index
-        self.phi = f"phi.{phi_index(index, scales)}" if self.has_phi() else ""
-        self.inputs: tuple[str, ...] = ("x", "head_modulation", "noise", "cut", "summed", *self.further_inputs())
+        """index: of the scale, of `scales`; sizes: the arguments of BridgeStep."""
+        self.index, self.smooth = index, smooth  # the base asks for them at once
+        self.phi = f"phi.{phi_index(index, scales)}" if self.has_phi(sizes["next_size"]) else ""
+        super().__init__(config, rows, **sizes)
+        self.inputs = ("x", "head_modulation", "noise", "cut", "summed", *self.further_inputs())
         self.inputs += (("guidance",) if rows == 2 else ()) + (("gumbel",) if smooth else ())
-        self.outputs = ("logits", "summed_out", *self.further_outputs())
-        self.outputs += () if next_size is None else ("x_next",)
-        self.weights: tuple[str, ...] = (*self.head_weights, "codebook.weight")
-        self.weights += (f"{self.phi}.weight", f"{self.phi}.bias") if self.phi else ()
         self.register_buffer("ratio", torch.tensor([ratio]), persistent=False)
-        if size != final:
-            self._matrices("enlarge", size, final, bicubic_matrix)
-        if next_size is not None:
-            self.weights += ("word_embed.weight", "word_embed.bias", self.place_table)
-            self.register_buffer("places", self.next_places(), persistent=False)
-            self._matrices("shrink", final, next_size, area_matrix)
 
     # What a family says
 
-    def has_phi(self) -> bool:
+    def has_phi(self, next_size: Size | None) -> bool:
         """Whether this scale's codes are smoothed by a phi convolution."""
         return True
 
@@ -125,80 +85,36 @@ class CodeBridge(nn.Module, ABC):
         return int(self.config.codes)
 
     def further_inputs(self) -> tuple[str, ...]:
+        """Inputs that only this family reads."""
         return ()
-
-    def further_outputs(self) -> tuple[str, ...]:
-        return ()
-
-    @abstractmethod
-    def next_places(self) -> Tensor:
-        """Rows of the place table that the next scale's tokens are given (int64)."""
-
-    @abstractmethod
-    def head_input(self, x: Tensor, modulation: Tensor, weights: Weights) -> Tensor:
-        """x [L * R, C], scale and shift [R, 2, C] -> what the head multiplies [L * R, C]."""
 
     def drawing(self, x: Tensor) -> Tensor:
-        """The rows that codes are drawn of."""
+        """The rows of x [L * R, C] that draw codes."""
         return x
 
     # Shapes
 
-    def tokens(self) -> int:
-        """Tokens of the scale as its blocks see them."""
+    def draws(self) -> int:
+        """Number of codes drawn."""
         return tokens_of(self.size)
 
-    def draws(self) -> int:
-        """Codes drawn."""
-        return tokens_of(self.size)
+    def drawing_weights(self) -> tuple[str, ...]:
+        return ("codebook.weight", *((f"{self.phi}.weight", f"{self.phi}.bias") if self.phi else ()))
+
+    def further_shapes(self) -> Shapes:
+        draws, codes = self.draws(), self.config.codes
+        logits: Shapes = dict.fromkeys(("logits", "gumbel"), (draws, codes))
+        return {"noise": (draws, 1), **logits, "codes": (draws,), "top_k": (1,)}
 
     def open_dims(self) -> OpenDims:
-        matrices, sums = ("enlarge_0", "enlarge_1", "shrink_0", "shrink_1"), ("summed", "summed_out")
-        tokens: OpenDims = {key: {0: ANY} for key in ("x", "noise", "gumbel", "logits", "codes", "x_next")}
-        if self.next_size is not None and len(self.places) > 1:
-            tokens["places"] = {0: ANY}
-        return {**tokens, **{key: {0: ANY, 1: ANY} for key in matrices}, **{key: {2: ANY, 3: ANY} for key in sums}}
+        several = self.next_size is not None and len(getattr(self, self.places)) > 1
+        found = {**super().open_dims(), **({self.places: {0: ANY}} if several else {})}
+        del found["top_k"]  # one number, whatever the scale
+        return found
 
     @classmethod
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        size, final, following = (arguments[name] for name in ("size", "final", "next_size"))
-        own = stand_in(size, (6, 7))
-        sizes: dict[str, Any] = {"size": own, "final": own if size == final else stand_in(final, (11, 13))}
-        if following is not None:
-            sizes |= {"next_size": stand_in(following, (8, 9))}
-        return {**arguments, **sizes, "ratio": 0.5}
-
-    def take_sizes(self, memory: dict[str, Tensor]) -> None:
-        """All are in the shapes of the inputs and of the resizing matrices."""
-
-    def input_shapes(self) -> Shapes:
-        c = self.config
-        shapes: Shapes = {
-            "x": (self.tokens() * self.rows, c.width),
-            "head_modulation": (self.text_rows, 2, c.width),
-            "noise": (self.draws(), 1),
-            "cut": (1,),
-            "summed": (1, c.code_channels, *self.final),
-        }
-        further: Shapes = {"top_k": (1,), "guidance": (1,), "gumbel": (self.draws(), c.codes)}
-        return shapes | {name: self.further_shape(name) or further[name] for name in self.inputs[5:]}
-
-    def further_shape(self, name: str) -> tuple[int, ...] | None:
-        """Of an input or output that only this family has."""
-        return None
-
-    def output_shapes(self) -> Shapes:
-        c = self.config
-        shapes: Shapes = {"logits": (self.draws(), c.codes), "summed_out": (1, c.code_channels, *self.final)}
-        shapes |= {name: self.further_shape(name) or (self.draws(),) for name in self.further_outputs()}
-        if self.next_size is None:
-            return shapes
-        return shapes | {"x_next": (tokens_of(self.next_size) * self.next_rows, c.width)}
-
-    def _matrices(self, name: str, source: Size, target: Size, matrix: Any) -> None:
-        for axis in (0, 1):
-            found = torch.from_numpy(matrix(source[axis], target[axis])).float()
-            self.register_buffer(f"{name}_{axis}", found, persistent=False)
+        return {**super().stand_in(arguments), "ratio": 0.5}
 
     # Arithmetic
 
@@ -225,10 +141,7 @@ class CodeBridge(nn.Module, ABC):
 
     def guided(self, x: Tensor, head_modulation: Tensor, named: Tensors, weights: Weights) -> Tensor:
         """Logits [L, codes], fp32."""
-        h = self.head_input(x, first(head_modulation, self.rows), weights).to(weights["head.weight"].dtype)
-        logits = (
-            F.linear(h, weights["head.weight"], weights["head.bias"]).float().view(-1, self.rows, self.config.codes)
-        )
+        logits = self.head(x, head_modulation, weights)
         if "guidance" not in named:
             return logits[:, 0]
         strength = named["guidance"] * self.ratio
@@ -246,25 +159,17 @@ class CodeBridge(nn.Module, ABC):
             grid = PHI_SHARE * smoothed + (1 - PHI_SHARE) * grid
         return summed + grid
 
-    def embedded(self, summed: Tensor, weights: Weights) -> Tensor:
-        """Tokens of the next scale [L' * Rn, C]: the sum averaged down, embedded, and put in its place."""
-        following = self.shrink_0 @ summed @ self.shrink_1.t()
-        tokens = following.flatten(2).squeeze(0).transpose(0, 1).to(weights["word_embed.weight"].dtype)  # [L', Cv]
-        out = F.linear(tokens, weights["word_embed.weight"], weights["word_embed.bias"]).float()
-        out = out + weights[self.place_table].index_select(0, self.places)
-        return out.unsqueeze(1).expand(-1, self.next_rows, -1).reshape(-1, self.config.width)
-
 
 PHI_SHARE = VqTokenizerConfig.phi_ratio
 
 
 class Ranking:
-    """Logits [L, codes] by size, and which of them top-k and then top-p leave."""
+    """Logits [L, codes] in falling order, and those that top-k and then top-p leave."""
 
     def __init__(self, logits: Tensor, count: int, cut: Tensor, top_k: Tensor | None) -> None:
-        """count: how many are ranked; top_k [1] (int64) of those are left, 0 for all; cut [1] = 1 - top_p."""
+        """count: how many are ranked; top_k [1] (int64) of those are left, 0 for all; cut [1] is 1 - top_p."""
         self.logits = logits
-        self.values, self.index = largest(logits, count)
+        self.values, self.index = largest(logits, count, dim=1, lowest=2 * HIDDEN)
         mass = (self.values - self.values[:, :1]).exp()
         if top_k is not None:
             rank = torch.where((top_k < 1) | (top_k > count), count, top_k) - 1
@@ -290,16 +195,6 @@ class Ranking:
         return torch.softmax((left * (1 + ratio) + gumbel) / temperature, dim=-1)
 
 
-def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest of every row of x [L, V], falling, and where they are: [L, count]; in turns where the limit asks."""
-    if count <= LONGEST_TOPK:
-        return torch.topk(x, count, dim=1)
-    values, index = torch.topk(x, LONGEST_TOPK, dim=1)
-    rest = x.scatter(1, index, 2 * HIDDEN)
-    further, places = torch.topk(rest, count - LONGEST_TOPK, dim=1)
-    return torch.cat((values, further), dim=1), torch.cat((index, places), dim=1)
-
-
 def running_sums(x: Tensor, falling: bool = False) -> Tensor:
     """Sums of x [L, K] up to each entry, or from each to the end; in blocks by matrices, which every compiler has."""
     length = x.shape[1]
@@ -318,7 +213,7 @@ class VqImageDecoder(ImageDecoder):
 
 
 class CodebookWiring(Wiring):
-    """What the wirings of families share that choose codes from a VQ tokenizer's codebook."""
+    """The common wiring of families that choose codes from a VQ tokenizer's codebook."""
 
     image_tokenizer = VqTokenizer
     decoder = VqImageDecoder
@@ -331,8 +226,8 @@ class CodebookWiring(Wiring):
         return infer_vq_tokenizer(shapes)
 
 
-def codebook_weights(images: VqTokenizerConfig, state: Mapping[str, Tensor]) -> dict[str, WeightSource]:
-    """What bridges read of the image tokenizer: codebook and phi convolutions."""
+def codebook_weights(images: VqTokenizerConfig, state: State) -> Sources:
+    """The tensors of the image tokenizer that bridges read: codebook and phi convolutions."""
     channels = images.code_channels
     sources = {"codebook.weight": WeightSource((images.codes, channels), getter(state, "quantize.embedding.weight"))}
     for i in range(images.phis):
@@ -340,25 +235,3 @@ def codebook_weights(images: VqTokenizerConfig, state: Mapping[str, Tensor]) -> 
             source = getter(state, f"quantize.quant_resi.qresi_ls.{i}.{kind}")
             sources[f"phi.{i}.{kind}"] = WeightSource(shape, source)
     return sources
-
-
-def attention_weights(
-    config: Any, state: Mapping[str, Tensor], prefix: str, qkv: str, unit_queries: bool
-) -> dict[str, WeightSource]:
-    """One layer's "sa.*" from the official names under `prefix`; `qkv` names the fused matrix there."""
-    width = config.width
-
-    def bias() -> Tensor:
-        q, v = state[prefix + "q_bias"], state[prefix + "v_bias"]
-        return torch.cat((q, torch.zeros_like(q), v))
-
-    def q_scale() -> Tensor:
-        return state[prefix + "scale_mul_1H11"].float().flatten().clamp(max=MAX_LOG_SCALE).exp()
-
-    sources = {
-        "sa.qkv.weight": WeightSource((3 * width, width), getter(state, prefix + qkv), Role.MATRIX),
-        "sa.qkv.bias": WeightSource((3 * width,), bias, Role.OPERAND),
-        "sa.proj.weight": WeightSource((width, width), getter(state, prefix + "proj.weight"), Role.MATRIX),
-        "sa.proj.bias": WeightSource((width,), getter(state, prefix + "proj.bias"), Role.OPERAND),
-    }
-    return sources | ({"sa.q_scale": WeightSource((config.heads,), q_scale)} if unit_queries else {})

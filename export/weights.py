@@ -1,4 +1,4 @@
-"""The tensors that engines are bound to: what each is used for, and where it comes from. Each is made when fetched."""
+"""The tensors that engines are bound to: role and source of each. A tensor is made when it is fetched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..precision import Precision
 
 
 class Role(Enum):
-    """What a weight is used for, which decides the element type it is stored in."""
+    """The use of a weight, which decides the element type it is stored in."""
 
     EXACT = "exact"  # norms, gates, embeddings: used in fp32
     OPERAND = "operand"  # of a matrix product or convolution in the compute precision
@@ -39,16 +39,25 @@ class WeightSource:
     role: Role = Role.EXACT
 
 
+State = Mapping[str, Tensor]  # official names
+Sources = dict[str, WeightSource]  # names of the weight file
+
+
 def plain_weights(
     prefix: str,
     shapes: Mapping[str, tuple[int, ...]],
     state: Mapping[str, Tensor],
     role: Callable[[str], Role],
 ) -> dict[str, WeightSource]:
-    """Tensors that go over as they are, under a prefix."""
+    """Tensors as they are, under a prefix."""
     return {f"{prefix}.{n}": WeightSource(shape, getter(state, n), role(n)) for n, shape in shapes.items()}
 
 
 def getter(state: Mapping[str, Tensor], name: str) -> Callable[[], Tensor]:
-    """A tensor as it is, when it is asked for."""
+    """A function that gives a tensor as it is."""
     return lambda: state[name]
+
+
+def affine(*layers: str) -> tuple[str, ...]:
+    """The names of the layers' weights and biases."""
+    return tuple(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias"))

@@ -1,4 +1,4 @@
-"""How a family's models become step graphs: one subclass a family, at the end of its `*_steps.py`."""
+"""How a family's models become step graphs: each family has one subclass, at the end of its `*_steps.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import CheckpointError
 from ..families.family import Family
@@ -18,16 +18,15 @@ from .block_steps import AttendStep, ProjectStep
 from .coders import ImageDecoder, ImageEncoder, image_tokenizer_role
 from .graphs import StepGraph
 from .rows import Shapes
-from .weights import Role, WeightSource
+from .weights import Role, Sources, State
 
 LAYER_PREFIX = "transformer.blocks.{layer}."
 SHARED_PREFIX = "transformer."
-State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What graphs are made for."""
+    """The plan, configurations and sizes that graphs are made for."""
 
     plan: GenerationPlan
     transformer: Any  # configurations of the family
@@ -63,14 +62,16 @@ class Wiring(ABC):
     decoder_prefix: ClassVar[str] = "image_tokenizer.decoder."
     encoder_prefix: ClassVar[str] = "image_tokenizer.encoder."
     tiles_decoder: ClassVar[bool] = True
-    decoder_parts: ClassVar[tuple[str, ...]] = ("decoder.",)  # prefixes of what the decoder reads of the tokenizer
+    decoder_parts: ClassVar[tuple[str, ...]] = ("decoder.",)  # prefixes of the tokenizer's tensors that it reads
     encoder_parts: ClassVar[tuple[str, ...]] = ("encoder.",)
     text_encoders: ClassVar[tuple[str, ...]] = ()  # kinds that the family's models are published with
     derived: ClassVar[re.Pattern[str]] = re.compile(r"$^")  # stored tensors that follow from the configuration
 
     def check_parts(self, transformer: Any, images: Any) -> None:
-        """Raises:
-        CheckpointError: the two were not trained together.
+        """Check that transformer and image tokenizer were trained together.
+
+        Raises:
+            CheckpointError: they were not.
         """
         if transformer.code_channels != images.code_channels:
             raise CheckpointError(
@@ -97,43 +98,43 @@ class Wiring(ABC):
         """
 
     @abstractmethod
-    def weights(self, transformer: Any, state: State, images: Any, images_state: State) -> dict[str, WeightSource]:
-        """Official tensors -> "transformer.*" tensors that step graphs are bound to; nothing is read yet."""
+    def weights(self, transformer: Any, state: State, images: Any, images_state: State) -> Sources:
+        """The "transformer.*" tensors that step graphs are bound to, from the official ones; nothing is read yet."""
 
     @abstractmethod
     def condition(self, setting: Setting) -> StepGraph:
-        """Once an image: what it is drawn from -> first tokens and what every scale is given."""
+        """The graph that runs once an image: prompt or class -> first tokens, and inputs of every scale."""
 
     def layer_condition(self, setting: Setting) -> StepGraph | None:
-        """Once an image for each layer, after the condition; None where layers need nothing of their own."""
+        """The graph that runs once an image for each layer; None where layers have no inputs of their own."""
         return None
 
     @abstractmethod
     def bridge(self, setting: Setting, step: StepPlan) -> StepGraph:
-        """From the last block of a scale to the first of the next."""
+        """The graph from the last block of a scale to the first of the next."""
 
     def pick(self, setting: Setting, step: StepPlan) -> StepGraph | None:
-        """The tokens of a part of a scale; None where scales have no parts."""
+        """The graph that picks the tokens of a part of a scale; None where scales have no parts."""
         return None
 
     def residual(self, setting: Setting, step: StepPlan) -> StepGraph | None:
-        """Behind the bridge: what is added to the codes; None where nothing is."""
+        """The graph behind the bridge that adds a residual to the codes; None where there is none."""
         return None
 
     def grid(self, setting: Setting, step: StepPlan) -> Size:
-        """The tokens of a step as its blocks see them."""
+        """The token grid of a step as its blocks see it."""
         return step.size
 
     def project_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
-        """Of the first half of a block, beside those that all families have."""
+        """Arguments of the first half of a block beside those of all families."""
         return {}
 
     def attend_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
-        """Of the second half of a block, beside those that all families have."""
+        """Arguments of the second half of a block beside those of all families."""
         return {}
 
     def image_role(self, name: str) -> Role:
-        """Of a tensor of the image tokenizer."""
+        """The role of a tensor of the image tokenizer."""
         return image_tokenizer_role(name)
 
     def kept_shapes(self, shapes: Shapes, with_encoder: bool) -> Shapes:
@@ -143,11 +144,12 @@ class Wiring(ABC):
 
 
 def size_label(size: Size) -> str:
+    """A grid as names of graphs have it: "16x24", rows first."""
     return f"{size[0]}x{size[1]}"
 
 
 def bridge_graph(factory: type[nn.Module], arguments: dict[str, Any], setting: Setting, step: StepPlan) -> StepGraph:
-    """A bridge from a scale to the next one: the arguments that all families have, and its name."""
+    """A bridge from a scale to the next one, with its name and the arguments of all families."""
     following, final = setting.following(step), setting.plan.schedule.final
     own, further = step.rows(setting.rows), following.rows(setting.rows) if following else 0
     arguments = {**arguments, "size": step.size, "final": final}

@@ -1,64 +1,73 @@
-"""What runtime and command line know of a family of models: sizes, schedules, policies, settings. Nouns only."""
+"""A family of models for runtime and command line: sizes, schedules, policies, settings. Nouns only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import CheckpointError, PlanError
 from ..plan import Drawing, GenerationPlan, Preset, PruningPolicy, load_policy, make_plan
-from ..schedule import ScaleSchedule, Size, find_schedule, parse_size
+from ..schedule import ScaleSchedule, Size, find_schedule, parse_size, square_schedule
 
 
-class TransformerShape(Protocol):
-    """What every transformer's configuration says, whatever else it says."""
+class TransformerShape:
+    """The part of a transformer's configuration that all families have."""
+
+    depth: int
+    width: int
+    heads: int
+    mlp_width: int
+    levels: int  # scales of the longest schedule
+    text_length: int  # longest prompt in tokens; 0 where there are no prompts
+    text_width: int  # channels of the text features; 0 where there are no prompts
 
     @property
-    def depth(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def mlp_width(self) -> int: ...
-    @property
-    def levels(self) -> int:
-        """Scales of the longest schedule."""
-
-    @property
-    def text_length(self) -> int:
-        """Longest prompt in tokens; 0 where there are no prompts."""
-
-    @property
-    def text_width(self) -> int:
-        """Channels of the text features; 0 where there are no prompts."""
+    def head_dim(self) -> int:
+        return self.width // self.heads
 
     @property
     def first_tokens(self) -> int:
-        """Tokens of the first scale: one, or the whole prompt."""
+        """Tokens of the first scale: one, that stands for the prompt or the class, or the whole prompt."""
+        return 1
 
     @property
     def patch(self) -> int:
         """Tokenizer grid cells along one side of a token."""
+        return 1
 
 
-class ImageTokenizerShape(Protocol):
-    """What every image tokenizer's configuration says."""
+class SquareScales(TransformerShape):
+    """A transformer that draws at the one size it was made for, on square token grids."""
+
+    scales: tuple[int, ...]  # side of every token grid
 
     @property
-    def code_channels(self) -> int:
-        """Channels of the latent that the decoder reads."""
+    def levels(self) -> int:  # type: ignore[override]  # nothing writes it
+        return len(self.scales)
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return square_schedule(self.scales)
+
+
+class ImageTokenizerShape:
+    """The part of an image tokenizer's configuration that all families have."""
+
+    code_channels: int  # of the latent that the decoder reads
+    base_channels: int  # of the encoder's first convolution
+    channel_multipliers: tuple[int, ...]
+    residual_blocks: int  # per resolution of the encoder; the decoder has one more
 
     @property
     def patch_size(self) -> int:
         """Pixels along one side of a latent grid cell."""
+        return 1 << (len(self.channel_multipliers) - 1)
 
     @property
     def level_channels(self) -> tuple[int, ...]:
         """Channels per resolution, the finest first."""
+        return tuple(self.base_channels * m for m in self.channel_multipliers)
 
 
 @dataclass(frozen=True)

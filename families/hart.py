@@ -12,8 +12,8 @@ from typing import Any
 
 from ..errors import CheckpointError, PlanError
 from ..plan import PruningPolicy, ScaleRule, dense_policy
-from ..schedule import ScaleSchedule, square_schedule
-from .family import Family, SamplingDefaults, from_fields, own_schedule
+from ..schedule import ScaleSchedule
+from .family import Family, SamplingDefaults, SquareScales, from_fields, own_schedule
 from .settings import PublishedNames, mlp_ratio, settings_from_json
 from .vq import VqTokenizerConfig
 
@@ -29,7 +29,7 @@ def _require(condition: bool, problem: str) -> None:
 
 
 @dataclass(frozen=True)
-class HartConfig:
+class HartConfig(SquareScales):
     """Sizes of a HART transformer with its diffusion head (upstream: hart/modules/models/transformer).
 
     The context tokens take the place of the 1x1 scale: there is no token of that scale besides.
@@ -67,16 +67,12 @@ class HartConfig:
         _require(0 < self.diffusion_steps <= 1000, f"{self.diffusion_steps} diffusion steps are not 1 to 1000")
 
     @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def text_length(self) -> int:
+    def text_length(self) -> int:  # type: ignore[override]  # nothing writes it
         """Prompt tokens, padding included: always as many."""
         return self.context_length
 
     @property
-    def text_width(self) -> int:
+    def text_width(self) -> int:  # type: ignore[override]
         """Channels of a text feature."""
         return self.context_width
 
@@ -84,19 +80,6 @@ class HartConfig:
     def first_tokens(self) -> int:
         """Tokens of the first scale: the context."""
         return self.context_length
-
-    @property
-    def patch(self) -> int:
-        """Tokenizer grid cells along one side of a token."""
-        return 1
-
-    @property
-    def levels(self) -> int:
-        return len(self.scales)
-
-    @property
-    def schedule(self) -> ScaleSchedule:
-        return square_schedule(self.scales)
 
 
 def mlp_width(width: int, ratio: float = 4.0) -> int:

@@ -1,4 +1,4 @@
-"""The shape of Infinity models, as frozen nouns. Knows sizes only: no weights, no torch, no files."""
+"""The sizes of Infinity models, as frozen nouns: no weights, no torch, no files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..schedule import ScaleSchedule, Size
-from .family import Family, from_fields
+from .family import Family, ImageTokenizerShape, TransformerShape, from_fields
 from .infinity_presets import PRESETS, all_schedules, shapes
 from .settings import PublishedNames, mlp_ratio, settings_from_json
 
@@ -19,7 +19,7 @@ def _require(condition: bool, problem: str) -> None:
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(TransformerShape):
     """Sizes of an Infinity transformer (upstream: infinity/models/infinity.py).
 
     `code_channels` is what one token predicts, in bits: those of a tokenizer cell, times four under patchify.
@@ -49,18 +49,9 @@ class TransformerConfig:
         _require(self.width % self.pool_heads == 0, "width does not divide into the pooling heads")
 
     @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
     def pool_heads(self) -> int:
         """Heads of the attentive pooling: one per 128 text channels, per 64 in models wider than 4096."""
         return self.text_width // (64 if self.width > 4096 else 128)
-
-    @property
-    def first_tokens(self) -> int:
-        """Tokens of the first scale: the pooled text alone."""
-        return 1
 
     @property
     def layers_per_chunk(self) -> int:
@@ -78,7 +69,7 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
-class ImageTokenizerConfig:
+class ImageTokenizerConfig(ImageTokenizerShape):
     """Sizes of the multi-scale binary-spherical image tokenizer (upstream: infinity/models/bsq_vae)."""
 
     bits: int
@@ -94,18 +85,9 @@ class ImageTokenizerConfig:
             )
 
     @property
-    def code_channels(self) -> int:
+    def code_channels(self) -> int:  # type: ignore[override]  # nothing writes it
         """Channels of the latent that the decoder reads."""
         return self.bits
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels along one side of a latent grid cell."""
-        return 1 << (len(self.channel_multipliers) - 1)
-
-    @property
-    def level_channels(self) -> tuple[int, ...]:
-        return tuple(self.base_channels * m for m in self.channel_multipliers)
 
 
 def mlp_width(width: int, ratio: float = 4.0) -> int:

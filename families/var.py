@@ -11,8 +11,8 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..plan import PruningPolicy, ScaleRule, dense_policy
-from ..schedule import ScaleSchedule, square_schedule
-from .family import Family, SamplingDefaults, from_fields, own_schedule
+from ..schedule import ScaleSchedule
+from .family import Family, SamplingDefaults, SquareScales, from_fields, own_schedule
 from .settings import PublishedNames, mlp_ratio, settings_from_json
 from .vq import VAR_TOKENIZER, VqTokenizerConfig
 
@@ -22,7 +22,7 @@ UNPRUNED_LAYERS = 2  # the first ones, in the pruning preset
 
 
 @dataclass(frozen=True)
-class VarConfig:
+class VarConfig(SquareScales):
     """Sizes of a VAR transformer (upstream: VAR, models/var.py).
 
     Its positions are learned, one per token of all scales: a model draws images of one size alone.
@@ -38,6 +38,7 @@ class VarConfig:
     scales: tuple[int, ...] = SCALES_256  # side of every token grid
     shared_modulation: bool = False  # one adaptive layer norm for all blocks, to which each adds an offset
     unit_queries: bool = True  # queries and keys are l2-normalised, with a learned scale per head
+    text_length = text_width = 0  # no prompts are read
 
     def __post_init__(self) -> None:
         if min(self.depth, self.width, self.heads, self.mlp_width, self.classes, self.codes, self.code_channels) < 1:
@@ -53,34 +54,6 @@ class VarConfig:
             )
 
     @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def text_length(self) -> int:
-        """No prompts are read."""
-        return 0
-
-    @property
-    def text_width(self) -> int:
-        """No prompts are read."""
-        return 0
-
-    @property
-    def first_tokens(self) -> int:
-        """Tokens of the first scale: the class."""
-        return 1
-
-    @property
-    def patch(self) -> int:
-        """Tokenizer grid cells along one side of a token."""
-        return 1
-
-    @property
-    def levels(self) -> int:
-        return len(self.scales)
-
-    @property
     def tokens(self) -> int:
         """Tokens of all scales together."""
         return self.first_token(self.levels)
@@ -88,10 +61,6 @@ class VarConfig:
     def first_token(self, scale: int) -> int:
         """Where a scale begins in the row of all tokens."""
         return sum(side * side for side in self.scales[:scale])
-
-    @property
-    def schedule(self) -> ScaleSchedule:
-        return square_schedule(self.scales)
 
 
 def _published(depth: int, scales: tuple[int, ...] = SCALES_256, shared_modulation: bool = False) -> VarConfig:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
+from .family import ImageTokenizerShape
 
 NORM_GROUPS = 32
 PHIS = 4  # upstream places the ticks of another number of them by another rule; none was published
 
 
 @dataclass(frozen=True)
-class VqTokenizerConfig:
+class VqTokenizerConfig(ImageTokenizerShape):
     """Sizes of the tokenizer (upstream: VAR, models/vqvae.py and models/quant.py)."""
 
     codes: int  # rows of the codebook
@@ -39,16 +40,6 @@ class VqTokenizerConfig:
             raise CheckpointError(
                 f"the image tokenizer has {self.phis} phi convolutions", expected=f"{PHIS}, as all published ones have"
             )
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels along one side of a latent grid cell."""
-        return 1 << (len(self.channel_multipliers) - 1)
-
-    @property
-    def level_channels(self) -> tuple[int, ...]:
-        """Channels per resolution, the finest first."""
-        return tuple(self.base_channels * m for m in self.channel_multipliers)
 
 
 # The published tokenizer of all VAR models (vae_ch160v4096z32).

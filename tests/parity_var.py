@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastvar.export.tensor_files import read_json
-from fastvar.export.tensor_shapes import shapes_of
-from fastvar.export.var import VarTransformer, infer_transformer, without_derived
+from fastvar.export.tensor_shapes import shapes_of, without_derived
+from fastvar.export.var import DERIVED, VarTransformer, infer_transformer
 from fastvar.export.var_reference import (
     Noise,
     ScaleTrace,
@@ -96,7 +96,7 @@ class Recorded:
 def read_folder(folder: Path) -> Recorded:
     """Both models with their recorded weights, the unrecorded encoder left as it is made."""
     meta = read_json(folder / "manifest.json")
-    state = without_derived(_weights(folder / "weights_var.safetensors"))
+    state = without_derived(_weights(folder / "weights_var.safetensors"), DERIVED)
     images = _weights(folder / "weights_vae.safetensors")
     said = {name: meta["config"][name] for name in MODEL if name in meta["config"]}
     config = infer_transformer(shapes_of(state), VAR.settings_from_json(said))

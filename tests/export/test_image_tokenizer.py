@@ -6,15 +6,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastvar.errors import CheckpointError
-from fastvar.export.image_tokenizer import (
-    Downsample,
-    GroupNorm,
-    ImageTokenizer,
-    ResidualBlock,
-    Upsample,
-    bits_to_codes,
-    enlarge,
-)
+from fastvar.export.image_tokenizer import ImageTokenizer, bits_to_codes, enlarge
+from fastvar.export.tokenizer_blocks import WRAPPED, Downsample, ResidualBlock, Upsample
 from fastvar.families.infinity import ImageTokenizerConfig
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden/vae_quantiser.safetensors")
@@ -65,7 +58,7 @@ def test_enlarging_to_the_same_size_changes_nothing_and_is_bilinear_otherwise():
 
 @pytest.mark.parametrize(("channels", "groups"), [(32, 32), (24, 24), (48, 24), (96, 32), (192, 32), (512, 32)])
 def test_normalisation_groups(channels, groups):
-    norm = GroupNorm(channels).norm
+    norm = WRAPPED.norm(channels).norm
     assert (norm.num_groups, norm.eps) == (groups, 1e-6)
 
 
@@ -75,20 +68,20 @@ def test_base_width_16_has_no_normalisation_groups():
 
 
 def test_downsampling_pads_right_and_bottom():
-    down = Downsample(1)
+    down = Downsample(1, WRAPPED)
     _set(down.conv.conv, {(2, 2): 1.0})  # looks at the bottom right of its window
     x = torch.arange(16.0).view(1, 1, 4, 4)
     assert down(x).flatten().tolist() == [10.0, 0.0, 0.0, 0.0]
 
 
 def test_upsampling_repeats_each_pixel():
-    up = Upsample(1)
+    up = Upsample(1, WRAPPED)
     _set(up.conv.conv, {(1, 1): 1.0})
     assert up(torch.tensor([[[[1.0, 2.0]]]])).flatten().tolist() == [1, 1, 2, 2, 1, 1, 2, 2]
 
 
 def test_a_residual_block_adds_to_its_input():
-    block = ResidualBlock(32, 32)
+    block = ResidualBlock(32, 32, WRAPPED)
     _set(block.conv2.conv, {})
     x = torch.randn(1, 32, 3, 3)
     assert torch.equal(block(x), x)

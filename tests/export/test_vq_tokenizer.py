@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from fastvar.errors import CheckpointError
 from fastvar.export.programs import fused_attention
-from fastvar.export.vq_tokenizer import Attention, Downsample, Phi, VqTokenizer, area_pool, enlarge, infer_vq_tokenizer
+from fastvar.export.tokenizer_blocks import Attention, Downsample
+from fastvar.export.vq_tokenizer import Phi, VqTokenizer, area_pool, enlarge, infer_vq_tokenizer
 from fastvar.families.vq import VAR_TOKENIZER, VqTokenizerConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -1,0 +1,43 @@
+"""What step modules have in common: the shapes at their border, and sizes that their tensors tell."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from .rows import Shapes
+
+
+class Step(nn.Module):
+    """A step module (graphs.StepModule): its inputs, outputs and weights by name, every shape static."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weights: tuple[str, ...]
+
+    @abstractmethod
+    def border(self) -> Shapes:
+        """Shapes of all inputs and outputs, and perhaps of others, by name."""
+
+    def input_shapes(self) -> Shapes:
+        """Shapes of the inputs in their order."""
+        border = self.border()
+        return {name: border[name] for name in self.inputs}
+
+    def output_shapes(self) -> Shapes:
+        """Shapes of the outputs in their order."""
+        border = self.border()
+        return {name: border[name] for name in self.outputs}
+
+    def take_sizes(self, memory: dict[str, Tensor]) -> None:
+        """Nothing is taken where the shapes of the inputs tell every size (see graphs.OpenModule)."""
+
+
+class ImageStep(Step):
+    """A step that runs once an image: `rows` guidance rows, prompts of `text_length` tokens with their padding."""
+
+    def __init__(self, config: Any, rows: int, text_length: int = 0) -> None:
+        super().__init__()
+        self.config, self.rows, self.text_length = config, rows, text_length

@@ -1,0 +1,93 @@
+"""Which tokens are kept where scores tie, and in which order: the same in reference, modules and graphs."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastvar.export import pruning, rows
+from fastvar.export.graphs import StepGraph, layer_weights, trace
+from fastvar.export.infinity_blocks import Attend, Project
+from fastvar.export.infinity_weights import transformer_weights
+from fastvar.export.wiring import LAYER_PREFIX
+from tests.export.tiny_models import CONFIG, model
+
+SIZE, KEPT, ROWS = (4, 6), 7, 2
+
+
+@given(
+    values=st.lists(st.sampled_from([-2.0, -0.0, 0.0, 1.0, 1.0 + 2**-23, 2.0**100]), min_size=1, max_size=40),
+    count=st.integers(1, 40),
+)
+@settings(deadline=None)
+def test_the_largest_come_first_and_of_equal_ones_the_lowest_index(values: list[float], count: int):
+    x, count = torch.tensor(values), min(count, len(values))
+    found, index = rows.largest(x, count, 0, -3.0)
+    expected = sorted(range(len(values)), key=lambda i: -values[i])[:count]  # sorted is stable
+    assert index.tolist() == expected
+    assert found.tolist() == [values[i] for i in expected]
+
+
+def tied_tokens() -> Tensor:
+    """x [L * R, C]: mirrored pairs of tokens are as far from the mean, in fp32 to the last bit; several pairs alike."""
+    half = torch.randint(-4, 5, (SIZE[0] * SIZE[1] // 2, ROWS, CONFIG.width), generator=torch.manual_seed(0)).float()
+    half[5:9] = half[4]
+    order = torch.randperm(2 * len(half), generator=torch.manual_seed(1))
+    return torch.cat((half, -half))[order].reshape(-1, CONFIG.width)
+
+
+def by_hand(x: Tensor) -> list[list[int]]:
+    """Kept tokens of every guidance row, by Python's stable sort."""
+    score = x.view(-1, ROWS, CONFIG.width).square().sum(-1)  # the mean is zero
+    return [sorted(range(len(score)), key=lambda i: -float(score[i, row]))[:KEPT] for row in range(ROWS)]
+
+
+def test_reference_and_modules_keep_the_lowest_of_tied_tokens():
+    x = tied_tokens()
+    expected = by_hand(x)
+    score = x.view(-1, ROWS, CONFIG.width).square().sum(-1)
+    for row, kept in enumerate(expected):
+        cut = score[kept[-1], row]
+        assert (score[:, row] == cut).sum() > sum(score[i, row] == cut for i in kept), "the cut lies between equal ones"
+    assert pruning.select(x.view(-1, ROWS, CONFIG.width).transpose(0, 1), KEPT).tolist() == expected
+    assert rows.select(x, ROWS, KEPT).t().tolist() == expected
+
+
+@pytest.mark.parametrize("longest", [rows.LONGEST_TOPK, 3])
+def test_exported_graphs_keep_the_lowest_of_tied_tokens(longest: int, monkeypatch: pytest.MonkeyPatch):
+    """TopK of ONNX gives the lowest index first, by its definition, and so in turns too."""
+    monkeypatch.setattr(rows, "LONGEST_TOPK", longest)
+    sources = transformer_weights(CONFIG, model().state_dict())
+    step = Project(CONFIG, ROWS, SIZE, KEPT, position_grid=SIZE)
+    binding = StepGraph("project", Project, {}, LAYER_PREFIX).weight_binding(step)
+    traced = trace(step, layer_weights(sources, binding))
+    given = {"x": tied_tokens(), "modulation": torch.zeros(step.input_shapes()["modulation"])}
+    given |= {name: sources[source.format(layer=0)].fetch() for name, source in binding.items()}
+    session = onnxruntime.InferenceSession(traced.graph, providers=["CPUExecutionProvider"])
+    (kept,) = session.run(["kept"], {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in given.items()})
+    assert (kept.reshape(KEPT, ROWS) // ROWS).T.tolist() == by_hand(tied_tokens())
+    q, _, _, own = step(given["x"], given["modulation"], weights={name: given[name] for name in binding})
+    assert own.tolist() == kept.tolist()
+    assert q.shape == (KEPT, ROWS * CONFIG.heads, CONFIG.head_dim)
+
+
+def test_every_selection_of_a_graph_goes_by_the_same_function(monkeypatch: pytest.MonkeyPatch):
+    """Of the block's second half too, where the other sub-layers select for themselves."""
+    seen: list[int] = []
+    ranked = rows.largest
+
+    def counted(x: Tensor, count: int, dim: int, lowest: float) -> tuple[Tensor, Tensor]:
+        seen.append(count)
+        return ranked(x, count, dim, lowest)
+
+    monkeypatch.setattr(rows, "largest", counted)
+    step = Attend(CONFIG, ROWS, SIZE, KEPT, 0, CONFIG.text_length, (2, 3), fills=False)
+    sources = transformer_weights(CONFIG, model().state_dict())
+    weights = {name: sources[LAYER_PREFIX.format(layer=0) + name].fetch() for name in step.weights}
+    given = {name: torch.zeros(shape) for name, shape in step.input_shapes().items()}
+    given["kept"] = torch.arange(KEPT * ROWS)
+    step(*(given[name] for name in step.inputs), weights=weights)
+    assert seen == [KEPT, KEPT]
