@@ -28,6 +28,7 @@ def replacing(target: Callable[[Any], Any], suits: Callable[[Any, Any], bool]) -
             found = [node for node in calls if suits(torch, node)]
             for node in found:
                 node.replace_all_uses_with(replace(torch, node, Insert(torch, graph, node)))
+                graph.erase_node(node)  # by hand: torch keeps calls that may draw random numbers
             graph.eliminate_dead_code()
             program.graph_module.recompile()
             return len(found)
