@@ -37,7 +37,7 @@ class BridgeStep(Step, ABC):
 
     resizing: ClassVar[tuple[Matrix, Matrix]]  # a scale's codes to the final grid, the sum to the next scale's
     place_table: ClassVar[str]  # the weight that holds level and position embeddings
-    places: ClassVar[str] = "places"  # the buffer with its rows for the next scale: one for each token, or one for all
+    place_buffer: ClassVar[str] = "places"  # its rows for the next scale: one for each token, or one for all
     head_weights: ClassVar[tuple[str, ...]] = ("head.weight", "head.bias")
 
     def __init__(
@@ -61,7 +61,7 @@ class BridgeStep(Step, ABC):
             self._matrices("enlarge", size, final, self.resizing[0])
         if next_size is not None:
             self.weights += ("word_embed.weight", "word_embed.bias", self.place_table)
-            self.register_buffer(self.places, self.next_places(), persistent=False)
+            self.register_buffer(self.place_buffer, self.next_places(), persistent=False)
             self._matrices("shrink", final, next_size, self.resizing[1])
 
     # What a family says
@@ -143,5 +143,5 @@ class BridgeStep(Step, ABC):
             following.flatten(2).squeeze(0).transpose(0, 1).to(weights["word_embed.weight"].dtype)
         )  # [L', channels]
         out = F.linear(tokens, weights["word_embed.weight"], weights["word_embed.bias"]).float()
-        out = out + weights[self.place_table].index_select(0, getattr(self, self.places))
+        out = out + weights[self.place_table].index_select(0, getattr(self, self.place_buffer))
         return out.unsqueeze(1).expand(-1, self.next_rows, -1).reshape(-1, self.config.width)

@@ -122,7 +122,7 @@ class Bridge(BridgeStep):
 
     resizing = (bilinear_matrix, bilinear_matrix)
     place_table = "lvl_embed.weight"
-    places = "level"
+    place_buffer = "level"
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)

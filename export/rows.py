@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.scratch import LONGEST_TOPK
 from ..precision import Precision
 from ..resize import area_ends
 from ..schedule import Size
@@ -28,6 +27,7 @@ COMPUTED = frozenset(
     | {"stripe", "inner_stripe", "residual", "stripe_out", "inner_stripe_out"}
 )
 
+LONGEST_TOPK = 3840  # TensorRT's limit, as in engines/scratch.py: from there, backends would be behind every graph
 _TOPK_OPERATOR: ContextVar[bool] = ContextVar("topk_operator", default=False)
 
 Weights = dict[str, Tensor]

@@ -107,8 +107,8 @@ class CodeBridge(BridgeStep):
         return {"noise": (draws, 1), **logits, "codes": (draws,), "top_k": (1,)}
 
     def open_dims(self) -> OpenDims:
-        several = self.next_size is not None and len(getattr(self, self.places)) > 1
-        found = {**super().open_dims(), **({self.places: {0: ANY}} if several else {})}
+        several = self.next_size is not None and len(getattr(self, self.place_buffer)) > 1
+        found = {**super().open_dims(), **({self.place_buffer: {0: ANY}} if several else {})}
         del found["top_k"]  # one number, whatever the scale
         return found
 

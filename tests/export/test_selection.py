@@ -1,18 +1,20 @@
 """Which tokens are kept where scores tie, and in which order: the same in reference, modules and graphs."""
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fastvar.engines.base import TensorRef
+from fastvar.engines.manifest import EngineSpec
+from fastvar.engines.registry import get_backend
 from fastvar.export import pruning, rows
-from fastvar.export.graphs import StepGraph, layer_weights, trace
+from fastvar.export.graphs import StepGraph, TracedGraph, layer_weights, trace
 from fastvar.export.infinity_blocks import Attend, Project
 from fastvar.export.infinity_weights import transformer_weights
 from fastvar.export.wiring import LAYER_PREFIX
+from fastvar.precision import Precision
 from tests.export.tiny_models import CONFIG, model
 
 SIZE, KEPT, ROWS = (4, 6), 7, 2
@@ -56,6 +58,16 @@ def test_reference_and_modules_keep_the_lowest_of_tied_tokens():
     assert rows.select(x, ROWS, KEPT).t().tolist() == expected
 
 
+def run(traced: TracedGraph, tensors: dict[str, Tensor]) -> None:
+    """Compile a graph and launch its engine, which writes its outputs in place."""
+    backend = get_backend("onnxruntime")
+    target, version = backend.resolve_target(None, Precision()), backend.version()
+    engine = backend.build(traced.graph, target).engine
+    spec = EngineSpec("t", "", "", len(engine), traced.inputs, traced.outputs, {}, "onnxruntime", target, version)
+    refs = {n: TensorRef(t.data_ptr(), str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in tensors.items()}
+    backend.load(engine, spec).prepare(refs)()
+
+
 @pytest.mark.parametrize("longest", [rows.LONGEST_TOPK, 3])
 def test_exported_graphs_keep_the_lowest_of_tied_tokens(longest: int, monkeypatch: pytest.MonkeyPatch):
     """TopK of ONNX gives the lowest index first, by its definition, and so in turns too."""
@@ -66,8 +78,9 @@ def test_exported_graphs_keep_the_lowest_of_tied_tokens(longest: int, monkeypatc
     traced = trace(step, layer_weights(sources, binding))
     given = {"x": tied_tokens(), "modulation": torch.zeros(step.input_shapes()["modulation"])}
     given |= {name: sources[source.format(layer=0)].fetch() for name, source in binding.items()}
-    session = onnxruntime.InferenceSession(traced.graph, providers=["CPUExecutionProvider"])
-    (kept,) = session.run(["kept"], {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in given.items()})
+    outputs = {spec.name: torch.empty(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in traced.outputs}
+    run(traced, given | outputs)
+    kept = outputs["kept"].numpy()
     assert (kept.reshape(KEPT, ROWS) // ROWS).T.tolist() == by_hand(tied_tokens())
     q, _, _, own = step(given["x"], given["modulation"], weights={name: given[name] for name in binding})
     assert own.tolist() == kept.tolist()
