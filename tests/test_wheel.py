@@ -100,7 +100,7 @@ def test_it_holds_every_file_of_the_package_and_no_other(wheel: Path):
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     packages = [path.parent for path in (REPOSITORY / "__init__.py", *REPOSITORY.glob("[a-z]*/__init__.py"))]
     modules = [file for folder in packages if folder.name not in APART for file in folder.glob("*.py")]
-    data = [REPOSITORY / "py.typed", REPOSITORY / "profiling" / "report.css"]
+    data = [REPOSITORY / "py.typed", *(REPOSITORY / "profiling" / f"report.{kind}" for kind in ("css", "html"))]
     kernels = [*(REPOSITORY / "engines" / "kernels").glob("*.cpp")]
     assert len(kernels) >= 2
     expected = {f"fastvar/{file.relative_to(REPOSITORY).as_posix()}" for file in (*modules, *data, *kernels)}
@@ -125,7 +125,7 @@ def test_it_brings_the_command(wheel: Path):
         "[console_scripts]",
         "fastvar",
         "=",
-        "fastvar.cli:main",
+        "fastvar.__main__:main",
     ]
 
 
