@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,12 @@ from typing import Any
 from PIL import Image, PngImagePlugin, features
 
 from ..errors import InputError
+
+# What Pillow's parsers have been seen to raise of damaged files.
+READ_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error),
+    Image.DecompressionBombError,
+)
 
 # Tags of EXIF.
 IMAGE_DESCRIPTION, SOFTWARE, EXIF_IFD, USER_COMMENT = 0x010E, 0x0131, 0x8769, 0x9286
@@ -130,7 +137,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             if image.format == PNG.pillow:
                 return {str(key): str(text) for key, text in image.info.items() if isinstance(text, str)}
             return _read_comment(image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT))
-    except (OSError, SyntaxError) as error:  # Pillow's parsers raise both
+    except READ_ERRORS as error:
         raise InputError(f"{path} cannot be read: {error}", expected="a PNG, JPEG or WebP file") from error
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,16 +16,13 @@ from PIL import Image, ImageOps
 from ..errors import InputError
 from ..resize import area_ends
 from ..schedule import Size
+from .image_formats import READ_ERRORS
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 Mask = NDArray[np.bool_]  # [H, W], True where the image is redrawn
 
 ImageSource = Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[Any]
 
-READ_ERRORS = (
-    *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error),
-    Image.DecompressionBombError,
-)
 FITS = ("exact", "crop")
 PAPER, NOTHING = (255, 255, 255, 255), (0, 0, 0, 255)
 WHITE = 127  # a mask is white above

@@ -1,3 +1,4 @@
+import zlib
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,17 @@ def test_reading_something_else_is_the_users_error(tmp_path: Path):
     for name in ("a.png", "a.jpg", "a.gif", "cut.webp", "missing.png"):
         with pytest.raises(InputError, match="cannot be read"):
             read_metadata(tmp_path / name)
+
+
+def test_a_png_whose_header_is_cut_is_refused_in_words(tmp_path):
+    """Pillow raises ValueError of it, where other damage is an OSError or a SyntaxError."""
+    path = tmp_path / "cut.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"\0\0\0\x09IHDR"
+        + bytes(8)
+        + b"\x08"
+        + zlib.crc32(b"IHDR" + bytes(8) + b"\x08").to_bytes(4, "big")
+    )
+    with pytest.raises(InputError, match="cannot be read"):
+        read_metadata(path)
