@@ -204,6 +204,7 @@ def checkpoints(shop: Workshop, form: str) -> Kind:
         from safetensors.torch import save_file
 
         from fastvar.export.checkpoint import load_transformer
+        from tests.mutations import mutations
 
         folder = shop.empty(form)
         path = folder / ("w.safetensors" if form == "safetensors" else "w.pth")
@@ -218,8 +219,14 @@ def checkpoints(shop: Workshop, form: str) -> Kind:
         head = 8 + int.from_bytes(whole[:8], "little") if form == "safetensors" else None
         load_transformer(path)  # undamaged it is read
 
+        described = list(mutations(json.loads(whole[8:head]))) if head else []
+
         def trial(rng: random.Random) -> str:
-            path.write_bytes(damaged(whole, rng, head))
+            if described and rng.random() < 0.7:
+                text = json.dumps(rng.choice(described).applied_to(json.loads(whole[8:head]))).encode()
+                path.write_bytes(len(text).to_bytes(8, "little") + text + whole[head:])
+            else:
+                path.write_bytes(damaged(whole, rng, head))
             _, found = load_transformer(path)
             return "read" if {n: tuple(t.shape) for n, t in found.items()} == shapes else "other model"
 
