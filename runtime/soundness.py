@@ -95,6 +95,8 @@ def _engine_problems(m: Manifest) -> Iterator[str]:
 
 def _condition_problems(m: Manifest, engine_set: EngineSet) -> Iterator[str]:
     spec = m.engines[engine_set.condition]
+    if drawn := _names(spec) & {*DRAWN, *SCALARS}:
+        yield f"engine {spec.name!r} runs before the scales and takes {', '.join(sorted(drawn))}"
     for name in ("labels", "mask"):
         for shape in _shapes(spec, name):
             if not 1 <= shape[0] <= engine_set.rows or shape[1:] != ((m.text_length,) if name == "mask" else ()):
@@ -119,6 +121,8 @@ def _drawn_problems(m: Manifest, step: StepPlan, names: tuple[str, ...]) -> Iter
         for scalar in SCALARS:
             if any(shape != (1,) for shape in _shapes(spec, scalar)):
                 yield f"engine {name!r} has more than one {scalar}"
+        if "residual_noise" in _names(spec) and not _shapes(spec, "diffusion.times"):
+            yield f"engine {name!r} has no diffusion.times"
         counts = {step.tokens, math.prod(step.size)} if step.part is None else {step.tokens}
         channels = m.transformer.code_channels  # type: ignore[attr-defined]  # every family's have some
         widths = {"noise": {1, channels}, "gumbel": {getattr(m.transformer, "codes", 0)}, "residual_noise": {channels}}

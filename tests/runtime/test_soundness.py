@@ -56,6 +56,7 @@ def test_a_built_bundle_is_sound(bundle: Bundle):
         ("project", "values", {"shape": (1, 4, 16)}),
         ("bridge", "noise", {"shape": (2, 8)}),
         ("bridge", "tau", {"shape": (2,)}),
+        ("bridge", "noise", {"name": "residual_noise"}),
         ("bridge", "summed", {"shape": (1, 8, 16, 17)}),
         ("bridge", "x_next", {"shape": (8, 128)}),
     ],
@@ -90,6 +91,13 @@ def test_the_coders_are_coders(bundle: Bundle, role: str):
     for name in m.engines.keys() - {getattr(m, role)}:
         with pytest.raises(BundleError, match="the bundle is inconsistent"):
             checked(replace(m, **{role: name}))
+
+
+def test_a_condition_draws_nothing(bundle: Bundle):
+    m = bundle.manifest
+    name = m.sets[0].condition
+    with pytest.raises(BundleError, match="runs before the scales and takes residual_noise"):
+        checked(with_engine(m, name, **reshaped(m.engines[name], "cond", name="residual_noise")))
 
 
 def test_weights_that_are_missing_or_of_another_shape(bundle: Bundle):
