@@ -23,7 +23,7 @@ def with_engine(m: Manifest, name: str, **changes: object) -> Manifest:
     return replace(m, engines={**m.engines, name: replace(m.engines[name], **changes)})
 
 
-def reshaped(spec: EngineSpec, name: str, **changes: object) -> dict[str, object]:
+def reshaped(spec: EngineSpec, name: str, /, **changes: object) -> dict[str, object]:
     """An engine's tensors, with one in another shape or type."""
 
     def change(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
