@@ -59,59 +59,59 @@ format: $(STAMP) ## let ruff fix what it can
 	$(BIN)/python -m ruff format .
 
 train-demo: $(STAMP) ## train the demo model anew: about two hours on two cores, resumes where it stopped
-	$(BIN)/python -m demo.train
+	$(BIN)/python -m demo.training
 
-bench: $(STAMP) ## engines against eager torch in turn, demo and a 125 M model; JSON to profiling/results; BENCH=OPTIONS
-	$(BIN)/python -m fastvar.commands.bench $(BENCH)
+bench: $(STAMP) ## engines against eager torch in turn, demo and a 125 M model; JSON to benchmarks/results; BENCH=OPTIONS
+	$(BIN)/python -m benchmarks $(BENCH)
 
-bench-demo: $(STAMP) ## the demo's engines, dense against pruned, scale by scale; writes JSON to profiling/results
-	$(BIN)/python -m demo.bench
+bench-demo: $(STAMP) ## the demo's engines, dense against pruned, scale by scale; writes JSON to benchmarks/results
+	$(BIN)/python -m demo.measuring.speed
 
-bench-lossy: $(STAMP) ## speed, accuracy and likeness of every lossy option on the demo, in one run; JSON to profiling/results
-	$(BIN)/python -m demo.lossy
+bench-lossy: $(STAMP) ## speed, accuracy and likeness of every lossy option on the demo, in one run; JSON to benchmarks/results
+	$(BIN)/python -m demo.measuring.lossy
 
 train-var: $(STAMP) ## train a small class-conditional VAR on drawn shapes: three quarters of an hour on one core; not shipped
-	$(BIN)/python -m demo.train_var
+	$(BIN)/python -m demo.training.var
 
-var-tradeoff: train-var ## score pruning policies on that model; JSON to profiling/results
-	$(BIN)/python -m demo.var_tradeoff
+var-tradeoff: train-var ## score pruning policies on that model; JSON to benchmarks/results
+	$(BIN)/python -m demo.measuring.var_tradeoff
 
 bench-upscale: $(STAMP) ## enlarge 50 held-out scenes: PSNR of ours and of bicubic; draws docs/upscale.png, docs/inpaint.png
-	$(BIN)/python -m demo.upscale
-	$(BIN)/python -m demo.inpaint
+	$(BIN)/python -m demo.measuring.upscale
+	$(BIN)/python -m demo.measuring.inpaint
 
 bench-scaling: $(STAMP) ## time a 125 M model from 256x256 to 1024x1024, dense and pruned; writes docs/scaling.svg and JSON
-	$(BIN)/python -m fastvar.profiling.scaling
+	$(BIN)/python -m benchmarks.scaling
 
-tune-demo: $(STAMP) ## search pruning policies for the demo, half an hour; writes docs/tune.svg and JSON to profiling/results
-	$(BIN)/python -m demo.tune
+tune-demo: $(STAMP) ## search pruning policies for the demo, half an hour; writes docs/tune.svg and JSON to benchmarks/results
+	$(BIN)/python -m demo.measuring.tune
 
-precisions: $(STAMP) ## score the demo in fp32, fp16, bf16 and with 8-bit weights; writes JSON to profiling/results
-	$(BIN)/python -m demo.precisions
+precisions: $(STAMP) ## score the demo in fp32, fp16, bf16 and with 8-bit weights; writes JSON to benchmarks/results
+	$(BIN)/python -m demo.measuring.precisions
 
 # The package is used where it lies: linked into the environment, so that nothing has to be built without a network.
 define GPU_INSTALL
 	test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv --system-site-packages $(GPU_VENV)
-	$(GPU_VENV)/bin/python profiling/gpu_install.py $(if $(WHEELS),--wheels "$(WHEELS)")
+	$(GPU_VENV)/bin/python benchmarks/gpu_install.py $(if $(WHEELS),--wheels "$(WHEELS)")
 endef
 
 gpu: ## on a machine with an NVIDIA GPU: gpu tests, parity, timings, one JSON; WHEELS=FOLDER installs from there, offline
 	$(GPU_INSTALL)
-	$(GPU_VENV)/bin/python -m fastvar.profiling.gpu_check
+	$(GPU_VENV)/bin/python -m benchmarks.gpu_check
 
 gpu-bench: ## there too: engines against eager torch, infinity_2b to 2048x2048; as bench and gpu, with BENCH and WHEELS
 	$(GPU_INSTALL)
-	$(GPU_VENV)/bin/python -m fastvar.commands.bench --device cuda --keep-going $(BENCH)
+	$(GPU_VENV)/bin/python -m benchmarks --device cuda --keep-going $(BENCH)
 
 gpu-pack: $(STAMP) ## pack the TensorRT-RTX library for WHEELS=FOLDER: 228 MiB become 61, in four minutes
-	$(BIN)/python profiling/gpu_install.py --pack dist/gpu
+	$(BIN)/python benchmarks/gpu_install.py --pack dist/gpu
 
 docs: $(STAMP) ## build the documentation site into build/site; warnings are errors
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	mkdir -p build/source && ln -sfn ../.. build/source/fastvar
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-torture: $(STAMP) ## campaigns that kill, fill disks, damage files and drop streams; JSON to profiling/results; TORTURE=OPTIONS
+torture: $(STAMP) ## campaigns that kill, fill disks, damage files and drop streams; JSON to benchmarks/results; TORTURE=OPTIONS
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[torture]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture $(TORTURE)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastvar.core.version import __version__
+
 from .errors import PipelineBusy
 
 if TYPE_CHECKING:
     from .export.build import build
     from .runtime.pipeline import Pipeline
 
-__version__ = "0.1.0"
 __all__ = ["Pipeline", "PipelineBusy", "__version__", "build"]
 
 
@@ -21,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return Pipeline
     if name == "build":
-        from .packages import needs_extra
+        from .core.platform import needs_extra
 
         with needs_extra("export"):
             from .export.build import build

@@ -14,21 +14,21 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from . import __version__
 from .commands.build import build
 from .commands.cache import cache
 from .commands.doctor import doctor
 from .commands.generate import generate
 from .commands.inpaint import inpaint
 from .commands.inspect import inspect
-from .commands.interruption import Interrupted, ended_by_signals
 from .commands.plan import plan
 from .commands.profile import profile
 from .commands.sign import sign
 from .commands.sizes import sizes
-from .commands.streams import spared_streams, tell, tell_trouble
 from .commands.tune import tune
 from .commands.upscale import upscale
+from .console.interruption import Interrupted, ended_by_signals
+from .console.streams import spared_streams, tell, tell_trouble
+from .core.version import __version__
 from .errors import FastvarError, UnknownWordsWarning
 
 USER_ERROR = 2  # exit code of everything a user can cause; click uses the same for a wrong option

@@ -11,9 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .engines.cache import default_folder
-from .machine import cpu_quota, memory_bytes, memory_limit_bytes, usable_cores
+from .core.platform import cpu_quota, memory_bytes, memory_limit_bytes, usable_cores
+from .core.version import __version__
+from .engines.cache.engine_cache import default_folder
+from .engines.registry import BACKEND_NAMES, backend_class
 
 # CPU features that decide which kernels run: Linux names of x86 and Arm flags.
 CPU_FEATURES = (
@@ -28,19 +29,6 @@ CPU_FEATURES = (
     "bf16",
     "sve",
 )
-PACKAGES = {  # extra -> distributions; "" is the base install
-    "": ("numpy", "safetensors", "tokenizers", "pillow", "msgspec", "typer", "rich"),
-    "export": ("torch", "onnx", "onnx-ir", "onnxscript", "transformers"),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-python"),
-    "tensorrt": ("tensorrt", "cuda-python"),
-    "aotinductor": ("torch",),
-    "torch-tensorrt": ("torch-tensorrt",),
-    "flash": ("flash-attn",),
-    "nvml": ("nvidia-ml-py",),
-    "sign": ("cryptography",),
-    "profile": ("jinja2",),
-}
 
 
 @dataclass(frozen=True)
@@ -53,36 +41,35 @@ class Requirement:
     note: str
 
 
+BASE = ("numpy", "safetensors", "tokenizers", "pillow", "msgspec", "typer", "rich")  # installed with fastvar itself
+OPTIONAL = ("torch-tensorrt", "flash-attn", "nvidia-ml-py", "cryptography")  # used where they are there
+
+
+def _each(*names: str) -> tuple[tuple[str, ...], ...]:
+    return tuple((name,) for name in names)
+
+
+def _of_backend(name: str) -> Requirement:
+    backend = backend_class(name)
+    return Requirement(f"backend {name}", backend.extra, backend.distributions, backend.summary)
+
+
 REQUIREMENTS = (
     Requirement(
-        "fastvar build", "export", tuple((name,) for name in PACKAGES["export"]), "on any machine, without a GPU"
+        "fastvar build",
+        "export",
+        _each("torch", "onnx", "onnx-ir", "onnxscript", "transformers"),
+        "on any machine, without a GPU",
     ),
-    Requirement("backend onnxruntime", "onnxruntime", (PACKAGES["onnxruntime"],), "builds and runs on any CPU"),
-    Requirement("fastvar profile", "profile", (PACKAGES["profile"],), "writes a report as one HTML page"),
-    Requirement(
-        "backend tensorrt-rtx",
-        "tensorrt-rtx",
-        tuple((name,) for name in PACKAGES["tensorrt-rtx"]),
-        "builds on any machine for RTX GPUs; runs with an NVIDIA driver for CUDA 13",
-    ),
-    Requirement(
-        "backend tensorrt",
-        "tensorrt",
-        tuple((name,) for name in PACKAGES["tensorrt"]),
-        "builds and runs on the GPU that the engines are for",
-    ),
-    Requirement(
-        "backend aotinductor",
-        "aotinductor",
-        tuple((name,) for name in PACKAGES["aotinductor"]),
-        "builds with a C++ compiler for x86 CPUs, on the GPU for GPUs; runs where torch of the same version is",
-    ),
+    Requirement("fastvar profile", "profile", _each("jinja2"), "writes a report as one HTML page"),
+    *(_of_backend(name) for name in BACKEND_NAMES),
 )
 
 
 def examine() -> dict[str, Any]:
     """All facts, ready for json.dumps."""
-    packages = {name: _version(name) for names in PACKAGES.values() for name in names}
+    needed = (name for requirement in REQUIREMENTS for names in requirement.packages for name in names)
+    packages = {name: _version(name) for name in (*BASE, *needed, *OPTIONAL)}
     folder = default_folder()
     return {
         "fastvar": __version__,

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
+from ..console.options import RequireSignature, TrustRemoteCode, as_typed, given_parameters, progress_bar
+from ..console.streams import tell
+from ..core.platform import needs_extra
+from ..engines.registry import DEFAULT
 from ..errors import InputError
 from ..families.infinity_presets import PRESETS
-from ..packages import needs_extra
-from .options import RequireSignature, TrustRemoteCode, as_typed, given_parameters, progress_bar
-from .streams import tell
 
 if TYPE_CHECKING:
-    from ..export.bundling import BuildReport
-    from ..export.checkpoint import Checkpoint
+    from ..export.checkpoints.checkpoint import Checkpoint
+    from ..export.construction import BuildReport
 
 TRUST = ("trust_remote_code", "require_signature")  # what they are asked about is a bundle
 # Parameters that --from-bundle goes with.
@@ -44,9 +45,7 @@ def build(
     policy: Annotated[
         str, typer.Option(help=f"Token pruning: {', '.join(PRESETS)} (Infinity alone), or a TOML policy file.")
     ] = "fastvar",
-    backend: Annotated[str, typer.Option(help="Backend that compiles the engines; see `fastvar doctor`.")] = (
-        "onnxruntime"
-    ),
+    backend: Annotated[str, typer.Option(help="Backend that compiles the engines; see `fastvar doctor`.")] = (DEFAULT),
     target: Annotated[
         str | None,
         typer.Option(
@@ -138,9 +137,9 @@ def build(
     require_signature: RequireSignature = None,
 ) -> None:
     """Turn a checkpoint into a bundle of engines. No GPU is needed."""
+    from ..core.plan import Drawing
+    from ..core.precision import parse_precision
     from ..engines.registry import get_backend
-    from ..plan import Drawing
-    from ..precision import parse_precision
 
     found = False if no_cache else cache or True
     if from_bundle is not None:
@@ -201,7 +200,7 @@ def _rebuild(
             expected="--policy, --size, --out and how to build alone: all else is as in the bundle",
             fix="leave it away, or build from the checkpoint",
         )
-    from ..engines.bundle import Bundle
+    from ..engines.bundle.bundle import Bundle
     from ..families import family_named
 
     # What is wrong with the options is told before torch takes its seconds to import.
@@ -221,8 +220,8 @@ def _rebuild(
 
 def _check_size(size: str | None, random_weights: str | None) -> None:
     """A size that no model draws; which ones a checkpoint draws is known when it has been read."""
+    from ..core.schedule import parse_size
     from ..families import FAMILIES, family_of, named_transformer
-    from ..schedule import parse_size
 
     if size is not None:
         parse_size(size, [shape for family in FAMILIES.values() for shape in family.shapes()])
@@ -233,7 +232,7 @@ def _check_size(size: str | None, random_weights: str | None) -> None:
 
 
 def _tell(report: BuildReport) -> None:
-    from .tables import build_lines
+    from ..console.tables import build_lines
 
     for line in build_lines(report):
         tell(line)
@@ -246,7 +245,7 @@ def _source(checkpoint: Path | None, random_weights: str | None, with_text_encod
             expected="a CHECKPOINT, --random-weights MODEL, or --from-bundle BUNDLE",
         )
     if random_weights is not None:
-        from ..export.random_weights import random_checkpoint
+        from ..export.checkpoints.random_weights import random_checkpoint
 
         return random_checkpoint(random_weights, text_encoder=with_text_encoder)
     assert checkpoint is not None

@@ -10,13 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..console.options import AsJson, print_json
 from ..errors import InputError
-from .options import AsJson, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..engines.cache_contents import Item
+    from ..engines.cache.contents import Item
 
 
 def cache(
@@ -31,9 +31,9 @@ def cache(
     as_json: AsJson = False,
 ) -> None:
     """Show what is kept from build to build, or remove some of it. A build makes anew what it lacks."""
-    from ..engines.cache import default_folder
-    from ..engines.cache_contents import contents, evict, remove
-    from ..engines.dtypes import parse_bytes
+    from ..core.dtypes import parse_bytes
+    from ..engines.cache.contents import contents, evict, remove
+    from ..engines.cache.engine_cache import default_folder
 
     if clear and max_size is not None:
         raise InputError("--clear and --max-size exclude each other", fix="leave one away")
@@ -68,7 +68,7 @@ def _facts(items: Sequence[Item]) -> dict[str, Any]:
 
 
 def _show(folder: Path, kept: Sequence[Item], removed: Sequence[Item], asked: bool) -> None:
-    from ..engines.dtypes import human_bytes
+    from ..core.dtypes import human_bytes
 
     console = Console()
     console.print(f"[bold]{folder}[/bold]", soft_wrap=True, highlight=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .options import AsJson, print_json, print_tables
+from ..console.options import AsJson, print_json, print_tables
 
 
 def doctor(as_json: AsJson = False) -> None:
     """Say what is installed, what each backend needs, and what this machine offers."""
+    from ..console.tables import doctor_tables
     from ..doctor import examine
-    from .tables import doctor_tables
 
     facts = examine()
     if as_json:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from . import drawing
-from .options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
-from .saving import destination
+from ..console import sampling as drawing
+from ..console.options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
+from ..console.saving import destination
 
 
 def generate(

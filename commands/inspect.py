@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, BundlePath, RequireSignature, print_json, print_tables
+from ..console.options import AsJson, BundlePath, RequireSignature, print_json, print_tables
 
 
 def inspect(
@@ -19,8 +19,8 @@ def inspect(
     require_signature: RequireSignature = None,
 ) -> None:
     """Show what a bundle does, scale by scale, after checking its files."""
-    from ..engines.bundle import Bundle
-    from .tables import bundle_facts, engine_table, header_table, plan_table
+    from ..console.tables import bundle_facts, engine_table, header_table, plan_table
+    from ..engines.bundle.bundle import Bundle
 
     # Nothing of it is run.
     opened = Bundle.open(bundle, verify=verify, trust_remote_code=True, require_signature=require_signature)

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..console.options import AsJson, as_typed, given_parameters, print_json, print_tables
+from ..console.streams import check_printed, tell
+from ..core.platform import needs_extra
+from ..engines.registry import DEFAULT_OF_PLANS
 from ..errors import DeviceMemoryError, InputError
-from ..packages import needs_extra
-from .options import AsJson, as_typed, given_parameters, print_json, print_tables
-from .streams import check_printed, tell
 
 if TYPE_CHECKING:
-    from ..profiling.budget import MemoryPlan
-    from ..profiling.fitting import Fit
-    from .plan_subject import Subject
+    from ..profiling.estimates.fitting import Fit
+    from ..profiling.estimates.memory_plan import MemoryPlan
+    from ..profiling.estimates.requests import Subject
 
 BUILD_OPTIONS = ("size", "policy", "backend", "precision", "weights", "guidance", "text_length", "decoder_tile")
 
@@ -36,7 +37,7 @@ def plan(
     ] = None,
     policy: Annotated[str, typer.Option(help="Token pruning: fastvar, dense, or a TOML policy file.")] = "fastvar",
     backend: Annotated[str, typer.Option(help="Backend to plan for; its library need not be installed.")] = (
-        "tensorrt-rtx"
+        DEFAULT_OF_PLANS
     ),
     precision: Annotated[
         str | None,
@@ -65,10 +66,10 @@ def plan(
     With --memory: exit code 0 where it fits, if need be with other choices, tried in this order: the image decoder in
     stripes, the text encoder off the device, 8-bit weights. Exit code 2 where it does not, and what would.
     """
-    from ..engines.bundle import is_bundle
-    from ..engines.dtypes import parse_bytes
-    from ..profiling.fitting import Choice, Fit, first_fit
-    from .plan_subject import bundle_subject
+    from ..core.dtypes import parse_bytes
+    from ..engines.bundle.bundle import is_bundle
+    from ..profiling.estimates.fitting import Choice, Fit, first_fit
+    from ..profiling.estimates.requests import bundle_subject
 
     budget = parse_bytes(memory) if memory is not None else None
     choice = Choice(decoder_tile, offload_text_encoder, weights)
@@ -77,7 +78,7 @@ def plan(
         subject = bundle_subject(source, choice)
     else:
         with needs_extra("export"):
-            from .planning import Asked, build_subject, find_checkpoint
+            from ..profiling.estimates.build_requests import Asked, build_subject, find_checkpoint
 
             asked = Asked(size, policy, backend, precision, guidance, text_length, choice)
             subject = build_subject(find_checkpoint(source, model), asked)
@@ -98,7 +99,7 @@ def _check_bundle_options(context: typer.Context) -> None:
 
 
 def _show(subject: Subject, shown: Fit, budget: int | None, as_json: bool) -> None:
-    from .plan_tables import plan_facts, timeline_table, verdict_lines
+    from ..console.plan_tables import plan_facts, timeline_table, verdict_lines
 
     if as_json:
         print_json(plan_facts(subject, shown, budget))
@@ -110,9 +111,9 @@ def _show(subject: Subject, shown: Fit, budget: int | None, as_json: bool) -> No
 
 
 def _refusal(subject: Subject, plan: MemoryPlan, budget: int) -> DeviceMemoryError:
-    from ..engines.dtypes import human_bytes
-    from ..profiling.fitting import choices, smallest_change
-    from .plan_tables import largest_part
+    from ..console.plan_tables import largest_part
+    from ..core.dtypes import human_bytes
+    from ..profiling.estimates.fitting import choices, smallest_change
 
     *_, most_saving = choices(subject.asked, subject.limits)
     least = subject.plan_of(most_saving).need.total_bytes

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from .options import AsJson, BundlePath, RequireSignature, TrustRemoteCode, print_json, progress_bar
-from .streams import tell
+from ..console.options import AsJson, BundlePath, RequireSignature, TrustRemoteCode, print_json, progress_bar
+from ..console.streams import tell
 
 
 def profile(
@@ -45,12 +45,12 @@ def profile(
     require_signature: RequireSignature = None,
 ) -> None:
     """Measure latency, arithmetic, memory and kept tokens per scale; writes an HTML report, JSON, CSV and a trace."""
-    from ..engines.bundle import Bundle
-    from ..engines.dtypes import parse_bytes
+    from ..console.profile_tables import stage_table, summary_lines
+    from ..core.dtypes import parse_bytes
+    from ..engines.bundle.bundle import Bundle
     from ..profiling.profile import profile as measure
-    from ..profiling.profile_files import check_folder, to_json, write
     from ..profiling.records import Request
-    from .profile_tables import stage_table, summary_lines
+    from ..profiling.report.files import check_folder, to_json, write
 
     budget = parse_bytes(memory) if memory is not None else None
     request = Request(prompt, seed, runs, warm_up, guidance_scale, threads, budget)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import BundlePath
+from ..console.options import BundlePath
 
 
 def sign(
@@ -23,8 +23,8 @@ def sign(
     ],
 ) -> None:
     """Check every file of a bundle and sign its manifest, for `--require-signature`. A rebuild drops the signature."""
-    from ..engines.signature import is_encrypted, read_key_file
-    from ..engines.signing import sign_bundle
+    from ..engines.bundle.signature import is_encrypted, read_key_file
+    from ..engines.bundle.signing import sign_bundle
 
     text, password = read_key_file(key), None
     if is_encrypted(text) and sys.stdin.isatty():

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .options import AsJson, print_json, print_tables
+from ..console.options import AsJson, print_json, print_tables
 
 
 def sizes(
@@ -28,8 +28,8 @@ def sizes(
 
 def _size_facts(model: Any) -> list[dict[str, Any]]:
     """One entry per size, by shape from tall to wide, small to large."""
+    from ..core.policy import DENSE
     from ..families import family_of
-    from ..plan import DENSE
 
     family, found = family_of(model), []
     schedules = family.schedules(model)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from ..console.options import BundlePath, RequireSignature, TrustRemoteCode
+from ..console.streams import tell
 from ..errors import InputError
-from .options import BundlePath, RequireSignature, TrustRemoteCode
-from .streams import tell
 
 if TYPE_CHECKING:
-    from ..profiling.tune_images import Scorer
+    from ..profiling.tuning.trials import Scorer
 
 
 def tune(
@@ -73,12 +73,12 @@ def tune(
     require_signature: RequireSignature = None,
 ) -> None:
     """Search pruning policies, and show the front of quality and speed against dense images at equal seeds."""
-    from ..engines.bundle import Bundle
-    from ..export.rebuilder import Rebuilder
-    from ..profiling.tune import Constraints
-    from ..profiling.tune_images import TuningSetup, tune_bundle
-    from ..profiling.tune_report import best_line, front_table, write_all
-    from ..profiling.writing import make_folder
+    from ..core.files import make_folder
+    from ..engines.bundle.bundle import Bundle
+    from ..profiling.tuning.rebuilder import Rebuilder
+    from ..profiling.tuning.report import best_line, front_table, write_all
+    from ..profiling.tuning.search import Constraints
+    from ..profiling.tuning.trials import TuningSetup, tune_bundle
 
     constraints = Constraints(min_psnr, max_psnr_drop, min_ssim, min_accuracy)
     if min_accuracy is not None and scorer is None:

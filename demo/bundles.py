@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fastvar
-from fastvar.engines.manifest import SamplingDefaults
+from fastvar.engines.bundle.manifest import SamplingDefaults
 from fastvar.errors import CheckpointError, FastvarError
 
 ROOT = Path(__file__).parent

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from demo.bench import measure, scale_table, summarize
 from demo.bundles import CHECKPOINT, OUT, ensure_bundles, exit_on_user_error
+from demo.measuring.speed import measure, scale_table, summarize
 from demo.scenes import caption, held_out_scenes
 from fastvar import Pipeline
 from fastvar.profiling.environment import environment

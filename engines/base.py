@@ -10,38 +10,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from ..core.precision import Precision
+from ..core.provenance import source_digest
+from ..core.tensors import Launch, Scratch, TensorRef
 from ..errors import BackendError, BuildError, BundleError, InternalError
-from ..precision import Precision
-from ..provenance import source_digest
-from .manifest import EngineReport, EngineSpec, TensorSpec
+from .registry import BACKEND_NAMES, backend_class
+from .spec import EngineReport, EngineSpec, TensorSpec
 
 if TYPE_CHECKING:
     from .device import Device
+    from .scratch_estimates import Computation
 
-Launch = Callable[[], None]
 ONNX, PROGRAM = "onnx", "program"  # forms of a step graph: ONNX bytes, or an exported torch program's
-
-
-@dataclass(frozen=True)
-class TensorRef:
-    """Memory that an engine reads or writes: contiguous, alive for as long as the launch is."""
-
-    address: int
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """Memory that an engine may use while it runs: 256-byte aligned, shared with other engines of its device."""
-
-    address: int
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +59,11 @@ class Backend(ABC):
     precisions: ClassVar[tuple[str, ...]]  # element types it computes in, the default first
     quantises_activations: ClassVar[bool] = False  # for products of integers: `Precision.activations`
     graph_form: ClassVar[str] = ONNX  # of the graphs that it builds engines from
+    extra: ClassVar[str]  # of fastvar-runtime: what to install
+    distributions: ClassVar[tuple[tuple[str, ...], ...]]  # packages it needs, by the names they are installed under
+    summary: ClassVar[str]  # where it builds and where its engines run, in one line
+    device_targets: ClassVar[Mapping[str, str]]  # "cpu", "cuda" -> the target that means this machine's own
+    conversions: ClassVar[tuple[str, ...]] = ()  # ways from a step to an engine beside `graph_form`
     native_code: ClassVar[bool] = True  # loading an engine runs code that came with it
     address_alignment: ClassVar[int] = 1  # bytes that the address of every tensor must be a multiple of
 
@@ -113,6 +103,11 @@ class Backend(ABC):
     def runs_on_host(cls, target: str) -> bool:
         """Whether engines for a target work on the host's memory, and take what they need there by themselves."""
         return False
+
+    @classmethod
+    def library_bytes(cls, engines: Sequence[EngineSpec], computation: Computation) -> int:
+        """Host memory that the library takes beside weights and arena, estimated; 0 where engines run on a GPU."""
+        return 0
 
     @property
     def default_precision(self) -> str:
@@ -154,7 +149,7 @@ class Backend(ABC):
         if precision.activations and not self.quantises_activations:
             raise BuildError(
                 f"{self.name} does not quantise activations",
-                expected="--backend aotinductor for --weights w8a8",
+                expected=f"--backend {' or '.join(_quantising())} for --weights w8a8",
                 fix="build with --weights int8, which quantises the weights alone",
             )
 
@@ -184,6 +179,10 @@ class Backend(ABC):
 
     def settle(self) -> None:  # noqa: B027 most backends keep nothing
         """Called when engines have run for the first time: keep what the library compiled for them."""
+
+
+def _quantising() -> list[str]:
+    return [name for name in BACKEND_NAMES if backend_class(name).quantises_activations]
 
 
 def check_border(spec: EngineSpec, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.dtypes import human_bytes, size_bytes, storage_dtype
+from ..core.platform import memory_bytes
+from ..core.tensors import Launch, TensorRef
 from ..errors import DeviceMemoryError, InternalError
-from ..machine import memory_bytes
-from .base import Launch, TensorRef
-from .dtypes import human_bytes, size_bytes, storage_dtype
 
 ALIGNMENT = 256  # bytes; what CUDA allocations give, and more than any CPU kernel asks for
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..core.platform import import_extra
 from ..errors import BuildError
-from ..packages import import_extra
 
 
 def clean_graph(graph: bytes) -> bytes:

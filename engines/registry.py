@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import BackendError
-from .base import Backend
+
+if TYPE_CHECKING:
+    from .base import Backend
 
 _BACKENDS = {  # name -> module, class
-    "onnxruntime": ("onnxruntime", "OnnxRuntimeBackend"),
-    "tensorrt-rtx": ("tensorrt", "TensorRTRTXBackend"),
-    "tensorrt": ("tensorrt", "TensorRTDatacentreBackend"),
-    "aotinductor": ("aotinductor", "AotInductorBackend"),
+    "onnxruntime": ("onnxruntime.backend", "OnnxRuntimeBackend"),
+    "tensorrt-rtx": ("tensorrt.backend", "TensorRTRTXBackend"),
+    "tensorrt": ("tensorrt.backend", "TensorRTDatacentreBackend"),
+    "aotinductor": ("aotinductor.backend", "AotInductorBackend"),
 }
 BACKEND_NAMES = tuple(_BACKENDS)
+DEFAULT = "onnxruntime"  # of builds: runs everywhere
+DEFAULT_OF_PLANS = "tensorrt-rtx"  # of plans, which are made for GPUs that are elsewhere
 
 
 def backend_class(name: str) -> type[Backend]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..engines.manifest import DecoderStage, DecoderTiles, EngineSet, StepEngines
+from ..core.plan import GenerationPlan, StepPlan
+from ..core.schedule import Size
+from ..engines.bundle.manifest import DecoderStage, DecoderTiles, EngineSet, StepEngines
 from ..errors import BuildError
-from ..families.family import ImageTokenizerShape
-from ..plan import GenerationPlan, StepPlan
-from ..schedule import Size
-from .decoder_stages import ConvIn, StagePlan, Tiling, decoder_stages
-from .graphs import StepGraph
-from .text_encoders import kind_of
-from .wiring import LAYER_PREFIX, SHARED_PREFIX, Setting, Wiring, size_label
-from .wirings import wiring_of
+from ..families.base import ImageTokenizerShape
+from .checkpoints.text_encoders import kind_of
+from .models.common.decoder_stages import ConvIn, StagePlan, Tiling, decoder_stages
+from .models.common.step_graph import StepGraph
+from .models.registry import wiring_of
+from .models.transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, Setting, Wiring, size_label
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

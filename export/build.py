@@ -11,33 +11,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import __version__
-from ..engines.bundle import BundleWriter
-from ..engines.cache import EngineCache
-from ..engines.manifest import (
-    EngineSpec,
-    FileRecord,
-    Manifest,
-    TensorSpec,
-)
-from ..engines.weights import write_weights
+from ..core.plan import Drawing, GenerationPlan
+from ..core.platform import needs_extra
+from ..core.precision import Precision
+from ..core.version import __version__
+from ..engines.bundle.bundle import BundleWriter
+from ..engines.bundle.manifest import FileRecord, Manifest
+from ..engines.bundle.weight_file import write_weights
+from ..engines.cache.engine_cache import EngineCache
+from ..engines.registry import DEFAULT
+from ..engines.spec import EngineSpec, TensorSpec
 from ..errors import BuildError
-from ..families.family import SamplingDefaults
-from ..packages import needs_extra
-from ..plan import Drawing, GenerationPlan
-from ..precision import Precision
+from ..families.base import SamplingDefaults
 from .assembly import Assembly, latent_grid
-from .bundling import WEIGHTS, BuildReport, Construction, Progress, check_fit, open_cache
-from .checkpoint import CLASS_NAMES, Checkpoint, load_checkpoint
-from .decoder_stages import contiguous_bytes
+from .checkpoints.checkpoint import CLASS_NAMES, Checkpoint, load_checkpoint
+from .checkpoints.tokenizer_files import check_tokenizer
+from .checkpoints.weight_sources import edge_weights, engine_weights, preview_weights
+from .construction import WEIGHTS, BuildReport, Construction, Progress, check_fit, open_cache
 from .describe import assemble_checkpoint, text_length_of
 from .factory import EngineFactory
-from .quantise import quantise_sources
-from .sources import edge_weights, engine_weights, preview_weights
-from .tokenizer_files import check_tokenizer
+from .models.common.decoder_stages import contiguous_bytes
+from .models.common.quantise import quantise_sources
+from .models.common.weights import WeightSource
+from .models.registry import wiring_of
 from .toolchain import Toolchain, make_toolchain
-from .weights import WeightSource
-from .wirings import wiring_of
 
 GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
 
@@ -49,7 +46,7 @@ def build(
     out: str | Path,
     size: str | None = None,
     policy: str = "fastvar",
-    backend: str = "onnxruntime",
+    backend: str = DEFAULT,
     target: str | None = None,
     precision: str | None = None,
     weights: str | None = None,

@@ -1,7 +1,7 @@
 """A bundle described before it is built: the manifest that a build would write, with nothing traced or compiled.
 
 Every tensor of every engine is known from the step modules' own shapes. What only a compiler can say, the size of an
-engine and its scratch memory, is left 0; runtime/layout.py gives a layout for it as for a built one.
+engine and its scratch memory, is left 0; runtime/memory/layout.py gives a layout for it as for a built one.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .. import __version__
+from ..core.plan import GenerationPlan
+from ..core.precision import Precision
+from ..core.version import __version__
 from ..engines.base import Backend
-from ..engines.manifest import EngineSpec, FileRecord, Manifest, TensorSpec
+from ..engines.bundle.manifest import FileRecord, Manifest
+from ..engines.spec import EngineSpec, TensorSpec
 from ..errors import PlanError
-from ..families.family import TransformerShape
-from ..plan import GenerationPlan
-from ..precision import Precision
+from ..families.base import TransformerShape
 from .assembly import Assembly, assemble
-from .checkpoint import Checkpoint
-from .graphs import StepGraph, layer_weights, stored_binding
-from .quantise import quantise_sources
-from .rows import Shapes, border_dtype
-from .sources import edge_weights, engine_weights
-from .weights import WeightSource
+from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.weight_sources import edge_weights, engine_weights
+from .models.common.quantise import quantise_sources
+from .models.common.rows import Shapes, border_dtype
+from .models.common.step_graph import StepGraph
+from .models.common.weights import WeightSource
+from .tracing.onnx import layer_weights, stored_binding
 
 
 def describe(

@@ -7,15 +7,16 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..core.platform import usable_cores
+from ..engines.aotinductor.engine_file import ProgramFile
 from ..engines.base import PROGRAM
-from ..engines.cache import CachedEngine, EngineCache
-from ..engines.program_file import ProgramFile
-from ..machine import usable_cores
-from .graphs import StepGraph, TracedGraph, WeightShapes, layer_weights, stored_binding
-from .programs import border, constant_arrays
+from ..engines.cache.engine_cache import CachedEngine, EngineCache
+from .models.common.step_graph import StepGraph, WeightShapes
+from .models.common.weights import WeightSource
 from .tasks import BuildResult, BuildTask
 from .toolchain import Toolchain
-from .weights import WeightSource
+from .tracing.onnx import TracedGraph, layer_weights, stored_binding
+from .tracing.torch_export import border, constant_arrays
 from .workers import run_apart, run_here
 
 # A worker spends seconds on importing torch: what it must save, in graphs traced to ONNX.

@@ -12,14 +12,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.base import Backend, CompiledEngine, Engine, Launch, Scratch, TensorRef, check_bindings
+from ..core.precision import Precision
+from ..core.tensors import Launch, Scratch, TensorRef
+from ..engines.base import Backend, CompiledEngine, Engine, check_bindings
+from ..engines.bundle.manifest import Manifest
 from ..engines.device import Device, HostDevice, host_array
-from ..engines.manifest import EngineSpec, Manifest
+from ..engines.spec import EngineSpec
 from ..errors import BuildError
-from ..precision import Precision
 from .assembly import assemble
-from .graphs import StepGraph
-from .quantise import SCALE, IntegerFactor, dequantise, integer_linear
+from .models.common.quantise import SCALE, IntegerFactor, dequantise, integer_linear
+from .models.common.step_graph import StepGraph
 
 _BITS = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}  # types that numpy holds as bare bits
 

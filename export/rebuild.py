@@ -10,24 +10,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .. import __version__
-from ..engines.bundle import Bundle, BundleWriter
-from ..engines.cache import EngineCache
-from ..engines.manifest import EngineSpec, Manifest
+from ..core.plan import GenerationPlan
+from ..core.platform import needs_extra
+from ..core.policy import PruningPolicy
+from ..core.precision import Precision
+from ..core.version import __version__
+from ..engines.bundle.bundle import Bundle, BundleWriter
+from ..engines.bundle.manifest import Manifest
+from ..engines.bundle.weight_file import WeightFile
+from ..engines.cache.engine_cache import EngineCache
 from ..engines.registry import get_backend
-from ..engines.weights import WeightFile
+from ..engines.spec import EngineSpec
 from ..errors import BundleError
 from ..families import family_named
-from ..packages import needs_extra
-from ..plan import GenerationPlan, PruningPolicy
-from ..precision import Precision
 from .assembly import Assembly, assemble
-from .bundling import BuildReport, Construction, Progress, check_fit, open_cache
+from .checkpoints.weight_sources import edge_weights, model_sources
+from .construction import BuildReport, Construction, Progress, check_fit, open_cache
 from .factory import EngineFactory
-from .quantise import quantise_sources
-from .sources import edge_weights, model_sources
+from .models.common.quantise import quantise_sources
+from .models.common.weights import WeightSource
 from .toolchain import Toolchain
-from .weights import WeightSource
 
 ENCODER_WEIGHTS = "image_tokenizer.encoder."  # there where the bundle holds the image encoder
 

@@ -6,16 +6,17 @@ import time
 from dataclasses import dataclass
 from functools import cache
 
+from ..core.precision import Precision
+from ..core.provenance import source_digest
 from ..engines.base import ONNX, PROGRAM, Backend
-from ..engines.cache import CachedEngine, EngineCache
+from ..engines.cache.engine_cache import CachedEngine, EngineCache
 from ..engines.registry import get_backend
-from ..precision import Precision
-from ..provenance import source_digest
-from .graphs import StepGraph, TracedGraph, WeightShapes, trace
+from .models.common.step_graph import StepGraph, WeightShapes
+from .tracing.onnx import TracedGraph, trace
 
 PROGRAM_WORK = 8  # a program takes as long to compile as so many graphs to be traced to ONNX
-# Which module of this package goes each way to an engine; any other way is that of via_torch_tensorrt.py.
-TRACERS = {ONNX: "graphs", PROGRAM: "programs"}
+# Which module of this package goes each way to an engine; any other way is that of tracing/torch_tensorrt.py.
+TRACERS = {ONNX: "tracing.onnx", PROGRAM: "tracing.torch_export"}
 GRAPH = "graph"  # stands for the backend in the key of a graph
 
 
@@ -52,14 +53,14 @@ class BuildTask:
 
     @property
     def _made(self) -> str:
-        tracer = f"{__package__}.{TRACERS.get(self.via, 'via_torch_tensorrt')}"
+        tracer = f"{__package__}.{TRACERS.get(self.via, 'tracing.torch_tensorrt')}"
         return f"{self.graph.key(self.weights, self.precision)} {source_digest(__name__, tracer)}"
 
     def run(self) -> BuildResult:
         """Trace and compile."""
         start = time.perf_counter()
         if not self.has_graph:
-            from .via_torch_tensorrt import compile_exported
+            from .tracing.torch_tensorrt import compile_exported
 
             engine = compile_exported(self.graph.factory(**self.graph.arguments), self.weights, self.precision)
             return BuildResult(None, engine, 0.0, time.perf_counter() - start)
@@ -73,7 +74,7 @@ class BuildTask:
         module = self.graph.factory(**self.graph.arguments)
         if self.via == ONNX:
             return trace(module, self.weights, self.precision)
-        from .programs import trace_program
+        from .tracing.torch_export import trace_program
 
         return trace_program(module, self.weights, self.precision)
 

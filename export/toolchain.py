@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..core.precision import Precision, parse_precision
 from ..engines.base import ONNX, Backend
-from ..engines.manifest import EngineReport
-from ..engines.registry import get_backend
+from ..engines.registry import BACKEND_NAMES, DEFAULT, backend_class, get_backend
+from ..engines.spec import EngineReport
 from ..errors import BuildError
-from ..precision import Precision, parse_precision
-from .via_torch_tensorrt import VIA
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Toolchain:
 
 
 def make_toolchain(
-    backend: str = "onnxruntime",
+    backend: str = DEFAULT,
     target: str | None = None,
     precision: str | None = None,
     weights: str | None = None,
@@ -63,11 +62,13 @@ def make_toolchain(
 def _check_via(via: str, backend: Backend, precision: Precision) -> None:
     if via == backend.graph_form:
         return
-    if via != VIA:
-        raise BuildError(f"no way {via!r} to an engine", expected=f"{backend.graph_form} or {VIA}")
-    if backend.name != "tensorrt":
+    makers = [name for name in BACKEND_NAMES if via in backend_class(name).conversions]
+    if not makers:
+        ways = (backend.graph_form, *backend.conversions)
+        raise BuildError(f"no way {via!r} to an engine", expected=" or ".join(ways))
+    if backend.name not in makers:
         raise BuildError(
-            f"{VIA} makes engines for the backend tensorrt, not {backend.name}", fix="add --backend tensorrt"
+            f"{via} makes engines for the backend {makers[0]}, not {backend.name}", fix=f"add --backend {makers[0]}"
         )
     if precision.weights:
-        raise BuildError(f"{VIA} does not store weights in 8 bits", fix="leave --via or --weights away")
+        raise BuildError(f"{via} does not store weights in 8 bits", fix="leave --via or --weights away")

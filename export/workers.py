@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import IO, Any
 
-from .. import __version__, lifeline
+from ..core.platform import needs_extra
+from ..core.processes import lifeline
+from ..core.processes.lifeline import clean_up_when_terminated, read_frame, write_frame
+from ..core.processes.own_process import OwnProcess, end_all
+from ..core.provenance import ROOT, source_digest
+from ..core.version import __version__
 from ..errors import BuildError, FastvarError
-from ..lifeline import clean_up_when_terminated, read_frame, write_frame
-from ..packages import needs_extra
-from ..processes import OwnProcess, end_all
-from ..provenance import ROOT, source_digest
 from .tasks import BuildResult, BuildTask
 
 Run = Callable[[BuildTask], BuildResult]
@@ -31,7 +32,7 @@ workers.serve(orders)
 
 def identity() -> dict[str, str]:
     """Which fastvar this is: parent and worker must be the same, down to the source."""
-    steps = f"{__package__}.wirings"
+    steps = f"{__package__}.models.registry"
     return {"version": __version__, "folder": str(ROOT.resolve()), "source": source_digest(__name__, steps)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import CheckpointError
-from .family import Family
+from .base import Family
 from .hart import HART
 from .infinity import INFINITY
 from .var import VAR

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ..core.policy import PruningPolicy, ScaleRule, dense_policy
+from ..core.schedule import ScaleSchedule
 from ..errors import CheckpointError, PlanError
-from ..plan import PruningPolicy, ScaleRule, dense_policy
-from ..schedule import ScaleSchedule
-from .family import Family, SamplingDefaults, SquareScales, from_fields, own_schedule
+from .base import Family, SamplingDefaults, SquareScales, from_fields, own_schedule
+from .codebook import VqTokenizerConfig
 from .settings import PublishedNames, mlp_ratio, settings_from_json
-from .vq import VqTokenizerConfig
 
 PUBLISHED_SCALES = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
 POOLINGS = ("max", "avg")

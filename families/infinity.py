@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.schedule import ScaleSchedule, Size
 from ..errors import CheckpointError
-from ..schedule import ScaleSchedule, Size
-from .family import Family, ImageTokenizerShape, TransformerShape, from_fields
+from .base import Family, ImageTokenizerShape, TransformerShape, from_fields
 from .infinity_presets import PRESETS, all_schedules, shapes
 from .settings import PublishedNames, mlp_ratio, settings_from_json
 

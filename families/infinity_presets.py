@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ..core.policy import Preset, PruningPolicy, ScaleRule, dense_policy
+from ..core.schedule import ScaleSchedule, Size, find_schedule
 from ..errors import PlanError
-from ..plan import Preset, PruningPolicy, ScaleRule, dense_policy
-from ..schedule import ScaleSchedule, Size, find_schedule
 
 # Token grids of the 1M budget by h/w (upstream: infinity/utils/dynamic_resolution.py); the smaller
 # budgets are its first 7, 10 and 12 scales. Portrait rows only: landscape is the transpose.

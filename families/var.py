@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.policy import PruningPolicy, ScaleRule, dense_policy
+from ..core.schedule import ScaleSchedule
 from ..errors import CheckpointError
-from ..plan import PruningPolicy, ScaleRule, dense_policy
-from ..schedule import ScaleSchedule
-from .family import Family, SamplingDefaults, SquareScales, from_fields, own_schedule
+from .base import Family, SamplingDefaults, SquareScales, from_fields, own_schedule
+from .codebook import VAR_TOKENIZER, VqTokenizerConfig
 from .settings import PublishedNames, mlp_ratio, settings_from_json
-from .vq import VAR_TOKENIZER, VqTokenizerConfig
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -93,13 +93,13 @@ def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
     Half of the second last scale's tokens are forwarded and a quarter of the last one's, in all layers but the first
     two, restored from the scale before them.
 
-    Chosen from `python -m demo.var_tradeoff` (profiling/results/var-tradeoff.json): a model of 6 layers trained on
-    drawn shapes at 256x256, 113 images at equal seeds, onnxruntime fp32. Against dense: PSNR 33.8 dB, SSIM 0.990,
-    colour right 0.929 (dense 0.920), colour and kind 0.451 (dense 0.434: 2 images lost, 4 won), all scales 1.23 times
-    as fast. With the first two layers pruned too: 30.7 dB, colour 0.894, 1.35 times; a third scale besides: 28.5 dB,
-    0.832. By arithmetic alone it leaves 0.61 of the scales' FLOP to var_d30 and 0.53 to var_d36s; every layer pruned
-    would leave 0.59 and 0.50. Differences of less than 0.03 are within chance, and nothing was measured on published
-    weights, where two layers are a smaller part of the depth.
+    Chosen from `python -m demo.measuring.var_tradeoff` (benchmarks/results/var-tradeoff.json): a model of 6 layers
+    trained on drawn shapes at 256x256, 113 images at equal seeds, onnxruntime fp32. Against dense: PSNR 33.8 dB, SSIM
+    0.990, colour right 0.929 (dense 0.920), colour and kind 0.451 (dense 0.434: 2 images lost, 4 won), all scales 1.23
+    times as fast. With the first two layers pruned too: 30.7 dB, colour 0.894, 1.35 times; a third scale besides: 28.5
+    dB, 0.832. By arithmetic alone it leaves 0.61 of the scales' FLOP to var_d30 and 0.53 to var_d36s; every layer
+    pruned would leave 0.59 and 0.50. Differences of less than 0.03 are within chance, and nothing was measured on
+    published weights, where two layers are a smaller part of the depth.
     """
     last = len(schedule) - 1
     if last < 3:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..doctor import examine
-from ..engines.manifest import Manifest
+from ..engines.bundle.manifest import Manifest
 
 FACTS = ("fastvar", "python", "platform", "cpu", "cpu_cores", "cpu_features", "memory_bytes")
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..core.platform import import_extra
 from ..errors import BackendError
-from ..packages import import_extra
 from .samples import Peak, Probe, Sample, memory_of, shows_process
 
 OWN = "memory of this process as NVML lists it, the highest of all samples"

@@ -7,20 +7,20 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from ..engines.bundle import Bundle
-from ..engines.cuda import CudaDevice
+from ..core.noise import check_seed
+from ..engines.bundle.bundle import Bundle
+from ..engines.bundle.manifest import Manifest
 from ..engines.device import Device
-from ..engines.manifest import Manifest
+from ..engines.tensorrt.cuda_device import CudaDevice
 from ..errors import InputError
-from ..runtime.events import ImageTimings
-from ..runtime.noise import check_seed
-from .costs import engine_costs
+from ..runtime.output import ImageTimings
 from .environment import environment
-from .figures import pixels
+from .estimates.costs import engine_costs
+from .formatting import pixels
 from .memory_run import memory_run_apart
+from .profiled_bundle import ProfiledBundle, given_of, settings_of
 from .records import BundleProfile, MemoryRun, Profile, Request
 from .rows import engine_rows, launch_medians, stage_rows, totals
-from .subject import ProfiledBundle, given_of, settings_of
 
 Progress = Callable[[str, int, int], None]  # activity, steps done, steps in all
 LAUNCH_WARM_UP = 1  # images; single launches take another path than whole images

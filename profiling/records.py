@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..schedule import Size
-from .costs import Cost
+from ..core.schedule import Size
+from .estimates.costs import Cost
 from .samples import Recording
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from ..engines.manifest import Manifest
-from ..runtime.events import ImageTimings
-from .costs import CallCost, EngineCosts, Kind, add
+from ..engines.bundle.manifest import Manifest
+from ..runtime.output import ImageTimings
+from .estimates.costs import CallCost, EngineCosts, Kind, add
 from .records import LaunchMs, MemoryEvent, Row, Spread, spread
 
 TEXT, SCALES, DECODER, IMAGE = "text", "scales", "decoder", "image"

@@ -94,7 +94,7 @@ def probe_for(kind: str) -> Probe:
         from .host_probe import HostProbe
 
         return HostProbe()
-    from ..engines.cuda import first_gpu_bus_id
+    from ..engines.tensorrt.cuda_device import first_gpu_bus_id
     from .nvml_probe import NvmlProbe
 
     return NvmlProbe(first_gpu_bus_id())

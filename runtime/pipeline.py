@@ -7,21 +7,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..core.arguments import byte_count, callback, flag, seconds, shown, whole
+from ..core.noise import seeds_from
+from ..core.schedule import Size
 from ..engines.base import Backend
-from ..engines.bundle import Bundle
+from ..engines.bundle.bundle import Bundle
 from ..errors import BundleError, InputError
-from ..schedule import Size
-from .arguments import byte_count, callback, flag, seconds, shown, whole
-from .drawing import Drawer, OnImageEnd, OnScaleEnd, Request
-from .editing import Editing, inpainting, upscaling
-from .events import Output
-from .generation import SamplingSettings
-from .noise import seeds_from
+from .editing.edits import Editing, inpainting, upscaling
+from .editing.source_image import ImageSource, read_image, read_mask
+from .inputs import Label, Subject, Subjects, stated
+from .output import Output
+from .sampling import Drawer, OnImageEnd, OnScaleEnd, Request
 from .session import Session
-from .settings import chosen_settings, recorded
-from .source_image import ImageSource, read_image, read_mask
+from .settings import SamplingSettings, chosen_settings, recorded
 from .stream import Stream, StreamTurn
-from .subjects import Label, Subject, Subjects, stated
 from .turns import Turns, closed
 
 MAX_IMAGES = 1024

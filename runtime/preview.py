@@ -10,9 +10,9 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.weights import WeightFile
+from ..core.schedule import Size
+from ..engines.bundle.weight_file import WeightFile
 from ..errors import InputError
-from ..schedule import Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image

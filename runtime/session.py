@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..engines.base import Backend, Engine
-from ..engines.bundle import Bundle
+from ..engines.bundle.bundle import Bundle
 from ..engines.registry import get_backend
-from .fit import device_need, host_need, require_fit
-from .generation import Workspace
-from .memory import Memory
-from .soundness import UNCONDITIONAL, check_weights, sound_layout
+from .memory.arena import Memory
+from .memory.fit import device_need, host_need, require_fit
+from .memory.soundness import UNCONDITIONAL, check_weights, sound_layout
+from .workspace import Workspace
 
 
 class Session:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engines.manifest import Manifest
+import numpy as np
+
+from ..core.arguments import number, whole
+from ..engines.bundle.manifest import Manifest
 from ..errors import BundleError, InputError
-from .generation import SamplingSettings, default_settings, with_overrides
+from ..families import family_named
 
 
 def chosen_settings(manifest: Manifest, **given: Any) -> SamplingSettings:
@@ -55,3 +59,61 @@ def _no_engines(settings: SamplingSettings, is_default: bool) -> BundleError:
         expected=f"guidance_scale {off}, which switches guidance off",
         fix=f"say guidance_scale={off} (--guidance-scale {off}), or {rebuild}",
     )
+
+
+MAX_TOP_K = (1 << 31) - 1  # an int32 in the engines
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Settings of one image, validated. None: the family knows no such setting.
+
+    `guidance_off` is the guidance scale at which the unconditional row has no weight.
+    """
+
+    guidance_scale: float
+    tau: float | None
+    top_p: float
+    top_k: int | None = None
+    guidance_off: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 100):
+            raise InputError(f"guidance_scale {self.guidance_scale} is out of range", expected="a number from 0 to 100")
+        if self.tau is not None and not (np.isfinite(self.tau) and 0 < self.tau <= 100):
+            raise InputError(f"tau {self.tau} is out of range", expected="a temperature above 0, at most 100")
+        if not 0 <= self.top_p <= 1:
+            raise InputError(f"top_p {self.top_p} is out of range", expected="a share from 0 to 1; 0, as 1, is off")
+        if self.top_k is not None and (isinstance(self.top_k, bool) or not 0 <= self.top_k <= MAX_TOP_K):
+            raise InputError(f"top_k {self.top_k} is out of range", expected="a number of codes, or 0 for all")
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Inputs [1] of the engines that draw codes, by name."""
+        found = {"guidance": self.guidance_scale, "tau": self.tau, "cut": 1 - (self.top_p or 1), "top_k": self.top_k}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def rows(self) -> int:
+        """Guidance rows to run: without guidance the unconditional row is not computed at all."""
+        return 1 if self.guidance_scale == self.guidance_off else 2
+
+
+def with_overrides(defaults: SamplingSettings, **values: Any) -> SamplingSettings:
+    """Settings with those replaced that were given.
+
+    Raises:
+        InputError: a value that is no number, or one out of range.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    checked: dict[str, Any] = {
+        name: whole(name, value, 0, MAX_TOP_K) if name == "top_k" else number(name, value)
+        for name, value in given.items()
+    }
+    return replace(defaults, **checked)
+
+
+def default_settings(manifest: Manifest) -> SamplingSettings:
+    """The bundle's own settings."""
+    d = manifest.sampling
+    return SamplingSettings(d.guidance_scale, d.tau, d.top_p, d.top_k, family_named(manifest.family).guidance_off)

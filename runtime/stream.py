@@ -13,7 +13,7 @@ from threading import Lock, get_ident
 from typing import Any
 
 from ..errors import InputError, PipelineBusy
-from .events import ScaleEvent
+from .output import ScaleEvent
 from .turns import ONE_AT_A_TIME, Turn, Turns, Withdrawn, closed
 
 

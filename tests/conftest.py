@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _why_no_gpu() -> str:
-    from fastvar.engines.cuda import CudaDevice
+    from fastvar.engines.tensorrt.cuda_device import CudaDevice
     from fastvar.errors import BackendError
 
     try:
@@ -142,7 +142,7 @@ def tiny_checkpoint():
     trace_fast()
     from transformers import T5Config
 
-    from fastvar.export.random_weights import random_checkpoint_for
+    from fastvar.export.checkpoints.random_weights import random_checkpoint_for
     from fastvar.families.infinity import ImageTokenizerConfig, TransformerConfig
 
     transformer = TransformerConfig(

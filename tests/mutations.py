@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastvar.engines.manifest_file import CHECKSUM, checksum
+from fastvar.engines.bundle.manifest_file import CHECKSUM, checksum
 from fastvar.errors import FastvarError
 
 Path_ = tuple[str | int, ...]

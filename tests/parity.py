@@ -21,31 +21,35 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastvar.engines.base import PROGRAM, TensorRef
-from fastvar.engines.bundle import Bundle
-from fastvar.engines.manifest import EngineSpec
+from fastvar.core.plan import GenerationPlan, make_plan
+from fastvar.core.policy import DENSE, PruningPolicy, ScaleRule
+from fastvar.core.precision import Precision
+from fastvar.core.schedule import ScaleSchedule
+from fastvar.core.tensors import TensorRef
+from fastvar.engines.base import PROGRAM
+from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.registry import get_backend
+from fastvar.engines.spec import EngineSpec
 from fastvar.export.build import build_bundle
-from fastvar.export.checkpoint import Checkpoint
-from fastvar.export.coders import ImageDecoder, ImageEncoder
-from fastvar.export.graphs import WeightShape, trace
-from fastvar.export.image_tokenizer import ImageTokenizer
-from fastvar.export.infinity import InfinityTransformer
-from fastvar.export.programs import trace_program
-from fastvar.export.random_weights import random_checkpoint_for
-from fastvar.export.reference import Sampling, generate_scales
+from fastvar.export.checkpoints.checkpoint import Checkpoint
+from fastvar.export.checkpoints.random_weights import random_checkpoint_for
+from fastvar.export.models.common.step_graph import WeightShape
+from fastvar.export.models.common.weights import Role
+from fastvar.export.models.infinity.model import InfinityTransformer
+from fastvar.export.models.infinity.reference import Sampling, generate_scales
+from fastvar.export.models.infinity.steps import InfinityImageDecoder, InfinityImageEncoder
+from fastvar.export.models.infinity.tokenizer import ImageTokenizer
 from fastvar.export.toolchain import make_toolchain
-from fastvar.export.weights import Role
+from fastvar.export.tracing.onnx import trace
+from fastvar.export.tracing.torch_export import trace_program
 from fastvar.families.infinity import ImageTokenizerConfig, TransformerConfig, transformer_from_json
 from fastvar.families.infinity_presets import official_schedules
-from fastvar.plan import DENSE, GenerationPlan, PruningPolicy, ScaleRule, make_plan
-from fastvar.precision import Precision
-from fastvar.runtime.generation import SamplingSettings, Workspace
-from fastvar.runtime.layout import StepCalls
+from fastvar.runtime.memory.layout import StepCalls
 from fastvar.runtime.session import Session
-from fastvar.schedule import ScaleSchedule
+from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.workspace import Workspace
 from tests.comparison import Comparison, Tensors, compare_crops
-from tests.stage_chain import tiled
+from tests.models.stage_chain import tiled
 
 DEFAULT_TOLERANCE = {"block_in": 1e-4, "block_out": 3e-4, "logits": 2e-4, "summed_codes": 1e-5, "cond": 1e-4}
 VAE_TOLERANCE = {"h": 5e-5, "z": 1e-5, "recon": 1e-4, "recon2": 1e-4}
@@ -275,8 +279,8 @@ def compare_coder_engines(folder: Path, backend: str) -> Comparison:
     state = {k: v.float() for k, v in load_file(folder / "weights_vae.safetensors").items()}
     config, grid = image_tokenizer_config(meta), tuple(meta["schedule"][-1])
     result = Comparison(f"image tokenizer: {backend} engines", VAE_TOLERANCE)
-    encode = CoderEngine(backend, ImageEncoder(config, grid), "encoder.", state)
-    decode = CoderEngine(backend, ImageDecoder(config, grid), "decoder.", state)
+    encode = CoderEngine(backend, InfinityImageEncoder(config, grid), "encoder.", state)
+    decode = CoderEngine(backend, InfinityImageDecoder(config, grid), "decoder.", state)
     result.tensor("encode", "h", encode(recorded["image"].float()), recorded["h"])
     compare_decoded(decode, recorded, result)
     return result

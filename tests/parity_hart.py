@@ -17,20 +17,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastvar.export.hart import HartTransformer, image_rotary, infer_transformer
-from fastvar.export.hart_diffusion import diffusion_steps
-from fastvar.export.hart_reference import (
-    Draws,
-    PassTrace,
-    Prompt,
-    Sampling,
-    condition_rows,
-    generate_scales,
-)
-from fastvar.export.vq_tokenizer import VqTokenizer
+from fastvar.core.plan import GenerationPlan, make_plan
+from fastvar.core.policy import DENSE
+from fastvar.export.models.codebook.tokenizer import VqTokenizer
+from fastvar.export.models.hart.diffusion import diffusion_steps
+from fastvar.export.models.hart.model import HartTransformer, image_rotary, infer_transformer
+from fastvar.export.models.hart.reference import Draws, PassTrace, Prompt, Sampling, condition_rows, generate_scales
+from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.hart import HartConfig, fastvar_policy, settings_of
-from fastvar.families.vq import VqTokenizerConfig
-from fastvar.plan import DENSE, GenerationPlan, make_plan
 from tests.comparison import Comparison, compare_crops
 
 Tensors = dict[str, Tensor]

@@ -15,18 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastvar.engines.bundle import Bundle
+from fastvar.core.plan import Drawing
+from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.build import build_bundle
-from fastvar.export.checkpoint import Checkpoint
-from fastvar.export.hart_reference import as_grid
-from fastvar.export.random_weights import random_checkpoint_for
+from fastvar.export.checkpoints.checkpoint import Checkpoint
+from fastvar.export.checkpoints.random_weights import random_checkpoint_for
+from fastvar.export.models.codebook.tokenizer import area_pool
+from fastvar.export.models.hart.reference import as_grid
 from fastvar.export.toolchain import make_toolchain
-from fastvar.export.vq_tokenizer import area_pool
 from fastvar.families.hart import HART
-from fastvar.plan import Drawing
-from fastvar.runtime.generation import SamplingSettings, Workspace
-from fastvar.runtime.layout import EngineCall, StepCalls
+from fastvar.runtime.memory.layout import EngineCall, StepCalls
 from fastvar.runtime.session import Session
+from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.workspace import Workspace
 from tests.comparison import Comparison, compare_crops
 from tests.parity_hart import SWAPPED, HartRun, compare_far, compare_stored, load_hart_runs
 

@@ -18,21 +18,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastvar.export.tensor_files import read_json
-from fastvar.export.tensor_shapes import shapes_of, without_derived
-from fastvar.export.var import DERIVED, VarTransformer, infer_transformer
-from fastvar.export.var_reference import (
-    Noise,
-    ScaleTrace,
-    VarSampling,
-    generate_scales,
-    teacher_inputs,
-    teacher_logits,
-)
-from fastvar.export.vq_tokenizer import VqTokenizer
+from fastvar.core.plan import make_plan
+from fastvar.core.policy import DENSE
+from fastvar.export.checkpoints.tensor_files import read_json
+from fastvar.export.models.codebook.reference import teacher_inputs
+from fastvar.export.models.codebook.tokenizer import VqTokenizer
+from fastvar.export.models.common.tensor_shapes import shapes_of, without_derived
+from fastvar.export.models.var.model import DERIVED, VarTransformer, infer_transformer
+from fastvar.export.models.var.reference import Noise, ScaleTrace, VarSampling, generate_scales, teacher_logits
+from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.var import VAR
-from fastvar.families.vq import VqTokenizerConfig
-from fastvar.plan import DENSE, make_plan
 from tests.comparison import Comparison, Tensors, compare_crops
 
 TOLERANCE = {"block_in": 1e-4, "block_out": 5e-4, "logits": 5e-4, "f_hat": 1e-5, "img": 1e-3, "tf_logits": 5e-4}

@@ -13,18 +13,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastvar.engines.bundle import Bundle
+from fastvar.core.noise import CHOICE
+from fastvar.core.plan import Drawing, GenerationPlan
+from fastvar.core.policy import DENSE
+from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.build import build_bundle
-from fastvar.export.checkpoint import Checkpoint
-from fastvar.export.random_weights import random_checkpoint_for
+from fastvar.export.checkpoints.checkpoint import Checkpoint
+from fastvar.export.checkpoints.random_weights import random_checkpoint_for
+from fastvar.export.models.var.reference import Noise, ScaleTrace, VarSampling, generate_scales
 from fastvar.export.toolchain import make_toolchain
-from fastvar.export.var_reference import Noise, ScaleTrace, VarSampling, generate_scales
 from fastvar.families.var import VAR
-from fastvar.plan import DENSE, Drawing, GenerationPlan
-from fastvar.runtime.generation import LabelInput, SamplingSettings, Workspace
-from fastvar.runtime.layout import StepCalls
-from fastvar.runtime.noise import CHOICE
+from fastvar.runtime.inputs import LabelInput
+from fastvar.runtime.memory.layout import StepCalls
 from fastvar.runtime.session import Session
+from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.workspace import Workspace
 from tests.comparison import Comparison, Tensors, compare_crops
 from tests.parity_var import SMOOTH_TOLERANCE, Recorded, compare, read_folder
 

@@ -16,14 +16,16 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastvar.export.random_weights import RandomWeights
-from fastvar.export.tensor_shapes import shapes_of
-from fastvar.export.var import VarTransformer
-from fastvar.export.var_reference import Noise, VarSampling, generate_scales, teacher_inputs, teacher_logits
-from fastvar.export.vq_tokenizer import VqTokenizer
+from fastvar.core.plan import make_plan
+from fastvar.core.policy import DENSE
+from fastvar.export.checkpoints.random_weights import RandomWeights
+from fastvar.export.models.codebook.reference import teacher_inputs
+from fastvar.export.models.codebook.tokenizer import VqTokenizer
+from fastvar.export.models.common.tensor_shapes import shapes_of
+from fastvar.export.models.var.model import VarTransformer
+from fastvar.export.models.var.reference import Noise, VarSampling, generate_scales, teacher_logits
+from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.var import VarConfig
-from fastvar.families.vq import VqTokenizerConfig
-from fastvar.plan import DENSE, make_plan
 from tests.comparison import Tensors, crop
 
 # Nothing here is as published: 12 channels a head, an uneven schedule, no scales of heads.

@@ -10,9 +10,10 @@ import warnings
 
 import pytest
 
-from fastvar import __version__, cli
+from fastvar import cli
+from fastvar.core.version import __version__
 from fastvar.errors import InternalError
-from fastvar.runtime.png import read_metadata
+from fastvar.runtime.images.png import read_metadata
 
 PROMPT = "a red circle above a blue square"
 

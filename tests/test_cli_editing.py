@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvar.runtime.png import read_metadata
+from fastvar.runtime.images.png import read_metadata
 
 PROMPT = "a red circle above a blue square"
 

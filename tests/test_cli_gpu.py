@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fastvar.engines.bundle import Bundle
-from fastvar.engines.cuda import NO_DRIVER
-from tests.fake_tensorrt import fake_gpu_bundle
+from fastvar.engines.bundle.bundle import Bundle
+from fastvar.engines.tensorrt.cuda_device import NO_DRIVER
+from tests.fakes.tensorrt import fake_gpu_bundle
 from tests.runtime.test_damaged_bundle import flip
 
 pytest.importorskip("tensorrt_rtx")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_tensorrt import fake_gpu_bundle
+from tests.fakes.tensorrt import fake_gpu_bundle
 
 QUICK = ("--runs", 1, "--warm-up", 1)
 FILES = ["profile.csv", "profile.json", "report.html", "trace.json"]

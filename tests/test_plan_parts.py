@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastvar.core.plan import MOST_ITERATIONS, Drawing, StepPlan, make_plan, part_counts
+from fastvar.core.policy import DENSE, PruningPolicy, ScaleRule
+from fastvar.core.schedule import ScaleSchedule
 from fastvar.errors import PlanError
 from fastvar.families.infinity_presets import schedule_for
-from fastvar.plan import DENSE, MOST_ITERATIONS, Drawing, PruningPolicy, ScaleRule, StepPlan, make_plan, part_counts
-from fastvar.schedule import ScaleSchedule
 
 SQUARE_SMALL = schedule_for((512, 512))
 TWO_SCALES = ScaleSchedule(((1, 1), (2, 2)), (2, 2))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastvar.export.var_reference import VarSampling
+from fastvar.export.models.var.reference import VarSampling
 from tests.comparison import Comparison, crop
 from tests.parity_var import compare_var_folder
 from tests.parity_var_engines import compare_var_engines

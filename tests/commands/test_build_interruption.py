@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import fastvar
-from fastvar.engines.bundle import Bundle
-from fastvar.processes import OwnProcess, end_all
-from tests.commands.test_interruption import TOLD, start, wait_for
+from fastvar.core.processes.own_process import OwnProcess, end_all
+from fastvar.engines.bundle.bundle import Bundle
+from tests.console.test_interruption import TOLD, start, wait_for
 
 if not Path("/proc/self/task").is_dir():
     pytest.skip("processes are found through /proc", allow_module_level=True)
@@ -104,7 +104,7 @@ def test_workers_end_with_a_parent_that_is_killed(tiny_checkpoint_folder: Path, 
 
 PARENT = """
 import time
-from fastvar.processes import OwnProcess
+from fastvar.core.processes.own_process import OwnProcess
 process = OwnProcess("from fastvar import lifeline; r = lifeline.requests(); {work}")
 print(process.pid, flush=True)
 time.sleep(60)
@@ -124,7 +124,8 @@ def test_a_process_ends_in_the_middle_of_its_work_when_its_parent_does(work: str
 
 def test_a_process_that_is_ended_cleans_up(tmp_path: Path):
     orderly = (
-        "import tempfile, time; from fastvar.lifeline import clean_up_when_terminated; clean_up_when_terminated()\n"
+        "import tempfile, time\n"
+        "from fastvar.core.processes.lifeline import clean_up_when_terminated as clean_up; clean_up()\n"
         f"with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):\n"
         "    print('ready', flush=True); time.sleep(60)"
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvar.engines.cache import CachedEngine, EngineCache
-from fastvar.engines.cache_contents import ABANDONED_SECONDS, contents, evict
+from fastvar.engines.cache.contents import ABANDONED_SECONDS, contents, evict
+from fastvar.engines.cache.engine_cache import CachedEngine, EngineCache
 
 KEYS = [f"{n:064x}" for n in range(1, 6)]
 

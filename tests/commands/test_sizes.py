@@ -1,7 +1,7 @@
 import json
 
+from fastvar.core.schedule import parse_size
 from fastvar.families.infinity_presets import all_schedules
-from fastvar.schedule import parse_size
 
 
 def test_every_size_is_listed_with_its_tokens(run):

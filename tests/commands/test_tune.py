@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fastvar.export.rebuild import rebuild
-from fastvar.export.rebuilder import Rebuilder
 from fastvar.families.infinity import INFINITY
 from fastvar.families.infinity_presets import schedule_for
+from fastvar.profiling.tuning.rebuilder import Rebuilder
 from tests.conftest import TINY_POLICY
 
 

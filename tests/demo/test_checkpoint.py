@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import fastvar
-from fastvar.engines.bundle import Bundle
-from fastvar.export.checkpoint import load_checkpoint
-from fastvar.export.infinity import InfinityTransformer
-from fastvar.export.reference import Sampling, generate_scales
-from fastvar.runtime.generation import SamplingSettings
-from fastvar.runtime.noise import uniform_noise
+from fastvar.core.noise import uniform_noise
+from fastvar.engines.bundle.bundle import Bundle
+from fastvar.export.checkpoints.checkpoint import load_checkpoint
+from fastvar.export.models.infinity.model import InfinityTransformer
+from fastvar.export.models.infinity.reference import Sampling, generate_scales
 from fastvar.runtime.session import Session
+from fastvar.runtime.settings import SamplingSettings
 
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 LENGTH = 12

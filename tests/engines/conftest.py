@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fastvar.engines import cuda
-from fastvar.engines.base import TensorRef
-from fastvar.engines.cuda import CudaDevice
-from tests.fake_cuda import FakeDriver, memory, move
+from fastvar.core.tensors import TensorRef
+from fastvar.engines.tensorrt import cuda_device as cuda
+from fastvar.engines.tensorrt.cuda_device import CudaDevice
+from tests.fakes.cuda import FakeDriver, memory, move
 
 STAGING_BYTES = 64  # so that most copies are of several pieces
 COUNT = 100  # float32 elements

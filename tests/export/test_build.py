@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastvar.engines.bundle import Bundle
-from fastvar.engines.onnxruntime import OnnxRuntimeBackend
-from fastvar.engines.weights import WeightFile
+from fastvar.core.policy import ScaleRule
+from fastvar.core.precision import Precision
+from fastvar.engines.bundle.bundle import Bundle
+from fastvar.engines.bundle.weight_file import WeightFile
+from fastvar.engines.onnxruntime.backend import OnnxRuntimeBackend
 from fastvar.errors import BuildError, FastvarError, NumericsError, PlanError
 from fastvar.export.build import build, build_bundle
-from fastvar.export.checkpoint import Checkpoint
-from fastvar.export.random_weights import random_checkpoint_for
-from fastvar.export.reference import Sampling, generate_scales
+from fastvar.export.checkpoints.checkpoint import Checkpoint
+from fastvar.export.checkpoints.random_weights import random_checkpoint_for
+from fastvar.export.models.infinity.reference import Sampling, generate_scales
 from fastvar.export.toolchain import Toolchain, make_toolchain
 from fastvar.families.infinity import ImageTokenizerConfig
-from fastvar.plan import ScaleRule
-from fastvar.precision import Precision
-from fastvar.runtime.generation import SamplingSettings
 from fastvar.runtime.session import Session
+from fastvar.runtime.settings import SamplingSettings
 from tests.conftest import REPOSITORY
-from tests.export import tiny_models as tiny
+from tests.models import tiny_models as tiny
 
 # A dense scale, the cached one, a pruned one, and one that is pruned behind scales left out.
 PLAN = tiny.plan(replace(tiny.POLICY, rules={**tiny.POLICY.rules, **dict.fromkeys((1, 5), ScaleRule(skip=True))}))
@@ -162,8 +162,8 @@ def test_a_tile_whose_rows_a_library_does_not_address_is_refused(
 KILLED = """
 import os, signal, sys
 from fastvar.export.build import build_bundle
-from fastvar.export.random_weights import random_checkpoint_for
-from tests.export import tiny_models as tiny
+from fastvar.export.checkpoints.random_weights import random_checkpoint_for
+from tests.models import tiny_models as tiny
 from tests.export.test_build import IMAGES, PLAN
 
 def progress(name, done, total):

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from fastvar.engines.bundle import Bundle
-from fastvar.engines.manifest import EngineSpec, Manifest
+from fastvar.core.precision import Precision
+from fastvar.engines.bundle.bundle import Bundle
+from fastvar.engines.bundle.manifest import Manifest
 from fastvar.engines.registry import backend_class
+from fastvar.engines.spec import EngineSpec
 from fastvar.errors import BackendError
+from fastvar.export.checkpoints.weight_sources import edge_weights, engine_weights
 from fastvar.export.describe import Describer, describe
-from fastvar.export.graphs import layer_weights, trace
-from fastvar.export.sources import edge_weights, engine_weights
-from fastvar.precision import Precision
-from fastvar.runtime.layout import lay_out
+from fastvar.export.tracing.onnx import layer_weights, trace
+from fastvar.runtime.memory.layout import lay_out
 
 
 def without_files(manifest: Manifest) -> Manifest:
@@ -65,7 +66,7 @@ def test_every_kind_of_graph_has_the_border_that_was_described(tiny_bundle: Path
 
 
 def test_no_library_is_needed_to_describe(monkeypatch):
-    from fastvar.engines import tensorrt
+    from fastvar.engines.tensorrt import backend as tensorrt
 
     monkeypatch.setattr(tensorrt, "import_extra", lambda *_: pytest.fail("the library was asked for"))
     assert backend_class("tensorrt-rtx").address_alignment == 256

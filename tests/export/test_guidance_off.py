@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from fastvar.engines.bundle import Bundle
+from fastvar.core.policy import PruningPolicy, ScaleRule
+from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.assembly import assemble
 from fastvar.export.build import build_bundle
-from fastvar.export.checkpoint import Checkpoint
+from fastvar.export.checkpoints.checkpoint import Checkpoint
+from fastvar.export.checkpoints.random_weights import random_checkpoint_for
 from fastvar.export.factory import EngineFactory
-from fastvar.export.infinity_weights import transformer_weights
-from fastvar.export.random_weights import random_checkpoint_for
-from fastvar.export.reference import Sampling, generate_scales
+from fastvar.export.models.infinity.reference import Sampling, generate_scales
+from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.infinity import ImageTokenizerConfig
-from fastvar.plan import PruningPolicy, ScaleRule
-from fastvar.runtime.generation import SamplingSettings
 from fastvar.runtime.session import Session
-from tests.export import tiny_models as tiny
+from fastvar.runtime.settings import SamplingSettings
+from tests.models import tiny_models as tiny
 
 CONFIG = replace(tiny.CONFIG, width=64, heads=2)  # a token's keys take 256 bytes, as TensorRT wants them
 IMAGES = ImageTokenizerConfig(bits=6, base_channels=24, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=0)

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from fastvar.engines.bundle import Bundle
-from fastvar.engines.dtypes import element_type
-from fastvar.engines.weights import WeightFile
+from fastvar.core.dtypes import element_type
+from fastvar.core.policy import ScaleRule
+from fastvar.engines.bundle.bundle import Bundle
+from fastvar.engines.bundle.weight_file import WeightFile
 from fastvar.export.build import build_bundle
-from fastvar.export.checkpoint import Checkpoint
+from fastvar.export.checkpoints.checkpoint import Checkpoint
+from fastvar.export.checkpoints.random_weights import random_checkpoint_for
+from fastvar.export.models.infinity.reference import Sampling, generate_scales
 from fastvar.export.module_backend import ModuleBackend
-from fastvar.export.random_weights import random_checkpoint_for
-from fastvar.export.reference import Sampling, generate_scales
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.infinity import ImageTokenizerConfig
-from fastvar.plan import ScaleRule
-from fastvar.runtime.generation import SamplingSettings
 from fastvar.runtime.session import Session
-from tests.export import tiny_models as tiny
+from fastvar.runtime.settings import SamplingSettings
+from tests.models import tiny_models as tiny
 
 # A token's keys take 256 bytes: TensorRT wants every scale's at a multiple of that.
 CONFIG = replace(tiny.CONFIG, width=64, heads=2)

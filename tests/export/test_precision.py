@@ -10,20 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastvar.core.precision import Precision
 from fastvar.engines.registry import get_backend
-from fastvar.export import rows
-from fastvar.export.checkpoint import image_tokenizer_shapes
-from fastvar.export.coders import ImageDecoder, TextEncoder, image_tokenizer_role, text_encoder_role
-from fastvar.export.graphs import StepGraph, TracedGraph, layer_weights, trace
-from fastvar.export.infinity_blocks import Attend, Project
-from fastvar.export.infinity_steps import Bridge, Condition, TextKV
-from fastvar.export.infinity_weights import transformer_weights
-from fastvar.export.random_weights import RandomWeights, text_encoder_shapes
-from fastvar.export.weights import Role, WeightSource, plain_weights
-from fastvar.export.wirings import WIRINGS
+from fastvar.export.checkpoints.checkpoint import image_tokenizer_shapes
+from fastvar.export.checkpoints.random_weights import RandomWeights, text_encoder_shapes
+from fastvar.export.models.common import rows
+from fastvar.export.models.common.coders import TextEncoder, image_tokenizer_role, text_encoder_role
+from fastvar.export.models.common.step_graph import StepGraph
+from fastvar.export.models.common.weights import Role, WeightSource, plain_weights
+from fastvar.export.models.infinity.blocks import Attend, Project
+from fastvar.export.models.infinity.steps import Bridge, Condition, InfinityImageDecoder, TextKV
+from fastvar.export.models.infinity.weights import transformer_weights
+from fastvar.export.models.registry import WIRINGS
+from fastvar.export.tracing.onnx import TracedGraph, layer_weights, trace
 from fastvar.families.infinity import ImageTokenizerConfig
-from fastvar.precision import Precision
-from tests.export import tiny_models as tiny
+from tests.models import tiny_models as tiny
 
 CONFIG = tiny.CONFIG
 SIZE, CACHED = (4, 5), (2, 2)
@@ -242,8 +243,8 @@ IMAGES = ImageTokenizerConfig(bits=8, base_channels=24, channel_multipliers=(1, 
 def decoder(compute: str) -> TracedGraph:
     shapes = {n: s for n, s in image_tokenizer_shapes(IMAGES, WIRINGS["infinity"]).items() if n.startswith("decoder.")}
     found = plain_weights("image_tokenizer", shapes, {}, image_tokenizer_role)
-    graph = StepGraph("decoder", ImageDecoder, {}, "image_tokenizer.decoder.")
-    module = ImageDecoder(IMAGES, (4, 4))
+    graph = StepGraph("decoder", InfinityImageDecoder, {}, "image_tokenizer.decoder.")
+    module = InfinityImageDecoder(IMAGES, (4, 4))
     return trace(module, layer_weights(found, graph.weight_binding(module)), Precision(compute))
 
 

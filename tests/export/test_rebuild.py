@@ -11,8 +11,8 @@ import pytest
 
 import fastvar
 from fastvar import Pipeline
-from fastvar.engines.bundle import Bundle
-from fastvar.engines.manifest import SamplingDefaults
+from fastvar.engines.bundle.bundle import Bundle
+from fastvar.engines.bundle.manifest import SamplingDefaults
 from fastvar.errors import BackendError, BundleError, PlanError
 from fastvar.export.rebuild import rebuild
 from fastvar.families.infinity import INFINITY

@@ -2,18 +2,18 @@ from dataclasses import replace
 
 import pytest
 
-from fastvar.engines import cpu_target
-from fastvar.engines.cache import EngineCache
-from fastvar.engines.manifest import EngineReport
+from fastvar.core.precision import Precision, parse_precision
+from fastvar.engines.aotinductor import targets as cpu_target
+from fastvar.engines.cache.engine_cache import EngineCache
 from fastvar.engines.registry import backend_class, get_backend
+from fastvar.engines.spec import EngineReport
 from fastvar.errors import BackendError, BuildError, PlanError
 from fastvar.export.factory import BuiltEngine, EngineFactory
-from fastvar.export.graphs import StepGraph
-from fastvar.export.infinity_blocks import Attend
-from fastvar.export.infinity_weights import transformer_weights
+from fastvar.export.models.common.step_graph import StepGraph
+from fastvar.export.models.infinity.blocks import Attend
+from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.toolchain import Toolchain, make_toolchain
 from fastvar.families.infinity import TransformerConfig
-from fastvar.precision import Precision, parse_precision
 
 W8A8 = Precision("bfloat16", "int8", "int8")
 HEADS_OF_64 = TransformerConfig(

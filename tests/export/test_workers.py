@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from fastvar.engines.manifest import TensorSpec
+from fastvar.core.precision import Precision
+from fastvar.engines.spec import TensorSpec
 from fastvar.errors import BuildError
 from fastvar.export import workers
-from fastvar.export.graphs import StepGraph
-from fastvar.export.hart_steps import Pick
+from fastvar.export.models.common.step_graph import StepGraph
+from fastvar.export.models.hart.steps import Pick
 from fastvar.export.tasks import BuildTask
 from fastvar.export.workers import Worker
 from fastvar.families.hart import HartConfig
-from fastvar.precision import Precision
 
 CONFIG = HartConfig(1, 8, 1, 8, 4, 8, 4, 4)
 PICK = StepGraph("pick", Pick, {"config": CONFIG, "rows": 2, "size": (2, 2), "part": 3}, "")
@@ -28,10 +28,10 @@ import os, sys
 import fastvar
 from fastvar.export.workers import Worker
 from fastvar.export.tasks import BuildTask
-from fastvar.export.graphs import StepGraph
-from fastvar.export.hart_steps import Pick
+from fastvar.export.models.common.step_graph import StepGraph
+from fastvar.export.models.hart.steps import Pick
 from fastvar.families.hart import HartConfig
-from fastvar.precision import Precision
+from fastvar.core.precision import Precision
 
 config = HartConfig(1, 8, 1, 8, 4, 8, 4, 4)
 pick = StepGraph("pick", Pick, dict(config=config, rows=2, size=(2, 2), part=3), "")

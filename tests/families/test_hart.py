@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from fastvar.core.plan import Drawing, part_counts
+from fastvar.core.policy import DENSE
 from fastvar.errors import CheckpointError, PlanError
-from fastvar.families.family import to_json
+from fastvar.families.base import to_json
 from fastvar.families.hart import (
     HART,
     TRANSFORMERS,
@@ -18,7 +20,6 @@ from fastvar.families.hart import (
     settings_of,
     top_k,
 )
-from fastvar.plan import DENSE, Drawing, part_counts
 
 PUBLISHED = TRANSFORMERS["hart_0.7b"]
 TINY = HartConfig(

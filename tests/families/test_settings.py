@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastvar.errors import CheckpointError
 from fastvar.families import FAMILIES
-from fastvar.families.family import to_json
+from fastvar.families.base import to_json
 from fastvar.families.hart import HART
 from fastvar.families.hart import TRANSFORMERS as HARTS
 from fastvar.families.infinity import INFINITY

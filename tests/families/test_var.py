@@ -3,9 +3,10 @@ from dataclasses import asdict
 
 import pytest
 
+from fastvar.core.plan import make_plan
+from fastvar.core.policy import DENSE
 from fastvar.errors import CheckpointError
 from fastvar.families.var import TRANSFORMERS, VAR, VarConfig, fastvar_policy
-from fastvar.plan import DENSE, make_plan
 
 TINY = VarConfig(depth=2, width=32, heads=2, mlp_width=64, classes=3, codes=12, code_channels=4, scales=(1, 2, 3))
 

@@ -10,10 +10,10 @@ import pytest
 
 import fastvar
 from fastvar import Pipeline
-from fastvar.engines.base import TensorRef
-from fastvar.engines.bundle import Bundle
-from fastvar.engines.cuda import CudaDevice
-from fastvar.engines.tensorrt import ANY, TensorRTRTXBackend
+from fastvar.core.tensors import TensorRef
+from fastvar.engines.bundle.bundle import Bundle
+from fastvar.engines.tensorrt.backend import ANY, TensorRTRTXBackend
+from fastvar.engines.tensorrt.cuda_device import CudaDevice
 from fastvar.errors import BackendError, BuildError
 
 pytestmark = pytest.mark.gpu
@@ -77,10 +77,10 @@ def test_engines_draw_what_onnxruntime_draws(
     engines: str, tolerance: float, tiny_bundle: Path, request: pytest.FixtureRequest
 ):
     """Bits are forced, so that a rounding cannot send the two different ways."""
-    from fastvar.profiling.contenders import EngineContender
-    from fastvar.profiling.contest import forced_logits
-    from fastvar.profiling.gpu_check import GUIDED, relative_error
-    from fastvar.profiling.subject import random_features
+    from benchmarks.contenders import EngineContender
+    from benchmarks.gpu_check import GUIDED, relative_error
+    from benchmarks.timing import forced_logits
+    from fastvar.profiling.profiled_bundle import random_features
 
     bundles = [Bundle.open(path) for path in (request.getfixturevalue(engines), tiny_bundle)]
     features = random_features(bundles[0].manifest)
@@ -131,7 +131,7 @@ def test_engines_for_another_gpu_are_refused(
 
 def test_current_is_this_gpu(device: CudaDevice):
     pytest.importorskip("tensorrt_rtx")
-    from fastvar.precision import Precision
+    from fastvar.core.precision import Precision
 
     backend = TensorRTRTXBackend()
     if device.facts().capability in backend.known_targets():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvar.engines.bundle import Bundle
+from fastvar.engines.bundle.bundle import Bundle
 from fastvar.profiling.profile import profile
 from fastvar.profiling.records import Profile, Request
 

@@ -13,23 +13,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastvar.engines.bundle import Bundle
+from fastvar.core.plan import make_plan
+from fastvar.core.policy import DENSE
+from fastvar.engines.bundle.bundle import Bundle
 from fastvar.errors import BundleError, DeviceMemoryError, InputError
 from fastvar.families.infinity import TRANSFORMERS
 from fastvar.families.infinity_presets import schedule_for
-from fastvar.plan import DENSE, make_plan
 from fastvar.profiling import memory_run as memory_module
 from fastvar.profiling import nvml_probe
-from fastvar.profiling.costs import add, engine_costs
+from fastvar.profiling.estimates.costs import add, engine_costs
 from fastvar.profiling.memory_run import device_kind, memory_run, memory_run_apart
 from fastvar.profiling.nvml_probe import NvmlProbe
 from fastvar.profiling.profile import LAUNCH_WARM_UP, check_request, labels_of, measure
+from fastvar.profiling.profiled_bundle import ProfiledBundle
 from fastvar.profiling.records import MemoryEvent, Profile, Request, spread
 from fastvar.profiling.rows import engine_rows
-from fastvar.profiling.subject import ProfiledBundle
-from fastvar.runtime.events import ImageTimings, ScaleTiming
-from tests.fake_nvml import FakeNvml
-from tests.fake_tensorrt import FakeBackend, fake_gpu_bundle
+from fastvar.runtime.output import ImageTimings, ScaleTiming
+from tests.fakes.nvml import FakeNvml
+from tests.fakes.tensorrt import FakeBackend, fake_gpu_bundle
 
 REQUEST = Request("a red circle", seed=3, runs=2, warm_up=1)
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastvar.engines.cuda import first_gpu_bus_id
+from fastvar.engines.tensorrt.cuda_device import first_gpu_bus_id
 from fastvar.errors import BackendError
 from fastvar.profiling import host_probe, nvml_probe
 from fastvar.profiling.host_probe import HostProbe
 from fastvar.profiling.nvml_probe import NvmlProbe
 from fastvar.profiling.sampler import Sampler, sampler_for
 from fastvar.profiling.samples import Peak, Probe, Recording, Sample, memory_of
-from tests import fake_nvml
-from tests.fake_cuda import FakeDriver
-from tests.fake_nvml import BUS_ID, FakeNvml
+from tests.fakes import nvml as fake_nvml
+from tests.fakes.cuda import FakeDriver
+from tests.fakes.nvml import BUS_ID, FakeNvml
 
 NO_GPU = not Path("/proc/driver/nvidia/version").exists()
 MIB = 1 << 20

@@ -15,20 +15,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastvar.engines.base import Engine, Launch, Scratch, TensorRef, check_bindings
+from fastvar.core.dtypes import size_bytes, storage_dtype
+from fastvar.core.plan import GenerationPlan, make_plan
+from fastvar.core.policy import DENSE
+from fastvar.core.tensors import Launch, Scratch, TensorRef
+from fastvar.engines.base import Engine, check_bindings
+from fastvar.engines.bundle.manifest import Manifest
 from fastvar.engines.device import ALIGNMENT, Allocation, Device
-from fastvar.engines.dtypes import size_bytes, storage_dtype
-from fastvar.engines.manifest import EngineReport, EngineSpec, Manifest, TensorSpec
+from fastvar.engines.spec import EngineReport, EngineSpec, TensorSpec
 from fastvar.families.infinity import TRANSFORMERS
-from fastvar.plan import DENSE, GenerationPlan, make_plan
-from fastvar.runtime.fit import device_need
-from fastvar.runtime.generation import SamplingSettings, TextInput, Workspace
-from fastvar.runtime.layout import TEXT_ENCODER_WEIGHTS, Layout, lay_out
-from fastvar.runtime.memory import Memory
-from fastvar.runtime.placement import Phase
+from fastvar.runtime.inputs import TextInput
+from fastvar.runtime.memory.arena import Memory
+from fastvar.runtime.memory.fit import device_need
+from fastvar.runtime.memory.layout import TEXT_ENCODER_WEIGHTS, Layout, lay_out
+from fastvar.runtime.memory.placement import Phase
 from fastvar.runtime.prompt import TokenizedPrompt
-from tests.described_engines import TEXT_LENGTH, manifest_for, model
-from tests.runtime import test_layout
+from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.workspace import Workspace
+from tests.models.described_engines import TEXT_LENGTH, manifest_for, model
+from tests.runtime.memory import test_layout
 
 BASE = 0x7F00_0000_0100  # a multiple of 256 and of nothing larger
 NOBODY, GARBAGE = -1, -2  # in place of a writer

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastvar.engines.manifest import FileRecord
+from fastvar.engines.bundle.manifest import FileRecord
 from fastvar.errors import BundleError
 from fastvar.families.var import VarConfig
-from fastvar.runtime.subjects import Subjects
+from fastvar.runtime.inputs import Subjects
 
 MODEL = VarConfig(depth=1, width=4, heads=1, mlp_width=4, classes=3, codes=8, code_channels=4)
 

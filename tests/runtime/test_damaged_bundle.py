@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastvar import Pipeline
-from fastvar.engines.weights import WeightFile
+from fastvar.engines.bundle.weight_file import WeightFile
 from fastvar.errors import BundleError, NumericsError
 
 PROMPT = "a red circle"

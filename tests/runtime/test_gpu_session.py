@@ -16,16 +16,16 @@ import pytest
 from PIL.Image import Image
 
 from fastvar import Pipeline
-from fastvar.engines.bundle import Bundle
-from fastvar.engines.dtypes import human_bytes
-from fastvar.engines.manifest import Manifest
+from fastvar.core.dtypes import human_bytes
+from fastvar.engines.bundle.bundle import Bundle
+from fastvar.engines.bundle.manifest import Manifest
 from fastvar.errors import BackendError, BundleError, DeviceMemoryError, NumericsError, PlanError
 from fastvar.runtime import session as session_module
-from fastvar.runtime.fit import device_need
-from fastvar.runtime.layout import lay_out
+from fastvar.runtime.memory.fit import device_need
+from fastvar.runtime.memory.layout import lay_out
 from fastvar.runtime.session import Session
-from tests.fake_cuda import FakeDriver
-from tests.fake_tensorrt import FakeBackend, FakeTensorRT, fake_gpu_bundle
+from tests.fakes.cuda import FakeDriver
+from tests.fakes.tensorrt import FakeBackend, FakeTensorRT, fake_gpu_bundle
 from tests.runtime.test_damaged_bundle import LAYER, flip, poison
 
 PROMPT = "a red circle above a blue square"

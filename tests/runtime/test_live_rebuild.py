@@ -10,12 +10,12 @@ import pytest
 
 import fastvar
 from fastvar import Pipeline
-from fastvar.engines import bundle as bundle_module
-from fastvar.engines.bundle import Bundle
-from fastvar.engines.bundle_files import read_checked
+from fastvar.engines.bundle import bundle as bundle_module
+from fastvar.engines.bundle.bundle import Bundle
+from fastvar.engines.bundle.files import read_checked
 from fastvar.errors import BundleError
 from fastvar.export.rebuild import rebuild
-from tests.small_bundle import make_bundle
+from tests.models.small_bundle import make_bundle
 
 PROMPT = "a red circle"
 

@@ -15,13 +15,14 @@ import pytest
 from PIL.Image import Image
 
 from fastvar import Pipeline
-from fastvar.engines.bundle import Bundle
+from fastvar.core.noise import MAX_SEED, uniform_noise
+from fastvar.engines.bundle.bundle import Bundle
 from fastvar.errors import BundleError, InputError, PipelineBusy, UnknownWordsWarning
-from fastvar.runtime.events import ScaleEvent
-from fastvar.runtime.generation import SamplingSettings, TextInput
-from fastvar.runtime.noise import MAX_SEED, uniform_noise
+from fastvar.runtime.inputs import TextInput
+from fastvar.runtime.output import ScaleEvent
 from fastvar.runtime.preview import Preview
 from fastvar.runtime.session import Session
+from fastvar.runtime.settings import SamplingSettings
 
 PROMPT = "a red circle above a blue square"
 SCALES = [(0, (1, 1), 1, 1), (2, (4, 4), 16, 16), (6, (16, 16), 256, 128)]  # index, size, tokens, kept

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from fastvar import Pipeline
-from fastvar.engines.bundle import Bundle
+from fastvar.core.platform import usable_cores
+from fastvar.engines.bundle.bundle import Bundle
 from fastvar.errors import BundleError, FastvarError, InputError, PlanError
-from fastvar.machine import usable_cores
 from tests.mutations import sealed
 
 PROMPT = "a red circle above a blue square"

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fastvar.errors import BundleError, InputError
-from fastvar.families.family import PromptFormat
+from fastvar.families.base import PromptFormat
 from fastvar.runtime.prompt import MAX_PROMPT_BYTES, PromptTokenizer
 from tests.conftest import TOKENIZER
 

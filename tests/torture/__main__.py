@@ -18,15 +18,14 @@ from typing import Any
 
 import fastvar
 from tests.soak import soak
+from tests.torture.children import run_child
+from tests.torture.coverage_guided import RUNS, coverage_campaign
+from tests.torture.full_disk import STEP_BYTES, can_mount, fill_disks
+from tests.torture.fuzzing import Kind, bundles, campaign, checkpoints, pictures, policies, prompt_files
+from tests.torture.kills import expect, kill_batches, kill_builds, kill_rebuilds
+from tests.torture.models import Workshop
 
-from .children import run_child
-from .coverage_guided import RUNS, coverage_campaign
-from .full_disk import STEP_BYTES, can_mount, fill_disks
-from .fuzzing import Kind, bundles, campaign, checkpoints, pictures, policies, prompt_files
-from .kills import expect, kill_batches, kill_builds, kill_rebuilds
-from .models import Workshop
-
-RESULTS = Path(__file__).parents[2] / "profiling" / "results" / "torture.json"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "torture.json"
 KILLS, IMAGES = 100, 1000
 MOST_GROWTH = 0.01
 Campaigns = dict[str, Callable[[], dict[str, Any]]]
@@ -91,7 +90,7 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="share of the full number of trials, 0.05 say")
     parser.add_argument("--only", help="campaigns whose name holds this")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON file; profiling/results/torture.json for all campaigns in full")
+    parser.add_argument("--out", type=Path, help="JSON file; benchmarks/results/torture.json for all campaigns in full")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -40,12 +40,12 @@ def _targets() -> dict[str, tuple[Callable[[bytes], Any], list[bytes]]]:
     import atheris
 
     with atheris.instrument_imports(include=["fastvar"]):
-        from fastvar.engines import manifest
-        from fastvar.engines.dtypes import parse_bytes
-        from fastvar.engines.weights import WeightFile
+        from fastvar.core.dtypes import parse_bytes
+        from fastvar.core.schedule import parse_size
+        from fastvar.engines.bundle import manifest
+        from fastvar.engines.bundle.weight_file import WeightFile
         from fastvar.families import FAMILIES
-        from fastvar.runtime.png import read_metadata, save_png
-        from fastvar.schedule import parse_size
+        from fastvar.runtime.images.png import read_metadata, save_png
 
     from PIL import Image
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .children import run_child
-from .kills import _state, expect
-from .models import Workshop
+from tests.torture.children import run_child
+from tests.torture.kills import _state, expect
+from tests.torture.models import Workshop
 
 STEP_BYTES = 64 << 10
 
@@ -97,7 +97,7 @@ def _draw(bundle: Path, folder: Path) -> int:
     try:
         cli.main(["generate", str(bundle), *("a red circle", "a blue square"), "-n", "2", "--out", str(folder / "x")])
     except SystemExit as exit_:
-        from fastvar.runtime.png import read_metadata
+        from fastvar.runtime.images.png import read_metadata
 
         for path in sorted((folder / "x").glob("*")) if (folder / "x").is_dir() else []:
             read_metadata(path)  # raises where an image is not whole

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 
 from fastvar.errors import FastvarError
-
-from .children import run_child
-from .models import Workshop
+from tests.torture.children import run_child
+from tests.torture.models import Workshop
 
 TRIAL_SECONDS = 20
 SHOWN = 5  # failures of a kind that are told in full
@@ -203,7 +202,7 @@ def checkpoints(shop: Workshop, form: str) -> Kind:
         import torch
         from safetensors.torch import save_file
 
-        from fastvar.export.checkpoint import load_transformer
+        from fastvar.export.checkpoints.checkpoint import load_transformer
         from tests.mutations import mutations
 
         folder = shop.empty(form)
@@ -299,8 +298,8 @@ def pictures() -> Kind:
 
         from PIL import Image
 
-        from fastvar.runtime.png import read_metadata, save_png
-        from fastvar.runtime.source_image import read_image, read_mask
+        from fastvar.runtime.editing.source_image import read_image, read_mask
+        from fastvar.runtime.images.png import read_metadata, save_png
 
         folder = Path(tempfile.mkdtemp())
         levels = np.random.default_rng(0).integers(0, 256, (24, 20, 4), np.uint8)

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastvar.engines.bundle import Bundle
+from fastvar.engines.bundle.bundle import Bundle
 from fastvar.errors import FastvarError
-
-from .children import Outcome, run_child
-from .models import Workshop
+from tests.torture.children import Outcome, run_child
+from tests.torture.models import Workshop
 
 PROMPTS = ("a red circle", "a blue square", "a green triangle", "a red square above a blue circle")
 LATEST = 1.15  # of the time of an undisturbed run: some kills come too late, and the run must then be whole
@@ -106,7 +105,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _is_whole(path: Path) -> bool:
-    from fastvar.runtime.png import read_metadata
+    from fastvar.runtime.images.png import read_metadata
 
     try:
         return {"prompt", "seed", "settings", "bundle"} <= set(read_metadata(path))

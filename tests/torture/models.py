@@ -17,7 +17,7 @@ def tiny_checkpoint() -> Any:
     """The tests' tiny model: random weights that read the demo's words."""
     from transformers import T5Config
 
-    from fastvar.export.random_weights import random_checkpoint_for
+    from fastvar.export.checkpoints.random_weights import random_checkpoint_for
     from fastvar.families.infinity import ImageTokenizerConfig, TransformerConfig
 
     transformer = TransformerConfig(

@@ -1,0 +1,72 @@
+"""Which numbers a build computes in, and how it stores the layers' matrices. Nouns only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import PlanError
+
+# What users type -> the element type's name (core/dtypes.py).
+COMPUTE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# What users type -> the matrices' element type, and that of what they are multiplied with where it is quantised too.
+WEIGHT_FORMATS = {"int8": ("int8", ""), "fp8": ("float8_e4m3fn", ""), "w8a8": ("int8", "int8")}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Element types of a build.
+
+    `compute` is that of matrix products, attention and the caches. The residual stream, the selection of tokens,
+    norms and sampling stay fp32 whatever it is: in 16 bits scores tie, and other tokens win.
+    `weights` is how the layers' matrices are stored: "" as `compute`, else "int8" or "float8_e4m3fn" with a scale
+    for each output channel.
+    `activations` is what the inputs of those matrices are rounded to, each row by a scale of its own, for a product of
+    integers: "" for not at all, else "int8". It goes with int8 weights and bfloat16 alone.
+
+    Raises:
+        PlanError: `activations` without the others.
+    """
+
+    compute: str = "float32"
+    weights: str = ""
+    activations: str = ""
+
+    def __post_init__(self) -> None:
+        if self.activations and (self.compute, self.weights, self.activations) != ("bfloat16", "int8", "int8"):
+            raise PlanError(
+                f"--weights w8a8 in {_typed(COMPUTE, self.compute)}",
+                expected="bf16: results of the integer products are rounded to it",
+                fix="build with --backend aotinductor --precision bf16, or with --weights int8",
+            )
+
+    @property
+    def label(self) -> str:
+        """In words: "bf16", "bf16 with int8 weights", "bf16 with int8 weights and activations"."""
+        compute = _typed(COMPUTE, self.compute)
+        if not self.weights:
+            return compute
+        stored = _typed(WEIGHT_FORMATS, (self.weights, ""))
+        return f"{compute} with {stored} weights{' and activations' if self.activations else ''}"
+
+
+def parse_precision(compute: str | None, weights: str | None = None, *, default: str = "float32") -> Precision:
+    """From the command line's words; `default` is the element type for no word.
+
+    Raises:
+        PlanError: not one of COMPUTE, or not one of WEIGHT_FORMATS, or two that do not go together.
+    """
+    if compute is not None and compute not in COMPUTE:
+        raise PlanError(f"no precision {compute!r}", expected=f"one of {', '.join(COMPUTE)}")
+    if weights is not None and weights not in WEIGHT_FORMATS:
+        raise PlanError(
+            f"no weight format {weights!r}",
+            expected=f"one of {', '.join(WEIGHT_FORMATS)}",
+            fix="leave --weights away to store weights in the compute precision",
+        )
+    stored, activations = WEIGHT_FORMATS[weights] if weights else ("", "")
+    return Precision(COMPUTE[compute] if compute else default, stored, activations)
+
+
+def _typed(names: Mapping[str, object], value: object) -> str:
+    return next(typed for typed, name in names.items() if name == value)

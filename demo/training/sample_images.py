@@ -1,0 +1,141 @@
+"""Samples images for many captions at once in torch and reads them back: the training's own yardstick.
+
+`python -m demo.training.sample_images` scores the delivered weights, dense and pruned.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from demo.read_scene import ATTRIBUTES, read_scene, score
+from demo.scenes import Scene, caption, held_out_scenes
+from demo.text_features import TextFeatures
+from demo.training import patch_codec
+from demo.training.image_tokenizer import CONFIG, WEIGHTS
+from demo.training.teacher_forcing import SCHEDULE
+from fastvar.core.plan import GenerationPlan, make_plan
+from fastvar.export.models.infinity.model import InfinityTransformer
+from fastvar.export.models.infinity.reference import Sampling, run_layers, sample_bits
+from fastvar.export.models.infinity.tokenizer import ImageTokenizer, bits_to_codes, enlarge
+from fastvar.export.models.transformer.pruning import LayerState
+from fastvar.families.infinity import INFINITY
+
+SAMPLES = Path(__file__).parents[1] / "out" / "training" / "samples.png"
+SAMPLING = Sampling(guidance_scale=3.0, tau=0.5)
+ROWS = 16  # captions per batch
+
+
+@torch.no_grad()
+def sample_codes(
+    model: InfinityTransformer,
+    features: Tensor,
+    mask: Tensor,
+    plan: GenerationPlan,
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> Tensor:
+    """Text features [B, T, Ct], mask [B, T] -> summed codes [B, bits, h, w]; guidance doubles the rows."""
+    B, T, _ = features.shape
+    rows = torch.cat((features, model.cfg_uncond[:T].expand(B, -1, -1)))
+    condition = model.condition(rows, mask.repeat(2, 1))
+    states = [LayerState() for _ in model.layers]
+    x = model.first_tokens(condition.sos)
+    bits_per_token = model.config.code_channels
+    summed = torch.zeros(B, bits_per_token, *plan.schedule.final)
+    for step in plan.steps:
+        out = run_layers(model, x, condition, plan, step, states)[-1]
+        with_text, without = (model.logits(out, condition.sos) / sampling.tau).chunk(2)
+        logits = sampling.guidance_scale * with_text + (1 - sampling.guidance_scale) * without
+        uniform = torch.rand(B, step.tokens, bits_per_token, generator=generator)
+        bits = sample_bits(logits, uniform, sampling.top_p)  # [B, L, bits]
+        grid = bits.transpose(1, 2).unflatten(2, step.size)
+        summed = summed + enlarge(bits_to_codes(grid), plan.schedule.final)
+        if step.next_index is not None:
+            following = enlarge(summed, plan.schedule.sizes[step.next_index])
+            x = model.embed(following).repeat(2, 1, 1)
+    return summed
+
+
+@torch.no_grad()
+def sample_images(
+    model: InfinityTransformer,
+    decode: Callable[[Tensor], Tensor],
+    text: TextFeatures,
+    captions: list[str],
+    policy: str = "dense",
+    sampling: Sampling = SAMPLING,
+) -> np.ndarray:
+    """uint8 [N, H, W, 3]; the same captions give the same images."""
+    plan = make_plan(SCHEDULE, INFINITY.policy(policy, SCHEDULE, model.config.depth), model.config.depth)
+    generator = torch.Generator().manual_seed(0)
+    images = []
+    for i in range(0, len(captions), ROWS):
+        features, mask = text(captions[i : i + ROWS])
+        images.append(decode(sample_codes(model, features, mask, plan, sampling, generator)).clamp(-1, 1))
+    return ((torch.cat(images).permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+
+
+def accuracy(images: np.ndarray, scenes: list[Scene]) -> dict[str, float]:
+    """Share of attributes read back rightly, by name; "overall" counts every single check alike."""
+    right, total = Counter(), Counter()
+    for image, scene in zip(images, scenes, strict=True):
+        for name, (hits, count) in score(read_scene(image), scene).items():
+            right[name] += hits
+            total[name] += count
+    result = {name: right[name] / max(1, total[name]) for name in ATTRIBUTES}
+    return {"overall": right.total() / total.total(), **result}
+
+
+def held_out(count: int) -> tuple[list[Scene], list[str]]:
+    """Scenes never trained on, with one caption each."""
+    scenes = held_out_scenes(count, seed=2)
+    rng = np.random.default_rng(2)
+    return scenes, [caption(scene, rng) for scene in scenes]
+
+
+def write_sheet(images: np.ndarray, columns: int = 6) -> None:
+    """The first images on one sheet."""
+    rows = [np.concatenate(list(images[i : i + columns]), axis=1) for i in range(0, len(images), columns)]
+    SAMPLES.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate([row for row in rows if row.shape == rows[0].shape][:4])).save(SAMPLES)
+
+
+def in_percent(result: dict[str, float]) -> str:
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in result.items())
+
+
+def load_tokenizer() -> ImageTokenizer:
+    """The delivered image tokenizer in fp32."""
+    model = ImageTokenizer(CONFIG).eval().requires_grad_(False)
+    model.load_state_dict(torch.load(WEIGHTS)["vae"])
+    return model
+
+
+def main() -> None:
+    from demo.training.config import load as load_transformer
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=96)
+    parser.add_argument("--guidance", type=float, default=SAMPLING.guidance_scale)
+    parser.add_argument("--tau", type=float, default=SAMPLING.tau)
+    parser.add_argument("--policies", nargs="+", default=["dense", "fastvar"])
+    parser.add_argument("--codec", action="store_true", help="decode with the patch codec")
+    args = parser.parse_args()
+    model, text = load_transformer(), TextFeatures()
+    decode = patch_codec.load().decode if args.codec else load_tokenizer().decode
+    scenes, captions = held_out(args.count)
+    for policy in args.policies:
+        sampling = Sampling(guidance_scale=args.guidance, tau=args.tau)
+        images = sample_images(model, decode, text, captions, policy, sampling)
+        print(f"{policy}: {in_percent(accuracy(images, scenes))}", flush=True)
+        write_sheet(images)
+
+
+if __name__ == "__main__":
+    main()

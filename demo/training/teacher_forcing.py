@@ -1,0 +1,134 @@
+"""The transformer's training forward: all scales of a batch at once, on codes that contain random mistakes.
+
+Calls the model's own sub-layers, so it computes what the scale-by-scale reference computes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvar.core.rotary import rotary_table
+from fastvar.core.schedule import ScaleSchedule
+from fastvar.export.models.infinity.model import Block, Condition, InfinityTransformer
+from fastvar.export.models.infinity.tokenizer import bits_to_codes, enlarge
+from fastvar.families.infinity_presets import schedule_for
+
+SCHEDULE = schedule_for((256, 256))
+MASKED_SCALES = 5  # the small scales share one attention call under a block-causal mask
+
+
+@dataclass
+class Example:
+    """One batch of scales: what goes in, what should come out."""
+
+    inputs: list[Tensor]  # of scales 1, 2, ...: the running sum on their grid [B, bits, h, w]
+    targets: list[Tensor]  # of scales 0, 1, ...: bits as 0 or 1, [B, h * w, bits] float
+
+
+@torch.no_grad()
+def make_example(latent: Tensor, flip_rate: Tensor, scales: int, schedule: ScaleSchedule = SCHEDULE) -> Example:
+    """Quantise `latent` [B, bits, h, w] with random mistakes that the next scales are asked to mend.
+
+    A share `flip_rate` [B, 1, 1, 1] of the bits of every scale is wrong in the running sum; the targets are
+    right for the sum as it is (Infinity's bitwise self-correction).
+    """
+    full = schedule.final
+    total = torch.zeros_like(latent)
+    example = Example([], [])
+    for i, size in enumerate(schedule.sizes[:scales]):
+        if i > 0:
+            example.inputs.append(enlarge(total, size))
+        positive = F.interpolate(latent - total, size=size, mode="area") > 0
+        example.targets.append(positive.flatten(2).transpose(1, 2).float())
+        wrong = torch.rand(positive.shape) < flip_rate
+        total = total + enlarge(bits_to_codes(positive ^ wrong), full)
+    return example
+
+
+def random_subset(example: Example, kept: dict[int, int]) -> tuple[Example, dict[int, Tensor]]:
+    """Keep `kept[i]` random tokens of scale i, per image: cheaper, and what pruning does later.
+
+    Returns the example with flat inputs [B, bits, k, 1] at those scales, and the indices [B, k] kept.
+    """
+    inputs, targets, indices = list(example.inputs), list(example.targets), {}
+    for i, count in kept.items():
+        B, tokens, bits = targets[i].shape
+        index = torch.rand(B, tokens).topk(count, dim=1, sorted=False).indices
+        flat = inputs[i - 1].flatten(2)  # [B, bits, L]
+        inputs[i - 1] = flat.gather(2, index.unsqueeze(1).expand(-1, bits, -1)).unsqueeze(-1)
+        targets[i] = targets[i].gather(1, index.unsqueeze(-1).expand(-1, -1, bits))
+        indices[i] = index
+    return Example(inputs, targets), indices
+
+
+class Scales:
+    """Where each scale's tokens lie in the flat sequence, with their rotary tables and the mask."""
+
+    def __init__(
+        self, counts: list[int], head_dim: int, indices: dict[int, Tensor], schedule: ScaleSchedule = SCHEDULE
+    ) -> None:
+        self.ends = torch.tensor(counts).cumsum(0).tolist()
+        self.starts = [0, *self.ends[:-1]]
+        self.merged = min(MASKED_SCALES, len(counts))
+        level = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        self.levels = level
+        small = level[: self.ends[self.merged - 1]]
+        self.mask = small[:, None] >= small[None, :]  # a token sees its own scale and the earlier ones
+        tables = []
+        for i in range(len(counts)):
+            table = torch.from_numpy(rotary_table(schedule.sizes[i], schedule.position_grid, head_dim))
+            tables.append(table[:, indices[i]] if i in indices else table)
+        if indices:
+            B = next(iter(indices.values())).shape[0]
+            tables = [t if t.dim() == 4 else t.unsqueeze(1).expand(-1, B, -1, -1) for t in tables]
+        self.rotary = torch.cat(tables, dim=-2)  # [2, (B,) L, head_dim / 2]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Block-causal attention by scale, cosine scale already in q: [B, H, L, hd] -> [B, H, L, hd]."""
+        end = self.ends[self.merged - 1]
+        out = [
+            F.scaled_dot_product_attention(q[:, :, :end], k[:, :, :end], v[:, :, :end], attn_mask=self.mask, scale=1.0)
+        ]
+        for start, end in zip(self.starts[self.merged :], self.ends[self.merged :], strict=True):
+            out.append(F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale=1.0))
+        return torch.cat(out, dim=2)
+
+
+def run_block(block: Block, x: Tensor, condition: Condition, scales: Scales) -> Tensor:
+    """One block on the residual stream of all scales, [B, L, C]."""
+    q, k, v = block.project_qkv(x, condition.modulation, scales.rotary)
+    gate = block.modulation(condition.modulation)[0]
+    x = x + gate * block.sa.proj(scales.attend(q, k, v).transpose(1, 2).flatten(2))
+    text_k, text_v = block.ca.text_kv(condition.text)
+    x = x + block.cross_attention(x, text_k, text_v, condition.text_mask)
+    return x + block.feed_forward(x, condition.modulation)
+
+
+def all_logits(
+    model: InfinityTransformer,
+    features: Tensor,
+    mask: Tensor,
+    example: Example,
+    indices: dict[int, Tensor] | None = None,
+) -> tuple[Tensor, Scales]:
+    """Text features [B, T, Ct] with mask [B, T], and an example -> logits [B, L, 2 * bits] of all its scales."""
+    indices = indices or {}
+    condition = model.condition(features, mask)
+    scales = Scales([t.shape[1] for t in example.targets], model.config.head_dim, indices)
+    tokens = [model.first_tokens(condition.sos), *(model.embed(codes) for codes in example.inputs)]
+    x = torch.cat(tokens, dim=1) + model.lvl_embed(scales.levels)
+    for block in model.layers:
+        x = run_block(block, x, condition, scales)
+    return model.logits(x, condition.sos), scales
+
+
+def bit_losses(logits: Tensor, scales: Scales, example: Example) -> list[Tensor]:
+    """Mean cross-entropy per bit, one scalar per scale; two logits a bit, so their difference decides."""
+    pair = logits.unflatten(-1, (-1, 2))
+    one = pair[..., 1] - pair[..., 0]  # [B, L, bits]
+    return [
+        F.binary_cross_entropy_with_logits(one[:, start:end], target)
+        for start, end, target in zip(scales.starts, scales.ends, example.targets, strict=True)
+    ]

@@ -1,0 +1,283 @@
+"""AOTInductor: step programs compiled ahead of time by torch, for CPUs and for NVIDIA GPUs.
+
+The one backend that needs torch where it runs. An engine is a shared library (engine_file.py). It holds no weights:
+they come as arguments, and so does the memory of its results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+import threading
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...core.platform import import_extra, usable_cores
+from ...core.precision import Precision
+from ...core.tensors import Launch, Scratch, TensorRef
+from ...errors import BackendError, BuildError
+from ..base import PROGRAM, Backend, CompiledEngine, Engine, check_bindings
+from ..device import Device, HostDevice, host_array
+from ..scratch_estimates import Computation, working_bytes
+from ..spec import EngineSpec
+from ..unpacking import MOST_BYTES
+from .convolutions import use_row_statistics, use_small_enlargements
+from .cuda_device import TorchCudaDevice
+from .engine_file import ProgramFile
+from .graph import tidy
+from .native import inductor_options, kernel_digest
+from .operators import ATTENTION, LINEAR, LINEAR_INT8, register
+from .passes import use_attention_kernel, use_int8_gelu, use_onednn_linear
+from .targets import (
+    CPU,
+    WITH_INT8_PRODUCTS,
+    WITH_KERNEL,
+    best_cpu,
+    check_cpu,
+    compiler_options,
+    cpu_names,
+    has_fast_bfloat16,
+)
+
+CUDA = "cuda"
+HOST_BYTES = 230 << 20  # torch's code, and the compiled libraries, of which there are about a dozen
+ON_GPU = {"aot_inductor.embed_kernel_binary": True}  # options of the compiler
+
+
+class AotInductorBackend(Backend):
+    """Programs through AOTInductor.
+
+    Args:
+        threads: CPU threads of torch, for the whole process; by default torch's choice, one per usable core at most.
+        target: "cuda" or "cuda-sm90" for a GPU; the CPU by default.
+
+    Raises:
+        BackendError: torch is not installed.
+    """
+
+    name = "aotinductor"
+    extra: ClassVar[str] = "aotinductor"
+    distributions: ClassVar[tuple[tuple[str, ...], ...]] = (("torch",),)
+    summary: ClassVar[str] = (
+        "builds with a C++ compiler for x86 CPUs, on the GPU for GPUs; runs where torch of the same version is"
+    )
+    device_targets: ClassVar[Mapping[str, str]] = {"cpu": CPU, "cuda": CUDA}
+    suffix: ClassVar[str] = ".program"
+    precisions: ClassVar[tuple[str, ...]] = ("bfloat16", "float32", "float16")
+    quantises_activations: ClassVar[bool] = True
+    graph_form: ClassVar[str] = PROGRAM
+
+    def __init__(self, threads: int | None = None, target: str | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise BackendError(f"{threads} threads", expected="at least 1")
+        self._torch = import_extra("torch", "aotinductor")
+        self._on_host = self.runs_on_host(target or CPU)
+        self._device: Device | None = None
+        self._libraries: dict[str, Library] = {}
+        # torch counts the cores of the machine, not the quota of a container.
+        self._torch.set_num_threads(threads or min(self._torch.get_num_threads(), usable_cores()))
+
+    @classmethod
+    def make(cls, threads: int | None, cache_folder: Path | None, target: str | None) -> AotInductorBackend:
+        return cls(threads, target)
+
+    @classmethod
+    def library_bytes(cls, engines: Sequence[EngineSpec], computation: Computation) -> int:
+        return HOST_BYTES + max(working_bytes(spec, computation) for spec in engines)
+
+    @classmethod
+    def runs_on_host(cls, target: str) -> bool:
+        return not target.startswith(CUDA)
+
+    @property
+    def default_precision(self) -> str:
+        """bfloat16 on GPUs and on CPUs that multiply it faster than fp32, else fp32."""
+        return "bfloat16" if not self._on_host or has_fast_bfloat16(self._torch) else "float32"
+
+    def version(self) -> str:
+        return str(self._torch.__version__)
+
+    def stamp(self) -> str:
+        """torch, what is done to programs on their way to it, and our kernels."""
+        return f"{super().stamp()} {kernel_digest()}"
+
+    def resolve_target(self, target: str | None, precision: Precision) -> str:
+        self.check_precision(precision)
+        if self._on_host:
+            if precision.weights not in ("", "int8"):
+                raise BuildError("fp8 weights are for GPUs", expected="--weights int8 on a CPU")
+            found = best_cpu(self._torch) if target in (None, CPU) else check_cpu(self._torch, str(target))
+            if precision.activations and found not in WITH_INT8_PRODUCTS:
+                raise BuildError(
+                    f"{found} has no instructions for --weights w8a8",
+                    expected=f"one of {', '.join(WITH_INT8_PRODUCTS)}",
+                    fix="build with --weights int8",
+                )
+            return found
+        if precision.activations:
+            raise BuildError("--weights w8a8 is for CPUs", expected="--weights int8 or fp8 on a GPU")
+        found = f"{CUDA}-{self._capability()}"
+        if target not in (CUDA, found):
+            raise BuildError(
+                f"{self.name} compiles on the GPU that the engine is for: this one is {found}, not {target}",
+                expected=f"{CUDA}, or {found}; for CPUs one of {', '.join(cpu_names())}",
+            )
+        return found
+
+    def _capability(self) -> str:
+        if not self._torch.cuda.is_available():
+            raise BackendError(
+                "torch finds no GPU",
+                expected="an NVIDIA GPU and a CUDA build of torch",
+                fix="build and run there, or for the CPU: leave --target away",
+            )
+        major, minor = self._torch.cuda.get_device_capability()
+        return f"sm{major}{minor}"
+
+    def check(self, spec: EngineSpec) -> None:
+        super().check(spec)
+        if self._on_host:
+            check_cpu(self._torch, spec.target, f"engine {spec.name!r} was built")
+        elif spec.target != f"{CUDA}-{self._capability()}":
+            raise BackendError(
+                f"engine {spec.name!r} was built for {spec.target}, this GPU is {CUDA}-{self._capability()}",
+                fix="rebuild the bundle on this machine",
+            )
+
+    def build(self, graph: bytes, target: str) -> CompiledEngine:
+        """A program as torch.export saves it -> engine.
+
+        Raises:
+            BuildError: not such a program, no C++ compiler, or the compiler rejects what was made of it.
+        """
+        torch = self._torch
+        register(LINEAR_INT8)  # programs may call it as they are traced
+        try:
+            program = torch.export.load(io.BytesIO(graph))
+        except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise BuildError(f"not a program that torch {self.version()} reads: {error}") from error
+        inductor = import_extra("torch._inductor", "aotinductor")
+        if self.runs_on_host(target):
+            options = _prepared(torch, program, target)
+        else:  # it was traced on the CPU
+            program = import_extra("torch.export.passes", "aotinductor").move_to_device_pass(program, CUDA)
+            options = ON_GPU
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch warns of its own deprecations
+            path = Path(folder) / "engine.pt2"
+            try:
+                inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+            except Exception as error:  # a compiler's errors share no other base
+                raise BuildError(
+                    f"{self.name} (torch {self.version()}) cannot compile the program: {_first_lines(error)}",
+                    fix="fastvar doctor says whether there is a C++ compiler",
+                ) from error
+            return CompiledEngine(ProgramFile.of(_library(path)).to_bytes())
+
+    def device(self) -> Device:
+        if self._device is None:
+            self._device = HostDevice() if self._on_host else TorchCudaDevice(self._torch)
+        return self._device
+
+    def load(self, engine: bytes, spec: EngineSpec) -> AotEngine:
+        self.check(spec)
+        file = ProgramFile.from_bytes(engine)
+        device, constants = self.device(), []
+        for constant in file.constants.values():
+            constants.append(self._torch.from_numpy(constant).to(device.name))
+        return AotEngine(self._torch, self._library(file, spec.name), constants, spec, device)
+
+    def _library(self, file: ProgramFile, name: str) -> Library:
+        """Loaded once for all the engines that share it."""
+        digest = hashlib.sha256(file.packed).hexdigest()
+        if digest not in self._libraries:
+            with tempfile.TemporaryDirectory() as folder:  # the loader has it open before the folder goes
+                path = Path(folder) / "engine.so"
+                path.write_bytes(file.library)
+                try:
+                    self._libraries[digest] = Library(self._runner(str(path)))
+                except RuntimeError as error:
+                    raise BackendError(
+                        f"torch {self.version()} cannot load engine {name!r}: {_first_lines(error)}",
+                        fix="rebuild the bundle",
+                    ) from error
+        return self._libraries[digest]
+
+    def _runner(self, path: str) -> Any:
+        runners = self._torch._C._aoti
+        if self._on_host:
+            return runners.AOTIModelContainerRunnerCpu(path, 1)
+        return runners.AOTIModelContainerRunnerCuda(path, 1, CUDA, "")
+
+
+@dataclass(frozen=True)
+class Library:
+    """One loaded library; launches of several threads wait for each other."""
+
+    runner: Any
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+
+class AotEngine(Engine):
+    """A library with the constants of one step."""
+
+    def __init__(self, torch: Any, library: Library, constants: list[Any], spec: EngineSpec, device: Device) -> None:
+        self._torch, self._library, self._constants = torch, library, constants
+        self._spec, self._device = spec, device
+
+    def prepare(self, tensors: Mapping[str, TensorRef], scratch: Scratch | None = None) -> Launch:
+        spec = self._spec
+        check_bindings(spec.name, tensors, spec.inputs, spec.outputs)
+        given = [self._tensor(tensors[tensor.name]) for tensor in (*spec.inputs, *spec.outputs)]
+        bound = [*self._constants, *given]
+        runner, turn = self._library.runner, self._library.turn
+        stream = self._device.stream if isinstance(self._device, TorchCudaDevice) else nullcontext
+
+        def launch() -> None:
+            try:
+                with turn, stream():
+                    runner.run(bound)
+            except RuntimeError as error:
+                raise BackendError(f"AOTInductor failed while running engine {spec.name!r}: {error}") from error
+
+        return launch
+
+    def _tensor(self, ref: TensorRef) -> Any:
+        """A torch tensor on memory that is there; whoever prepared the launch keeps it alive."""
+        if isinstance(self._device, TorchCudaDevice):
+            return self._device.tensor(ref)
+        flat = self._torch.from_numpy(host_array(ref).reshape(-1).view("uint8"))
+        return flat.view(getattr(self._torch, ref.dtype)).view(ref.shape)
+
+
+def _prepared(torch: Any, program: Any, target: str) -> dict[str, Any]:
+    """A program made ready for a CPU; what the compiler is to be told of it."""
+    tidy(torch, program)
+    use_row_statistics(torch, program)
+    use_small_enlargements(torch, program)
+    replaced = {
+        LINEAR_INT8: use_int8_gelu(torch, program),
+        LINEAR: use_onednn_linear(torch, program),
+        ATTENTION: target == WITH_KERNEL and use_attention_kernel(torch, program),
+    }
+    operators = {register(operator): operator.declaration for operator, count in replaced.items() if count}
+    return compiler_options(target) | (inductor_options(operators) if operators else {})
+
+
+def _library(package: Path) -> bytes:
+    """The shared library out of a package: its sources, which lie beside it, are not needed."""
+    with zipfile.ZipFile(package) as archive:
+        (found,) = (info for info in archive.infolist() if info.filename.endswith(".so"))
+        if found.file_size > MOST_BYTES:  # the archive reads no more than it declares
+            raise BuildError(f"the compiled program has {found.file_size} bytes", expected=f"at most {MOST_BYTES}")
+        return archive.read(found)
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).strip().splitlines()[:3])

@@ -1,0 +1,88 @@
+"""CPUs that AOTInductor compiles for: instruction sets by name, each an extension of the one before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import BackendError, BuildError
+
+CPU = "cpu"
+# What users type -> the compiler's name of the smallest CPU that has it, and the width of its vectors in bits.
+_LEVELS = {
+    "cpu-avx2": ("x86-64-v3", 256),
+    "cpu-avx512": ("cascadelake", 512),  # with the integer dot products that torch takes for granted beside it
+    "cpu-avx512-bf16": ("cooperlake", 512),
+    "cpu-amx": ("sapphirerapids", 512),
+}
+# Our kernels use vector instructions. A CPU that multiplies tiles (AMX) is left to torch, which does so.
+WITH_KERNEL = "cpu-avx512-bf16"  # attention is our kernel's (operators.py)
+WITH_INT8_PRODUCTS = ("cpu-avx512", WITH_KERNEL)  # linear layers of int8 activations are
+
+
+def cpu_names() -> tuple[str, ...]:
+    """All targets, the least demanding first."""
+    return tuple(_LEVELS)
+
+
+def has_fast_bfloat16(torch: Any) -> bool:
+    """Whether this CPU multiplies bfloat16 matrices faster than fp32 ones."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def best_cpu(torch: Any) -> str:
+    """The most demanding target that this machine meets.
+
+    Raises:
+        BackendError: it meets none.
+    """
+    offered = _offered(torch)
+    if not offered:
+        raise BackendError(
+            f"this CPU ({torch.backends.cpu.get_cpu_capability()}) is none that AOTInductor engines are made for",
+            expected=f"one of {', '.join(_LEVELS)}",
+            fix="build with --backend onnxruntime",
+        )
+    return offered[-1]
+
+
+def check_cpu(torch: Any, target: str, what: str = "") -> str:
+    """A target that this machine meets: compiled engines are loaded once when they are built.
+
+    Raises:
+        BuildError: no such target.
+        BackendError: this CPU lacks its instructions.
+    """
+    if target not in _LEVELS:
+        raise BuildError(f"AOTInductor builds for no target {target!r}", expected=f"one of {', '.join(_LEVELS)}, cuda")
+    if target not in _offered(torch):
+        raise BackendError(
+            f"{what or 'asked'} for {target}, this CPU offers {', '.join(_offered(torch)) or 'none of these'}",
+            expected=f"a CPU with the instructions of {target}",
+            fix="rebuild the bundle here, or for an older CPU with --target cpu-avx2",
+        )
+    return target
+
+
+def _offered(torch: Any) -> tuple[str, ...]:
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX2":
+        return ("cpu-avx2",)
+    if capability != "AVX512" or not torch.cpu._is_vnni_supported():
+        return ()
+    names = ["cpu-avx2", "cpu-avx512"]
+    if torch.cpu._is_avx512_bf16_supported():
+        names += ["cpu-avx512-bf16", *(["cpu-amx"] if torch.cpu._is_amx_tile_supported() else [])]
+    return tuple(names)
+
+
+def compiler_options(target: str) -> dict[str, Any]:
+    """What AOTInductor is told: instructions of the target alone, and threads by the machine that runs it."""
+    march, bits = _LEVELS[target]
+    return {
+        "cpp.march": march,
+        "cpp.simdlen": bits,
+        "cpp.dynamic_threads": True,
+        "aot_inductor.enable_line_tables": False,
+        "aot_inductor.enable_frame_pointer": False,
+        "compile_threads": 1,  # the build has its own workers
+    }

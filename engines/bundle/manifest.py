@@ -1,0 +1,260 @@
+"""The bundle's manifest as frozen nouns: what every engine takes, gives, and which weights it is bound to.
+
+Knows names, shapes and digests; never opens an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_type_hints
+
+import msgspec
+
+from ...core.plan import Drawing, GenerationPlan, make_plan
+from ...core.policy import PruningPolicy, ScaleRule, policy_to_json
+from ...core.precision import Precision
+from ...core.schedule import ScaleSchedule
+from ...errors import BundleError
+from ...families import family_named
+from ...families.base import ImageTokenizerShape, PromptFormat, SamplingDefaults, TransformerShape, to_json
+from ..spec import EngineSpec
+
+FORMAT_VERSION = 4
+MOST_LAYERS, MOST_SCALES, MOST_SIDE = 1024, 64, 4096  # of a plan; a side in tokens
+# Weights [1] that tell a stripe of a tiled decoder whether the image goes on beyond its end.
+EDGE_INSIDE, EDGE_OUTSIDE = "decoder_edge.inside", "decoder_edge.outside"
+
+
+@dataclass(frozen=True)
+class StepEngines:
+    """Engine names of one executed scale; a name is empty where no engine of its kind is.
+
+    In order: `pick` chooses the tokens of a part of the scale, the layers run, the bridge draws codes, and `residual`
+    adds to them what codes cannot say.
+    """
+
+    bridge: str
+    project: str = ""  # layers that never prune
+    attend: str = ""
+    project_pruned: str = ""  # layers that may
+    attend_pruned: str = ""
+    pick: str = ""
+    residual: str = ""
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """All engines of one generation with a given number of guidance rows (2 with guidance, 1 without).
+
+    `condition` runs once an image, `layer_condition` after it once for each layer; empty where layers need none.
+    """
+
+    rows: int
+    condition: str
+    layer_condition: str
+    steps: tuple[StepEngines, ...]
+
+
+@dataclass(frozen=True)
+class DecoderStage:
+    """What a tiled decoder does to every stripe of rows before it goes on: engine names."""
+
+    layer: str  # what "{layer}" stands for in the names of the engine's weights
+    engine: str
+    last: str  # for the last stripe; the same engine where that is no shorter
+
+
+@dataclass(frozen=True)
+class DecoderTiles:
+    """An image decoder that holds stripes of rows instead of whole activations; its image is [H, 3, W]."""
+
+    rows: int  # of the latent, in one stripe
+    stripes: int
+    stages: tuple[DecoderStage, ...]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the bundle with its digest."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime needs to know; written as manifest.json."""
+
+    family: str
+    model: str
+    transformer: TransformerShape  # the family's own configuration
+    image_tokenizer: ImageTokenizerShape
+    plan: GenerationPlan
+    text_length: int  # static length of the text, in tokens; 0 where images are not drawn from text
+    engines: dict[str, EngineSpec]
+    sets: tuple[EngineSet, ...]
+    text_encoder: str  # engine names
+    decoder: str  # empty where the decoder is tiled
+    weights: FileRecord
+    text_tokenizer: FileRecord | None
+    checkpoint_digest: str
+    fastvar_version: str
+    precision: Precision = field(default_factory=Precision)
+    address_alignment: int = 1  # bytes that the engines' library wants every address to be a multiple of
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    tiles: DecoderTiles | None = None
+    encoder: str = ""  # engine name; empty in a bundle without an image encoder
+    class_names: FileRecord | None = None  # JSON list: the names of every class, commas between them
+    prompt_format: PromptFormat = field(default_factory=PromptFormat)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def side_files(self) -> tuple[FileRecord, ...]:
+        """Files beside engines and weights."""
+        return tuple(record for record in (self.text_tokenizer, self.class_names) if record is not None)
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """Every file that the manifest names, once each."""
+        engines = (FileRecord(spec.file, spec.sha256, spec.size_bytes) for spec in self.engines.values())
+        return tuple(dict.fromkeys((*engines, *self.side_files, self.weights)))
+
+    @property
+    def any_engine(self) -> EngineSpec:
+        """One of them: backend, target and library version are those of all."""
+        return next(iter(self.engines.values()))
+
+    @property
+    def backend(self) -> str:
+        """The backend of all engines."""
+        return self.any_engine.backend
+
+    @property
+    def target(self) -> str:
+        """The devices that all engines are for."""
+        return self.any_engine.target
+
+    def engine_set(self, rows: int) -> EngineSet:
+        for found in self.sets:
+            if found.rows == rows:
+                return found
+        raise BundleError(
+            f"the bundle holds no engines for {rows} guidance row(s)",
+            expected=f"one of {[s.rows for s in self.sets]}",
+            fix="rebuild with --guidance both",
+        )
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    """A dictionary for json.dump."""
+    plan = manifest.plan
+    data = asdict(manifest)
+    data["transformer"] = to_json(manifest.transformer)
+    data["image_tokenizer"] = to_json(manifest.image_tokenizer)
+    data["plan"] = {
+        "schedule": {
+            "sizes": [list(size) for size in plan.schedule.sizes],
+            "position_grid": list(plan.schedule.position_grid),
+            "budget": plan.schedule.budget,
+            "pixels_per_token": plan.schedule.pixels_per_token,
+        },
+        "policy": policy_to_json(plan.policy),
+        "depth": plan.depth,
+        "drawing": asdict(plan.drawing),
+        "first_tokens": plan.first_tokens,
+    }
+    return data
+
+
+def manifest_from_json(data: dict[str, Any]) -> Manifest:
+    """Read what `manifest_to_json` wrote. The plan is laid out anew from schedule and policy.
+
+    Raises:
+        BundleError: another format version, or fields missing.
+    """
+    found = data.get("format_version")
+    if found != FORMAT_VERSION:
+        age = "newer" if isinstance(found, int) and found > FORMAT_VERSION else "older"
+        raise BundleError(
+            f"the bundle has format version {found!r}, {age} than this fastvar reads",
+            expected=f"format version {FORMAT_VERSION}",
+            fix="update fastvar" if age == "newer" else "rebuild the bundle with `fastvar build`",
+        )
+    try:
+        return _manifest(data)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise BundleError(f"manifest.json is not understood: {error}", fix="rebuild the bundle") from error
+
+
+@dataclass(frozen=True)
+class _PolicyFile:
+    """A policy as the manifest holds it."""
+
+    name: str
+    layers: tuple[int, int]
+    cached_scale: int | None
+    scale: dict[str, ScaleRule]  # by index
+    shared_selection: bool = False
+
+    def policy(self) -> PruningPolicy:
+        rules = {int(index): rule for index, rule in self.scale.items() if index.isascii() and index.isdecimal()}
+        if [str(index) for index in rules] != list(self.scale):
+            raise ValueError(f"scales {list(self.scale)}, expected whole numbers")
+        return PruningPolicy(self.name, rules, *self.layers, self.cached_scale, self.shared_selection)
+
+
+@dataclass(frozen=True)
+class _PlanFile:
+    """A plan as the manifest holds it: what the steps follow from."""
+
+    schedule: ScaleSchedule
+    policy: _PolicyFile
+    depth: int
+    drawing: Drawing
+    first_tokens: int
+
+    def plan(self) -> GenerationPlan:
+        """Laid out, if it is no larger than any that is built: laying out takes time and memory."""
+        sizes = self.schedule.sizes
+        sides = [side for size in (*sizes, self.schedule.position_grid) for side in size]
+        if self.depth > MOST_LAYERS or len(sizes) > MOST_SCALES or not all(1 <= side <= MOST_SIDE for side in sides):
+            raise ValueError(f"a plan of {self.depth} layers and {len(sizes)} scales, up to {max(sides)} tokens wide")
+        return make_plan(self.schedule, self.policy.policy(), self.depth, self.drawing, self.first_tokens)
+
+
+def _manifest(data: dict[str, Any]) -> Manifest:
+    family = family_named(str(data["family"]))
+    kinds: dict[str, Any] = get_type_hints(Manifest)
+    kinds |= {"transformer": family.transformer, "image_tokenizer": family.image_tokenizer, "plan": _PlanFile}
+    if unknown := sorted(data.keys() - kinds.keys()):
+        raise ValueError(f"unknown entries {unknown}")
+    nouns = {name: _noun(name, value, kinds[name]) for name, value in data.items()}
+    return Manifest(**{**nouns, "plan": nouns["plan"].plan()})
+
+
+def _noun(name: str, data: Any, kind: Any) -> Any:
+    """JSON as the type that it stands for, strictly: no number for a text, no entry that the type does not have.
+
+    Raises:
+        ValueError: it is none; says where.
+    """
+    try:
+        found = msgspec.convert(data, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if unknown := list(_unknown(data, msgspec.to_builtins(found))):
+        raise ValueError(f"{name}: unknown entries {unknown}")
+    return found
+
+
+def _unknown(data: Any, understood: Any) -> Iterator[str]:
+    """Entries that were read over."""
+    if isinstance(data, dict):
+        yield from sorted(data.keys() - understood.keys())
+        for name in data.keys() & understood.keys():
+            yield from _unknown(data[name], understood[name])
+    elif isinstance(data, list):
+        for one, other in zip(data, understood, strict=True):
+            yield from _unknown(one, other)

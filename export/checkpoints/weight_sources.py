@@ -1,0 +1,71 @@
+"""The tensors of a bundle's weight file: which a checkpoint gives, under which names, in which roles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.precision import Precision
+from ...engines.bundle.manifest import EDGE_INSIDE, EDGE_OUTSIDE
+from ..models.common.weights import WeightSource, plain_weights
+from ..models.registry import wiring_of
+from .checkpoint import Checkpoint, image_tokenizer_shapes
+from .preview import GRID as PREVIEW_GRID
+from .preview import fit_preview
+from .text_encoders import kind_of, text_encoder_shapes
+
+
+def engine_weights(checkpoint: Checkpoint, with_encoder: bool, precision: Precision) -> dict[str, WeightSource]:
+    """What engines are bound to, before quantisation; nothing is read yet."""
+    sources = model_sources(
+        checkpoint.transformer,
+        checkpoint.transformer_weights,
+        checkpoint.image_tokenizer,
+        checkpoint.image_tokenizer_weights,
+        with_encoder,
+    )
+    if checkpoint.text_encoder is not None:
+        text_shapes = text_encoder_shapes(checkpoint.text_encoder)
+        role = kind_of(checkpoint.text_encoder).role(precision)
+        sources |= plain_weights("text_encoder", text_shapes, checkpoint.text_encoder_weights, role)
+    return sources
+
+
+def model_sources(
+    transformer: Any,
+    transformer_state: Mapping[str, Tensor],
+    images: Any,
+    images_state: Mapping[str, Tensor],
+    with_encoder: bool,
+) -> dict[str, WeightSource]:
+    """The weights of transformer and image coders. Shapes and roles come from the configurations; a state may be
+    empty where nothing is fetched.
+    """
+    wiring = wiring_of(transformer)
+    wanted = wiring.kept_shapes(image_tokenizer_shapes(images, wiring), with_encoder)
+    sources = wiring.weights(transformer, transformer_state, images, images_state)
+    return sources | plain_weights("image_tokenizer", wanted, images_state, wiring.image_role)
+
+
+def edge_weights() -> dict[str, WeightSource]:
+    """What tells a stripe of a tiled decoder whether the image goes on beyond its end."""
+    return {
+        EDGE_INSIDE: WeightSource((1,), lambda: torch.ones(1)),
+        EDGE_OUTSIDE: WeightSource((1,), lambda: torch.zeros(1)),
+    }
+
+
+def preview_weights(checkpoint: Checkpoint) -> dict[str, WeightSource]:
+    """The linear map from codes to colour that previews are drawn with, fitted to the image decoder."""
+    config, wiring = checkpoint.image_tokenizer, wiring_of(checkpoint.transformer)
+    decoder: Any = wiring.decoder(config, (PREVIEW_GRID, PREVIEW_GRID))
+    prefix = wiring.decoder_prefix.removeprefix("image_tokenizer.")
+    weights = {name: checkpoint.image_tokenizer_weights[prefix + name].float() for name in decoder.weights}
+    weight, bias = fit_preview(lambda codes: decoder(codes, weights=weights), config.code_channels, config.patch_size)
+    return {
+        "preview.weight": WeightSource((3, config.code_channels), lambda: weight),
+        "preview.bias": WeightSource((3,), lambda: bias),
+    }

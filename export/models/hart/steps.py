@@ -1,0 +1,258 @@
+"""HART's step graphs: the prompt as condition and first scale, the bridge between two scales; and its wiring.
+
+The halves of its blocks are in blocks.py, what the diffusion head adds at the end in residual.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ....core.plan import GenerationPlan, StepPlan
+from ....core.schedule import Size
+from ....errors import PlanError
+from ....families.codebook import VqTokenizerConfig, phi_index
+from ....families.hart import HART, HartConfig, guidance_ratio, top_k
+from ..codebook.steps import CodebookWiring, CodeBridge, LayerModulation
+from ..common.rows import OpenDims, Shapes, Weights, rms_norm, rows_of, tokens_of
+from ..common.step_graph import StepGraph
+from ..common.steps import ImageStep, Step
+from ..common.weights import Sources, State, affine
+from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph, size_label
+from ..transformer.block_steps import KEPT, LARGER, Tensors
+from .blocks import Attend, Project
+from .model import DERIVED, HartTransformer, infer_transformer
+from .residual import Residual, with_tokens
+from .weights import hart_weights
+
+
+class Condition(ImageStep):
+    """Text features -> tokens of the first scale, rotary positions, modulation of the head.
+
+    cond [T, Ct], mask [1, T] (1 = a token that counts; its padding is read all the same)
+    -> x [T * R, C], head_modulation [R, 2, C], context_positions [T * R], offset [R] (the last context position), and
+    in modulated models pooled [R, C], SiLU done.
+
+    The unconditional row reads features of zero: every token of it is the bias of the embedding, at position 0.
+    """
+
+    inputs = ("cond", "mask")
+
+    def __init__(self, config: HartConfig, rows: int) -> None:
+        super().__init__(config, rows, config.context_length)
+        self.outputs = ("x", "head_modulation", "context_positions", "offset")
+        self.outputs += ("pooled",) if config.modulated else ()
+        self.weights = (*affine("context_embed"), "lvl_embed.weight", *affine("head_nm.ada_lin.1"))
+        self.weights += ("context_norm.weight",) if config.context_norm else ()
+
+    def border(self) -> Shapes:
+        T, R, C = self.text_length, self.rows, self.config.width
+        shapes: Shapes = {"cond": (T, self.config.context_width), "mask": (1, T), "x": (T * R, C), "pooled": (R, C)}
+        return {**shapes, "head_modulation": (R, 2, C), "context_positions": (T * R,), "offset": (R,)}
+
+    def forward(self, cond: Tensor, mask: Tensor, weights: Weights) -> tuple[Tensor, ...]:
+        c, w = self.config, weights
+        T, C, nothing = c.context_length, c.width, w["context_embed.bias"]
+        features = rms_norm(cond.float(), w["context_norm.weight"]) if c.context_norm else cond
+        embedded = F.linear(features.to(w["context_embed.weight"].dtype), w["context_embed.weight"]).float() + nothing
+        x = self._rows(embedded, nothing.expand(T, C)) + w["lvl_embed.weight"][0]
+        largest = self._rows(embedded.amax(0, keepdim=True), nothing.view(1, C)).view(-1, C)
+        head = F.linear(F.silu(largest), w["head_nm.ada_lin.1.weight"], w["head_nm.ada_lin.1.bias"])
+        before = torch.ones(T, T).triu()  # a running sum as a product, which every compiler has
+        positions = (mask @ before - 1).view(T, 1)
+        positions = self._rows(positions, torch.zeros(T, 1))
+        offset = positions[-1].flatten()
+        found = (x.view(-1, C), head.view(-1, 2, C), positions.flatten(), offset)
+        if not c.modulated:
+            return found
+        if c.pooling == "avg":
+            largest = self._rows(mask @ embedded / mask.sum(), nothing.view(1, C)).view(-1, C)
+        return (*found, F.silu(largest))
+
+    def _rows(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """[T, n] each -> [T, R, n]."""
+        return torch.stack((conditional, unconditional)[: self.rows], dim=1)
+
+
+class Bridge(CodeBridge):
+    """HART's bridge: the scale decides how many codes are ranked, and the last scale has no phi.
+
+    At the first scale the last context token alone draws the one code of the 1x1 map. Where the last scale is drawn in
+    parts, positions [m] (int64) are the numbers of this part's tokens. Where the diffusion head follows, codes [L]
+    (int64) are an output.
+    """
+
+    place_table = "lvl_embed.weight"
+    head_weights = (*CodeBridge.head_weights, "head_norm.weight")
+
+    def __init__(self, *, part: int = 0, residual: bool = False, **arguments: Any) -> None:
+        """part: how many tokens of the last scale these are, 0 for all."""
+        self.part, self.residual = part, residual  # the base asks for them at once
+        super().__init__(**arguments)
+
+    def has_phi(self, next_size: Size | None) -> bool:
+        return next_size is not None
+
+    def ranked(self) -> int:
+        return min(top_k(self.index), int(self.config.codes))
+
+    def further_inputs(self) -> tuple[str, ...]:
+        return ("positions",) if self.part else ()
+
+    def further_outputs(self) -> tuple[str, ...]:
+        return ("codes",) if self.residual else ()
+
+    def further_shapes(self) -> Shapes:
+        return {**super().further_shapes(), "positions": (self.part,)}
+
+    def next_places(self) -> Tensor:
+        return torch.tensor([self.next_index])
+
+    def head_input(self, x: Tensor, modulation: Tensor, weights: Weights) -> Tensor:
+        h = rms_norm(x, weights["head_norm.weight"]).view(-1, self.rows, self.config.width)
+        return (h * (1 + modulation[:, 0]) + modulation[:, 1]).view(-1, self.config.width)
+
+    def drawing(self, x: Tensor) -> Tensor:
+        return x.narrow(0, x.shape[0] - self.rows, self.rows) if self.index == 0 else x
+
+    def tokens(self) -> int:
+        return int(self.config.context_length) if self.index == 0 else self.draws()
+
+    def draws(self) -> int:
+        return self.part or tokens_of(self.size)
+
+    @classmethod
+    def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """One program for all scales that rank as many codes and go by the same phi."""
+        found, index, scales = super().stand_in(arguments), arguments["index"], arguments["scales"]
+        if index and arguments["next_size"] is not None:
+            alike = (top_k(index), phi_index(index, scales))
+            index = next(i for i in range(1, scales) if (top_k(i), phi_index(i, scales)) == alike)
+        part = arguments.get("part", 0)
+        return {**found, "index": index, "part": KEPT if part > 1 else part}
+
+    def added(self, summed: Tensor, embedded: Tensor, named: Tensors, weights: Weights) -> Tensor:
+        if not self.part:
+            return super().added(summed, embedded, named, weights)
+        return with_tokens(summed, embedded, named["positions"])
+
+
+class Pick(Step):
+    """The tokens of a part of a scale: x [L * R, C], positions [m] (int64) -> x_out [m * R, C]."""
+
+    inputs = ("x", "positions")
+    outputs = ("x_out",)
+    weights: tuple[str, ...] = ()
+
+    def __init__(self, config: HartConfig, rows: int, size: Size, part: int) -> None:
+        super().__init__()
+        self.config, self.rows, self.size, self.part = config, rows, size, part
+
+    def open_dims(self) -> OpenDims:
+        x: OpenDims = {"x": {0: ("tokens", self.rows)}, "x_out": {0: ("part", self.rows)}}
+        return {**x, "positions": {0: ("part", 1)}}
+
+    @classmethod
+    def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {**arguments, "size": LARGER, "part": KEPT if arguments["part"] > 1 else 1}
+
+    def border(self) -> Shapes:
+        C, R = self.config.width, self.rows
+        return {"x": (tokens_of(self.size) * R, C), "positions": (self.part,), "x_out": (self.part * R, C)}
+
+    def forward(self, x: Tensor, positions: Tensor, weights: Weights) -> Tensor:
+        return x.index_select(0, rows_of(positions.unsqueeze(1), self.rows))
+
+
+class HartWiring(CodebookWiring):
+    """HART: the prompt is the first scale itself, and a diffusion head ends the last one."""
+
+    family = HART
+    marker = "context_embed.weight"
+    transformer = HartTransformer
+    project = Project
+    attend = Attend
+    text_encoders = ("qwen2",)
+    derived = DERIVED
+
+    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> HartConfig:
+        return infer_transformer(shapes, settings)
+
+    def condition(self, setting: Setting) -> StepGraph:
+        check_plan(setting.plan)
+        arguments = {"config": setting.transformer, "rows": setting.rows}
+        return StepGraph(f"condition-{setting.label}", Condition, arguments, SHARED_PREFIX)
+
+    def layer_condition(self, setting: Setting) -> StepGraph | None:
+        if not setting.transformer.modulated:
+            return None
+        arguments = {"config": setting.transformer, "rows": setting.rows}
+        return StepGraph(f"modulation-{setting.label}", LayerModulation, arguments, LAYER_PREFIX)
+
+    def grid(self, setting: Setting, step: StepPlan) -> Size:
+        return step.size if step.index and step.part is None else (1, step.tokens)
+
+    def project_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
+        given = self._modulation(setting) + (("offset",) if step.index else ("context_positions",))
+        given += ("positions",) if step.part is not None else ()
+        return {"given": given, "scale": step.size, "final": setting.plan.schedule.final}
+
+    def attend_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
+        return {"given": self._modulation(setting)}
+
+    def _modulation(self, setting: Setting) -> tuple[str, ...]:
+        return ("modulation",) if setting.transformer.modulated else ()
+
+    def bridge(self, setting: Setting, step: StepPlan) -> StepGraph:
+        plan, scales = setting.plan, len(setting.plan.schedule)
+        arguments = {"index": step.index, "scales": scales, "ratio": guidance_ratio(step.index, scales)}
+        arguments |= {"config": setting.transformer, "rows": step.rows(setting.rows), "text_rows": setting.rows}
+        arguments |= {"smooth": plan.drawing.smooth, "part": _part(step)}
+        arguments |= {"residual": plan.drawing.residual and step.next_index is None}
+        graph = bridge_graph(Bridge, arguments, setting, step)
+        return graph if step.part is None else replace(graph, name=f"{graph.name}-part{step.part}")
+
+    def pick(self, setting: Setting, step: StepPlan) -> StepGraph | None:
+        if step.part is None:
+            return None
+        arguments = {"config": setting.transformer, "rows": step.rows(setting.rows), "size": step.size}
+        name = f"pick-{size_label(step.size)}-k{step.tokens}-{setting.rows_label(step)}"
+        return StepGraph(name, Pick, {**arguments, "part": step.tokens}, SHARED_PREFIX)
+
+    def residual(self, setting: Setting, step: StepPlan) -> StepGraph | None:
+        if step.next_index is not None or not setting.plan.drawing.residual:
+            return None
+        ratio = guidance_ratio(step.index, len(setting.plan.schedule))
+        arguments = {"config": setting.transformer, "rows": step.rows(setting.rows), "size": step.size, "ratio": ratio}
+        name = f"residual-{size_label(step.size)}-k{step.tokens}-{setting.rows_label(step)}"
+        return StepGraph(name, Residual, {**arguments, "part": _part(step)}, SHARED_PREFIX)
+
+    def weights(self, transformer: HartConfig, state: State, images: VqTokenizerConfig, images_state: State) -> Sources:
+        found = hart_weights(transformer, state, images, images_state)
+        return {SHARED_PREFIX + name: source for name, source in found.items()}
+
+
+def _part(step: StepPlan) -> int:
+    return 0 if step.part is None else step.tokens
+
+
+def check_plan(plan: GenerationPlan) -> None:
+    """Check a plan against the two ends of HART's schedule.
+
+    Raises:
+        PlanError: the last scale is skipped, or tokens are to be restored from the first.
+    """
+    name = plan.policy.name
+    if plan.steps[-1].index != len(plan.schedule) - 1:
+        raise PlanError(f"policy {name!r} skips HART's last scale, whose tokens are the image's detail")
+    if plan.cached_size is not None and plan.policy.cached_scale == 0:
+        raise PlanError(
+            f"policy {name!r} restores tokens from scale 0, which is the prompt in HART",
+            expected="a scale of image tokens",
+            fix="set cached_scale",
+        )

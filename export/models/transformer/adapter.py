@@ -1,0 +1,160 @@
+"""How a family's models become step graphs: each family has one subclass, at the end of its `steps.py`."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ....core.plan import GenerationPlan, StepPlan
+from ....core.schedule import Size
+from ....errors import CheckpointError
+from ....families.base import Family
+from ..common.coders import ImageDecoder, ImageEncoder, image_tokenizer_role
+from ..common.rows import Shapes
+from ..common.step_graph import StepGraph
+from ..common.weights import Role, Sources, State
+from .block_steps import AttendStep, ProjectStep
+
+LAYER_PREFIX = "transformer.blocks.{layer}."
+SHARED_PREFIX = "transformer."
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The plan, configurations and sizes that graphs are made for."""
+
+    plan: GenerationPlan
+    transformer: Any  # configurations of the family
+    image_tokenizer: Any
+    text_length: int
+    rows: int  # guidance rows at the first scale
+
+    @property
+    def label(self) -> str:
+        return f"t{self.text_length}-r{self.rows}" if self.text_length else f"r{self.rows}"
+
+    def following(self, step: StepPlan) -> StepPlan | None:
+        """The first step of the next executed scale."""
+        return next((later for later in self.plan.steps if later.index == step.next_index), None)
+
+    def rows_label(self, step: StepPlan) -> str:
+        """r2, or r1of2 where guidance has been switched off."""
+        own = step.rows(self.rows)
+        return f"r{own}" if own == self.rows else f"r{own}of{self.rows}"
+
+
+class Wiring(ABC):
+    """The exporter's side of a family: modules under the official key names, their weights, and step graphs."""
+
+    family: ClassVar[Family]
+    marker: ClassVar[str]  # a tensor that only this family's transformers have
+    transformer: ClassVar[type[nn.Module]]  # made with its configuration
+    image_tokenizer: ClassVar[type[nn.Module]]
+    project: ClassVar[type[ProjectStep]]
+    attend: ClassVar[type[AttendStep]]
+    decoder: ClassVar[type[ImageDecoder]]
+    encoder: ClassVar[type[ImageEncoder] | None]  # None: images of this family cannot be edited
+    decoder_prefix: ClassVar[str] = "image_tokenizer.decoder."
+    encoder_prefix: ClassVar[str] = "image_tokenizer.encoder."
+    tiles_decoder: ClassVar[bool] = True
+    decoder_parts: ClassVar[tuple[str, ...]] = ("decoder.",)  # prefixes of the tokenizer's tensors that it reads
+    encoder_parts: ClassVar[tuple[str, ...]] = ("encoder.",)
+    text_encoders: ClassVar[tuple[str, ...]] = ()  # kinds that the family's models are published with
+    derived: ClassVar[re.Pattern[str]] = re.compile(r"$^")  # stored tensors that follow from the configuration
+
+    def check_parts(self, transformer: Any, images: Any) -> None:
+        """Check that transformer and image tokenizer were trained together.
+
+        Raises:
+            CheckpointError: they were not.
+        """
+        if transformer.code_channels != images.code_channels:
+            raise CheckpointError(
+                f"the transformer predicts codes of {transformer.code_channels} channels, "
+                f"the image tokenizer reads {images.code_channels}",
+                fix="give the image tokenizer that the transformer was trained with",
+            )
+
+    @abstractmethod
+    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> Any:
+        """Configuration from the tensors, completed by the settings of a config.json.
+
+        Raises:
+            CheckpointError: the tensors are not those of this family, the settings contradict them, or neither says
+                what the model needs.
+        """
+
+    @abstractmethod
+    def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """Configuration from the tensors alone.
+
+        Raises:
+            CheckpointError: the tensors are not those of this family.
+        """
+
+    @abstractmethod
+    def weights(self, transformer: Any, state: State, images: Any, images_state: State) -> Sources:
+        """The "transformer.*" tensors that step graphs are bound to, from the official ones; nothing is read yet."""
+
+    @abstractmethod
+    def condition(self, setting: Setting) -> StepGraph:
+        """The graph that runs once an image: prompt or class -> first tokens, and inputs of every scale."""
+
+    def layer_condition(self, setting: Setting) -> StepGraph | None:
+        """The graph that runs once an image for each layer; None where layers have no inputs of their own."""
+        return None
+
+    @abstractmethod
+    def bridge(self, setting: Setting, step: StepPlan) -> StepGraph:
+        """The graph from the last block of a scale to the first of the next."""
+
+    def pick(self, setting: Setting, step: StepPlan) -> StepGraph | None:
+        """The graph that picks the tokens of a part of a scale; None where scales have no parts."""
+        return None
+
+    def residual(self, setting: Setting, step: StepPlan) -> StepGraph | None:
+        """The graph behind the bridge that adds a residual to the codes; None where there is none."""
+        return None
+
+    def grid(self, setting: Setting, step: StepPlan) -> Size:
+        """The token grid of a step as its blocks see it."""
+        return step.size
+
+    def project_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
+        """Arguments of the first half of a block beside those of all families."""
+        return {}
+
+    def attend_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
+        """Arguments of the second half of a block beside those of all families."""
+        return {}
+
+    def image_role(self, name: str) -> Role:
+        """The role of a tensor of the image tokenizer."""
+        return image_tokenizer_role(name)
+
+    def kept_shapes(self, shapes: Shapes, with_encoder: bool) -> Shapes:
+        """The image tokenizer's tensors that go into a bundle as they are."""
+        parts = self.decoder_parts + (self.encoder_parts if with_encoder else ())
+        return {name: shape for name, shape in shapes.items() if name.startswith(parts)}
+
+
+def size_label(size: Size) -> str:
+    """A grid as names of graphs have it: "16x24", rows first."""
+    return f"{size[0]}x{size[1]}"
+
+
+def bridge_graph(factory: type[nn.Module], arguments: dict[str, Any], setting: Setting, step: StepPlan) -> StepGraph:
+    """A bridge from a scale to the next one, with its name and the arguments of all families."""
+    following, final = setting.following(step), setting.plan.schedule.final
+    own, further = step.rows(setting.rows), following.rows(setting.rows) if following else 0
+    arguments = {**arguments, "size": step.size, "final": final}
+    arguments |= {"next_size": following and following.size, "next_index": step.next_index, "next_rows": further}
+    onward = "end" if following is None else f"{size_label(following.size)}@{step.next_index}"
+    label = setting.rows_label(step) + (f"to{further}" if following and further < own else "")
+    name = f"bridge-{size_label(step.size)}-{onward}-of-{size_label(final)}-{label}"
+    return StepGraph(name, factory, arguments, SHARED_PREFIX)

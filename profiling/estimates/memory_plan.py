@@ -1,0 +1,132 @@
+"""The memory of a generation over time, computed from the layout before anything runs.
+
+The sums are the bytes that runtime/memory/arena.py allocates when the pipeline is loaded; the timeline says which of
+them are in use. On the host the library of the engines allocates more, which is estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from ...engines.bundle.manifest import Manifest
+from ...engines.registry import backend_class
+from ...runtime.memory.fit import DeviceNeed, device_need, host_need
+from ...runtime.memory.layout import TEXT_ENCODER_WEIGHTS, EngineCall, Layout, View, lay_out
+from ...runtime.memory.placement import aligned
+
+
+class Part(str, Enum):
+    """Purposes of memory."""
+
+    WEIGHTS = "weights"
+    TEXT_ENCODER = "text encoder"
+    KEYS = "keys and values"
+    TEXT_KEYS = "text keys"
+    TOKEN_CACHES = "token caches"
+    ACTIVATIONS = "activations"
+    WORKSPACE = "workspace"
+    DECODER = "decoder"
+    LIBRARY = "library"
+
+
+# Prefixes of slot names (runtime/memory/layout.py), the longer before the shorter. All other slots are activations.
+_SLOTS = {
+    TEXT_ENCODER_WEIGHTS: Part.TEXT_ENCODER,
+    "text_keys.": Part.TEXT_KEYS,
+    "text_values.": Part.TEXT_KEYS,
+    "keys.": Part.KEYS,
+    "values.": Part.KEYS,
+    "cache_": Part.TOKEN_CACHES,
+    "scratch.": Part.WORKSPACE,
+    "image": Part.DECODER,
+    "decoder": Part.DECODER,
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Bytes in use, by part, during a step of a generation."""
+
+    what: str
+    used: Mapping[Part, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.used.values())
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes allocated, and the timeline of bytes in use with `rows` guidance rows."""
+
+    rows: int
+    need: DeviceNeed
+    moments: tuple[Moment, ...]
+
+    @property
+    def peak(self) -> Moment:
+        return max(self.moments, key=lambda moment: moment.total)
+
+
+def memory_plan(manifest: Manifest, *, offload_text_encoder: bool = False) -> MemoryPlan:
+    """The plan of a bundle on its device, with the timeline of the guidance mode that needs most memory."""
+    on_host = backend_class(manifest.backend).runs_on_host(manifest.target)
+    offload_text_encoder = offload_text_encoder and not on_host
+    layouts = [lay_out(manifest, s.rows, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
+    largest = max(layouts, key=lambda layout: layout.arena_bytes)
+    need = host_need(manifest, layouts) if on_host else device_need(layouts)
+    resident = {**_resident(layouts), Part.LIBRARY: need.library_bytes}
+    return MemoryPlan(largest.rows, need, tuple(_moments(largest, resident)))
+
+
+def _resident(layouts: Sequence[Layout]) -> dict[Part, int]:
+    """Bytes of resident weights, by part."""
+    named = {name: weight for layout in layouts for name, weight in layout.weights().items()}
+    used = {Part.WEIGHTS: 0, Part.TEXT_ENCODER: 0}
+    for name, weight in named.items():
+        part = Part.TEXT_ENCODER if name.startswith("text_encoder.") else Part.WEIGHTS
+        used[part] += aligned(weight.size)
+    return used
+
+
+def _moments(layout: Layout, resident: dict[Part, int]) -> Iterator[Moment]:
+    """A slot is in use from the first to the last moment that reads or writes it."""
+    stages = list(_stages(layout))
+    last = {view.slot: number for number, (_, calls) in enumerate(stages) for view in _views(calls)}
+    extent: dict[str, int] = {}  # of the slots so far
+    for number, (what, calls) in enumerate(stages):
+        for view in _views(calls):
+            extent[view.slot] = max(extent.get(view.slot, 0), view.start + view.size)
+        used = dict.fromkeys(Part, 0) | resident
+        for slot, size in extent.items():
+            if number <= last[slot]:
+                used[part_of(slot)] += size
+        yield Moment(what, used)
+
+
+def part_of(slot: str) -> Part:
+    """The part that a slot of the layout belongs to."""
+    return next((part for start, part in _SLOTS.items() if slot.startswith(start)), Part.ACTIVATIONS)
+
+
+def _stages(layout: Layout) -> Iterator[tuple[str, list[EngineCall]]]:
+    """Names of the moments with their launches, in order."""
+    encoders = [call for call in (layout.text_encoder, layout.uncond_encoder) if call is not None]
+    if encoders:
+        yield "text", encoders
+    assert layout.condition is not None
+    yield "condition", [layout.condition, *layout.layer_condition]
+    for calls in layout.steps:
+        h, w = calls.step.size
+        yield f"scale {calls.step.index}, {w}x{h}", list(calls.calls)
+    yield "decoder", layout.decode
+
+
+def _views(calls: Sequence[EngineCall]) -> Iterator[View]:
+    for call in calls:
+        yield from (binding for binding in call.tensors.values() if isinstance(binding, View))
+        if call.scratch is not None:
+            yield call.scratch
+        yield from (view for copy in call.copies for view in (copy.source, copy.target))

@@ -1,0 +1,44 @@
+"""What `fastvar plan` plans: a bundle as it is, or a build (`build_requests.py`, which needs what builds)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...engines.bundle.bundle import Bundle
+from ...engines.registry import backend_class
+from ...runtime.memory.soundness import sound_layout
+from .fitting import Change, Choice, Limits, PlanOf
+from .memory_plan import memory_plan
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to plan: plans by choice, what may be chosen, and larger changes in the order they are thought of."""
+
+    title: str
+    asked: Choice
+    limits: Limits
+    plan_of: PlanOf
+    changes: Callable[[], Iterator[Change]]
+    estimated: bool  # scratch memory, where nothing has been compiled
+    on_host: bool  # engines take the memory of this machine, not of a GPU
+
+
+def bundle_subject(path: Path, asked: Choice) -> Subject:
+    """A bundle: all is decided but for where its text encoder stays."""
+    manifest = Bundle.open(path, verify="auto", trust_remote_code=True).manifest  # nothing of it is run
+    for engine_set in manifest.sets:
+        sound_layout(manifest, engine_set.rows)
+    height, width = manifest.plan.schedule.pixels
+    title = f"{manifest.model}, {width}x{height}, policy {manifest.plan.policy.name}, {manifest.backend}, "
+    return Subject(
+        title + manifest.precision.label,
+        asked,
+        Limits(text_encoder=bool(manifest.text_encoder), quantised_weights=False, latent_rows=0),
+        lambda choice: memory_plan(manifest, offload_text_encoder=choice.offload_text_encoder),
+        lambda: iter(()),
+        estimated=False,
+        on_host=backend_class(manifest.backend).runs_on_host(manifest.target),
+    )

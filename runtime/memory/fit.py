@@ -1,0 +1,102 @@
+"""Whether a bundle fits into a device's free memory, and which choices would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ...core.dtypes import human_bytes, storage_dtype
+from ...engines.bundle.estimates import library_bytes
+from ...engines.bundle.manifest import Manifest
+from ...errors import DeviceMemoryError
+from .arena import place_weights
+from .layout import Layout, WeightView, lay_out
+
+LAYER_WEIGHTS = ".blocks."  # in the name of a layer's own weights
+
+
+@dataclass(frozen=True)
+class DeviceNeed:
+    """Bytes that a pipeline takes: weights and arena are its own, the rest is what the engines' library takes."""
+
+    weight_bytes: int
+    arena_bytes: int
+    library_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.arena_bytes + self.library_bytes
+
+
+def device_need(layouts: Sequence[Layout]) -> DeviceNeed:
+    """What these layouts take together, exactly as `Memory` allocates it on a device of its own memory."""
+    return DeviceNeed(place_weights(layouts)[1], max(layout.arena_bytes for layout in layouts))
+
+
+def host_need(manifest: Manifest, layouts: Sequence[Layout]) -> DeviceNeed:
+    """The same where engines share the host's memory: weights are the mapped file, and what the engines' library
+    takes for itself is estimated (engines/bundle/estimates.py).
+    """
+    return replace(device_need(layouts), library_bytes=library_bytes(manifest))
+
+
+def require_fit(
+    manifest: Manifest,
+    layouts: Sequence[Layout],
+    need: DeviceNeed,
+    *,
+    free_bytes: int | None,
+    budget_bytes: int | None,
+    offloads: bool,
+) -> None:
+    """Refuse before anything is allocated.
+
+    Raises:
+        DeviceMemoryError: names what is needed, what is free or allowed, and the choices that would fit.
+    """
+    # On the host the engines' library takes memory too, and `free_bytes` is all that the machine or container has.
+    known = ((free_bytes, "are all there is" if need.library_bytes else "are free"), (budget_bytes, "are its budget"))
+    limits = [(n, what) for n, what in known if n is not None]
+    limit, what = min(limits, default=(need.total_bytes, ""))
+    if need.total_bytes <= limit:
+        return
+    ways = _smaller(manifest, layouts, offloads) if need.library_bytes == 0 else []
+    fitting = [f"{how}: {human_bytes(n)}" for how, n in ways if n <= limit]
+    library = f", {human_bytes(need.library_bytes)} for the library" if need.library_bytes else ""
+    raise DeviceMemoryError(
+        f"this bundle needs {human_bytes(need.total_bytes)} of memory ({human_bytes(need.weight_bytes)} weights, "
+        f"{human_bytes(need.arena_bytes)} for drawing{library}), {human_bytes(limit)} {what}",
+        expected="room for all of it when the bundle is loaded",
+        fix="; ".join(fitting) or "no option of this model fits: choose a smaller --size or a smaller model",
+    )
+
+
+def _smaller(manifest: Manifest, layouts: Sequence[Layout], offloads: bool) -> list[tuple[str, int]]:
+    """Ways to need less, with what each leads to: single ones first, then together."""
+    rows = [layout.rows for layout in layouts]
+    offload = "load with offload_text_encoder=True (--offload-text-encoder)"
+    guidance, quantised = "build with --guidance off", "build with --weights int8"
+
+    def total(rows: Sequence[int], offloaded: bool) -> int:
+        return device_need([lay_out(manifest, r, offload_text_encoder=offloaded) for r in rows]).total_bytes
+
+    can_offload = bool(manifest.text_encoder) and not offloads
+    saved = 0 if manifest.precision.weights else _matrix_bytes(layouts, manifest) // 2
+    ways: list[tuple[str, int]] = []
+    if can_offload:
+        ways.append((offload, total(rows, True)))
+    if saved:
+        ways.append((quantised, total(rows, offloads) - saved))
+    if can_offload and saved:
+        ways.append((f"{quantised}, and {offload}", total(rows, True) - saved))
+    if 2 in rows and 1 in rows:
+        ways.append((guidance, total([1], offloads)))
+    return ways
+
+
+def _matrix_bytes(layouts: Sequence[Layout], manifest: Manifest) -> int:
+    """The layers' matrices: what 8-bit weights halve in a 16-bit build."""
+    weights: dict[str, WeightView] = {n: w for layout in layouts for n, w in layout.weights().items()}
+    wide = storage_dtype(manifest.precision.compute).itemsize == 2
+    matrices = (w for n, w in weights.items() if LAYER_WEIGHTS in n and len(w.shape) == 2 and w.dtype != "float32")
+    return sum(w.size for w in matrices) if wide else 0

@@ -1,0 +1,140 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastvar.engines.aotinductor import native
+from fastvar.engines.aotinductor.native import AVX512_BF16, cpu_lacks
+from fastvar.engines.aotinductor.operators import ATTENTION, register, supports_heads
+from fastvar.errors import BuildError
+
+MASKED = -1e30
+
+
+@pytest.fixture(scope="module")
+def attention(engine_cache: Path) -> Iterator[Callable[..., Tensor]]:
+    """The operator, its kernel compiled once per version of its source."""
+    if lacking := cpu_lacks(AVX512_BF16):
+        pytest.skip(f"this CPU lacks {', '.join(lacking)}")
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTVAR_CACHE", str(engine_cache))
+        try:
+            native.build()
+        except BuildError as error:
+            pytest.skip(error.problem)
+        yield register(ATTENTION)
+    torch.set_num_threads(threads)
+
+
+def operands(L: int, S: int, heads: int, head_dim: int, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(L + S + head_dim)
+    q, keys, values = (torch.randn(n, heads, head_dim, generator=generator) for n in (L, S, S))
+    return (q * spread / head_dim**0.5).bfloat16(), keys.bfloat16(), values.bfloat16()
+
+
+def mask(heads: int, S: int) -> Tensor:
+    """Padding behind a different number of keys for each head."""
+    kept = 1 + torch.arange(heads)[:, None, None] * (S - 1) // heads
+    return torch.where(torch.arange(S) < kept, 0.0, MASKED)
+
+
+def weighted(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q keys^T + bias) values in fp32."""
+    scores = q.float().transpose(0, 1) @ keys.float().permute(1, 2, 0)
+    scores = scores if bias is None else scores + bias
+    return (torch.softmax(scores, dim=-1) @ values.float().transpose(0, 1)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("spread", [1, 40])  # even weights, and few keys that take all
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("L", "S", "heads", "head_dim"),
+    [
+        (1, 1, 1, 16),
+        (2, 5, 3, 32),
+        (7, 33, 2, 96),
+        (5, 63, 3, 80),
+        (53, 130, 2, 64),
+        (49, 515, 2, 128),
+        (3, 1100, 1, 256),
+    ],
+)
+def test_equals_softmax_attention_in_fp32(attention, L, S, heads, head_dim, masked, spread):
+    q, keys, values = operands(L, S, heads, head_dim, spread)
+    bias = mask(heads, S) if masked else None
+    # bfloat16 has 8 significant bits: rounding changes a weight, and then the result, by up to 2^-8 of itself. The
+    # bound is the sum of both, as if no two errors cancelled; 1e-5 is for sums in fp32, larger where scores are.
+    bound = (2**-7 + 1e-5 * spread) * weighted(q, keys, values.abs(), bias)
+    error = (attention(q, keys, values, bias).float() - weighted(q, keys, values, bias)).abs()
+    assert (error <= bound).all()
+
+
+def test_rounds_no_further_than_it_says(attention):
+    """With weights that are powers of two nothing but the result is rounded."""
+    _, keys, values = operands(1, 64, 2, 16)
+    got = attention(torch.zeros(3, 2, 16, dtype=torch.bfloat16), keys, values, None)
+    exact = values.double().mean(0).expand(3, -1, -1)
+    torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-6)
+
+
+def test_same_bits_for_any_number_of_threads(attention):
+    q, keys, values = operands(101, 300, 3, 32)  # 9 blocks of queries: two threads share a head
+    found = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        found.append(attention(q, keys, values, mask(3, 300)))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_query_does_not_see_which_others_there_are(attention):
+    q, keys, values = operands(70, 600, 2, 96)
+    together = attention(q, keys, values, None)
+    for i in (0, 5, 47, 48, 69):
+        assert torch.equal(attention(q[i : i + 1], keys, values, None)[0], together[i])
+
+
+def test_masked_keys_are_as_if_they_were_not_there(attention):
+    q, keys, values = operands(9, 90, 2, 64)
+    bias = torch.zeros(2, 1, 90)
+    bias[..., 41:] = MASKED
+    values[41:] = 1e30
+    assert torch.equal(attention(q, keys, values, bias), attention(q, keys[:41], values[:41], None))
+
+
+def test_reads_slices_of_a_cache_in_place(attention):
+    q, keys, values = operands(9, 40, 4, 32)
+    parts = (q[:, 1:3], keys[:31, 1:3], values[:31, 1:3], mask(4, 31)[1:3])
+    got = attention(*parts)
+    assert got.is_contiguous()
+    assert torch.equal(got, attention(*(part.contiguous() for part in parts)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, v: (q[..., :24], k[..., :24], v[..., :24], None), "heads of 24"),
+        (lambda q, k, v: (q.float(), k.float(), v.float(), None), "float32"),
+        (lambda q, k, v: (q, k[:, :1], v, None), r"keys \[5, 1, 32\]"),
+        (lambda q, k, v: (q, k[:0], v[:0], None), r"keys \[0, 2, 32\]"),
+        (lambda q, k, v: (q, k, v, torch.zeros(2, 3, 5)), r"bias \[2, 3, 5\]"),
+        (lambda q, k, v: (q.transpose(1, 2).contiguous().transpose(1, 2), k, v, None), "contiguous last axis"),
+    ],
+)
+def test_refuses_what_the_kernel_cannot_take(attention, change, message):
+    with pytest.raises(ValueError, match=message):
+        attention(*change(*operands(3, 5, 2, 32)))
+
+
+def test_says_which_programs_and_processors_it_is_for(tmp_path):
+    assert [size for size in (8, 16, 24, 64, 96, 128, 256, 272) if supports_heads(size)] == [
+        *(16, 64, 96, 128, 256),
+    ]
+    assert not supports_heads(64, "float32")
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("model name : x\nflags\t\t: fpu avx512f avx512bw avx512dq avx512vl\n")
+    assert cpu_lacks(AVX512_BF16, cpuinfo) == ("avx512_bf16",)
+    assert cpu_lacks(AVX512_BF16, tmp_path / "none") == AVX512_BF16

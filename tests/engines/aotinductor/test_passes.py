@@ -1,0 +1,122 @@
+"""Passes over exported programs: how many places they find, and that the program computes what it did."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastvar.engines.aotinductor.convolutions import use_row_statistics, use_small_enlargements
+from fastvar.engines.aotinductor.graph import tidy
+from fastvar.engines.aotinductor.passes import use_attention_kernel, use_onednn_linear
+from fastvar.export.tracing.torch_export import fused_attention
+
+Pass = Callable[[Any, Any], int]
+
+
+class Module(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self._function(*tensors)
+
+
+def changed(function: Callable[..., Tensor], change: Pass, *tensors: Tensor) -> tuple[int, Any]:
+    """How many places the pass found, and the program behind it."""
+    with torch.no_grad():
+        program = torch.export.export(Module(function), tensors)
+    tidy(torch, program)
+    return change(torch, program), program
+
+
+def check(function: Callable[..., Tensor], change: Pass, *tensors: Tensor, places: int, tolerance: float) -> None:
+    found, program = changed(function, change, *tensors)
+    assert found == places
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(*tensors), function(*tensors), atol=tolerance, rtol=tolerance)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.manual_seed(sum(shape))).to(dtype)
+
+
+def test_linear_layers_take_their_gelu_along():
+    def layers(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        h = F.gelu(F.linear(x, w, b), approximate="tanh")
+        return F.linear(h, w, b) + F.gelu(F.linear(x, w, b))  # the second GELU is the exact one, and stays
+
+    operands = random(5, 16), random(16, 16), random(16)
+    check(layers, use_onednn_linear, *operands, places=3, tolerance=1e-5)
+    _, program = changed(layers, use_onednn_linear, *operands)
+    assert sum("gelu" in str(node.target) for node in program.graph.nodes) == 1
+
+
+def test_a_gelu_that_is_not_the_only_reader_stays():
+    def layers(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        h = F.linear(x, w, b)
+        return h + F.gelu(h, approximate="tanh")
+
+    check(layers, use_onednn_linear, random(5, 16), random(16, 16), random(16), places=1, tolerance=1e-5)
+
+
+def test_linear_layers_without_bias_stay():
+    found, _ = changed(F.linear, use_onednn_linear, random(5, 16), random(16, 16))
+    assert found == 0
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "places"), [(16, torch.bfloat16, 1), (12, torch.bfloat16, 0), (16, torch.float32, 0)]
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_goes_to_the_kernel_where_it_is_supported(head_dim, dtype, places, masked):
+    q, keys = random(4, 6, head_dim, dtype=dtype), random(9, 6, head_dim, dtype=dtype)
+    bias = [torch.zeros(6, 1, 9)] if masked else []
+
+    def attend(q: Tensor, keys: Tensor, values: Tensor, *bias: Tensor) -> Tensor:
+        return fused_attention(q, keys, values, bias[0] if bias else None, 3 * head_dim)
+
+    found, program = changed(attend, use_attention_kernel, q, keys, keys, *bias)
+    assert found == places
+    read = [str(node.target) for node in program.graph.nodes if node.users]
+    assert sum("fastvar.attention" in target for target in read) == places
+    assert sum("transpose" in target for target in read) == (0 if places else 4), "nothing is turned and turned back"
+
+
+def test_norms_by_rows():
+    def norms(x: Tensor) -> Tensor:
+        return F.group_norm(F.group_norm(x, 4, eps=1e-6), 32, eps=1e-6)
+
+    check(norms, use_row_statistics, 3 + 2 * random(1, 32, 6, 10), places=2, tolerance=1e-5)
+
+
+def test_norms_far_from_zero():
+    """Variance is taken around the mean, not as a difference of large numbers."""
+    x = 1000 + random(1, 8, 16, 16).double()
+    expected = F.group_norm(x, 2, eps=1e-6)
+    _, program = changed(lambda t: F.group_norm(t, 2, eps=1e-6), use_row_statistics, x.float())
+    torch.testing.assert_close(program.module()(x.float()).double(), expected, atol=2e-3, rtol=2e-3)
+
+
+def enlarge(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5)])
+def test_enlargements_by_four_small_convolutions(size):
+    operands = random(1, 6, *size), random(7, 6, 3, 3), random(7)
+    check(enlarge, use_small_enlargements, *operands, places=1, tolerance=1e-5)
+
+
+def test_other_enlargements_stay():
+    def other(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        large = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.conv2d(large, weight, bias, padding=1) + F.conv2d(large, weight, bias, padding=1).square()
+
+    found, _ = changed(other, use_small_enlargements, random(1, 6, 3, 5), random(7, 6, 3, 3), random(7))
+    assert found == 0

@@ -1,0 +1,40 @@
+"""A bundle whose engines are the step modules themselves, run in torch: nothing is traced or compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastvar.core.plan import GenerationPlan
+from fastvar.core.precision import Precision
+from fastvar.engines.bundle.manifest import Manifest
+from fastvar.engines.bundle.weight_file import WeightFile
+from fastvar.engines.registry import backend_class
+from fastvar.engines.spec import EngineSpec
+from fastvar.export.build import _write_weights
+from fastvar.export.checkpoints.checkpoint import Checkpoint
+from fastvar.export.checkpoints.weight_sources import engine_weights, preview_weights
+from fastvar.export.describe import describe
+from fastvar.export.module_backend import ModuleBackend
+from fastvar.runtime.session import Session
+
+
+class ModuleBundle:
+    """In place of engines/bundle/bundle.py's: a manifest, and a weight file in a folder."""
+
+    def __init__(self, checkpoint: Checkpoint, plan: GenerationPlan, folder: Path) -> None:
+        self.path, precision = folder, Precision()
+        self.manifest: Manifest = describe(checkpoint, plan, backend_class("onnxruntime"), precision)
+        sources = engine_weights(checkpoint, False, precision) | preview_weights(checkpoint)
+        _write_weights(folder / self.manifest.weights.file, sources, precision)
+        self.weights = WeightFile(folder / self.manifest.weights.file)
+        self.kernel_folder = folder
+        self._text_encoder = checkpoint.text_encoder
+
+    def read_engine(self, spec: EngineSpec) -> bytes:
+        return b""
+
+    def is_current(self) -> bool:
+        return True
+
+    def session(self) -> Session:
+        return Session(self, backend=ModuleBackend(self.manifest, self._text_encoder))  # type: ignore[arg-type]

@@ -1,0 +1,115 @@
+"""What a bundle's engines, weights and plan must agree on; test_layout.py plays layouts in full."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastvar.engines.bundle.bundle import Bundle
+from fastvar.engines.bundle.manifest import Manifest
+from fastvar.engines.spec import EngineSpec, TensorSpec
+from fastvar.errors import BundleError
+from fastvar.runtime.memory.layout import lay_out
+from fastvar.runtime.memory.soundness import check_weights, sound_layout
+
+
+@pytest.fixture(scope="module")
+def bundle(editing_bundle: Path) -> Bundle:
+    return Bundle.open(editing_bundle)
+
+
+def with_engine(m: Manifest, name: str, **changes: object) -> Manifest:
+    return replace(m, engines={**m.engines, name: replace(m.engines[name], **changes)})
+
+
+def reshaped(spec: EngineSpec, name: str, /, **changes: object) -> dict[str, object]:
+    """An engine's tensors, with one in another shape or type."""
+
+    def change(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(t, **changes) if t.name == name else t for t in tensors)
+
+    return {"inputs": change(spec.inputs), "outputs": change(spec.outputs)}
+
+
+def checked(m: Manifest) -> None:
+    for engine_set in m.sets:
+        sound_layout(m, engine_set.rows)
+
+
+def test_a_built_bundle_is_sound(bundle: Bundle):
+    checked(bundle.manifest)
+    layouts = [lay_out(bundle.manifest, rows) for rows in (2, 1)]
+    check_weights(bundle.manifest, layouts, bundle.weights)
+    brought = [sound_layout(bundle.manifest, rows, offload_text_encoder=True) for rows in (2, 1)]
+    check_weights(bundle.manifest, brought, bundle.weights)
+
+
+@pytest.mark.parametrize(
+    ("role", "tensor", "changes"),
+    [
+        ("attend", "x_out", {"shape": (2, 32)}),
+        ("attend", "x", {"dtype": "int32"}),
+        ("attend", "q", {"shape": (2, 1, 32)}),
+        ("attend", "keys", {"shape": (3, 4, 32)}),
+        ("attend", "modulation", {"dtype": "float16"}),
+        ("project", "values", {"shape": (1, 4, 16)}),
+        ("bridge", "noise", {"shape": (2, 8)}),
+        ("bridge", "tau", {"shape": (2,)}),
+        ("bridge", "noise", {"name": "residual_noise"}),
+        ("bridge", "summed", {"shape": (1, 8, 16, 17)}),
+        ("bridge", "x_next", {"shape": (8, 128)}),
+    ],
+)
+def test_a_tensor_that_is_read_otherwise_than_it_was_written(bundle: Bundle, role: str, tensor: str, changes: dict):
+    m = bundle.manifest
+    name = getattr(m.sets[0].steps[0], role)
+    with pytest.raises(BundleError, match=r"the bundle is inconsistent: engine '"):
+        checked(with_engine(m, name, **reshaped(m.engines[name], tensor, **changes)))
+
+
+@pytest.mark.parametrize("role", ["bridge", "project", "attend", "project_pruned", "attend_pruned"])
+def test_every_engine_is_of_its_role_and_of_its_scale(bundle: Bundle, role: str):
+    """Any engine of the bundle in another's place is refused, unless both do the same."""
+    m = bundle.manifest
+    engine_set = m.sets[0]
+    for position, step in enumerate(engine_set.steps):
+        for name, spec in m.engines.items():
+            own = m.engines[getattr(step, role)]
+            fills = name.removesuffix("-fill") == own.name  # and writes what later scales may restore from
+            if fills or (spec.inputs, spec.outputs) == (own.inputs, own.outputs):
+                continue
+            steps = list(engine_set.steps)
+            steps[position] = replace(step, **{role: name})
+            with pytest.raises(BundleError):
+                checked(replace(m, sets=(replace(engine_set, steps=tuple(steps)),)))
+
+
+@pytest.mark.parametrize("role", ["decoder", "encoder", "text_encoder"])
+def test_the_coders_are_coders(bundle: Bundle, role: str):
+    m = bundle.manifest
+    for name in m.engines.keys() - {getattr(m, role)}:
+        with pytest.raises(BundleError, match="the bundle is inconsistent"):
+            checked(replace(m, **{role: name}))
+
+
+def test_a_condition_draws_nothing(bundle: Bundle):
+    m = bundle.manifest
+    name = m.sets[0].condition
+    with pytest.raises(BundleError, match="runs before the scales and takes residual_noise"):
+        checked(with_engine(m, name, **reshaped(m.engines[name], "cond", name="residual_noise")))
+
+
+def test_weights_that_are_missing_or_of_another_shape(bundle: Bundle):
+    m = bundle.manifest
+    name = m.sets[0].steps[0].attend
+    spec = m.engines[name]
+    for changed, match in (
+        (with_engine(m, name, weights={**spec.weights, "ffn.fc1.bias": "nowhere.{layer}"}), r"no tensor 'nowhere\.0'"),
+        (with_engine(m, name, weights={**spec.weights, "ffn.fc1.bias": "{layer.__class__}"}), "no tensor '{layer.__cl"),
+        (with_engine(m, name, **reshaped(spec, "ffn.fc1.bias", shape=(127,))), r"fc1.bias' .* is float32\[128\]"),
+        (with_engine(m, name, **reshaped(spec, "ffn.fc1.bias", dtype="float16")), r"engines take float16\[128\]"),
+    ):
+        with pytest.raises(BundleError, match=match):
+            check_weights(changed, [lay_out(changed, 2)], bundle.weights)
