@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastvar.core.version import __version__
-
+from .core.version import __version__
 from .errors import PipelineBusy
 
 if TYPE_CHECKING:

@@ -27,9 +27,10 @@ from fastvar.core.precision import COMPUTE
 from fastvar.core.rotary import rotary_table
 from fastvar.errors import BackendError
 from fastvar.export.checkpoints.checkpoint import Checkpoint
+from fastvar.export.models.common.tokenizer_blocks import enlarge
 from fastvar.export.models.infinity.model import Condition, InfinityTransformer
 from fastvar.export.models.infinity.reference import Sampling, codes_grid, guide, next_tokens, sample_bits
-from fastvar.export.models.infinity.tokenizer import Decoder, enlarge
+from fastvar.export.models.infinity.tokenizer import Decoder
 from fastvar.export.models.transformer.attention import attention_override, torch_attention
 from fastvar.export.models.transformer.pruning import LayerState, ScaleRun, run_block
 from fastvar.export.models.transformer.reference_loop import conditional_only

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from demo.scenes import Scene, held_out_scenes, render, training_scenes
 from demo.training.loop import TrainingRun, write_atomically
-from fastvar.export.models.infinity.tokenizer import bits_to_codes, enlarge
+from fastvar.export.models.common.tokenizer_blocks import enlarge
+from fastvar.export.models.infinity.tokenizer import bits_to_codes
 
 BITS, PATCH, CELLS = 16, 16, 16
 GRID_SIZES = [(n, n) for n in (1, 2, 4, 6, 8, 12, 16)]

@@ -20,9 +20,10 @@ from demo.training import patch_codec
 from demo.training.image_tokenizer import CONFIG, WEIGHTS
 from demo.training.teacher_forcing import SCHEDULE
 from fastvar.core.plan import GenerationPlan, make_plan
+from fastvar.export.models.common.tokenizer_blocks import enlarge
 from fastvar.export.models.infinity.model import InfinityTransformer
 from fastvar.export.models.infinity.reference import Sampling, run_layers, sample_bits
-from fastvar.export.models.infinity.tokenizer import ImageTokenizer, bits_to_codes, enlarge
+from fastvar.export.models.infinity.tokenizer import ImageTokenizer, bits_to_codes
 from fastvar.export.models.transformer.pruning import LayerState
 from fastvar.families.infinity import INFINITY
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fastvar.core.rotary import rotary_table
 from fastvar.core.schedule import ScaleSchedule
+from fastvar.export.models.common.tokenizer_blocks import enlarge
 from fastvar.export.models.infinity.model import Block, Condition, InfinityTransformer
-from fastvar.export.models.infinity.tokenizer import bits_to_codes, enlarge
+from fastvar.export.models.infinity.tokenizer import bits_to_codes
 from fastvar.families.infinity_presets import schedule_for
 
 SCHEDULE = schedule_for((256, 256))

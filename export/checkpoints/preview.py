@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.infinity.tokenizer import enlarge
+from ..models.common.tokenizer_blocks import enlarge
 
 GRID = 8
 SAMPLES = 12

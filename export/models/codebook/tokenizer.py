@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ....core.schedule import Size
 from ....errors import CheckpointError
 from ....families.codebook import VqTokenizerConfig, phi_index
+from ..common import tokenizer_blocks
 from ..common.tensor_shapes import count, dims
 from ..common.tokenizer_blocks import Conv, Decoder, Encoder
-from ..infinity import tokenizer as image_tokenizer
 
 KIND = "a VQ image tokenizer"
 
@@ -125,7 +125,7 @@ class VqTokenizer(nn.Module):
 
 def enlarge(x: Tensor, size: Size) -> Tensor:
     """Bicubic resize of [B, C, h, w] without corner alignment (a = -0.75); the identity at equal size."""
-    return image_tokenizer.enlarge(x, size, "bicubic")
+    return tokenizer_blocks.enlarge(x, size, "bicubic")
 
 
 def area_pool(x: Tensor, size: Size) -> Tensor:

@@ -31,6 +31,13 @@ class Conv(nn.Conv2d):
         return super().forward(x.to(self.weight.dtype))
 
 
+def enlarge(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """Resize of [B, C, h, w] without corner alignment, "bilinear" or "bicubic"; the identity at equal size."""
+    if (x.shape[-2], x.shape[-1]) == size:
+        return x
+    return F.interpolate(x, size=size, mode=mode, align_corners=False)
+
+
 def norm_groups(channels: int) -> int:
     """Groups of a norm: 32, or 24 where the channels divide by 24 and not by 32."""
     return 32 if channels % 32 == 0 else 24

@@ -12,10 +12,11 @@ from torch import Tensor
 from ....core.plan import GenerationPlan, StepPlan
 from ....core.rotary import rotary_table
 from ....core.schedule import Size
+from ..common.tokenizer_blocks import enlarge
 from ..transformer.pruning import LayerState, run_blocks
 from ..transformer.reference_loop import Generation, Trace
 from .model import Condition, InfinityTransformer
-from .tokenizer import bits_to_codes, enlarge
+from .tokenizer import bits_to_codes
 
 Noise = Callable[[int, tuple[int, int]], Tensor]  # (scale index, (L, bits a token)) -> uniform [0, 1)
 

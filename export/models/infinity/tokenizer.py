@@ -15,6 +15,7 @@ from ....errors import CheckpointError
 from ....families.infinity import ImageTokenizerConfig
 from ..common import tokenizer_blocks
 from ..common.tensor_shapes import count, dims
+from ..common.tokenizer_blocks import enlarge
 
 
 class Encoder(tokenizer_blocks.Encoder):
@@ -68,13 +69,6 @@ class ImageTokenizer(nn.Module):
 def bits_to_codes(bits: Tensor, channel_dim: int = 1) -> Tensor:
     """Bit b -> (2b - 1) / sqrt(d): unit length over the d bits, so that a code lies on the sphere."""
     return (bits.float() * 2 - 1) / bits.shape[channel_dim] ** 0.5
-
-
-def enlarge(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
-    """Resize of [B, C, h, w] without corner alignment, "bilinear" or "bicubic"; the identity at equal size."""
-    if (x.shape[-2], x.shape[-1]) == size:
-        return x
-    return F.interpolate(x, size=size, mode=mode, align_corners=False)
 
 
 def infer_image_tokenizer(shapes: Mapping[str, tuple[int, ...]]) -> ImageTokenizerConfig:

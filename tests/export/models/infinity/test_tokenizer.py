@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastvar.errors import CheckpointError
-from fastvar.export.models.common.tokenizer_blocks import WRAPPED, Downsample, ResidualBlock, Upsample
-from fastvar.export.models.infinity.tokenizer import ImageTokenizer, bits_to_codes, enlarge
+from fastvar.export.models.common.tokenizer_blocks import WRAPPED, Downsample, ResidualBlock, Upsample, enlarge
+from fastvar.export.models.infinity.tokenizer import ImageTokenizer, bits_to_codes
 from fastvar.families.infinity import ImageTokenizerConfig
 
 GOLDEN = load_file(Path(__file__).parents[3] / "golden/vae_quantiser.safetensors")
