@@ -29,8 +29,9 @@ from .commands.upscale import upscale
 from .console.interruption import Interrupted, ended_by_signals
 from .console.streams import spared_streams, tell, tell_trouble
 from .core.version import __version__
-from .errors import FastvarError, UnknownWordsWarning
+from .errors import FastvarError, RenamedWarning, UnknownWordsWarning
 
+PLAIN = (UnknownWordsWarning, RenamedWarning)  # warnings that are meant for the user
 USER_ERROR = 2  # exit code of everything a user can cause; click uses the same for a wrong option
 
 app = typer.Typer(
@@ -75,13 +76,14 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _tell_warnings_plainly() -> None:
-    warnings.simplefilter("always", UnknownWordsWarning)
+    for category in PLAIN:
+        warnings.simplefilter("always", category)
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
 
 
 def _show_warning(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
     """What the user should know is one line; other warnings keep their place in the code."""
-    if issubclass(category, UnknownWordsWarning):
+    if issubclass(category, PLAIN):
         typer.echo(f"warning: {message}", err=True)
     else:
         others(message, category, *where)

@@ -52,6 +52,10 @@ class UnknownWordsWarning(UserWarning):
     """The tokenizer has no token for some words of a prompt, so they have no say in the image."""
 
 
+class RenamedWarning(FutureWarning):
+    """Something goes by another name now; the old one works for one version more."""
+
+
 class NumericsError(FastvarError):
     """A weight or an activation is not finite."""
 

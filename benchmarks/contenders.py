@@ -155,30 +155,30 @@ class EngineContender:
         self._device, self._settings, self._text = self._session.device, settings, text
 
     def text(self) -> float:
-        start = self._device.mark()
+        start = self._device.record_event()
         give_text(self.workspace, self._text)
         return self._elapsed_ms(start)
 
     def scales(self, noise: Noise) -> list[float]:
         ms = [ms for _, ms in self.workspace.run_scales(noise, self._settings, wait=False)]
-        self._session.settle()
+        self._session.save_compiled_kernels()
         return ms
 
     def decode(self) -> float:
-        start = self._device.mark()
+        start = self._device.record_event()
         self.workspace.decode()
         return self._elapsed_ms(start)
 
     def logits(self, noise: Noise) -> list[NDArray[np.float32]]:
         steps = self.workspace.run_scales(noise, self._settings)
-        return [self.workspace.read(calls.bridge, "logits").copy() for calls, _ in steps]
+        return [self.workspace.read(calls.sampling_head, "logits").copy() for calls, _ in steps]
 
     def launches(self, noise: Noise) -> Iterator[tuple[StepCalls | None, EngineCall, float]]:
         """The image launch by launch, without text encoder: step (None outside of scales), call, milliseconds."""
         return self.workspace.timed_launches(noise, self._settings)
 
     def _elapsed_ms(self, start: Any) -> float:
-        end = self._device.mark()
+        end = self._device.record_event()
         self._device.wait()
         return self._device.elapsed_ms(start, end)
 

@@ -28,7 +28,7 @@ from fastvar.core.rotary import rotary_table
 from fastvar.errors import BackendError
 from fastvar.export.checkpoints.checkpoint import Checkpoint
 from fastvar.export.models.common.tokenizer_blocks import enlarge
-from fastvar.export.models.infinity.model import Condition, InfinityTransformer
+from fastvar.export.models.infinity.model import Conditioning, InfinityTransformer
 from fastvar.export.models.infinity.reference import Sampling, codes_grid, guide, next_tokens, sample_bits
 from fastvar.export.models.infinity.tokenizer import Decoder
 from fastvar.export.models.transformer.attention import attention_override, torch_attention
@@ -66,7 +66,7 @@ class EagerModel:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def mark(self) -> Any:
+    def record_event(self) -> Any:
         """A point in time, on the GPU in the order of what it was given."""
         if self.device.type == "cpu":
             return time.perf_counter()
@@ -121,15 +121,15 @@ class EagerContender:
         self._model, self._sampling = model, sampling
         self._text = torch.from_numpy(text).to(model.device)
         self._runs = [_scale_run(model, plan, step) for step in plan.steps]
-        self._condition: Condition | None = None
+        self._condition: Conditioning | None = None
         self._summed: Tensor | None = None
 
     def text(self) -> float:
         """Text encoder, where there is one, and condition; milliseconds."""
-        start = self._model.mark()
+        start = self._model.record_event()
         with torch.inference_mode(), self._model.autocast(), attention_override(torch_attention):
-            self._condition = self._model.transformer.condition(self._features(), None)
-        return self._model.elapsed_ms(start, self._model.mark())
+            self._condition = self._model.transformer.conditioning(self._features(), None)
+        return self._model.elapsed_ms(start, self._model.record_event())
 
     def scales(self, noise: HostNoise) -> list[float]:
         """Milliseconds of every executed scale, of the text last given."""
@@ -144,10 +144,10 @@ class EagerContender:
     def decode(self) -> float:
         """The image of the codes last drawn, on the host; milliseconds."""
         assert self._summed is not None
-        start = self._model.mark()
+        start = self._model.record_event()
         with torch.inference_mode(), self._model.autocast():
             self._model.decoder(self._summed).clamp(-1, 1).float().cpu()
-        return self._model.elapsed_ms(start, self._model.mark())
+        return self._model.elapsed_ms(start, self._model.record_event())
 
     def summed_codes(self) -> NDArray[np.float32]:
         """What was drawn last: [1, bits, h, w]."""
@@ -165,29 +165,29 @@ class EagerContender:
     @torch.inference_mode()
     def _draw(self, noise: HostNoise, see: See = lambda _: None) -> list[float]:
         assert self._condition is not None
-        model, condition = self._model.transformer, self._condition
+        model, conditioning = self._model.transformer, self._condition
         patch = model.config.patch
         final = (self.plan.schedule.final[0] * patch, self.plan.schedule.final[1] * patch)
         states = [LayerState() for _ in model.layers]
-        block_in = model.first_tokens(condition.sos)  # [2, 1, C]
+        block_in = model.first_tokens(conditioning.sos)  # [2, 1, C]
         summed = torch.zeros(1, model.config.bits, *final, device=self._model.device)
         uniform = {step.index: self._uniform(noise, step) for step in self.plan.steps}  # on the device beforehand
         marks = []
         for step, run in zip(self.plan.steps, self._runs, strict=True):
-            start = self._model.mark()
+            start = self._model.record_event()
             if not step.guided and len(block_in) > 1:
-                condition, block_in = conditional_only(condition, block_in, states)
+                conditioning, block_in = conditional_only(conditioning, block_in, states)
             rows = len(block_in)
             with self._model.autocast(), attention_override(torch_attention):
-                x = self._through_layers(block_in, condition, step, run, states)  # [rows, L, C]
-            logits = guide(model.logits(x, condition.sos.float()), self._sampling)  # [L, 2 * bits a token]
+                x = self._through_layers(block_in, conditioning, step, run, states)  # [rows, L, C]
+            logits = guide(model.logits(x, conditioning.sos.float()), self._sampling)  # [L, 2 * bits a token]
             bits = sample_bits(logits, uniform[step.index], self._sampling.top_p)
             summed = summed + enlarge(codes_grid(bits, step.size, patch), final)
             if step.next_index is not None:
                 with self._model.autocast():
                     block_in = next_tokens(model, summed, self.plan.schedule.sizes[step.next_index])
                 block_in = block_in.expand(rows, -1, -1)
-            marks.append((start, self._model.mark()))
+            marks.append((start, self._model.record_event()))
             see(logits)
         self._summed = summed
         return [self._model.elapsed_ms(*pair) for pair in marks]
@@ -198,19 +198,19 @@ class EagerContender:
         return torch.from_numpy(noise(step.index, shape)).to(self._model.device)
 
     def _through_layers(
-        self, block_in: Tensor, condition: Condition, step: StepPlan, run: ScaleRun, states: list[LayerState]
+        self, block_in: Tensor, conditioning: Conditioning, step: StepPlan, run: ScaleRun, states: list[LayerState]
     ) -> Tensor:
         model = self._model.transformer
         x = block_in + model.lvl_embed.weight[step.index]  # fp32, and stays so
         for layer, (block, state) in enumerate(zip(model.layers, states, strict=True)):
-            x = run_block(block, x, condition, run, state, self.plan.policy.prunes(layer))
+            x = run_block(block, x, conditioning, run, state, self.plan.policy.prunes(layer))
         return x
 
 
 def _scale_run(model: EagerModel, plan: GenerationPlan, step: StepPlan) -> ScaleRun:
-    table = rotary_table(step.size, plan.schedule.position_grid, model.transformer.config.head_dim)
+    table = rotary_table(step.size, plan.schedule.rope_grid, model.transformer.config.head_dim)
     rotary = torch.from_numpy(table).to(model.device)
-    return ScaleRun(step.size, step.kept, rotary, plan.cached_size, step.fills_cache)
+    return ScaleRun(step.size, step.kept, rotary, plan.cached_size, step.writes_restore_cache)
 
 
 def _loaded(factory: Callable[[Any], nn.Module], config: Any, state: Mapping[str, Tensor]) -> nn.Module:

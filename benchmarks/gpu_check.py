@@ -32,7 +32,7 @@ from fastvar.errors import BuildError, FastvarError
 from fastvar.profiling.profiled_bundle import random_features
 from fastvar.profiling.sampler import sampler_for
 from fastvar.runtime.memory.fit import device_need
-from fastvar.runtime.memory.layout import lay_out
+from fastvar.runtime.memory.layout import build_layout
 from fastvar.runtime.settings import SamplingSettings
 
 ROOT = Path(__file__).parents[1]
@@ -164,7 +164,7 @@ def timing(builder: Builder, model: str, size: str, policy: str) -> Record:
     """Milliseconds per scale and peak memory of one size and policy; warm-up excluded."""
     name = f"{model}-{size}-{policy}"
     bundle = builder.gpu(name, "--random-weights", model, "--size", size, "--policy", policy)
-    planned = device_need([lay_out(bundle.manifest, 2)])
+    planned = device_need([build_layout(bundle.manifest, 2)])
     with sampler_for("cuda") as sampler:
         runs = timed_runs(bundle, cuda_graphs=True)
     memory = sampler.recording

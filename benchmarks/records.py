@@ -153,7 +153,9 @@ def launch_breakdown(contender: EngineContender, costs: EngineCosts) -> list[Bre
     found = []
     for step in sorted(contender.plan.steps, key=lambda step: step.tokens)[-LARGEST:]:
         own = [i for i, call in enumerate(calls) if call.scale == step.index]
-        kinds = {kind: [i for i in own if calls[i].kind is kind] for kind in (Kind.PROJECT, Kind.ATTEND, Kind.BRIDGE)}
+        kinds = {
+            kind: [i for i in own if calls[i].kind is kind] for kind in (Kind.QKV, Kind.ATTN_MLP, Kind.SAMPLING_HEAD)
+        }
         found.append(Breakdown(step, part(own), {kind: part(indices) for kind, indices in kinds.items()}))
     return found
 

@@ -34,7 +34,7 @@ from fastvar.profiling.estimates.costs import add, engine_costs
 from fastvar.profiling.profiled_bundle import random_features
 from fastvar.profiling.tuning.charts import Line, log_lines
 from fastvar.runtime.memory.fit import device_need
-from fastvar.runtime.memory.layout import lay_out
+from fastvar.runtime.memory.layout import build_layout
 
 POLICIES = ("dense", "fastvar")
 SIZES, PLANNED_SIZES = "256,512,768,1024", "1536,2048"  # drawn; and told from the plan alone
@@ -170,7 +170,7 @@ def _planned(manifest: Manifest, side: int, policy: str) -> Measured:
         forwarded_tokens=plan.forwarded_tokens,
         flop=add(costs.by_scale().values()).flop,
         cache_bytes=costs.kv_cache_bytes,
-        plan_bytes=device_need([lay_out(manifest, ROWS)]).arena_bytes,
+        plan_bytes=device_need([build_layout(manifest, ROWS)]).arena_bytes,
     )
 
 

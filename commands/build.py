@@ -137,7 +137,7 @@ def build(
     require_signature: RequireSignature = None,
 ) -> None:
     """Turn a checkpoint into a bundle of engines. No GPU is needed."""
-    from ..core.plan import Drawing
+    from ..core.plan import SamplingMode
     from ..core.precision import parse_precision
     from ..engines.registry import get_backend
 
@@ -150,7 +150,7 @@ def build(
     if trust_remote_code or require_signature:
         raise InputError("--trust-remote-code and --require-signature go with --from-bundle", fix="leave them away")
     # What is wrong with the options is told before torch takes its seconds to import.
-    drawing = Drawing(smooth, final_iterations, not no_residual)
+    sampling_mode = SamplingMode(smooth, final_iterations, not no_residual)
     _check_size(size, random_weights)
     compiler = get_backend(backend, target=target)
     compiler.resolve_target(target, parse_precision(precision, weights, default=compiler.default_precision))
@@ -172,7 +172,7 @@ def build(
             text_length=text_length,
             with_encoder=with_encoder,
             decoder_tile=decoder_tile,
-            drawing=drawing,
+            sampling_mode=sampling_mode,
             image_tokenizer=image_tokenizer,
             text_encoder=text_encoder,
             cache=found,
@@ -208,7 +208,7 @@ def _rebuild(
     old = source.manifest
     family, transformer, plan = family_named(old.family), old.transformer, old.plan
     schedule = plan.schedule if size is None else family.schedule_for(family.size(size, transformer), transformer)
-    family.plan(schedule, family.policy(policy, schedule, plan.depth), transformer, plan.drawing)
+    family.plan(schedule, family.policy(policy, schedule, plan.depth), transformer, plan.sampling_mode)
     with needs_extra("export"), progress_bar() as progress:
         from ..export.rebuild import rebuild
 

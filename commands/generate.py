@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..console import sampling as drawing
+from ..console import sampling
 from ..console.options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
 from ..console.saving import destination
 
@@ -22,32 +22,32 @@ def generate(
             show_default=False,
         ),
     ],
-    seed: drawing.Seed = None,
-    guidance_scale: drawing.GuidanceScale = None,
-    tau: drawing.Tau = None,
-    top_p: drawing.TopP = None,
-    top_k: drawing.TopK = None,
-    num_images: drawing.NumImages = 1,
-    negative_prompt: drawing.NegativePrompt = None,
-    out: drawing.Out = Path(),
-    image_format: drawing.Format = None,
-    quality: drawing.Quality = None,
-    threads: drawing.Threads = None,
-    offload_text_encoder: drawing.OffloadTextEncoder = False,
-    no_cuda_graphs: drawing.NoCudaGraphs = False,
-    memory: drawing.Memory = None,
+    seed: sampling.Seed = None,
+    guidance_scale: sampling.GuidanceScale = None,
+    tau: sampling.Tau = None,
+    top_p: sampling.TopP = None,
+    top_k: sampling.TopK = None,
+    num_images: sampling.NumImages = 1,
+    negative_prompt: sampling.NegativePrompt = None,
+    out: sampling.Out = Path(),
+    image_format: sampling.Format = None,
+    quality: sampling.Quality = None,
+    threads: sampling.Threads = None,
+    offload_text_encoder: sampling.OffloadTextEncoder = False,
+    no_cuda_graphs: sampling.NoCudaGraphs = False,
+    memory: sampling.Memory = None,
     trust_remote_code: TrustRemoteCode = False,
     require_signature: RequireSignature = None,
-    timings: drawing.Timings = False,
+    timings: sampling.Timings = False,
 ) -> None:
     """Draw images, each saved as it is drawn. Files carry prompt, seed, settings and bundle digest as metadata."""
     with destination(out, image_format, quality, prompts, num_images, negative_prompt) as target:
         trust = (trust_remote_code, require_signature)
-        pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
+        pipe = sampling.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
         count = len(prompts) * num_images * len(pipe.manifest.plan.steps)
         with progress_bar() as progress:
             output = pipe(
-                **drawing.subjects(pipe, prompts),
+                **sampling.subjects(pipe, prompts),
                 seed=seed,
                 guidance_scale=guidance_scale,
                 tau=tau,
@@ -55,8 +55,8 @@ def generate(
                 top_k=top_k,
                 num_images=num_images,
                 negative_prompt=negative_prompt,
-                callback_on_scale_end=drawing.on_scale(progress, count),
+                callback_on_scale_end=sampling.on_scale(progress, count),
                 callback_on_image_end=target.saver(pipe.bundle.digest),
             )
         if timings:
-            drawing.show_timings(output)
+            sampling.show_timings(output)

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from ..console import sampling as drawing
+from ..console import sampling
 from ..console.options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
 from ..console.saving import destination
 
 
 def inpaint(
     bundle: BundlePath,
-    image: drawing.GivenImage,
-    prompt: drawing.Prompt,
+    image: sampling.GivenImage,
+    prompt: sampling.Prompt,
     mask: Annotated[
         Path,
         typer.Option(help="Image of the same aspect ratio: WHITE is redrawn, black is kept.", show_default=False),
@@ -26,32 +26,32 @@ def inpaint(
             "--no-composite", help="Leave the outside as the model decodes it: do not put the image's own pixels back."
         ),
     ] = False,
-    size: drawing.Size = None,
-    fit: drawing.Fit = "exact",
-    seed: drawing.Seed = None,
-    guidance_scale: drawing.GuidanceScale = None,
-    tau: drawing.Tau = None,
-    top_p: drawing.TopP = None,
-    num_images: drawing.NumImages = 1,
-    negative_prompt: drawing.NegativePrompt = None,
-    out: drawing.Out = Path(),
-    image_format: drawing.Format = None,
-    quality: drawing.Quality = None,
-    threads: drawing.Threads = None,
-    offload_text_encoder: drawing.OffloadTextEncoder = False,
-    no_cuda_graphs: drawing.NoCudaGraphs = False,
-    memory: drawing.Memory = None,
+    size: sampling.Size = None,
+    fit: sampling.Fit = "exact",
+    seed: sampling.Seed = None,
+    guidance_scale: sampling.GuidanceScale = None,
+    tau: sampling.Tau = None,
+    top_p: sampling.TopP = None,
+    num_images: sampling.NumImages = 1,
+    negative_prompt: sampling.NegativePrompt = None,
+    out: sampling.Out = Path(),
+    image_format: sampling.Format = None,
+    quality: sampling.Quality = None,
+    threads: sampling.Threads = None,
+    offload_text_encoder: sampling.OffloadTextEncoder = False,
+    no_cuda_graphs: sampling.NoCudaGraphs = False,
+    memory: sampling.Memory = None,
     trust_remote_code: TrustRemoteCode = False,
     require_signature: RequireSignature = None,
-    timings: drawing.Timings = False,
+    timings: sampling.Timings = False,
 ) -> None:
     """Redraw the white part of a mask. A token of 16x16 pixels is redrawn if the mask touches it; outside, the image's
     own pixels are put back with a soft edge. Needs a bundle --with-encoder.
     """
     with destination(out, image_format, quality, [prompt], num_images, negative_prompt) as target:
         trust = (trust_remote_code, require_signature)
-        pipe = drawing.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
-        drawing.check_size(pipe, size)
+        pipe = sampling.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
+        sampling.check_size(pipe, size)
         with progress_bar() as progress:
             output = pipe.inpaint(
                 image,
@@ -65,8 +65,8 @@ def inpaint(
                 top_p=top_p,
                 num_images=num_images,
                 negative_prompt=negative_prompt,
-                callback_on_scale_end=drawing.on_scale(progress, num_images * len(pipe.manifest.plan.steps)),
+                callback_on_scale_end=sampling.on_scale(progress, num_images * len(pipe.manifest.plan.steps)),
                 callback_on_image_end=target.saver(pipe.bundle.digest),
             )
         if timings:
-            drawing.show_timings(output)
+            sampling.show_timings(output)

@@ -54,7 +54,10 @@ def plan(
         int | None, typer.Option(metavar="ROWS", min=1, help="Image decoder in stripes of so many latent rows.")
     ] = None,
     offload_text_encoder: Annotated[
-        bool, typer.Option("--offload-text-encoder", help="The text encoder's weights are brought for every prompt.")
+        bool,
+        typer.Option(
+            "--offload-text-encoder", help="The text encoder's weights are copied to the GPU for every prompt."
+        ),
     ] = False,
     memory: Annotated[
         str | None, typer.Option(metavar="BYTES", help="A budget, 15GiB say: choose what fits, or say what would.")
@@ -68,11 +71,11 @@ def plan(
     """
     from ..core.dtypes import parse_bytes
     from ..engines.bundle.bundle import is_bundle
-    from ..profiling.estimates.fitting import Choice, Fit, first_fit
+    from ..profiling.estimates.fitting import Fit, MemoryOptions, first_fit
     from ..profiling.estimates.requests import bundle_subject
 
     budget = parse_bytes(memory) if memory is not None else None
-    choice = Choice(decoder_tile, offload_text_encoder, weights)
+    choice = MemoryOptions(decoder_tile, offload_text_encoder, weights)
     if source is not None and model is None and is_bundle(source):
         _check_bundle_options(context)
         subject = bundle_subject(source, choice)

@@ -42,7 +42,7 @@ def _size_facts(model: Any) -> list[dict[str, Any]]:
                 "width": width,
                 "height": height,
                 "shape": round(_shape(schedule), 3),
-                "budget": schedule.budget,
+                "bucket": schedule.bucket,
                 "zero_shot": schedule.zero_shot,
                 "scales": len(schedule),
                 "last_grid": list(schedule.final),
@@ -55,7 +55,7 @@ def _size_facts(model: Any) -> list[dict[str, Any]]:
 
 def _shape(schedule: Any) -> float:
     """Width over height of the 1M size of the same aspect ratio: the smaller ones are off by a few pixels."""
-    height, width = schedule.position_grid
+    height, width = schedule.rope_grid
     return float(width / height)
 
 
@@ -64,7 +64,7 @@ def _size_table(facts: list[dict[str, Any]], model: str) -> Table:
         caption=f"forwarded: share of tokens times layers that the fastvar policy computes ({model}); "
         "zero-shot: finer than any image a model was trained on"
     )
-    for heading in ("shape", "size", "budget", "scales", "tokens", "forwarded", ""):
+    for heading in ("shape", "size", "bucket", "scales", "tokens", "forwarded", ""):
         table.add_column(heading, justify="right" if heading else "left")
     shape = None
     for entry in facts:
@@ -74,5 +74,5 @@ def _size_table(facts: list[dict[str, Any]], model: str) -> Table:
         shape = entry["shape"]
         note = "zero-shot" if entry["zero_shot"] else ""
         share = f"{entry['forwarded_share']:.0%}"
-        table.add_row(first, entry["size"], entry["budget"], str(entry["scales"]), str(entry["tokens"]), share, note)
+        table.add_row(first, entry["size"], entry["bucket"], str(entry["scales"]), str(entry["tokens"]), share, note)
     return table

@@ -10,7 +10,7 @@ from rich.table import Table
 from ..core.dtypes import human_bytes
 from ..core.platform import memory_bytes
 from ..profiling.estimates.fitting import Fit
-from ..profiling.estimates.memory_plan import MemoryPlan, Moment, Part
+from ..profiling.estimates.memory_plan import MemoryPlan, Part, TimelineEntry
 from ..profiling.estimates.requests import Subject
 from ..profiling.report.columns import Column, text_table
 
@@ -57,7 +57,7 @@ def timeline_table(title: str, plan: MemoryPlan, budget: int | None) -> Table:
         Column("in use", "total", _mebibytes, style="bold"),
     ]
 
-    def style(moment: Moment) -> str | None:
+    def style(moment: TimelineEntry) -> str | None:
         over = budget is not None and moment.total > budget
         return "red" if over else "green" if moment is plan.peak else None
 

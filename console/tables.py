@@ -35,11 +35,11 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "family": manifest.family,
         "model": manifest.model,
         "size": pixels(plan.schedule.pixels),
-        "budget": plan.schedule.budget,
+        "bucket": plan.schedule.bucket,
         "policy": {
             "name": policy.name,
             "pruned_layers": [policy.first_layer, policy.stop_layer],
-            "cached_scale": policy.cached_scale,
+            "restore_scale": policy.restore_scale,
         },
         "layers": plan.depth,
         "backend": engine.backend,
@@ -53,7 +53,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "guidance_rows": [s.rows for s in manifest.sets],
         "sampling": vars(manifest.sampling),
         "classes": getattr(manifest.transformer, "classes", None),
-        "drawing": vars(manifest.plan.drawing),
+        "sampling_mode": vars(manifest.plan.sampling_mode),
         "checkpoint_digest": manifest.checkpoint_digest,
         "fastvar_version": manifest.fastvar_version,
         "format_version": manifest.format_version,
@@ -99,7 +99,7 @@ def _scale_facts(manifest: Manifest, position: int, step: StepPlan) -> Facts:
         "kept": step.kept,
         "past_dense": step.past_dense,
         "past_pruned": step.past_pruned,
-        "fills_cache": step.fills_cache,
+        "fills_cache": step.writes_restore_cache,
         "engines": engines,
         "engine_bytes": _bytes_of(manifest, set(engines)),
         "attentions": sum(manifest.engines[name].attentions for name in engines),
@@ -113,7 +113,7 @@ def _step_engines(sets: Sequence[EngineSet], position: int) -> list[str]:
     names: list[str] = []
     for engine_set in sets:
         step: StepEngines = engine_set.steps[position]
-        names += (step.attend_pruned, step.project_pruned, step.attend, step.project, step.bridge)
+        names += (step.attn_mlp_pruned, step.qkv_pruned, step.attn_mlp, step.qkv, step.sampling_head)
         names += (step.pick, step.residual)
     return list(dict.fromkeys(filter(None, names)))
 
@@ -128,7 +128,7 @@ def header_table(facts: Facts) -> Table:
     policy, guidance, classes = facts["policy"], {"2": "on", "1": "off"}, facts["classes"]
     first, stop = policy["pruned_layers"]
     pruned = f"layers {first} to {stop - 1} of {facts['layers']}" if stop > first else "no layer pruned"
-    restored = f", restored from scale {policy['cached_scale']}" if stop > first else ""
+    restored = f", restored from scale {policy['restore_scale']}" if stop > first else ""
     length, tile = facts["text_length"], facts["decoder_tile"]
     memory = (f"{human_bytes(b)} with guidance {guidance[rows]}" for rows, b in facts["activation_bytes"].items())
     sampling = (f"{name} {value:g}" for name, value in facts["sampling"].items() if value is not None)
@@ -136,7 +136,7 @@ def header_table(facts: Facts) -> Table:
         {
             "bundle": facts["path"],
             "model": f"{facts['model']} ({facts['family']})",
-            "size": f"{facts['size']}, schedule {facts['budget']}",
+            "size": f"{facts['size']}, schedule {facts['bucket']}",
             "policy": f"{policy['name']}: {pruned}{restored}",
             "backend": f"{facts['backend']} {facts['library_version']}, target {facts['target']}, {facts['precision']}",
             "code": "native: loading it runs what its maker compiled" if facts["native_code"] else "none of its own",

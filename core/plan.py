@@ -24,7 +24,7 @@ MOST_ITERATIONS = 64
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingMode:
     """How codes are drawn, where a family offers a choice. It shapes the engines, so it is decided at build time."""
 
     smooth: bool = False  # embeddings mixed by Gumbel weights in place of single codes (upstream's more_smooth)
@@ -58,7 +58,7 @@ class StepPlan:
     kept: int  # tokens forwarded in the pruned layers; all of them where nothing is pruned
     past_dense: int
     past_pruned: int
-    fills_cache: bool  # pruned layers keep their sub-layer outputs for restoration
+    writes_restore_cache: bool  # pruned layers keep their sub-layer outputs for restoration
     next_index: int | None  # the next executed scale
     guided: bool  # classifier-free guidance is on, where the caller asks for any
     guided_dense: int
@@ -92,7 +92,7 @@ class GenerationPlan:
     policy: PruningPolicy
     depth: int
     steps: tuple[StepPlan, ...]
-    drawing: Drawing = field(default_factory=Drawing)
+    sampling_mode: SamplingMode = field(default_factory=SamplingMode)
     first_tokens: int = 1
 
     @property
@@ -100,8 +100,8 @@ class GenerationPlan:
         """Grid of the scale that pruned tokens are restored from; None where nothing is restored."""
         if not any(step.prunes for step in self.steps):
             return None
-        assert self.policy.cached_scale is not None
-        return self.schedule.sizes[self.policy.cached_scale]
+        assert self.policy.restore_scale is not None
+        return self.schedule.sizes[self.policy.restore_scale]
 
     def capacity(self, layer: int) -> int:
         """Keys that a layer holds at the end, per guidance row."""
@@ -125,7 +125,7 @@ def make_plan(
     schedule: ScaleSchedule,
     policy: PruningPolicy,
     depth: int,
-    drawing: Drawing | None = None,
+    sampling_mode: SamplingMode | None = None,
     first_tokens: int = 1,
 ) -> GenerationPlan:
     """Lay out a generation.
@@ -133,7 +133,7 @@ def make_plan(
     Raises:
         PlanError: the policy does not fit the schedule, the model, or the way of drawing.
     """
-    drawing = drawing or Drawing()
+    sampling_mode = sampling_mode or SamplingMode()
     _check_policy(schedule, policy, depth)
     executed = [i for i in range(len(schedule)) if not policy.rule(i).skip]
     any_pruned_layer = policy.first_layer < policy.stop_layer
@@ -141,12 +141,12 @@ def make_plan(
     kept = {i: policy.rule(i).kept(tokens[i]) if any_pruned_layer and i else tokens[i] for i in executed}
     restores = any(kept[i] < tokens[i] for i in executed)
     last = executed[-1]
-    _check_parts(policy, drawing, kept[last] < tokens[last], tokens[last], len(executed))
+    _check_parts(policy, sampling_mode, kept[last] < tokens[last], tokens[last], len(executed))
     steps: list[StepPlan] = []
     past = guided_past = (0, 0)  # in layers that never prune, and in those that may
     for i, following in zip(executed, [*executed[1:], None], strict=True):
-        fills, guided = restores and i == policy.cached_scale, policy.rule(i).guidance
-        counts = part_counts(tokens[i], drawing.final_iterations) if following is None else (tokens[i],)
+        fills, guided = restores and i == policy.restore_scale, policy.rule(i).guidance
+        counts = part_counts(tokens[i], sampling_mode.final_iterations) if following is None else (tokens[i],)
         for part, count in enumerate(counts):
             forwarded = count if len(counts) > 1 else kept[i]
             if guided or not steps or steps[-1].guided:
@@ -154,7 +154,7 @@ def make_plan(
             own = (i, schedule.sizes[i], count, forwarded, *past, fills, following, guided, *guided_past)
             steps.append(StepPlan(*own, part=part if len(counts) > 1 else None, parts=len(counts)))
             past = (past[0] + count, past[1] + forwarded)
-    return GenerationPlan(schedule, policy, depth, tuple(steps), drawing, first_tokens)
+    return GenerationPlan(schedule, policy, depth, tuple(steps), sampling_mode, first_tokens)
 
 
 def part_counts(tokens: int, iterations: int) -> tuple[int, ...]:
@@ -168,18 +168,19 @@ def part_counts(tokens: int, iterations: int) -> tuple[int, ...]:
     return (*counts, left)
 
 
-def _check_parts(policy: PruningPolicy, drawing: Drawing, pruned: bool, tokens: int, scales: int) -> None:
-    if drawing.final_iterations == 1:
+def _check_parts(policy: PruningPolicy, sampling_mode: SamplingMode, pruned: bool, tokens: int, scales: int) -> None:
+    if sampling_mode.final_iterations == 1:
         return
     if pruned:
         raise PlanError(
-            f"policy {policy.name!r} prunes the last scale, which is drawn in {drawing.final_iterations} iterations",
+            f"policy {policy.name!r} prunes the last scale, which is drawn in "
+            f"{sampling_mode.final_iterations} iterations",
             expected="one of the two: a part of a scale has no grid to restore it on",
             fix="choose the policy dense, or one final iteration",
         )
-    if tokens < drawing.final_iterations:
+    if tokens < sampling_mode.final_iterations:
         raise PlanError(
-            f"{drawing.final_iterations} final iterations for {tokens} tokens",
+            f"{sampling_mode.final_iterations} final iterations for {tokens} tokens",
             expected=f"at most {tokens}: one token each",
         )
     if scales == 1:
@@ -206,12 +207,12 @@ def _check_policy(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) ->
     pruned = [i for i in range(last + 1) if not policy.rule(i).skip and policy.rule(i).keep < 1]
     if not pruned or policy.first_layer == policy.stop_layer:
         return
-    cached = policy.cached_scale
+    cached = policy.restore_scale
     if cached is None or not 0 <= cached < min(pruned) or policy.rule(cached).skip:
         raise PlanError(
-            f"policy {policy.name!r} prunes scale {min(pruned)} but its cached scale is {cached}",
+            f"policy {policy.name!r} prunes scale {min(pruned)} but its restore scale is {cached}",
             expected="an executed scale before the first pruned one, to restore from",
-            fix="set cached_scale",
+            fix="set restore_scale",
         )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import PlanError
+from ..errors import PlanError, RenamedWarning
 from .schedule import ScaleSchedule
 
 if sys.version_info >= (3, 11):
@@ -41,7 +42,7 @@ class ScaleRule:
 
 @dataclass(frozen=True)
 class PruningPolicy:
-    """Which scales are pruned or skipped, in which layers, restored from which cached scale (paper, 3.2-3.3).
+    """Which scales are pruned or skipped, in which layers, restored from which restore scale (paper, 3.2-3.3).
 
     Layers outside [first_layer, stop_layer) always run on every token.
     """
@@ -50,7 +51,7 @@ class PruningPolicy:
     rules: Mapping[int, ScaleRule] = field(default_factory=dict)
     first_layer: int = 0
     stop_layer: int = 0
-    cached_scale: int | None = None
+    restore_scale: int | None = None
     shared_selection: bool = False  # one selection a layer in place of one a sub-layer: cheaper, not the paper's
 
     def rule(self, scale: int) -> ScaleRule:
@@ -80,7 +81,7 @@ def load_policy(
 ) -> PruningPolicy:
     """A preset by name, or a TOML file.
 
-    The file: `cached_scale = 8`, `layers = [3, 28]`, `shared_selection = true`, and tables `[scale.9]` with
+    The file: `restore_scale = 8`, `layers = [3, 28]`, `shared_selection = true`, and tables `[scale.9]` with
     `keep = 0.6`, `skip = true` or `guidance = false`.
 
     Raises:
@@ -102,13 +103,18 @@ def load_policy(
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
         raise PlanError(
             f"policy file {path} not understood: {error}",
-            expected="cached_scale = 8, layers = [3, 28], shared_selection = true, and tables [scale.9] with "
+            expected="restore_scale = 8, layers = [3, 28], shared_selection = true, and tables [scale.9] with "
             "keep = 0.6, skip = true or guidance = false",
         ) from error
 
 
 def _policy_from_toml(name: str, data: dict[str, Any]) -> PruningPolicy:
-    unknown = sorted(set(data) - {"cached_scale", "layers", "scale", "shared_selection"})
+    if "cached_scale" in data:
+        warnings.warn(f"policy {name}: cached_scale is named restore_scale now", RenamedWarning, stacklevel=2)
+        data = {"restore_scale": data["cached_scale"]} | {
+            entry: v for entry, v in data.items() if entry != "cached_scale"
+        }
+    unknown = sorted(set(data) - {"restore_scale", "layers", "scale", "shared_selection"})
     if unknown:
         raise ValueError(f"unknown entries {unknown}")
     first, stop = (_whole_number("layers", layer) for layer in data.get("layers", (0, 0)))
@@ -118,10 +124,10 @@ def _policy_from_toml(name: str, data: dict[str, Any]) -> PruningPolicy:
             value = getattr(rule, entry)
             if not isinstance(value, bool):
                 raise TypeError(f"scale.{index}: {entry} is {value!r}, expected true or false")
-    cached, shared = data.get("cached_scale"), data.get("shared_selection", False)
+    cached, shared = data.get("restore_scale"), data.get("shared_selection", False)
     if not isinstance(shared, bool):
         raise TypeError(f"shared_selection is {shared!r}, expected true or false")
-    cached = None if cached is None else _whole_number("cached_scale", cached)
+    cached = None if cached is None else _whole_number("restore_scale", cached)
     return PruningPolicy(name, rules, first, stop, cached, shared)
 
 
@@ -136,7 +142,7 @@ def policy_to_json(policy: PruningPolicy) -> dict[str, Any]:
     return {
         "name": policy.name,
         "layers": [policy.first_layer, policy.stop_layer],
-        "cached_scale": policy.cached_scale,
+        "restore_scale": policy.restore_scale,
         **({"shared_selection": True} if policy.shared_selection else {}),
         "scale": {str(i): _rule_to_json(r) for i, r in sorted(policy.rules.items())},
     }
@@ -155,7 +161,7 @@ def policy_from_json(data: dict[str, Any]) -> PruningPolicy:
 def policy_to_toml(policy: PruningPolicy) -> str:
     """A policy file as `load_policy` reads it. The file's name stands for that of the policy, which is not in it."""
     data = policy_to_json(policy)
-    cached = [] if policy.cached_scale is None else [f"cached_scale = {policy.cached_scale}"]
+    cached = [] if policy.restore_scale is None else [f"restore_scale = {policy.restore_scale}"]
     shared = ["shared_selection = true"] if policy.shared_selection else []
     lines = [*cached, f"layers = {data['layers']}", *shared]
     for index, rule in data["scale"].items():

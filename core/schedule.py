@@ -17,13 +17,13 @@ PIXELS_PER_TOKEN = 16
 class ScaleSchedule:
     """Token grids from 1x1 to the final one.
 
-    `position_grid` is the grid that rotary positions are normalised to: the last scale of the 1M budget of the same
+    `rope_grid` is the grid that rotary positions are normalised to: the last scale of the 1M bucket of the same
     aspect ratio, also when a shorter or a longer schedule runs (rotary.py says what that means for a longer one).
     """
 
     sizes: tuple[Size, ...]
-    position_grid: Size
-    budget: str = "custom"
+    rope_grid: Size
+    bucket: str = "custom"
     pixels_per_token: int = PIXELS_PER_TOKEN
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class ScaleSchedule:
     @property
     def zero_shot(self) -> bool:
         """Whether the image is finer than any that a checkpoint was trained on."""
-        return self.final[0] > self.position_grid[0] or self.final[1] > self.position_grid[1]
+        return self.final[0] > self.rope_grid[0] or self.final[1] > self.rope_grid[1]
 
     def tokens(self, index: int) -> int:
         h, w = self.sizes[index]

@@ -177,7 +177,7 @@ class Backend(ABC):
             BackendError: made by another library version, or for another device.
         """
 
-    def settle(self) -> None:  # noqa: B027 most backends keep nothing
+    def save_compiled_kernels(self) -> None:  # noqa: B027 most backends keep nothing
         """Called when engines have run for the first time: keep what the library compiled for them."""
 
 

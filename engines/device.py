@@ -1,6 +1,6 @@
 """Where engines run: who owns the memory, and the order of what is launched. Invariants:
 
-* whatever is given to a device (`write`, launches, `mark`) happens in the order it was given;
+* whatever is given to a device (`write`, launches, `record_event`) happens in the order it was given;
 * only `read` and `wait` wait for it, everything else returns at once where the device allows;
 * memory is allocated once, zeroed, and lives as long as the device's owner holds the allocation.
 """
@@ -62,7 +62,7 @@ class Device(ABC):
         """Copy a tensor inside the device's memory, in order with the launches."""
 
     @abstractmethod
-    def record(self, launches: Sequence[Launch]) -> Launch:
+    def capture_graph(self, launches: Sequence[Launch]) -> Launch:
         """One launch that repeats these in order; they must be prepared, and their memory theirs for good.
 
         Raises:
@@ -70,7 +70,7 @@ class Device(ABC):
         """
 
     @abstractmethod
-    def mark(self) -> Any:
+    def record_event(self) -> Any:
         """A point in the order of launches, for `elapsed_ms`."""
 
     @abstractmethod
@@ -106,10 +106,10 @@ class HostDevice(Device):
     def copy(self, target: TensorRef, source: TensorRef) -> None:
         host_array(target)[...] = host_array(source)
 
-    def record(self, launches: Sequence[Launch]) -> Launch:
-        return in_turn(launches)
+    def capture_graph(self, launches: Sequence[Launch]) -> Launch:
+        return run_sequentially(launches)
 
-    def mark(self) -> float:
+    def record_event(self) -> float:
         return time.perf_counter()
 
     def elapsed_ms(self, start: float, end: float) -> float:
@@ -119,7 +119,7 @@ class HostDevice(Device):
         pass
 
 
-def in_turn(launches: Sequence[Launch]) -> Launch:
+def run_sequentially(launches: Sequence[Launch]) -> Launch:
     """One launch that makes these, one by one."""
 
     def run() -> None:

@@ -16,7 +16,7 @@ from .spec import EngineSpec
 FLOAT = 4  # bytes
 STRIPES = {"stripe", "inner_stripe"}  # what the stages of a tiled decoder read
 LONGEST_TOPK = 3840  # numbers that TensorRT ranks at once
-ATTEND = {"q", "x_out"}  # tensors that tell the second half of a block
+ATTN_MLP = {"q", "x_out"}  # tensors that tell the second half of a block
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ def working_bytes(spec: EngineSpec, computation: Computation) -> int:
     """Tensors that an engine holds between its kernels, where every attention is one of them."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
     element = storage_dtype(computation.precision.compute).itemsize
-    if names >= ATTEND:
-        return _attend(spec, element)
+    if names >= ATTN_MLP:
+        return _attn_mlp(spec, element)
     if "q" in names:
-        return _project(spec, element)
+        return _qkv(spec, element)
     if "residual_noise" in names:
         return _diffusion(spec, element)
     if "logits" in names:
-        return _bridge(spec, element)
+        return _sampling_head(spec, element)
     if names & STRIPES:
         return (
             2
@@ -57,7 +57,7 @@ def working_bytes(spec: EngineSpec, computation: Computation) -> int:
     return element * 3 * max(tensor_elements(spec, tensor.name) for tensor in spec.outputs)
 
 
-def _attend(spec: EngineSpec, element: int) -> int:
+def _attn_mlp(spec: EngineSpec, element: int) -> int:
     """The hidden layer of the feed-forward, its input, what comes of it in fp32; where pruned, the restored map, and
     a second one where tokens are selected in turns.
     """
@@ -71,14 +71,14 @@ def _attend(spec: EngineSpec, element: int) -> int:
     return hidden + fresh + (maps * whole * width * FLOAT if pruned else 0)
 
 
-def _project(spec: EngineSpec, element: int) -> int:
+def _qkv(spec: EngineSpec, element: int) -> int:
     """Queries, keys and values before their norm, and the normed input; where pruned, the distances to the mean."""
     whole, width = spec.tensor("x").shape
     tokens = tensor_elements(spec, "q") // width
     return 5 * tokens * width * element + (whole * width * element if tokens < whole else 0)
 
 
-def _bridge(spec: EngineSpec, element: int) -> int:
+def _sampling_head(spec: EngineSpec, element: int) -> int:
     """The widest tokens, and the logits of every guidance row; where there are two, what guidance makes of them."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
     tokens = max(tensor_elements(spec, name) for name in ("x", "x_next") if name in names)

@@ -13,8 +13,8 @@ from ..families.base import ImageTokenizerShape
 from .checkpoints.text_encoders import kind_of
 from .models.common.decoder_stages import ConvIn, StagePlan, Tiling, decoder_stages
 from .models.common.step_graph import StepGraph
-from .models.registry import wiring_of
-from .models.transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, Setting, Wiring, size_label
+from .models.registry import adapter_of
+from .models.transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, ModelAdapter, size_label
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -62,21 +62,21 @@ def assemble(
     Raises:
         BuildError: something is asked for that the family does not have.
     """
-    wiring = wiring_of(transformer)
-    _check_asked(wiring, with_encoder, decoder_tile)
+    adapter = adapter_of(transformer)
+    _check_asked(adapter, with_encoder, decoder_tile)
     assembly = Assembly()
     for count in rows:
-        setting = Setting(plan, transformer, image_tokenizer, text_length, count)
-        assembly.sets.append(_engine_set(assembly, wiring, setting))
+        context = ExportContext(plan, transformer, image_tokenizer, text_length, count)
+        assembly.sets.append(_engine_set(assembly, adapter, context))
     grid = latent_grid(plan, transformer)
     label = size_label(grid)
     coder = {"config": image_tokenizer, "grid": grid}
     if decoder_tile is None:
-        assembly.decoder = assembly.add(StepGraph(f"decoder-{label}", wiring.decoder, coder, wiring.decoder_prefix))
+        assembly.decoder = assembly.add(StepGraph(f"decoder-{label}", adapter.decoder, coder, adapter.decoder_prefix))
     else:
         assembly.tiles = _tiles(assembly, image_tokenizer, grid, decoder_tile)
-    if with_encoder and wiring.encoder is not None:
-        assembly.encoder = assembly.add(StepGraph(f"encoder-{label}", wiring.encoder, coder, wiring.encoder_prefix))
+    if with_encoder and adapter.encoder is not None:
+        assembly.encoder = assembly.add(StepGraph(f"encoder-{label}", adapter.encoder, coder, adapter.encoder_prefix))
     if text_encoder is not None:
         arguments: dict[str, object] = {"config": text_encoder, "text_length": text_length}
         arguments |= {"prefix_length": prefix_length} if kind_of(text_encoder).has_prefix else {}
@@ -85,14 +85,14 @@ def assemble(
     return assembly
 
 
-def _check_asked(wiring: Wiring, with_encoder: bool, decoder_tile: int | None) -> None:
-    name = wiring.family.name
-    if with_encoder and wiring.encoder is None:
+def _check_asked(adapter: ModelAdapter, with_encoder: bool, decoder_tile: int | None) -> None:
+    name = adapter.family.name
+    if with_encoder and adapter.encoder is None:
         raise BuildError(
             f"{name} bundles hold no image encoder: upscaling and in-painting are Infinity's",
             expected="a build without --with-encoder",
         )
-    if decoder_tile is not None and not wiring.tiles_decoder:
+    if decoder_tile is not None and not adapter.tiles_decoder:
         raise BuildError(
             f"the image decoder of {name} models cannot run in stripes: it attends over the whole image",
             expected="a build without --decoder-tile",
@@ -127,54 +127,54 @@ def _stage(assembly: Assembly, plan: StagePlan, latent_width: int, tiling: Tilin
     return DecoderStage(plan.layer, engine(tiling.stripes[0]), engine(tiling.stripes[-1]))
 
 
-def _engine_set(assembly: Assembly, wiring: Wiring, setting: Setting) -> EngineSet:
-    layer_condition = wiring.layer_condition(setting)
+def _engine_set(assembly: Assembly, adapter: ModelAdapter, context: ExportContext) -> EngineSet:
+    layer_conditioning = adapter.layer_conditioning(context)
     return EngineSet(
-        rows=setting.rows,
-        condition=assembly.add(wiring.condition(setting)),
-        layer_condition=assembly.add(layer_condition) if layer_condition is not None else "",
-        steps=tuple(_step(assembly, wiring, setting, step) for step in setting.plan.steps),
+        rows=context.rows,
+        conditioning=assembly.add(adapter.conditioning(context)),
+        layer_conditioning=assembly.add(layer_conditioning) if layer_conditioning is not None else "",
+        steps=tuple(_step(assembly, adapter, context, step) for step in context.plan.steps),
     )
 
 
-def _step(assembly: Assembly, wiring: Wiring, setting: Setting, step: StepPlan) -> StepEngines:
-    plan, rows, own = setting.plan, setting.rows, step.rows(setting.rows)
-    grid, suffix = wiring.grid(setting, step), setting.rows_label(step)
+def _step(assembly: Assembly, adapter: ModelAdapter, context: ExportContext, step: StepPlan) -> StepEngines:
+    plan, rows, own = context.plan, context.rows, step.rows(context.rows)
+    grid, suffix = adapter.grid(context, step), context.rows_label(step)
     label = size_label(grid) + ("" if step.part is None else f"-part{step.part}")
-    shared: dict[str, object] = {"config": setting.transformer, "rows": own, "text_rows": rows, "size": grid}
+    shared: dict[str, object] = {"config": context.transformer, "rows": own, "text_rows": rows, "size": grid}
 
-    def project(kept: int) -> str:
-        arguments = {**shared, "kept": kept, **wiring.project_arguments(setting, step)}
-        return assembly.add(StepGraph(f"project-{label}-k{kept}-{suffix}", wiring.project, arguments, LAYER_PREFIX))
+    def qkv(kept: int) -> str:
+        arguments = {**shared, "kept": kept, **adapter.qkv_arguments(context, step)}
+        return assembly.add(StepGraph(f"qkv-{label}-k{kept}-{suffix}", adapter.qkv, arguments, LAYER_PREFIX))
 
-    def attend(kept: int, pruned: bool) -> str:
-        past, fills = step.past(pruned), pruned and step.fills_cache
+    def attn_mlp(kept: int, pruned: bool) -> str:
+        past, fills = step.past(pruned), pruned and step.writes_restore_cache
         guided_past = step.guided_past(pruned) if own < rows else 0
         arguments = {**shared, "kept": kept, "past": past, "fills": fills, "guided_past": guided_past}
         arguments |= _restoration(plan, step, rows) if kept < step.tokens else {"cached_size": None}
-        arguments |= wiring.attend_arguments(setting, step)
+        arguments |= adapter.attn_mlp_arguments(context, step)
         older = f"of{guided_past}" if guided_past else ""
         extra = ("-fill" if fills else "") + ("-shared" if arguments.get("shared") else "")
-        name = f"attend-{label}-k{kept}-s{past + kept}{older}-{suffix}{extra}"
-        return assembly.add(StepGraph(name, wiring.attend, arguments, LAYER_PREFIX))
+        name = f"attn_mlp-{label}-k{kept}-s{past + kept}{older}-{suffix}{extra}"
+        return assembly.add(StepGraph(name, adapter.attn_mlp, arguments, LAYER_PREFIX))
 
     pruned = [plan.policy.prunes(layer) for layer in range(plan.depth)]
     names: dict[str, str] = {}
     if not all(pruned):
-        names["project"], names["attend"] = project(step.tokens), attend(step.tokens, False)
+        names["qkv"], names["attn_mlp"] = qkv(step.tokens), attn_mlp(step.tokens, False)
     if any(pruned):
-        names["project_pruned"], names["attend_pruned"] = project(step.kept), attend(step.kept, True)
+        names["qkv_pruned"], names["attn_mlp_pruned"] = qkv(step.kept), attn_mlp(step.kept, True)
     for kind in ("pick", "residual"):
-        graph: StepGraph | None = getattr(wiring, kind)(setting, step)
+        graph: StepGraph | None = getattr(adapter, kind)(context, step)
         if graph is not None:
             names[kind] = assembly.add(graph)
-    return StepEngines(bridge=assembly.add(wiring.bridge(setting, step)), **names)
+    return StepEngines(sampling_head=assembly.add(adapter.sampling_head(context, step)), **names)
 
 
 def _restoration(plan: GenerationPlan, step: StepPlan, rows: int) -> dict[str, object]:
-    """The grid and the guidance rows of the cached scale that restores pruned tokens of a step, and whether a layer's
+    """The grid and the guidance rows of the restore scale that restores pruned tokens of a step, and whether a layer's
     sub-layers share one selection.
     """
-    filled = next(earlier for earlier in plan.steps if earlier.fills_cache)
+    filled = next(earlier for earlier in plan.steps if earlier.writes_restore_cache)
     restoration: dict[str, object] = {"cached_size": filled.size, "cached_rows": filled.rows(rows)}
     return restoration | ({"shared": True} if plan.policy.shared_selection else {})

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.plan import Drawing, GenerationPlan
+from ..core.plan import GenerationPlan, SamplingMode
 from ..core.platform import needs_extra
 from ..core.precision import Precision
 from ..core.version import __version__
@@ -33,7 +33,7 @@ from .factory import EngineFactory
 from .models.common.decoder_stages import contiguous_bytes
 from .models.common.quantise import quantise_sources
 from .models.common.weights import WeightSource
-from .models.registry import wiring_of
+from .models.registry import adapter_of
 from .toolchain import Toolchain, make_toolchain
 
 GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
@@ -56,7 +56,7 @@ def build(
     text_length: int | None = None,
     with_encoder: bool = False,
     decoder_tile: int | None = None,
-    drawing: Drawing | None = None,
+    sampling_mode: SamplingMode | None = None,
     sampling: SamplingDefaults | None = None,
     image_tokenizer: Path | None = None,
     text_encoder: Path | None = None,
@@ -100,7 +100,7 @@ def build(
     schedule = family.schedule_for(family.size(size, transformer), transformer)
     return build_bundle(
         checkpoint,
-        family.plan(schedule, family.policy(policy, schedule, transformer.depth), transformer, drawing),
+        family.plan(schedule, family.policy(policy, schedule, transformer.depth), transformer, sampling_mode),
         Path(out),
         toolchain=toolchain,
         rows=GUIDANCE_ROWS[guidance],
@@ -156,7 +156,7 @@ def build_bundle(
 def _check_tile(checkpoint: Checkpoint, plan: GenerationPlan, rows: int, toolchain: Toolchain) -> None:
     if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
         raise BuildError(f"decoder tile {rows!r} not understood", expected="a number of latent rows, 1 or more")
-    if not wiring_of(checkpoint.transformer).tiles_decoder:
+    if not adapter_of(checkpoint.transformer).tiles_decoder:
         return  # refused when graphs are put together
     images, grid = checkpoint.image_tokenizer, latent_grid(plan, checkpoint.transformer)
     alignment = toolchain.backend.address_alignment

@@ -107,10 +107,10 @@ def check_fit(plan: GenerationPlan, config: TransformerShape) -> None:
     Raises:
         PlanError: it is.
     """
-    if len(plan.schedule) > config.levels:
+    if len(plan.schedule) > config.max_scales:
         raise PlanError(
             f"the schedule has {len(plan.schedule)} scales",
-            expected=f"at most {config.levels}, the level embeddings of this model",
+            expected=f"at most {config.max_scales}, the level embeddings of this model",
             fix="choose a smaller size",
         )
 

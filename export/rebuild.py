@@ -93,7 +93,7 @@ def _plan(old: Manifest, policy: str | PruningPolicy, size: str | None) -> Gener
     schedule = old.plan.schedule if size is None else family.schedule_for(family.size(size, transformer), transformer)
     if not isinstance(policy, PruningPolicy):
         policy = family.policy(policy, schedule, transformer.depth)
-    plan = family.plan(schedule, policy, transformer, old.plan.drawing)
+    plan = family.plan(schedule, policy, transformer, old.plan.sampling_mode)
     check_fit(plan, transformer)
     return plan
 

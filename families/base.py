@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..core.plan import Drawing, GenerationPlan, make_plan
+from ..core.plan import GenerationPlan, SamplingMode, make_plan
 from ..core.policy import Preset, PruningPolicy, load_policy
 from ..core.schedule import ScaleSchedule, Size, find_schedule, parse_size, square_schedule
 from ..errors import CheckpointError, PlanError
@@ -19,7 +19,7 @@ class TransformerShape:
     width: int
     heads: int
     mlp_width: int
-    levels: int  # scales of the longest schedule
+    max_scales: int  # scales of the longest schedule
     text_length: int  # longest prompt in tokens; 0 where there are no prompts
     text_width: int  # channels of the text features; 0 where there are no prompts
 
@@ -44,7 +44,7 @@ class SquareScales(TransformerShape):
     scales: tuple[int, ...]  # side of every token grid
 
     @property
-    def levels(self) -> int:  # type: ignore[override]  # nothing writes it
+    def max_scales(self) -> int:  # type: ignore[override]  # nothing writes it
         return len(self.scales)
 
     @property
@@ -142,22 +142,26 @@ class Family:
         return load_policy(name_or_file, schedule, depth, self.presets)
 
     def plan(
-        self, schedule: ScaleSchedule, policy: PruningPolicy, transformer: Any, drawing: Drawing | None = None
+        self,
+        schedule: ScaleSchedule,
+        policy: PruningPolicy,
+        transformer: Any,
+        sampling_mode: SamplingMode | None = None,
     ) -> GenerationPlan:
         """Lay out a generation.
 
         Raises:
             PlanError: policy, schedule and model do not go together, or the family draws in no such way.
         """
-        drawing = drawing or Drawing()
-        for name in drawing.asked_for:
+        sampling_mode = sampling_mode or SamplingMode()
+        for name in sampling_mode.asked_for:
             if name not in self.drawings:
                 raise PlanError(
                     f"{self.name} models do not know {name.replace('_', ' ')}",
                     expected=f"one of {', '.join(sorted(self.drawings))}" if self.drawings else "no such option",
                     fix="leave it away",
                 )
-        return make_plan(schedule, policy, transformer.depth, drawing, transformer.first_tokens)
+        return make_plan(schedule, policy, transformer.depth, sampling_mode, transformer.first_tokens)
 
 
 def own_schedule(transformer: Any) -> dict[Size, ScaleSchedule]:

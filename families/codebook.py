@@ -25,10 +25,10 @@ class VqTokenizerConfig(ImageTokenizerShape):
     residual_blocks: int = 2
     phis: int = PHIS
     phi_ratio: float = 0.5  # the share of the convolution in a phi
-    levels: int = 10  # scales that it was trained on: rows of a buffer that counts how often codes were used
+    max_scales: int = 10  # scales that it was trained on: rows of a buffer that counts how often codes were used
 
     def __post_init__(self) -> None:
-        if min(self.codes, self.code_channels, self.levels, len(self.channel_multipliers)) < 1:
+        if min(self.codes, self.code_channels, self.max_scales, len(self.channel_multipliers)) < 1:
             raise CheckpointError(f"invalid model configuration: a size of {self} is not positive")
         for channels in self.level_channels:
             if channels % NORM_GROUPS:

@@ -102,7 +102,7 @@ TRANSFORMERS: dict[str, HartConfig] = {
     )
 }
 # Its hybrid tokenizer is VAR's, on more scales: what the codes leave is the diffusion head's, in the transformer.
-IMAGE_TOKENIZER = VqTokenizerConfig(codes=4096, code_channels=32, levels=len(PUBLISHED_SCALES))
+IMAGE_TOKENIZER = VqTokenizerConfig(codes=4096, code_channels=32, max_scales=len(PUBLISHED_SCALES))
 
 
 def _sampling_steps(value: Any, _: Mapping[str, Any]) -> dict[str, Any]:

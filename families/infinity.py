@@ -33,7 +33,7 @@ class TransformerConfig(TransformerShape):
     text_length: int  # longest prompt in tokens; rows of the learned unconditional text
     code_channels: int
     chunks: int = 1  # layers are stored in chunks under the official key names
-    levels: int = 15  # rows of the level embedding: the longest schedule
+    max_scales: int = 15  # rows of the level embedding: the longest schedule
     spatial_patchify: bool = False
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from ..core.policy import Preset, PruningPolicy, ScaleRule, dense_policy
 from ..core.schedule import ScaleSchedule, Size, find_schedule
 from ..errors import PlanError
 
-# Token grids of the 1M budget by h/w (upstream: infinity/utils/dynamic_resolution.py); the smaller
+# Token grids of the 1M bucket by h/w (upstream: infinity/utils/dynamic_resolution.py); the smaller
 # budgets are its first 7, 10 and 12 scales. Portrait rows only: landscape is the transpose.
 _SCALES_1M: dict[str, tuple[Size, ...]] = {}
 
@@ -30,7 +30,7 @@ for _ratio, _text in {
 }.items():
     _SCALES_1M[_ratio] = _grids(_text)
 
-BUDGETS: dict[str, int] = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # name -> number of scales
+BUCKETS: dict[str, int] = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # name -> number of scales
 # Zero-shot: further scales behind a 1M schedule, beyond what any checkpoint was trained on. The first three, and their
 # transposes, are FastVAR's; the last two are ours.
 _BEYOND: dict[str, tuple[tuple[str, tuple[Size, ...]], ...]] = {
@@ -44,8 +44,8 @@ def official_schedules() -> dict[Size, ScaleSchedule]:
     """Every official schedule, keyed by image (height, width) in pixels."""
     found: dict[Size, ScaleSchedule] = {}
     for sizes in _both_ways():
-        for budget, count in BUDGETS.items():
-            schedule = ScaleSchedule(sizes[:count], sizes[-1], budget)
+        for bucket, count in BUCKETS.items():
+            schedule = ScaleSchedule(sizes[:count], sizes[-1], bucket)
             found.setdefault(schedule.pixels, schedule)
     return found
 
@@ -55,9 +55,9 @@ def extended_schedules() -> dict[Size, ScaleSchedule]:
     found: dict[Size, ScaleSchedule] = {}
     for ratio, further in _BEYOND.items():
         official = _SCALES_1M[ratio]
-        for budget, scales in further:
+        for bucket, scales in further:
             for sizes in ((*official, *scales), _transposed((*official, *scales))):
-                schedule = ScaleSchedule(sizes, sizes[len(official) - 1], budget)
+                schedule = ScaleSchedule(sizes, sizes[len(official) - 1], bucket)
                 found.setdefault(schedule.pixels, schedule)
     return found
 
@@ -77,8 +77,8 @@ def _transposed(sizes: tuple[Size, ...]) -> tuple[Size, ...]:
 
 
 def shapes() -> list[Size]:
-    """The sizes that a shape such as 16:9 may stand for, (height, width) in pixels: those of the 1M budget."""
-    return [schedule.pixels for schedule in official_schedules().values() if schedule.budget == "1M"]
+    """The sizes that a shape such as 16:9 may stand for, (height, width) in pixels: those of the 1M bucket."""
+    return [schedule.pixels for schedule in official_schedules().values() if schedule.bucket == "1M"]
 
 
 def schedule_for(size: Size) -> ScaleSchedule:
@@ -96,11 +96,11 @@ _PUBLISHED_RULES = {9: ScaleRule(0.6), 10: ScaleRule(0.5), 11: ScaleRule(skip=Tr
 # Beyond the trained resolution no rule is published. Ours goes from the last pruned scale to the final one at once, and
 # there forwards a quarter of the tokens.
 _ZERO_SHOT_KEEP = 0.25
-# The paper prunes nothing below the 0.25M budget; this rule for the seven-scale schedules is ours. Measured on the
+# The paper prunes nothing below the 0.25M bucket; this rule for the seven-scale schedules is ours. Measured on the
 # demo: accuracy on 200 held-out captions 1.004 of dense; pruning the 12x12 scale to 0.4 besides gave 0.990.
 _SMALL_RULES = {6: ScaleRule(0.25)}
 PUBLISHED_LAYERS = (3, 28)
-SMALL_SCHEDULE = 7  # scales of the 0.06M budget, which the paper does not prune
+SMALL_SCHEDULE = 7  # scales of the 0.06M bucket, which the paper does not prune
 
 
 def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
@@ -108,7 +108,7 @@ def fastvar_policy(schedule: ScaleSchedule, depth: int) -> PruningPolicy:
     small = len(schedule) <= SMALL_SCHEDULE
     rules = {i: r for i, r in (_SMALL_RULES if small else _PUBLISHED_RULES).items() if i < len(schedule)}
     if schedule.zero_shot:
-        rules |= dict.fromkeys(range(BUDGETS["1M"], len(schedule) - 1), ScaleRule(skip=True))
+        rules |= dict.fromkeys(range(BUCKETS["1M"], len(schedule) - 1), ScaleRule(skip=True))
         rules[len(schedule) - 1] = ScaleRule(_ZERO_SHOT_KEEP)
     first, stop = PUBLISHED_LAYERS
     return PruningPolicy("fastvar", rules, min(first, depth), min(stop, depth), 4 if small else 8)

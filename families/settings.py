@@ -6,11 +6,12 @@ A setting goes by our name, a field of the family's configuration, or by that of
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RenamedWarning
 
 Config = TypeVar("Config")
 # Entries that any such file may hold and that say nothing of the model.
@@ -26,6 +27,7 @@ TRAINING = frozenset((
     "flash_if_available", "fused_if_available", "fused_norm", "pad_to_multiplier", "use_flex_attn",
 ))
 # fmt: on
+RENAMED = {"levels": "max_scales"}  # read for one version more
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple[int, ...]: "[1, 2, ...]"}
 
 _log = logging.getLogger(__name__)
@@ -52,7 +54,10 @@ def settings_from_json(kind: type[Any], data: Mapping[str, Any], published: Publ
             entries that contradict each other.
     """
     own, found = set(kind.__dataclass_fields__), dict[str, Any]()
-    for name, value in data.items():
+    for given, value in data.items():
+        name = RENAMED.get(given, given)
+        if name != given:
+            warnings.warn(f"config.json: {given} is named {name} now", RenamedWarning, stacklevel=2)
         if name in published.only:
             if value != published.only[name]:
                 raise CheckpointError(f"{name}={value!r} is not supported", expected=repr(published.only[name]))

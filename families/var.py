@@ -56,7 +56,7 @@ class VarConfig(SquareScales):
     @property
     def tokens(self) -> int:
         """Tokens of all scales together."""
-        return self.first_token(self.levels)
+        return self.first_token(self.max_scales)
 
     def first_token(self, scale: int) -> int:
         """Where a scale begins in the row of all tokens."""

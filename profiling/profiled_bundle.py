@@ -15,7 +15,7 @@ from ..engines.base import Backend
 from ..engines.bundle.bundle import Bundle
 from ..engines.bundle.manifest import Manifest
 from ..errors import InputError
-from ..runtime.inputs import ImageInput, Subjects, TextInput, draws_labels
+from ..runtime.inputs import ConditioningInputs, ImageInput, TextInput, draws_labels
 from ..runtime.memory.layout import EngineCall, StepCalls
 from ..runtime.output import ImageTimings, ScaleTiming
 from ..runtime.preview import to_image
@@ -51,9 +51,9 @@ class ProfiledBundle:
 
     def timed_image(self) -> ImageTimings:
         """Draw the image as a pipeline does; the times are the device's, in milliseconds."""
-        start = self.device.mark()
+        start = self.device.record_event()
         self._give()
-        told = self.device.mark()
+        told = self.device.record_event()
         steps = [
             ScaleTiming(calls.step.index, calls.step.size, calls.step.tokens, calls.step.kept, ms)
             for calls, ms in self.workspace.run_scales(self._noise, self.settings, wait=False)
@@ -61,7 +61,7 @@ class ProfiledBundle:
         begun = time.perf_counter()
         self.workspace.decode()  # waits
         decode_ms = (time.perf_counter() - begun) * 1e3
-        self._session.settle()
+        self._session.save_compiled_kernels()
         return ImageTimings(self.device.elapsed_ms(start, told), tuple(steps), decode_ms)
 
     def launches(self) -> Launched:
@@ -98,8 +98,8 @@ class ProfiledBundle:
         if self._given is not None:
             self.workspace.give(self._given)
         else:
-            length, condition = self._features.shape[1], self.workspace.layout.condition
-            reads_both = condition is not None and "uncond" in condition.tensors
+            length, conditioning = self._features.shape[1], self.workspace.layout.conditioning
+            reads_both = conditioning is not None and "uncond" in conditioning.tensors
             uncond = self._features[1] if reads_both else None
             self.workspace.set_features(self._features[0], uncond, (length,) * self.settings.rows)
 
@@ -140,7 +140,7 @@ def given_of(bundle: Bundle, request: Request) -> ImageInput | None:
     prompt = prompt_of(bundle, request)
     if prompt is None:
         return None
-    subjects = Subjects(bundle)
+    subjects = ConditioningInputs(bundle)
     (subject,) = subjects.of(None, prompt) if draws_labels(bundle.manifest) else subjects.of(prompt)
     return subjects.given(subject, None, settings_of(bundle, request))
 

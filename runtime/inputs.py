@@ -32,7 +32,7 @@ def draws_labels(manifest: Manifest) -> bool:
     return family_named(manifest.family).draws == "class label"
 
 
-class Subjects:
+class ConditioningInputs:
     """Reads prompts or labels for one bundle."""
 
     def __init__(self, bundle: Bundle) -> None:
@@ -142,7 +142,7 @@ class Subjects:
     @property
     def _reads_negative(self) -> bool:
         m = self._manifest
-        return any(t.name == "uncond" for found in m.sets for t in m.engines[found.condition].inputs)
+        return any(t.name == "uncond" for found in m.sets for t in m.engines[found.conditioning].inputs)
 
     def _class_number(self, label: Label) -> int:
         classes = self._manifest.transformer.classes  # type: ignore[attr-defined]  # families of labels have them

@@ -15,9 +15,9 @@ from ..engines.bundle.bundle import Bundle
 from ..errors import BundleError, InputError
 from .editing.edits import Editing, inpainting, upscaling
 from .editing.source_image import ImageSource, read_image, read_mask
-from .inputs import Label, Subject, Subjects, stated
+from .inputs import ConditioningInputs, Label, Subject, stated
 from .output import Output
-from .sampling import Drawer, OnImageEnd, OnScaleEnd, Request
+from .sampling import ImageSampler, OnImageEnd, OnScaleEnd, Request
 from .session import Session
 from .settings import SamplingSettings, chosen_settings, recorded
 from .stream import Stream, StreamTurn
@@ -56,8 +56,8 @@ class Pipeline:
             memory_budget=None if memory_budget is None else byte_count("memory_budget", memory_budget),
             backend=backend,
         )
-        self._drawer = Drawer(session, self._turns)
-        self._subjects = Subjects(bundle)
+        self._sampler = ImageSampler(session, self._turns)
+        self._subjects = ConditioningInputs(bundle)
         self._origin: tuple[Path, dict[str, Any]] | None = None  # path and arguments of `load`
 
     @classmethod
@@ -134,7 +134,7 @@ class Pipeline:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._drawer.is_closed
+        return self._sampler.is_closed
 
     def close(self, timeout: float | None = None) -> None:
         """Give back engines and memory; images and previews that were drawn stay. Closing again does nothing.
@@ -145,7 +145,7 @@ class Pipeline:
         Raises:
             PipelineBusy: from within a callback, or others draw for longer than `timeout` seconds.
         """
-        self._drawer.close(seconds("timeout", timeout))
+        self._sampler.close(seconds("timeout", timeout))
         self._bundle = None  # it holds the weights' map, and engines as bytes
 
     def __enter__(self) -> Pipeline:
@@ -166,7 +166,7 @@ class Pipeline:
 
     @property
     def _session(self) -> Session:
-        return self._drawer.session
+        return self._sampler.session
 
     def __call__(
         self,
@@ -330,7 +330,7 @@ class Pipeline:
             callback("callback_on_scale_end", callbacks[0]),
             callback("callback_on_image_end", callbacks[1]),
         )
-        return self._drawer.images(request, seconds("timeout", timeout))
+        return self._sampler.images(request, seconds("timeout", timeout))
 
     def stream(
         self,
@@ -361,7 +361,7 @@ class Pipeline:
         negative = stated(negative_prompt)
         (given,) = self._subjects.inputs([subject], negative, settings)
         (seed,) = seeds_from(seed, 1)
-        turn = StreamTurn(self._turns, self._drawer.scales(given, seed, settings), seconds("timeout", timeout))
+        turn = StreamTurn(self._turns, self._sampler.scales(given, seed, settings), seconds("timeout", timeout))
         return Stream(turn, seed, recorded(self.manifest, settings, negative))
 
     def _settings(self, **given: Any) -> SamplingSettings:

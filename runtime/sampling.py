@@ -44,7 +44,7 @@ class Request:
     on_image_end: OnImageEnd | None = None
 
 
-class Drawer:
+class ImageSampler:
     """Draws with a session, until it is closed: then the session goes, and with it engines and memory."""
 
     def __init__(self, session: Session, turns: Turns) -> None:
@@ -103,7 +103,7 @@ class Drawer:
         with self._turns.taken(CallTurn(), timeout):
             session = self.session
             latent = session.workspace(settings.rows).encode_image(edit.pixels)
-            session.settle()
+            session.save_compiled_kernels()
         return given_tokens(latent, edit.kept, session.manifest.plan, session.manifest.transformer).noise
 
     def _image(
@@ -114,9 +114,9 @@ class Drawer:
             session = self.session
             workspace = session.workspace(request.settings.rows)
             device = workspace.device
-            start = device.mark()
+            start = device.record_event()
             workspace.give(given)
-            encoded = device.mark()
+            encoded = device.record_event()
             if request.on_scale_end is None:  # nobody listens: the device is given all scales at once
                 run = workspace.run_scales(noise, request.settings, wait=False)
                 scales = [ScaleTiming(*_facts(calls.step), ms) for calls, ms in run]
@@ -125,7 +125,7 @@ class Drawer:
             begun = time.perf_counter()
             image = to_image(workspace.decode())
             decode_ms = (time.perf_counter() - begun) * 1e3
-            session.settle()
+            session.save_compiled_kernels()
             return image, ImageTimings(device.elapsed_ms(start, encoded), tuple(scales), decode_ms)
 
     def _tell(
@@ -147,7 +147,7 @@ class Drawer:
         workspace = session.workspace(settings.rows)
         workspace.give(given)
         yield from self._events(workspace, seeded_noise(seed), settings)
-        session.settle()
+        session.save_compiled_kernels()
 
     def _events(
         self, workspace: Workspace, noise: Noise, settings: SamplingSettings

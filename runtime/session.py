@@ -73,15 +73,15 @@ class Session:
             self.manifest.engine_set(rows)
             uncond = self.weights[UNCONDITIONAL] if UNCONDITIONAL in self.weights else None  # noqa: SIM401 no mapping
             self._workspaces[rows] = Workspace(
-                self.manifest, self.engines, self._memory, rows, uncond, record=self._cuda_graphs
+                self.manifest, self.engines, self._memory, rows, uncond, captures=self._cuda_graphs
             )
         return self._workspaces[rows]
 
-    def settle(self) -> None:
+    def save_compiled_kernels(self) -> None:
         """After an image: keep what the library compiled for engines that ran for the first time."""
         if self.engines.loaded != self._settled:
             if self._bundle.is_current():  # else they would lie in the folder of another bundle
-                self._backend.settle()
+                self._backend.save_compiled_kernels()
             self._settled = self.engines.loaded
 
 

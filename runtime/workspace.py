@@ -18,7 +18,7 @@ from ..core.noise import SCALARS, Noise, draw
 from ..core.tensors import Launch
 from ..engines.base import Engine
 from ..engines.bundle.manifest import Manifest
-from ..engines.device import in_turn
+from ..engines.device import run_sequentially
 from ..errors import InternalError, NumericsError
 from .inputs import ImageInput, TextInput
 from .memory.arena import Memory
@@ -39,8 +39,8 @@ class PreparedStep:
 class Workspace:
     """Static memory and prepared launches for one image with a given number of guidance rows.
 
-    `uncond` is the learned unconditional text [<= T, Ct], fp32, where the model has one. `record` False makes launches
-    one by one on a device that would record those of a scale as one.
+    `uncond` is the learned unconditional text [<= T, Ct], fp32, where the model has one. Without `captures` launches
+    are made one by one, on a device too that can capture those of a scale as one graph.
     """
 
     def __init__(
@@ -50,25 +50,25 @@ class Workspace:
         memory: Memory,
         rows: int,
         uncond: NDArray[np.float32] | None,
-        record: bool = True,
+        captures: bool = True,
     ) -> None:
         self.manifest, self.layout = manifest, memory.layout(rows)
         self._format = manifest.prompt_format
         self.device = memory.device
         self._engines, self._memory, self._uncond = engines, memory, uncond
-        self._record = self.device.record if record else in_turn
+        self._captured = self.device.capture_graph if captures else run_sequentially
         layout = self.layout
         self._text_encoder = self._prepare(layout.text_encoder)
         self._uncond_encoder = self._prepare(layout.uncond_encoder)
         self._condition_launches = [self._prepare(call) for call in self._condition_calls]
-        self._condition = self._record(self._condition_launches)
+        self._condition = self._captured(self._condition_launches)
         self._steps = [self._prepare_step(calls) for calls in layout.steps]
         self._decode_launches = [self._prepare(call) for call in layout.decode]
-        self._decode = self._record(self._decode_launches)
+        self._decode = self._captured(self._decode_launches)
 
     def _prepare_step(self, calls: StepCalls) -> PreparedStep:
         launches = [self._prepare(call) for call in calls.calls]
-        return PreparedStep(calls, launches, self._record(launches))
+        return PreparedStep(calls, launches, self._captured(launches))
 
     def _prepare(self, call: EngineCall | None) -> Launch:
         if call is None:
@@ -201,12 +201,12 @@ class Workspace:
 
     @property
     def _condition_call(self) -> EngineCall:
-        assert self.layout.condition is not None
-        return self.layout.condition
+        assert self.layout.conditioning is not None
+        return self.layout.conditioning
 
     @property
     def _condition_calls(self) -> tuple[EngineCall, ...]:
-        return (self._condition_call, *self.layout.layer_condition)
+        return (self._condition_call, *self.layout.layer_conditioning)
 
     def run_scales(
         self, noise: Noise, settings: SamplingSettings, *, wait: bool = True
@@ -224,9 +224,9 @@ class Workspace:
         given: list[tuple[PreparedStep, Any, Any]] = []
         for step in self._steps:
             self._draw_noise(step.calls, noise)
-            start = self.device.mark()
+            start = self.device.record_event()
             step.run()
-            given.append((step, start, self.device.mark()))
+            given.append((step, start, self.device.record_event()))
             if wait:
                 yield self._finished(*given.pop(), noise, settings)
         for step, start, end in given:
@@ -235,7 +235,7 @@ class Workspace:
     def _finished(
         self, step: PreparedStep, start: Any, end: Any, noise: Noise, settings: SamplingSettings
     ) -> tuple[StepCalls, float]:
-        logits = self.read(step.calls.bridge, "logits")  # waits
+        logits = self.read(step.calls.sampling_head, "logits")  # waits
         if not np.isfinite(logits).all():
             raise _not_finite(self._first_bad_launch(noise, settings) or _scale(step.calls))
         return step.calls, self.device.elapsed_ms(start, end)
@@ -258,9 +258,9 @@ class Workspace:
         yield from self._timed(None, self.layout.decode, self._decode_launches)
 
     def _timed_encoder(self, text: TextInput) -> Iterator[tuple[None, EngineCall, float]]:
-        start = self.device.mark()
+        start = self.device.record_event()
         counted = self._encode_texts(text)
-        end = self.device.mark()
+        end = self.device.record_event()
         self._write_mask(counted)
         self.device.wait()
         assert self.layout.text_encoder is not None
@@ -270,9 +270,9 @@ class Workspace:
         self, step: StepCalls | None, calls: Sequence[EngineCall], launches: Sequence[Launch]
     ) -> Iterator[tuple[StepCalls | None, EngineCall, float]]:
         for call, launch in zip(calls, launches, strict=True):
-            start = self.device.mark()
+            start = self.device.record_event()
             launch()
-            end = self.device.mark()
+            end = self.device.record_event()
             self.device.wait()
             yield step, call, self.device.elapsed_ms(start, end)
 
@@ -281,7 +281,7 @@ class Workspace:
             self._memory.write(self.layout, view, draw(noise, calls.step, view.shape, name))
 
     def _reset(self, settings: SamplingSettings) -> None:
-        first = self.layout.steps[0].bridge
+        first = self.layout.steps[0].sampling_head
         self._write(first, "summed", 0.0)
         for name, value in settings.scalars.items():
             if name in self._scalars:
@@ -306,7 +306,7 @@ class Workspace:
             self._draw_noise(step.calls, noise)
             for call, launch in zip(step.calls.calls, step.launches, strict=True):
                 launch()
-                if call is step.calls.bridge and not np.isfinite(self.read(call, "logits")).all():
+                if call is step.calls.sampling_head and not np.isfinite(self.read(call, "logits")).all():
                     return f"{_scale(step.calls)}, the head"
                 if not self._writes_finite(call):
                     return f"{_scale(step.calls)}, {_part_of_scale(step.calls, call)}"

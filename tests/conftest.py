@@ -29,7 +29,7 @@ TOKENIZER = REPOSITORY / "demo" / "checkpoint" / "text_encoder" / "tokenizer.jso
 
 # Few scales, two layers, one of them pruned: every kind of engine, as few of them as possible.
 TINY_POLICY = """
-cached_scale = 2
+restore_scale = 2
 layers = [1, 2]
 [scale.1]
 skip = true

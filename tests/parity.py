@@ -153,10 +153,10 @@ def compare_reference(run: Run) -> Comparison:
     mask = torch.ones(features.shape[:2], dtype=torch.bool)
     plan, settings = run.plan(), run.meta["run"]
     sampling = Sampling(settings["cfg"], settings["tau"], settings["top_p"])
-    condition = run.model.condition(features, mask)
-    result.tensor("text", "cond.sos", condition.sos, run.tensors["cond.sos"])
-    result.tensor("text", "cond.ca_kv", condition.text.flatten(0, 1), run.tensors["cond.ca_kv"])
-    result.tensor("text", "cond.gss", condition.modulation, run.tensors["cond.gss"])
+    conditioning = run.model.conditioning(features, mask)
+    result.tensor("text", "cond.sos", conditioning.sos, run.tensors["cond.sos"])
+    result.tensor("text", "cond.ca_kv", conditioning.text.flatten(0, 1), run.tensors["cond.ca_kv"])
+    result.tensor("text", "cond.gss", conditioning.modulation, run.tensors["cond.gss"])
     for scale in generate_scales(run.model, features, mask, plan, lambda i, _: run.forced(i), sampling):
         kept = {f"{i}.{n}": k for i, s in enumerate(scale.states) for n, k in s.kept.items()}
         layer_out = torch.stack(scale.layer_out)
@@ -208,16 +208,16 @@ def engine_scales(run: Run, workspace: Workspace, sampling: SamplingSettings) ->
     block_in = run.model.first_tokens(run.tensors["cond.sos"]).detach()
     for calls, _ in workspace.run_scales(lambda i, _shape: run.forced(i).numpy(), sampling):
         out = torch.from_numpy(workspace.read(calls.layers[-1], "x_out").copy())
-        logits = torch.from_numpy(workspace.read(calls.bridge, "logits").copy())
+        logits = torch.from_numpy(workspace.read(calls.sampling_head, "logits").copy())
         kept = {
             f"{layer}.{name}": torch.from_numpy(workspace.read_view(view) // rows).view(-1, rows).t()
             for layer, views in calls.kept.items()
             for name, view in views.items()
         }
         yield Observed(calls.step.index, block_in, _by_row(out, rows), logits, kept), calls
-        if "x_next" in calls.bridge.tensors:
+        if "x_next" in calls.sampling_head.tensors:
             assert calls.step.next_index is not None
-            following = torch.from_numpy(workspace.read(calls.bridge, "x_next").copy())
+            following = torch.from_numpy(workspace.read(calls.sampling_head, "x_next").copy())
             block_in = _by_row(following, rows) - level[calls.step.next_index]
 
 

@@ -127,7 +127,7 @@ def _tokenizer(state: Tensors, settings: dict[str, Any]) -> tuple[VqTokenizer, b
         base_channels=settings["ch"],
         channel_multipliers=tuple(settings["ch_mult"]),
         residual_blocks=settings.get("num_res_blocks", 2),
-        levels=len(settings["patch_nums"]),
+        max_scales=len(settings["patch_nums"]),
     )
     tokenizer = VqTokenizer(config).eval()
     missing, unexpected = tokenizer.load_state_dict(state, strict=False)
@@ -160,15 +160,15 @@ def compare_hart_reference(run: HartRun) -> Comparison:
 
 
 def compare_condition(run: HartRun, to: Comparison) -> None:
-    condition = condition_rows(run.model, run.prompt, guided=True)
-    to.tensor("text", "block_in.context", condition.context, run.tensors["cond_BD"])
-    levels = torch.cat([run.model.level(scale) for scale in range(run.config.levels)])
+    conditioning = condition_rows(run.model, run.prompt, guided=True)
+    to.tensor("text", "block_in.context", conditioning.context, run.tensors["cond_BD"])
+    levels = torch.cat([run.model.level(scale) for scale in range(run.config.max_scales)])
     to.tensor("text", "block_in.levels", levels, run.tensors["lvl_embed_table"])
     schedule, head_dim = run.plan().schedule, run.config.head_dim
     for index, size in enumerate(schedule.sizes):
         # The angle of the first frequency, which is one, is the position itself.
         if (at := run.tensors.get(f"position_ids_s{index:02d}")) is not None:
-            table = image_rotary(size, schedule.final, condition.offset, head_dim)
+            table = image_rotary(size, schedule.final, conditioning.offset, head_dim)
             to.tensor("text", "table.rotary", table[0, :, :, [0, head_dim // 2]], at.cos())
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastvar.core.plan import Drawing
+from fastvar.core.plan import SamplingMode
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.build import build_bundle
 from fastvar.export.checkpoints.checkpoint import Checkpoint
@@ -49,8 +49,8 @@ def checkpoint_of(run: HartRun) -> Checkpoint:
 def compare_run(run: HartRun, backend: str, cache: Path) -> Iterator[Comparison]:
     """Chained engines, from a bundle that is built for this run, against the recording: image after image."""
     s = run.sampling
-    drawing = Drawing(smooth=s.smooth, residual=s.residual, final_iterations=s.final_iterations)
-    plan = HART.plan(run.config.schedule, run.plan().policy, run.config, drawing)
+    sampling_mode = SamplingMode(smooth=s.smooth, residual=s.residual, final_iterations=s.final_iterations)
+    plan = HART.plan(run.config.schedule, run.plan().policy, run.config, sampling_mode)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
         toolchain = make_toolchain(backend, precision="fp32")
@@ -108,7 +108,7 @@ class EngineRun:
         assert following is not None
         x = run.model.embed(area_pool(summed, run.plan().schedule.sizes[following])) + run.model.level(following)
         rows = x.expand(2, -1, -1).transpose(0, 1).flatten(0, 1)
-        workspace._write(calls.bridge, "x_next", rows.numpy())
+        workspace._write(calls.sampling_head, "x_next", rows.numpy())
 
 
 def compare_image(run: HartRun, engines: EngineRun, to: Comparison) -> Comparison:
@@ -116,7 +116,7 @@ def compare_image(run: HartRun, engines: EngineRun, to: Comparison) -> Compariso
     workspace, s = engines.workspace, run.sampling
     engines.give_text()
     settings = SamplingSettings(s.guidance_scale, None, s.top_p, guidance_off=HART.guidance_off)
-    expected, whole, block_in = torch.zeros(()), torch.zeros(()), engines.by_row(workspace.layout.condition, "x")
+    expected, whole, block_in = torch.zeros(()), torch.zeros(()), engines.by_row(workspace.layout.conditioning, "x")
     for calls, _ in workspace.run_scales(engines.noise, settings):
         prefix = f"s{calls.step.index + (calls.step.part or 0):02d}."
         scale = prefix[:-1]
@@ -126,7 +126,7 @@ def compare_image(run: HartRun, engines: EngineRun, to: Comparison) -> Compariso
             block_in = whole[:, picked]
         compare_rows(engines, prefix + "block_in", "block_in", block_in[: 2 if calls.step.index == 0 else 1], to)
         compare_rows(engines, prefix + "block_out", "block_out", engines.by_row(calls.layers[-1], "x_out"), to)
-        compare_rows(engines, prefix + "logits_cfg", "logits", engines.read(calls.bridge, "logits")[None], to)
+        compare_rows(engines, prefix + "logits_cfg", "logits", engines.read(calls.sampling_head, "logits")[None], to)
         total = torch.from_numpy(workspace.summed_codes(calls).copy())[None]
         if prefix + "f_hat" in run.tensors:
             recorded = engines.own(run.tensors[prefix + "f_hat"])
@@ -135,7 +135,7 @@ def compare_image(run: HartRun, engines: EngineRun, to: Comparison) -> Compariso
         compare_kept_sets(run, calls, engines, to)
         if calls.step.next_index is None:
             continue
-        block_in = engines.by_row(calls.bridge, "x_next")
+        block_in = engines.by_row(calls.sampling_head, "x_next")
         if s.smooth:
             expected = forced_sum(run, engines, calls, expected)
             to.tensor(scale, "f_hat.smooth", total, expected)

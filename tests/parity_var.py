@@ -111,7 +111,7 @@ def tokenizer_config(meta: dict[str, Any]) -> VqTokenizerConfig:
         base_channels=meta["ch"],
         channel_multipliers=tuple(meta["ch_mult"]),
         residual_blocks=meta["num_res_blocks"],
-        levels=len(meta["patch_nums"]),
+        max_scales=len(meta["patch_nums"]),
     )
 
 

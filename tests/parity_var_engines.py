@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastvar.core.noise import CHOICE
-from fastvar.core.plan import Drawing, GenerationPlan
+from fastvar.core.plan import GenerationPlan, SamplingMode
 from fastvar.core.policy import DENSE
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.build import build_bundle
@@ -48,7 +48,7 @@ def compare_run(recorded: Recorded, name: str, tensors: Tensors, backend: str, c
     smooth, scale = sampling.smooth, sampling.guidance_scale
     result = Comparison(f"VAR {name}: {backend} engines", SMOOTH_TOLERANCE if smooth else recorded.tolerance)
     config = recorded.model.config
-    plan = VAR.plan(config.schedule, DENSE, config, Drawing(smooth=smooth))
+    plan = VAR.plan(config.schedule, DENSE, config, SamplingMode(smooth=smooth))
     with tempfile.TemporaryDirectory() as made:
         out = Path(made) / "bundle"
         tools = make_toolchain(backend, precision="fp32")
@@ -115,16 +115,16 @@ def compare_scale(workspace: Workspace, calls: StepCalls, own: Tensors, to: Comp
     out = torch.from_numpy(workspace.read(calls.layers[-1], "x_out").copy())
     by_row = out.view(-1, ROWS, out.shape[-1]).transpose(0, 1)
     compare(to, scale, "block_out", by_row, own)
-    compare(to, scale, "logits", as_batch(workspace.read(calls.bridge, "logits")), own, f"{scale}.logits_cfg")
+    compare(to, scale, "logits", as_batch(workspace.read(calls.sampling_head, "logits")), own, f"{scale}.logits_cfg")
     compare(to, scale, "f_hat", as_batch(workspace.summed_codes(calls)), own)
 
 
 def put_right(workspace: Workspace, calls: StepCalls, expected: list[ScaleTrace], seen: int) -> None:
     """The forced embeddings' sum, and the next scale's tokens, in place of the engine's own."""
-    workspace._write(calls.bridge, "summed_out", expected[seen].summed.numpy())
-    if "x_next" in calls.bridge.tensors:
+    workspace._write(calls.sampling_head, "summed_out", expected[seen].summed.numpy())
+    if "x_next" in calls.sampling_head.tensors:
         following = expected[seen + 1].block_in.transpose(0, 1).flatten(0, 1)
-        workspace._write(calls.bridge, "x_next", following.numpy())
+        workspace._write(calls.sampling_head, "x_next", following.numpy())
 
 
 def as_batch(array) -> Tensor:

@@ -41,7 +41,7 @@ ODD = VarConfig(
     unit_queries=False,
 )
 IMAGES = VqTokenizerConfig(
-    codes=50, code_channels=6, base_channels=32, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=1, levels=5
+    codes=50, code_channels=6, base_channels=32, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=1, max_scales=5
 )
 LONG, ENDS = 20, 16  # a scale of more tokens holds the first and the last of some tensors
 CROPS = ("tl20", "br20", "center20", "stride3")

@@ -80,7 +80,7 @@ def test_inspect_shows_the_plan(run, tiny_bundle):
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     assert rows[0][:5] == ["0", "1x1", "1", "1", "0"]
     assert rows[1][:2] == ["1", "skipped"]
-    assert rows[6][:6] == ["6", "16x16", "256", "128", "17", "attend-16x16-k128-s145"]
+    assert rows[6][:6] == ["6", "16x16", "256", "128", "17", "attn_mlp-16x16-k128-s145"]
     assert rows[7][:4] == ["total", "", "273", "145"]
 
 

@@ -47,7 +47,7 @@ def test_every_attention_of_every_block_is_one_kernel(built: Path, run):
     code, out, _ = run("inspect", built, "--json")
     facts = json.loads(out)
     assert code == 0
-    blocks = {name: engine for name, engine in facts["engines"].items() if name.startswith("attend")}
+    blocks = {name: engine for name, engine in facts["engines"].items() if name.startswith("attn_mlp")}
     assert blocks
     for name, engine in blocks.items():
         assert engine["attentions"] == engine["fused_attentions"] == 2, name

@@ -96,7 +96,7 @@ def test_what_is_no_bundle(run, tmp_path):
 
 def test_another_size_is_not_compared(run, tiny_bundle, tmp_path):
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())
-    schedule = {**manifest["plan"]["schedule"], "position_grid": [32, 32]}
+    schedule = {**manifest["plan"]["schedule"], "rope_grid": [32, 32]}
     other = edited(tiny_bundle, tmp_path / "other", plan={**manifest["plan"], "schedule": schedule})
     code, _, err = run("profile", tiny_bundle, "--against", other)
     assert code == 2

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvar.core.plan import MOST_ITERATIONS, Drawing, StepPlan, make_plan, part_counts
+from fastvar.core.plan import MOST_ITERATIONS, SamplingMode, StepPlan, make_plan, part_counts
 from fastvar.core.policy import DENSE, PruningPolicy, ScaleRule
 from fastvar.core.schedule import ScaleSchedule
 from fastvar.errors import PlanError
@@ -44,7 +44,7 @@ def test_every_round_draws_a_token_and_together_they_draw_all(iterations: int, m
 
 @pytest.mark.parametrize("iterations", [2, 3, 7])
 def test_only_the_last_scale_is_drawn_in_parts(iterations: int):
-    plan = make_plan(SQUARE_SMALL, DENSE, 4, Drawing(final_iterations=iterations))
+    plan = make_plan(SQUARE_SMALL, DENSE, 4, SamplingMode(final_iterations=iterations))
     *whole, before = plan.steps[:-iterations]
     assert {(step.part, step.parts) for step in (*whole, before)} == {(None, 1)}
     parts = plan.steps[-iterations:]
@@ -59,47 +59,47 @@ def test_only_the_last_scale_is_drawn_in_parts(iterations: int):
 
 def test_earlier_scales_may_be_pruned_beside_parts():
     policy = PruningPolicy("earlier", {8: ScaleRule(0.5)}, 0, 4, 7)
-    plan = make_plan(SQUARE_SMALL, policy, 4, Drawing(final_iterations=2))
+    plan = make_plan(SQUARE_SMALL, policy, 4, SamplingMode(final_iterations=2))
     assert [(step.tokens, step.kept) for step in plan.steps[-3:]] == [(576, 288), (300, 300), (724, 724)]
 
 
 def test_a_pruned_last_scale_is_not_drawn_in_parts():
     policy = PruningPolicy("last", {9: ScaleRule(0.5)}, 0, 4, 7)
     with pytest.raises(PlanError, match="'last' prunes the last scale, which is drawn in 2 iterations"):
-        make_plan(SQUARE_SMALL, policy, 4, Drawing(final_iterations=2))
+        make_plan(SQUARE_SMALL, policy, 4, SamplingMode(final_iterations=2))
     shorter = PruningPolicy("shorter", {8: ScaleRule(0.5), 9: ScaleRule(skip=True)}, 0, 4, 7)
     with pytest.raises(PlanError, match="prunes the last scale"):  # the last that is executed
-        make_plan(SQUARE_SMALL, shorter, 4, Drawing(final_iterations=2))
-    assert make_plan(SQUARE_SMALL, policy, 4, Drawing(smooth=True)).drawing.smooth
+        make_plan(SQUARE_SMALL, shorter, 4, SamplingMode(final_iterations=2))
+    assert make_plan(SQUARE_SMALL, policy, 4, SamplingMode(smooth=True)).sampling_mode.smooth
 
 
 def test_as_many_iterations_as_tokens_and_no_more():
-    plan = make_plan(TWO_SCALES, DENSE, 1, Drawing(final_iterations=4))
+    plan = make_plan(TWO_SCALES, DENSE, 1, SamplingMode(final_iterations=4))
     assert [step.tokens for step in plan.steps] == [1, 1, 1, 1, 1]
     with pytest.raises(PlanError, match="5 final iterations for 4 tokens") as error:
-        make_plan(TWO_SCALES, DENSE, 1, Drawing(final_iterations=5))
+        make_plan(TWO_SCALES, DENSE, 1, SamplingMode(final_iterations=5))
     assert error.value.expected == "at most 4: one token each"
 
 
 def test_a_single_scale_is_not_drawn_in_parts():
     policy = PruningPolicy("first", {1: ScaleRule(skip=True)})
     with pytest.raises(PlanError, match="a schedule of one scale"):
-        make_plan(TWO_SCALES, policy, 1, Drawing(final_iterations=2), first_tokens=4)
+        make_plan(TWO_SCALES, policy, 1, SamplingMode(final_iterations=2), first_tokens=4)
     assert make_plan(TWO_SCALES, policy, 1, first_tokens=4).capacity(0) == 4
 
 
 @pytest.mark.parametrize("count", [0, -1, MOST_ITERATIONS + 1, True, 1.0, "2", None])
 def test_iterations_out_of_range(count: object):
     with pytest.raises(PlanError, match="out of range") as error:
-        Drawing(final_iterations=count)
+        SamplingMode(final_iterations=count)
     assert error.value.expected == "a whole number from 1 to 64"
 
 
 def test_what_is_asked_for_is_what_differs_from_the_default():
-    assert Drawing() == Drawing(smooth=False, final_iterations=1, residual=True)
-    assert Drawing().asked_for == ()
-    assert Drawing(smooth=True, final_iterations=MOST_ITERATIONS).asked_for == ("smooth", "final_iterations")
-    assert Drawing(residual=False).asked_for == ("residual",)
+    assert SamplingMode() == SamplingMode(smooth=False, final_iterations=1, residual=True)
+    assert SamplingMode().asked_for == ()
+    assert SamplingMode(smooth=True, final_iterations=MOST_ITERATIONS).asked_for == ("smooth", "final_iterations")
+    assert SamplingMode(residual=False).asked_for == ("residual",)
 
 
 def test_a_prompt_may_come_first():

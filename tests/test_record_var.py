@@ -90,7 +90,7 @@ def test_runs_of_any_name_are_compared_and_read_their_own_settings(tmp_path: Pat
     config = replace(ODD, unit_queries=True, scales=(1, 2, 4), shared_modulation=True, classes=2)
     runs = {"run_other": Run((0, 1, 1), VarSampling(0.7, 0, 0.8)), "run_hard": RUNS["run_smooth"]}
     runs["run_hard"] = replace(runs["run_hard"], labels=(1,))
-    record(tmp_path, config, replace(IMAGES, levels=3), runs, seed=5)
+    record(tmp_path, config, replace(IMAGES, max_scales=3), runs, seed=5)
     comparisons = list(compare_var_folder(tmp_path))
     assert [c.title for c in comparisons][:2] == ["VAR run_hard: torch reference", "VAR run_other: torch reference"]
     for comparison in comparisons:

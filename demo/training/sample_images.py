@@ -44,14 +44,14 @@ def sample_codes(
     """Text features [B, T, Ct], mask [B, T] -> summed codes [B, bits, h, w]; guidance doubles the rows."""
     B, T, _ = features.shape
     rows = torch.cat((features, model.cfg_uncond[:T].expand(B, -1, -1)))
-    condition = model.condition(rows, mask.repeat(2, 1))
+    conditioning = model.conditioning(rows, mask.repeat(2, 1))
     states = [LayerState() for _ in model.layers]
-    x = model.first_tokens(condition.sos)
+    x = model.first_tokens(conditioning.sos)
     bits_per_token = model.config.code_channels
     summed = torch.zeros(B, bits_per_token, *plan.schedule.final)
     for step in plan.steps:
-        out = run_layers(model, x, condition, plan, step, states)[-1]
-        with_text, without = (model.logits(out, condition.sos) / sampling.tau).chunk(2)
+        out = run_layers(model, x, conditioning, plan, step, states)[-1]
+        with_text, without = (model.logits(out, conditioning.sos) / sampling.tau).chunk(2)
         logits = sampling.guidance_scale * with_text + (1 - sampling.guidance_scale) * without
         uniform = torch.rand(B, step.tokens, bits_per_token, generator=generator)
         bits = sample_bits(logits, uniform, sampling.top_p)  # [B, L, bits]

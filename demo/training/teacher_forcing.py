@@ -12,7 +12,7 @@ from torch import Tensor
 from fastvar.core.rotary import rotary_table
 from fastvar.core.schedule import ScaleSchedule
 from fastvar.export.models.common.tokenizer_blocks import enlarge
-from fastvar.export.models.infinity.model import Block, Condition, InfinityTransformer
+from fastvar.export.models.infinity.model import Block, Conditioning, InfinityTransformer
 from fastvar.export.models.infinity.tokenizer import bits_to_codes
 from fastvar.families.infinity_presets import schedule_for
 
@@ -74,12 +74,12 @@ class Scales:
         self.starts = [0, *self.ends[:-1]]
         self.merged = min(MASKED_SCALES, len(counts))
         level = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-        self.levels = level
+        self.max_scales = level
         small = level[: self.ends[self.merged - 1]]
         self.mask = small[:, None] >= small[None, :]  # a token sees its own scale and the earlier ones
         tables = []
         for i in range(len(counts)):
-            table = torch.from_numpy(rotary_table(schedule.sizes[i], schedule.position_grid, head_dim))
+            table = torch.from_numpy(rotary_table(schedule.sizes[i], schedule.rope_grid, head_dim))
             tables.append(table[:, indices[i]] if i in indices else table)
         if indices:
             B = next(iter(indices.values())).shape[0]
@@ -97,14 +97,14 @@ class Scales:
         return torch.cat(out, dim=2)
 
 
-def run_block(block: Block, x: Tensor, condition: Condition, scales: Scales) -> Tensor:
+def run_block(block: Block, x: Tensor, conditioning: Conditioning, scales: Scales) -> Tensor:
     """One block on the residual stream of all scales, [B, L, C]."""
-    q, k, v = block.project_qkv(x, condition.modulation, scales.rotary)
-    gate = block.modulation(condition.modulation)[0]
+    q, k, v = block.project_qkv(x, conditioning.modulation, scales.rotary)
+    gate = block.modulation(conditioning.modulation)[0]
     x = x + gate * block.sa.proj(scales.attend(q, k, v).transpose(1, 2).flatten(2))
-    text_k, text_v = block.ca.text_kv(condition.text)
-    x = x + block.cross_attention(x, text_k, text_v, condition.text_mask)
-    return x + block.feed_forward(x, condition.modulation)
+    text_k, text_v = block.ca.text_kv(conditioning.text)
+    x = x + block.cross_attention(x, text_k, text_v, conditioning.text_mask)
+    return x + block.feed_forward(x, conditioning.modulation)
 
 
 def all_logits(
@@ -116,13 +116,13 @@ def all_logits(
 ) -> tuple[Tensor, Scales]:
     """Text features [B, T, Ct] with mask [B, T], and an example -> logits [B, L, 2 * bits] of all its scales."""
     indices = indices or {}
-    condition = model.condition(features, mask)
+    conditioning = model.conditioning(features, mask)
     scales = Scales([t.shape[1] for t in example.targets], model.config.head_dim, indices)
-    tokens = [model.first_tokens(condition.sos), *(model.embed(codes) for codes in example.inputs)]
-    x = torch.cat(tokens, dim=1) + model.lvl_embed(scales.levels)
+    tokens = [model.first_tokens(conditioning.sos), *(model.embed(codes) for codes in example.inputs)]
+    x = torch.cat(tokens, dim=1) + model.lvl_embed(scales.max_scales)
     for block in model.layers:
-        x = run_block(block, x, condition, scales)
-    return model.logits(x, condition.sos), scales
+        x = run_block(block, x, conditioning, scales)
+    return model.logits(x, conditioning.sos), scales
 
 
 def bit_losses(logits: Tensor, scales: Scales, example: Example) -> list[Tensor]:

@@ -236,7 +236,7 @@ def losses(model: VarTransformer, example: Example, unconditional_rate: float = 
     labels = torch.where(drop, config.classes, example.labels)
     with half_floats():
         logits = teacher_logits(model, labels, example.inputs).float()
-    ends = [config.first_token(i) for i in range(1, config.levels + 1)]
+    ends = [config.first_token(i) for i in range(1, config.max_scales + 1)]
     parts = [side * side for side, end in zip(config.scales, ends, strict=True) if end <= logits.shape[1]]
     pairs = zip(logits.split(parts, dim=1), example.targets.split(parts, dim=1), strict=True)
     return [F.cross_entropy(own.flatten(0, 1), target.flatten()) for own, target in pairs]
@@ -245,7 +245,7 @@ def losses(model: VarTransformer, example: Example, unconditional_rate: float = 
 def scales_of(progress: float, step: int, config: VarConfig) -> int:
     """How many scales this step trains: the small ones, or all."""
     share = next(share for start, share in reversed(STAGES) if progress >= start)
-    return config.levels if np.random.default_rng(step).random() < share else min(SMALL_SCALES, config.levels)
+    return config.max_scales if np.random.default_rng(step).random() < share else min(SMALL_SCALES, config.max_scales)
 
 
 def train_transformer(

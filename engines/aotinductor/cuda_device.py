@@ -80,7 +80,7 @@ class TorchCudaDevice(Device):
         with self.stream():
             self.tensor(target).copy_(self.tensor(source))
 
-    def record(self, launches: Sequence[Launch]) -> Launch:
+    def capture_graph(self, launches: Sequence[Launch]) -> Launch:
         for launch in launches:  # at the first call libraries make handles and load kernels, not while recording
             launch()
         self.wait()
@@ -95,7 +95,7 @@ class TorchCudaDevice(Device):
 
         return replay
 
-    def mark(self) -> Any:
+    def record_event(self) -> Any:
         event = self._torch.cuda.Event(enable_timing=True)
         event.record(self._stream)
         return event

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from ...core.plan import Drawing, GenerationPlan, make_plan
+from ...core.plan import GenerationPlan, SamplingMode, make_plan
 from ...core.policy import PruningPolicy, ScaleRule, policy_to_json
 from ...core.precision import Precision
 from ...core.schedule import ScaleSchedule
@@ -19,8 +19,9 @@ from ...errors import BundleError
 from ...families import family_named
 from ...families.base import ImageTokenizerShape, PromptFormat, SamplingDefaults, TransformerShape, to_json
 from ..spec import EngineSpec
+from .renamed import OLD_FORMAT, with_new_names
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MOST_LAYERS, MOST_SCALES, MOST_SIDE = 1024, 64, 4096  # of a plan; a side in tokens
 # Weights [1] that tell a stripe of a tiled decoder whether the image goes on beyond its end.
 EDGE_INSIDE, EDGE_OUTSIDE = "decoder_edge.inside", "decoder_edge.outside"
@@ -30,15 +31,15 @@ EDGE_INSIDE, EDGE_OUTSIDE = "decoder_edge.inside", "decoder_edge.outside"
 class StepEngines:
     """Engine names of one executed scale; a name is empty where no engine of its kind is.
 
-    In order: `pick` chooses the tokens of a part of the scale, the layers run, the bridge draws codes, and `residual`
-    adds to them what codes cannot say.
+    In order: `pick` chooses the tokens of a part of the scale, the layers run, the sampling head draws codes, and
+    `residual` adds to them what codes cannot say.
     """
 
-    bridge: str
-    project: str = ""  # layers that never prune
-    attend: str = ""
-    project_pruned: str = ""  # layers that may
-    attend_pruned: str = ""
+    sampling_head: str
+    qkv: str = ""  # layers that never prune
+    attn_mlp: str = ""
+    qkv_pruned: str = ""  # layers that may
+    attn_mlp_pruned: str = ""
     pick: str = ""
     residual: str = ""
 
@@ -51,8 +52,8 @@ class EngineSet:
     """
 
     rows: int
-    condition: str
-    layer_condition: str
+    conditioning: str
+    layer_conditioning: str
     steps: tuple[StepEngines, ...]
 
 
@@ -156,13 +157,13 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     data["plan"] = {
         "schedule": {
             "sizes": [list(size) for size in plan.schedule.sizes],
-            "position_grid": list(plan.schedule.position_grid),
-            "budget": plan.schedule.budget,
+            "rope_grid": list(plan.schedule.rope_grid),
+            "bucket": plan.schedule.bucket,
             "pixels_per_token": plan.schedule.pixels_per_token,
         },
         "policy": policy_to_json(plan.policy),
         "depth": plan.depth,
-        "drawing": asdict(plan.drawing),
+        "sampling_mode": asdict(plan.sampling_mode),
         "first_tokens": plan.first_tokens,
     }
     return data
@@ -175,6 +176,8 @@ def manifest_from_json(data: dict[str, Any]) -> Manifest:
         BundleError: another format version, or fields missing.
     """
     found = data.get("format_version")
+    if found == OLD_FORMAT:
+        data, found = with_new_names(data, FORMAT_VERSION), FORMAT_VERSION
     if found != FORMAT_VERSION:
         age = "newer" if isinstance(found, int) and found > FORMAT_VERSION else "older"
         raise BundleError(
@@ -194,7 +197,7 @@ class _PolicyFile:
 
     name: str
     layers: tuple[int, int]
-    cached_scale: int | None
+    restore_scale: int | None
     scale: dict[str, ScaleRule]  # by index
     shared_selection: bool = False
 
@@ -202,7 +205,7 @@ class _PolicyFile:
         rules = {int(index): rule for index, rule in self.scale.items() if index.isascii() and index.isdecimal()}
         if [str(index) for index in rules] != list(self.scale):
             raise ValueError(f"scales {list(self.scale)}, expected whole numbers")
-        return PruningPolicy(self.name, rules, *self.layers, self.cached_scale, self.shared_selection)
+        return PruningPolicy(self.name, rules, *self.layers, self.restore_scale, self.shared_selection)
 
 
 @dataclass(frozen=True)
@@ -212,16 +215,16 @@ class _PlanFile:
     schedule: ScaleSchedule
     policy: _PolicyFile
     depth: int
-    drawing: Drawing
+    sampling_mode: SamplingMode
     first_tokens: int
 
     def plan(self) -> GenerationPlan:
         """Laid out, if it is no larger than any that is built: laying out takes time and memory."""
         sizes = self.schedule.sizes
-        sides = [side for size in (*sizes, self.schedule.position_grid) for side in size]
+        sides = [side for size in (*sizes, self.schedule.rope_grid) for side in size]
         if self.depth > MOST_LAYERS or len(sizes) > MOST_SCALES or not all(1 <= side <= MOST_SIDE for side in sides):
             raise ValueError(f"a plan of {self.depth} layers and {len(sizes)} scales, up to {max(sides)} tokens wide")
-        return make_plan(self.schedule, self.policy.policy(), self.depth, self.drawing, self.first_tokens)
+        return make_plan(self.schedule, self.policy.policy(), self.depth, self.sampling_mode, self.first_tokens)
 
 
 def _manifest(data: dict[str, Any]) -> Manifest:

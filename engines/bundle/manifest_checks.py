@@ -87,8 +87,8 @@ def _problems_of_plan(m: Manifest) -> Iterator[str]:
         yield f"the plan is for {plan.depth} layers, the transformer has {m.transformer.depth}"
     if plan.first_tokens != m.transformer.first_tokens:
         yield f"the first scale has {plan.first_tokens} tokens, the transformer gives {m.transformer.first_tokens}"
-    if len(schedule) > m.transformer.levels:
-        yield f"it draws {len(schedule)} scales, the transformer knows {m.transformer.levels}"
+    if len(schedule) > m.transformer.max_scales:
+        yield f"it draws {len(schedule)} scales, the transformer knows {m.transformer.max_scales}"
     if not 1 <= schedule.pixels_per_token <= MOST_TOKEN_PIXELS:
         yield f"a token is {schedule.pixels_per_token} pixels wide"
     if not 0 <= m.text_length <= MOST_TEXT:
@@ -136,14 +136,14 @@ def _problems_of_names(m: Manifest) -> Iterator[str]:
     for engine_set in m.sets:
         if len(engine_set.steps) != len(m.plan.steps):
             yield f"it has engines for {len(engine_set.steps)} scales, {len(m.plan.steps)} are drawn"
-        needed = [engine_set.condition]
+        needed = [engine_set.conditioning]
         for step in engine_set.steps:
-            needed += [step.bridge]
-            needed += [step.project, step.attend] if False in layers else []
-            needed += [step.project_pruned, step.attend_pruned] if True in layers else []
-            needed += filter(None, (step.pick, step.residual, step.project, step.attend))
-            needed += filter(None, (step.project_pruned, step.attend_pruned))
-        yield from _missing(m, (*needed, *filter(None, (engine_set.layer_condition,))))
+            needed += [step.sampling_head]
+            needed += [step.qkv, step.attn_mlp] if False in layers else []
+            needed += [step.qkv_pruned, step.attn_mlp_pruned] if True in layers else []
+            needed += filter(None, (step.pick, step.residual, step.qkv, step.attn_mlp))
+            needed += filter(None, (step.qkv_pruned, step.attn_mlp_pruned))
+        yield from _missing(m, (*needed, *filter(None, (engine_set.layer_conditioning,))))
     yield from _missing(m, filter(None, (m.text_encoder, m.encoder)))
     yield from _problems_of_decoder(m)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..scratch_estimates import ATTEND, FLOAT, STRIPES, Computation, tensor_elements, working_bytes
+from ..scratch_estimates import ATTN_MLP, FLOAT, STRIPES, Computation, tensor_elements, working_bytes
 from ..spec import EngineSpec
 from .attention import FUSED_BYTES
 from .convolutions import FEWEST_CHANNELS, PRODUCTS, STRIPE_BYTES
@@ -23,7 +23,7 @@ def library_bytes(engines: Sequence[EngineSpec], computation: Computation) -> in
 def _host_working(spec: EngineSpec, computation: Computation) -> int:
     """Tensors that an engine of onnxruntime holds between its kernels, as its graph is rewritten for it."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
-    if names >= ATTEND:
+    if names >= ATTN_MLP:
         return max(working_bytes(spec, computation), _host_attention(spec))
     channels = computation.level_channels
     if names & STRIPES:

@@ -114,7 +114,7 @@ class TensorRTBackend(Backend):
             ) from error
         return self._loader.load(plan, spec)
 
-    def settle(self) -> None:
+    def save_compiled_kernels(self) -> None:
         if self._loader is not None:
             self._loader.save_kernels()
 

@@ -201,7 +201,7 @@ class CudaDevice(Device):
         size = size_bytes(source.dtype, source.shape)
         self._driver.call("cuMemcpyDtoDAsync", target.address, source.address, size, self._stream)
 
-    def record(self, launches: Sequence[Launch]) -> Launch:
+    def capture_graph(self, launches: Sequence[Launch]) -> Launch:
         """A CUDA graph of the launches. Before it is recorded they run once, in which libraries finish their set-up."""
         for launch in launches:
             launch()
@@ -234,7 +234,7 @@ class CudaDevice(Device):
             raise
         return self._driver.call("cuStreamEndCapture", self._stream)
 
-    def mark(self) -> _Event:
+    def record_event(self) -> _Event:
         event = _Event(self._driver)
         self._driver.call("cuEventRecord", event.handle, self._stream)
         return event

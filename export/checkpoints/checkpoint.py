@@ -20,8 +20,8 @@ from ...errors import CheckpointError
 from ...families import family_of
 from ...families.base import Family, PromptFormat, to_json
 from ..models.common.tensor_shapes import Shapes, module_shapes, shapes_of, without_derived
-from ..models.registry import WIRINGS, wiring_of
-from ..models.transformer.adapter import Wiring
+from ..models.registry import ADAPTERS, adapter_of
+from ..models.transformer.adapter import ModelAdapter
 from .stored_numbers import plain_numbers
 from .tensor_files import check_finite, check_state, digest, read_json, read_shards, read_tensors, shard_files
 from .text_encoders import load_text_encoder, text_encoder_files
@@ -72,7 +72,7 @@ class Checkpoint:
         return family_of(self.transformer)
 
     def __post_init__(self) -> None:
-        wiring_of(self.transformer).check_parts(self.transformer, self.image_tokenizer)
+        adapter_of(self.transformer).check_parts(self.transformer, self.image_tokenizer)
         if self.text_encoder is None:
             return
         width = self.text_encoder.hidden_size
@@ -105,14 +105,14 @@ def load_checkpoint(
     folder = source if source.is_dir() else None
     tokenizer_path = image_tokenizer or _part(folder, *IMAGE_TOKENIZER_FILES)
     model, model_weights = load_transformer(source)
-    images, image_weights = load_image_tokenizer(tokenizer_path, wiring_of(model))
+    images, image_weights = load_image_tokenizer(tokenizer_path, adapter_of(model))
     files = [*_transformer_files(source), Path(tokenizer_path)]
     encoder: Any = None
     encoder_weights: Weights = {}
     tokenizer_file, prompt_format = None, PromptFormat()
     if family_of(model).draws == "prompt":
         encoder_path = text_encoder or _part(folder, "text_encoder")
-        encoder, encoder_weights, tokenizer_file, prompt_format = load_text_encoder(encoder_path, wiring_of(model))
+        encoder, encoder_weights, tokenizer_file, prompt_format = load_text_encoder(encoder_path, adapter_of(model))
         files += text_encoder_files(encoder_path)
     elif text_encoder is not None:
         raise CheckpointError(
@@ -170,16 +170,16 @@ def load_transformer(path: Path, config: Any = None) -> tuple[Any, dict[str, Ten
     files = _transformer_files(path)
     index = files[0] if files[0].suffix == ".json" else None
     state = plain_numbers(read_shards(index) if index else read_tensors(files[0], TRANSFORMER_WRAPPERS), path)
-    wiring = wiring_of(config) if config is not None else _recognised(state, path)
-    config = config or wiring.infer_transformer(shapes_of(state), _settings(path, wiring))
+    adapter = adapter_of(config) if config is not None else _recognised(state, path)
+    config = config or adapter.infer_transformer(shapes_of(state), _settings(path, adapter))
     expected = transformer_shapes(config)
     for name, shape in expected.items():
         if name.endswith("zero_k_bias"):
             state.setdefault(name, torch.zeros(shape))
-    return config, _checked(without_derived(state, wiring.derived, expected), expected, path)
+    return config, _checked(without_derived(state, adapter.derived, expected), expected, path)
 
 
-def load_image_tokenizer(path: Path, wiring: Wiring, config: Any = None) -> tuple[Any, dict[str, Tensor]]:
+def load_image_tokenizer(path: Path, adapter: ModelAdapter, config: Any = None) -> tuple[Any, dict[str, Tensor]]:
     """Read a family's image tokenizer from a file: plain, or under `vae`; losses and discriminators are left out.
 
     Raises:
@@ -189,24 +189,24 @@ def load_image_tokenizer(path: Path, wiring: Wiring, config: Any = None) -> tupl
     path = Path(path)
     stored = read_tensors(path, TOKENIZER_WRAPPERS)
     state = plain_numbers({n: tensor for n, tensor in stored.items() if not TOKENIZER_EXTRAS.match(n)}, path)
-    config = config or wiring.infer_image_tokenizer(shapes_of(state))
-    return config, _checked(state, image_tokenizer_shapes(config, wiring), path)
+    config = config or adapter.infer_image_tokenizer(shapes_of(state))
+    return config, _checked(state, image_tokenizer_shapes(config, adapter), path)
 
 
-def _settings(path: Path, wiring: Wiring) -> dict[str, Any]:
+def _settings(path: Path, adapter: ModelAdapter) -> dict[str, Any]:
     """What the config.json beside a transformer says; empty where there is none."""
     file = (path if path.is_dir() else path.parent) / "config.json"
-    return wiring.family.settings_from_json(read_json(file)) if file.exists() else {}
+    return adapter.family.settings_from_json(read_json(file)) if file.exists() else {}
 
 
-def _recognised(state: Mapping[str, Tensor], path: Path) -> Wiring:
-    """The wiring of the family that a transformer belongs to."""
-    for wiring in WIRINGS.values():
-        if wiring.marker in state:
-            return wiring
+def _recognised(state: Mapping[str, Tensor], path: Path) -> ModelAdapter:
+    """The adapter of the family that a transformer belongs to."""
+    for adapter in ADAPTERS.values():
+        if adapter.marker in state:
+            return adapter
     raise CheckpointError(
         f"{path}: not a transformer of a family that fastvar knows",
-        expected=" or ".join(f"{wiring.marker} ({name})" for name, wiring in WIRINGS.items()),
+        expected=" or ".join(f"{adapter.marker} ({name})" for name, adapter in ADAPTERS.items()),
         fix="check that this is the transformer, not the image tokenizer or the text encoder",
     )
 
@@ -214,13 +214,13 @@ def _recognised(state: Mapping[str, Tensor], path: Path) -> Wiring:
 @lru_cache(maxsize=8)
 def transformer_shapes(config: Any) -> Shapes:
     """Name and shape of every tensor of a transformer, buffers included."""
-    return module_shapes(wiring_of(config).transformer, config)
+    return module_shapes(adapter_of(config).transformer, config)
 
 
 @lru_cache(maxsize=8)
-def image_tokenizer_shapes(config: Any, wiring: Wiring) -> Shapes:
+def image_tokenizer_shapes(config: Any, adapter: ModelAdapter) -> Shapes:
     """Name and shape of every tensor of a family's image tokenizer."""
-    return module_shapes(wiring.image_tokenizer, config)
+    return module_shapes(adapter.image_tokenizer, config)
 
 
 def _checked(state: dict[str, Tensor], expected: Shapes, path: Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from ...families import family_of, named_transformer
 from ...families.base import to_json
 from ..models.common.tensor_shapes import Shapes
 from ..models.hart.text_encoder import qwen2_vl_text
-from ..models.registry import wiring_of
+from ..models.registry import adapter_of
 from .checkpoint import Checkpoint, image_tokenizer_shapes, transformer_shapes
 from .tensor_files import digest
 from .text_encoders import plain_format, text_encoder_shapes
@@ -71,8 +71,8 @@ def random_checkpoint(
         CheckpointError: no such size.
     """
     model = named_transformer(name)
-    family, wiring = family_of(model), wiring_of(model)
-    encoder = PUBLISHED_ENCODERS[wiring.text_encoders[0]]() if text_encoder and wiring.text_encoders else None
+    family, adapter = family_of(model), adapter_of(model)
+    encoder = PUBLISHED_ENCODERS[adapter.text_encoders[0]]() if text_encoder and adapter.text_encoders else None
     return random_checkpoint_for(model, family.image_tokenizer_for(model), encoder, name=name, seed=seed, dtype=dtype)
 
 
@@ -87,8 +87,8 @@ def random_checkpoint_for(
     tokenizer_file: Path | None = None,
 ) -> Checkpoint:
     """Random weights for any configuration. Without a text encoder its weights are empty."""
-    wiring = wiring_of(transformer)
-    image_shapes = image_tokenizer_shapes(image_tokenizer, wiring)
+    adapter = adapter_of(transformer)
+    image_shapes = image_tokenizer_shapes(image_tokenizer, adapter)
     encoder_shapes = text_encoder_shapes(text_encoder) if text_encoder is not None else {}
     preface = [to_json(transformer), to_json(image_tokenizer), {k: list(v) for k, v in encoder_shapes.items()}]
     return Checkpoint(
@@ -100,7 +100,7 @@ def random_checkpoint_for(
         text_encoder=text_encoder,
         text_encoder_weights=RandomWeights(encoder_shapes, seed, dtype),
         tokenizer_file=tokenizer_file,
-        prompt_format=plain_format(wiring.text_encoders),
+        prompt_format=plain_format(adapter.text_encoders),
         digest=digest((), json.dumps(["random", seed, str(dtype), *preface], sort_keys=True)),
     )
 

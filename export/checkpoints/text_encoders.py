@@ -26,7 +26,7 @@ from .tokenizer_files import read_tokenizer
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from ..models.transformer.adapter import Wiring
+    from ..models.transformer.adapter import ModelAdapter
 
 TOKENIZER_FILE = "tokenizer.json"
 WEIGHT_FILES = tuple(
@@ -89,7 +89,9 @@ def kind_of(config: PretrainedConfig) -> TextEncoderKind:
     return KINDS[config.model_type]
 
 
-def load_text_encoder(folder: Path, wiring: Wiring | None = None) -> tuple[Any, dict[str, Tensor], Path, PromptFormat]:
+def load_text_encoder(
+    folder: Path, adapter: ModelAdapter | None = None
+) -> tuple[Any, dict[str, Tensor], Path, PromptFormat]:
     """Read a text encoder from a folder in the transformers layout: configuration, weights, the path of its
     `tokenizer.json`, and how prompts are made into its input. Of a Qwen2-VL model the language half is read.
 
@@ -99,7 +101,7 @@ def load_text_encoder(folder: Path, wiring: Wiring | None = None) -> tuple[Any, 
     """
     folder = Path(folder)
     data = _description(folder)
-    kind = _checked_kind(data, folder, tuple(KINDS) if wiring is None else wiring.text_encoders)
+    kind = _checked_kind(data, folder, tuple(KINDS) if adapter is None else adapter.text_encoders)
     entries = Entries(data, str(folder / "config.json"))
     entries.plain()
     state = _own_tensors(_stored_tensors(folder), kind, folder)

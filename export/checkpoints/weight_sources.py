@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core.precision import Precision
 from ...engines.bundle.manifest import EDGE_INSIDE, EDGE_OUTSIDE
 from ..models.common.weights import WeightSource, plain_weights
-from ..models.registry import wiring_of
+from ..models.registry import adapter_of
 from .checkpoint import Checkpoint, image_tokenizer_shapes
 from .preview import GRID as PREVIEW_GRID
 from .preview import fit_preview
@@ -44,10 +44,10 @@ def model_sources(
     """The weights of transformer and image coders. Shapes and roles come from the configurations; a state may be
     empty where nothing is fetched.
     """
-    wiring = wiring_of(transformer)
-    wanted = wiring.kept_shapes(image_tokenizer_shapes(images, wiring), with_encoder)
-    sources = wiring.weights(transformer, transformer_state, images, images_state)
-    return sources | plain_weights("image_tokenizer", wanted, images_state, wiring.image_role)
+    adapter = adapter_of(transformer)
+    wanted = adapter.kept_shapes(image_tokenizer_shapes(images, adapter), with_encoder)
+    sources = adapter.weights(transformer, transformer_state, images, images_state)
+    return sources | plain_weights("image_tokenizer", wanted, images_state, adapter.image_role)
 
 
 def edge_weights() -> dict[str, WeightSource]:
@@ -60,9 +60,9 @@ def edge_weights() -> dict[str, WeightSource]:
 
 def preview_weights(checkpoint: Checkpoint) -> dict[str, WeightSource]:
     """The linear map from codes to colour that previews are drawn with, fitted to the image decoder."""
-    config, wiring = checkpoint.image_tokenizer, wiring_of(checkpoint.transformer)
-    decoder: Any = wiring.decoder(config, (PREVIEW_GRID, PREVIEW_GRID))
-    prefix = wiring.decoder_prefix.removeprefix("image_tokenizer.")
+    config, adapter = checkpoint.image_tokenizer, adapter_of(checkpoint.transformer)
+    decoder: Any = adapter.decoder(config, (PREVIEW_GRID, PREVIEW_GRID))
+    prefix = adapter.decoder_prefix.removeprefix("image_tokenizer.")
     weights = {name: checkpoint.image_tokenizer_weights[prefix + name].float() for name in decoder.weights}
     weight, bias = fit_preview(lambda codes: decoder(codes, weights=weights), config.code_channels, config.patch_size)
     return {

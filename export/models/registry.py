@@ -1,18 +1,20 @@
-"""The wiring of every family. A new one is a line here (docs/adding-a-model.md)."""
+"""The adapter of every family. A new one is a line here (docs/adding-a-model.md)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ...families import family_of
-from .hart.steps import HartWiring
-from .infinity.steps import InfinityWiring
-from .transformer.adapter import Wiring
-from .var.steps import VarWiring
+from .hart.steps import HartAdapter
+from .infinity.steps import InfinityAdapter
+from .transformer.adapter import ModelAdapter
+from .var.steps import VarAdapter
 
-WIRINGS: dict[str, Wiring] = {wiring.family.name: wiring for wiring in (InfinityWiring(), VarWiring(), HartWiring())}
+ADAPTERS: dict[str, ModelAdapter] = {
+    adapter.family.name: adapter for adapter in (InfinityAdapter(), VarAdapter(), HartAdapter())
+}
 
 
-def wiring_of(transformer: Any) -> Wiring:
-    """The wiring for a transformer's configuration."""
-    return WIRINGS[family_of(transformer).name]
+def adapter_of(transformer: Any) -> ModelAdapter:
+    """The adapter for a transformer's configuration."""
+    return ADAPTERS[family_of(transformer).name]

@@ -17,8 +17,8 @@ from ...export.build import GUIDANCE_ROWS
 from ...export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from ...export.checkpoints.random_weights import random_checkpoint
 from ...export.describe import describe
-from ...export.models.registry import wiring_of
-from .fitting import Change, Choice, Limits, PlanOf
+from ...export.models.registry import adapter_of
+from .fitting import Change, Limits, MemoryOptions, PlanOf
 from .memory_plan import MemoryPlan, memory_plan
 from .requests import Subject
 
@@ -33,7 +33,7 @@ class Asked:
     precision: str | None
     guidance: str
     text_length: int | None
-    choice: Choice
+    choice: MemoryOptions
 
 
 def build_subject(checkpoint: Checkpoint, asked: Asked) -> Subject:
@@ -77,16 +77,16 @@ def find_checkpoint(source: Path | None, model: str | None) -> Checkpoint:
 def _plans(checkpoint: Checkpoint, asked: Asked) -> PlanOf:
     @cache
     def described(tile: int | None, weights: str | None) -> Manifest:
-        return _describe(checkpoint, asked, Choice(decoder_tile=tile, weights=weights))
+        return _describe(checkpoint, asked, MemoryOptions(decoder_tile=tile, weights=weights))
 
-    def plan_of(choice: Choice) -> MemoryPlan:
+    def plan_of(choice: MemoryOptions) -> MemoryPlan:
         manifest = described(choice.decoder_tile, choice.weights)
         return memory_plan(manifest, offload_text_encoder=choice.offload_text_encoder)
 
     return plan_of
 
 
-def _describe(checkpoint: Checkpoint, asked: Asked, choice: Choice) -> Manifest:
+def _describe(checkpoint: Checkpoint, asked: Asked, choice: MemoryOptions) -> Manifest:
     family, transformer = checkpoint.family, checkpoint.transformer
     schedule = _schedule(checkpoint, asked)
     manifest = describe(
@@ -101,12 +101,12 @@ def _describe(checkpoint: Checkpoint, asked: Asked, choice: Choice) -> Manifest:
     return with_estimates(manifest)
 
 
-def _precision(asked: Asked, choice: Choice) -> Precision:
+def _precision(asked: Asked, choice: MemoryOptions) -> Precision:
     return parse_precision(asked.precision, choice.weights, default=backend_class(asked.backend).precisions[0])
 
 
 def _limits(checkpoint: Checkpoint, asked: Asked, schedule: ScaleSchedule, precision: Precision) -> Limits:
-    tiles = wiring_of(checkpoint.transformer).tiles_decoder
+    tiles = adapter_of(checkpoint.transformer).tiles_decoder
     return Limits(
         text_encoder=checkpoint.text_encoder is not None,
         quantised_weights=not backend_class(asked.backend).runs_on_host("") and precision.compute != "float32",
@@ -139,6 +139,6 @@ def _schedule(checkpoint: Checkpoint, asked: Asked) -> ScaleSchedule:
 def _smaller(checkpoint: Checkpoint, schedule: ScaleSchedule) -> list[tuple[int, int]]:
     """Sizes of the same shape with fewer pixels, the largest first."""
     schedules = checkpoint.family.schedules(checkpoint.transformer).values()
-    same = [s.pixels for s in schedules if s.position_grid == schedule.position_grid]
+    same = [s.pixels for s in schedules if s.rope_grid == schedule.rope_grid]
     area = schedule.pixels[0] * schedule.pixels[1]
     return sorted((p for p in same if p[0] * p[1] < area), key=lambda p: -p[0] * p[1])

@@ -16,7 +16,7 @@ from ...core.dtypes import size_bytes
 from ...core.plan import GenerationPlan
 from ...core.schedule import Size
 from ...engines.bundle.manifest import Manifest
-from ...runtime.memory.layout import Binding, EngineCall, Layout, StepCalls, lay_out
+from ...runtime.memory.layout import Binding, EngineCall, Layout, StepCalls, build_layout
 
 Shapes = Mapping[str, tuple[int, ...]]
 _LEVEL = re.compile(r"(?:^|\.)up\.(\d+)\.")  # level 0 of a decoder is the finest
@@ -26,12 +26,12 @@ class Kind(str, Enum):
     """Kinds of engine."""
 
     TEXT_ENCODER = "text encoder"
-    CONDITION = "condition"
+    CONDITION = "conditioning"
     LAYER_CONDITION = "layer condition"
-    PROJECT = "project"
-    ATTEND = "attend"
+    QKV = "qkv"
+    ATTN_MLP = "attn_mlp"
     PICK = "pick"
-    BRIDGE = "bridge"
+    SAMPLING_HEAD = "sampling_head"
     RESIDUAL = "residual"
     DECODER = "decoder"
 
@@ -101,25 +101,25 @@ def engine_costs(manifest: Manifest, rows: int) -> EngineCosts:
     Raises:
         BundleError: the manifest has no engines for that number of guidance rows.
     """
-    layout = lay_out(manifest, rows)
-    kept = [slot.size for name, slot in layout.slots.items() if name.startswith(("keys.", "values."))]
+    layout = build_layout(manifest, rows)
+    kept = [slot.size for name, slot in layout.buffers.items() if name.startswith(("keys.", "values."))]
     return EngineCosts(rows, tuple(_calls(manifest, layout)), sum(kept))
 
 
 def _calls(manifest: Manifest, layout: Layout) -> Iterator[CallCost]:
     if layout.text_encoder is not None:
         yield _cost(Kind.TEXT_ENCODER, layout.text_encoder, None, _text_encoder(manifest, layout.text_encoder))
-    assert layout.condition is not None
-    yield _cost(Kind.CONDITION, layout.condition, None, _condition(manifest, layout.condition))
-    for call in layout.layer_condition:
+    assert layout.conditioning is not None
+    yield _cost(Kind.CONDITION, layout.conditioning, None, _condition(manifest, layout.conditioning))
+    for call in layout.layer_conditioning:
         yield _cost(Kind.LAYER_CONDITION, call, None, _layer_condition(manifest, call))
     for step in layout.steps:
         if step.pick is not None:
             yield _cost(Kind.PICK, step.pick, step, Cost())
         for call in step.layers:
-            kind, count = (Kind.PROJECT, _project) if is_project(call) else (Kind.ATTEND, _attend)
+            kind, count = (Kind.QKV, _qkv) if is_project(call) else (Kind.ATTN_MLP, _attn_mlp)
             yield _cost(kind, call, step, count(manifest, call))
-        yield _cost(Kind.BRIDGE, step.bridge, step, _bridge(manifest, step))
+        yield _cost(Kind.SAMPLING_HEAD, step.sampling_head, step, _sampling_head(manifest, step))
         if step.residual is not None:
             yield _cost(Kind.RESIDUAL, step.residual, step, _residual(manifest, step.residual, step.rows))
     for call in layout.decode:
@@ -136,7 +136,7 @@ def _cost(kind: Kind, call: EngineCall, step: StepCalls | None, flop: Cost) -> C
     cost = flop + Cost(bytes_moved=bytes_moved(call))
     if step is None:
         return CallCost(call.engine, kind, call.layer, None, None, cost)
-    tokens = _shape(call, "q")[0] if kind in (Kind.PROJECT, Kind.ATTEND) else step.step.tokens
+    tokens = _shape(call, "q")[0] if kind in (Kind.QKV, Kind.ATTN_MLP) else step.step.tokens
     return CallCost(call.engine, kind, call.layer, step.step.index, tokens, cost)
 
 
@@ -215,12 +215,12 @@ def _layer_condition(manifest: Manifest, call: EngineCall) -> Cost:
     return Cost(_products(manifest, call, _shape(call, first)[0]))
 
 
-def _project(manifest: Manifest, call: EngineCall) -> Cost:
+def _qkv(manifest: Manifest, call: EngineCall) -> Cost:
     kept, rows_heads, _ = _shape(call, "q")
     return Cost(_products(manifest, call, kept * rows_heads // manifest.transformer.heads))
 
 
-def _attend(manifest: Manifest, call: EngineCall) -> Cost:
+def _attn_mlp(manifest: Manifest, call: EngineCall) -> Cost:
     """Attention to the cache, and to the text if the model has such; every matrix once."""
     kept, rows_heads, _ = _shape(call, "q")
     rows = rows_heads // manifest.transformer.heads
@@ -229,11 +229,11 @@ def _attend(manifest: Manifest, call: EngineCall) -> Cost:
     return Cost(products, rows * attention(kept, keys, manifest.transformer.width))
 
 
-def _bridge(manifest: Manifest, step: StepCalls) -> Cost:
+def _sampling_head(manifest: Manifest, step: StepCalls) -> Cost:
     """The head, and the embedding of the next scale. Both resizes are products with a matrix per axis; phi, if the
     model has it, is a convolution of the sum.
     """
-    c, plan, call = manifest.transformer, manifest.plan, step.bridge
+    c, plan, call = manifest.transformer, manifest.plan, step.sampling_head
     channels, *final = _shape(call, "summed_out")[1:]
     area, shapes = final[0] * final[1], _weights(manifest, call)
     flop = gemm(_shape(call, "logits")[0] * step.rows, *shapes["head.weight"])

@@ -11,7 +11,7 @@ TILES = (32, 16, 8)  # latent rows of a stripe of the image decoder
 
 
 @dataclass(frozen=True)
-class Choice:
+class MemoryOptions:
     """Options that do not change which tokens are computed.
 
     `decoder_tile` costs a few launches, `offload_text_encoder` a copy per prompt, `weights` ("int8") some precision.
@@ -30,19 +30,19 @@ class Choice:
         """Its options of `fastvar generate`."""
         return ["--offload-text-encoder"] if self.offload_text_encoder else []
 
-    def differences(self, asked: Choice) -> list[str]:
+    def differences(self, asked: MemoryOptions) -> list[str]:
         """Descriptions of what differs from the choice asked for."""
         found: list[str] = []
         if self.decoder_tile != asked.decoder_tile:
             found.append(f"image decoder in stripes of {self.decoder_tile} latent rows")
         if self.offload_text_encoder and not asked.offload_text_encoder:
-            found.append("text encoder brought for every prompt")
+            found.append("text encoder offloaded")
         if self.weights != asked.weights:
             found.append(f"{self.weights} weights")
         return found
 
 
-PlanOf = Callable[[Choice], MemoryPlan]
+PlanOf = Callable[[MemoryOptions], MemoryPlan]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Limits:
 class Fit:
     """A choice that fits, with its plan."""
 
-    choice: Choice
+    choice: MemoryOptions
     plan: MemoryPlan
 
 
@@ -71,7 +71,7 @@ class Change:
     limits: Limits
 
 
-def choices(asked: Choice, limits: Limits) -> Iterator[Choice]:
+def choices(asked: MemoryOptions, limits: Limits) -> Iterator[MemoryOptions]:
     """As asked; the image decoder in smaller and smaller stripes; the text encoder off the device; 8-bit weights.
 
     Each is combined with all before it.
@@ -83,10 +83,10 @@ def choices(asked: Choice, limits: Limits) -> Iterator[Choice]:
     for stored in weights:
         for offload in offloads:
             for tile in tiles:
-                yield Choice(tile, offload, stored)
+                yield MemoryOptions(tile, offload, stored)
 
 
-def first_fit(plan_of: PlanOf, asked: Choice, limits: Limits, budget_bytes: int) -> Fit | None:
+def first_fit(plan_of: PlanOf, asked: MemoryOptions, limits: Limits, budget_bytes: int) -> Fit | None:
     """The first choice that fits; None if all of them together do not."""
     order = list(choices(asked, limits))
     if plan_of(order[-1]).need.total_bytes > budget_bytes:
@@ -95,7 +95,7 @@ def first_fit(plan_of: PlanOf, asked: Choice, limits: Limits, budget_bytes: int)
     return next(fit for fit in fits if fit.plan.need.total_bytes <= budget_bytes)
 
 
-def smallest_change(changes: Iterable[Change], asked: Choice, budget_bytes: int) -> tuple[Change, Fit] | None:
+def smallest_change(changes: Iterable[Change], asked: MemoryOptions, budget_bytes: int) -> tuple[Change, Fit] | None:
     """The first of the changes under which a choice fits, with that choice."""
     fits = ((change, first_fit(change.plan_of, asked, change.limits, budget_bytes)) for change in changes)
     return next(((change, fit) for change, fit in fits if fit is not None), None)

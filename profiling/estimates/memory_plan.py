@@ -13,7 +13,7 @@ from enum import Enum
 from ...engines.bundle.manifest import Manifest
 from ...engines.registry import backend_class
 from ...runtime.memory.fit import DeviceNeed, device_need, host_need
-from ...runtime.memory.layout import TEXT_ENCODER_WEIGHTS, EngineCall, Layout, View, lay_out
+from ...runtime.memory.layout import TEXT_ENCODER_WEIGHTS, EngineCall, Layout, View, build_layout
 from ...runtime.memory.placement import aligned
 
 
@@ -46,7 +46,7 @@ _SLOTS = {
 
 
 @dataclass(frozen=True)
-class Moment:
+class TimelineEntry:
     """Bytes in use, by part, during a step of a generation."""
 
     what: str
@@ -63,10 +63,10 @@ class MemoryPlan:
 
     rows: int
     need: DeviceNeed
-    moments: tuple[Moment, ...]
+    moments: tuple[TimelineEntry, ...]
 
     @property
-    def peak(self) -> Moment:
+    def peak(self) -> TimelineEntry:
         return max(self.moments, key=lambda moment: moment.total)
 
 
@@ -74,7 +74,7 @@ def memory_plan(manifest: Manifest, *, offload_text_encoder: bool = False) -> Me
     """The plan of a bundle on its device, with the timeline of the guidance mode that needs most memory."""
     on_host = backend_class(manifest.backend).runs_on_host(manifest.target)
     offload_text_encoder = offload_text_encoder and not on_host
-    layouts = [lay_out(manifest, s.rows, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
+    layouts = [build_layout(manifest, s.rows, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
     largest = max(layouts, key=lambda layout: layout.arena_bytes)
     need = host_need(manifest, layouts) if on_host else device_need(layouts)
     resident = {**_resident(layouts), Part.LIBRARY: need.library_bytes}
@@ -91,19 +91,19 @@ def _resident(layouts: Sequence[Layout]) -> dict[Part, int]:
     return used
 
 
-def _moments(layout: Layout, resident: dict[Part, int]) -> Iterator[Moment]:
+def _moments(layout: Layout, resident: dict[Part, int]) -> Iterator[TimelineEntry]:
     """A slot is in use from the first to the last moment that reads or writes it."""
     stages = list(_stages(layout))
-    last = {view.slot: number for number, (_, calls) in enumerate(stages) for view in _views(calls)}
+    last = {view.buffer: number for number, (_, calls) in enumerate(stages) for view in _views(calls)}
     extent: dict[str, int] = {}  # of the slots so far
     for number, (what, calls) in enumerate(stages):
         for view in _views(calls):
-            extent[view.slot] = max(extent.get(view.slot, 0), view.start + view.size)
+            extent[view.buffer] = max(extent.get(view.buffer, 0), view.start + view.size)
         used = dict.fromkeys(Part, 0) | resident
         for slot, size in extent.items():
             if number <= last[slot]:
                 used[part_of(slot)] += size
-        yield Moment(what, used)
+        yield TimelineEntry(what, used)
 
 
 def part_of(slot: str) -> Part:
@@ -116,8 +116,8 @@ def _stages(layout: Layout) -> Iterator[tuple[str, list[EngineCall]]]:
     encoders = [call for call in (layout.text_encoder, layout.uncond_encoder) if call is not None]
     if encoders:
         yield "text", encoders
-    assert layout.condition is not None
-    yield "condition", [layout.condition, *layout.layer_condition]
+    assert layout.conditioning is not None
+    yield "conditioning", [layout.conditioning, *layout.layer_conditioning]
     for calls in layout.steps:
         h, w = calls.step.size
         yield f"scale {calls.step.index}, {w}x{h}", list(calls.calls)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...engines.bundle.bundle import Bundle
 from ...engines.registry import backend_class
 from ...runtime.memory.soundness import sound_layout
-from .fitting import Change, Choice, Limits, PlanOf
+from .fitting import Change, Limits, MemoryOptions, PlanOf
 from .memory_plan import memory_plan
 
 
@@ -18,7 +18,7 @@ class Subject:
     """Something to plan: plans by choice, what may be chosen, and larger changes in the order they are thought of."""
 
     title: str
-    asked: Choice
+    asked: MemoryOptions
     limits: Limits
     plan_of: PlanOf
     changes: Callable[[], Iterator[Change]]
@@ -26,7 +26,7 @@ class Subject:
     on_host: bool  # engines take the memory of this machine, not of a GPU
 
 
-def bundle_subject(path: Path, asked: Choice) -> Subject:
+def bundle_subject(path: Path, asked: MemoryOptions) -> Subject:
     """A bundle: all is decided but for where its text encoder stays."""
     manifest = Bundle.open(path, verify="auto", trust_remote_code=True).manifest  # nothing of it is run
     for engine_set in manifest.sets:

@@ -49,21 +49,21 @@ class PolicySpace:
         self,
         keeps: Mapping[int, float],
         skipped: int = 0,
-        cached_scale: int | None = None,
+        restore_scale: int | None = None,
         layers: tuple[int, int] | None = None,
         unguided: int = 0,
     ) -> PruningPolicy:
         """A policy, named after its parts.
 
         `keeps` maps scales to keep ratios. The last `skipped` scales are left out, and the last `unguided` of the
-        others run without guidance. `cached_scale` is by default the scale before the first pruned one, `layers` the
+        others run without guidance. `restore_scale` is by default the scale before the first pruned one, `layers` the
         published layers.
         """
         end = len(self.schedule) - skipped
         rules = {i: ScaleRule(keep) for i, keep in sorted(keeps.items()) if i < end and keep < 1}
         first, stop = layers or tuple(min(layer, self.depth) for layer in PUBLISHED_LAYERS)
         if rules and first < stop:
-            cached = min(min(rules) - 1, len(self.schedule) if cached_scale is None else cached_scale)
+            cached = min(min(rules) - 1, len(self.schedule) if restore_scale is None else restore_scale)
         else:
             rules, first, stop, cached = {}, 0, 0, None
         rules |= {i: replace(rules.get(i, ScaleRule()), guidance=False) for i in range(max(1, end - unguided), end)}
@@ -102,7 +102,7 @@ class Parts:
 
     keeps: Mapping[int, float]
     skipped: int
-    cached_scale: int | None
+    restore_scale: int | None
     layers: tuple[int, int] | None
     unguided: int = 0
 
@@ -117,17 +117,17 @@ class Parts:
         prunes = policy.first_layer < policy.stop_layer
         layers = (policy.first_layer, policy.stop_layer) if prunes else None
         unguided = sum(not step.guided for step in space.plan(policy).steps)
-        return cls(keeps, skipped, policy.cached_scale, layers, unguided)
+        return cls(keeps, skipped, policy.restore_scale, layers, unguided)
 
     def moved(self, space: PolicySpace, step: float) -> Iterator[Parts]:
-        """Parts that differ in one: keep ratio of a scale, scales left out, cached scale, first layer, guidance."""
+        """Parts that differ in one: keep ratio of a scale, scales left out, restore scale, first layer, guidance."""
         for scale, keep in self.keeps.items():
             moved = (keep - step, keep + step)
             yield from (replace(self, keeps={**self.keeps, scale: k}) for k in moved if SMALLEST_KEEP <= k <= 1)
         most = min(MOST_SKIPPED, len(space.late) - 1)
         yield from (replace(self, skipped=n) for n in (self.skipped - 1, self.skipped + 1) if 0 <= n <= most)
         first = min((scale for scale, keep in self.keeps.items() if keep < 1), default=0)
-        yield from (replace(self, cached_scale=n) for n in range(max(0, first - CACHED_REACH), first))
+        yield from (replace(self, restore_scale=n) for n in range(max(0, first - CACHED_REACH), first))
         if self.layers is not None:
             layer, stop = self.layers
             yield from (replace(self, layers=(n, stop)) for n in (layer - 1, layer + 1) if 0 <= n < stop)
@@ -140,7 +140,7 @@ def name_of(policy: PruningPolicy) -> str:
     layer 3 on. "6x" leaves scale 6 out, "6g" runs it without guidance.
     """
     rules = [_rule_name(i, rule) for i, rule in sorted(policy.rules.items())]
-    layers = [] if policy.cached_scale is None else [f"c{policy.cached_scale}", f"l{policy.first_layer}"]
+    layers = [] if policy.restore_scale is None else [f"c{policy.restore_scale}", f"l{policy.first_layer}"]
     return "-".join([*rules, *layers]) or "dense"
 
 

@@ -51,7 +51,7 @@ class Memory:
     def ref(self, layout: Layout, binding: Binding) -> TensorRef:
         """Where an engine finds a tensor."""
         if isinstance(binding, View):
-            offset = layout.slots[binding.slot].offset + binding.start
+            offset = layout.buffers[binding.buffer].offset + binding.start
             return TensorRef(self._memory.address + self.weight_bytes + offset, binding.dtype, binding.shape)
         return self._weight_ref(binding.name)
 
@@ -74,7 +74,7 @@ class Memory:
 
     def bring_text_encoder(self, layout: Layout) -> None:
         """Copy weights that do not stay to where this layout expects them."""
-        for name, view in layout.brought.items():
+        for name, view in layout.offloaded_weights.items():
             self.write(layout, view, self._weights[name])
 
     def _weight_ref(self, name: str) -> TensorRef:

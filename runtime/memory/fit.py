@@ -10,7 +10,7 @@ from ...engines.bundle.estimates import library_bytes
 from ...engines.bundle.manifest import Manifest
 from ...errors import DeviceMemoryError
 from .arena import place_weights
-from .layout import Layout, WeightView, lay_out
+from .layout import Layout, WeightView, build_layout
 
 LAYER_WEIGHTS = ".blocks."  # in the name of a layer's own weights
 
@@ -78,7 +78,7 @@ def _smaller(manifest: Manifest, layouts: Sequence[Layout], offloads: bool) -> l
     guidance, quantised = "build with --guidance off", "build with --weights int8"
 
     def total(rows: Sequence[int], offloaded: bool) -> int:
-        return device_need([lay_out(manifest, r, offload_text_encoder=offloaded) for r in rows]).total_bytes
+        return device_need([build_layout(manifest, r, offload_text_encoder=offloaded) for r in rows]).total_bytes
 
     can_offload = bool(manifest.text_encoder) and not offloads
     saved = 0 if manifest.precision.weights else _matrix_bytes(layouts, manifest) // 2

@@ -15,15 +15,15 @@ from ...core.plan import StepPlan
 from ...engines.bundle.manifest import EngineSet, Manifest
 from ...engines.spec import TensorSpec
 from ...errors import InternalError
-from .placement import Need, Phase, Slot, aligned, place
+from .placement import Buffer, BufferRequest, Phase, aligned, place
 from .stripes import TiledDecoder
 
 
 @dataclass(frozen=True)
 class View:
-    """A tensor inside a slot, `start` bytes from its beginning."""
+    """A tensor inside a buffer, `start` bytes from its beginning."""
 
-    slot: str
+    buffer: str
     start: int
     dtype: str
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ Binding = View | WeightView
 HOST_GIVEN = {"ids", "attention_mask", "cond", "uncond", "mask", "labels", "image", "summed", *SCALARS, *DRAWN}
 KEPT = "kept_"  # before the name of a sub-layer: the tokens it has chosen
 LAYER = "{layer}"  # in the names of weights: the layer that an engine is run for
-TEXT_ENCODER_WEIGHTS = "text_encoder_weights"  # the slot of weights that are brought for every prompt
+TEXT_ENCODER_WEIGHTS = "text_encoder_weights"  # the buffer of weights that are copied to the device for every prompt
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class StepCalls:
     step: StepPlan
     rows: int
     layers: tuple[EngineCall, ...]
-    bridge: EngineCall
+    sampling_head: EngineCall
     drawn: Mapping[str, View]  # what the host draws at random, by the name of the input
     block_in: View
     summed: View
@@ -97,32 +97,32 @@ class StepCalls:
     def calls(self) -> tuple[EngineCall, ...]:
         """Every launch in order."""
         before, after = ((call,) if call is not None else () for call in (self.pick, self.residual))
-        return (*before, *self.layers, self.bridge, *after)
+        return (*before, *self.layers, self.sampling_head, *after)
 
 
 @dataclass
 class Layout:
-    """All slots and launches of one image.
+    """All buffers and launches of one image.
 
-    `brought` are the text encoder's weights with their places, where they do not stay on the device.
+    `offloaded_weights` are the text encoder's weights with their places, where they do not stay on the device.
     """
 
     rows: int
-    slots: dict[str, Slot] = field(default_factory=dict)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
     encoder: EngineCall | None = None
     text_encoder: EngineCall | None = None
     uncond_encoder: EngineCall | None = None
-    condition: EngineCall | None = None
-    layer_condition: list[EngineCall] = field(default_factory=list)
+    conditioning: EngineCall | None = None
+    layer_conditioning: list[EngineCall] = field(default_factory=list)
     steps: list[StepCalls] = field(default_factory=list)
     decode: list[EngineCall] = field(default_factory=list)
     image: View | None = None
-    brought: dict[str, View] = field(default_factory=dict)
+    offloaded_weights: dict[str, View] = field(default_factory=dict)
     arena_bytes: int = 0
 
     def calls(self) -> Iterator[EngineCall]:
         """Every launch, in order."""
-        once = (self.encoder, self.text_encoder, self.uncond_encoder, self.condition, *self.layer_condition)
+        once = (self.encoder, self.text_encoder, self.uncond_encoder, self.conditioning, *self.layer_conditioning)
         yield from (call for call in once if call is not None)
         for step in self.steps:
             yield from step.calls
@@ -134,19 +134,19 @@ class Layout:
         return {binding.name: binding for binding in bindings if isinstance(binding, WeightView)}
 
 
-class Planner:
-    """Lays out one engine set: a slot is as large as the largest tensor it ever holds, and lives from the first
+class LayoutBuilder:
+    """Lays out one engine set: a buffer is as large as the largest tensor it ever holds, and lives from the first
     phase it is used in to the last.
     """
 
     def __init__(self, manifest: Manifest, rows: int, offload_text_encoder: bool = False) -> None:
         self.manifest, self.set = manifest, manifest.engine_set(rows)
         self.layout = Layout(rows)
-        self.needs: dict[str, Need] = {}
+        self.requests: dict[str, BufferRequest] = {}
         self.phase = Phase.ENCODE
         self.offloads = offload_text_encoder
-        # The residual stream alternates between two slots: every block and bridge reads one and writes the other. So
-        # does the running sum of codes. A scale that is drawn in parts keeps all its tokens in one more slot.
+        # The residual stream alternates between two buffers: every block and sampling head reads one and writes the
+        # other. So does the latent accumulator. A scale sampled in parts keeps all its tokens in one more buffer.
         self.x, self.other, self.whole = "x0", "x1", ""
         self.summed, self.other_sum = "summed0", "summed1"
         self.per_layer: frozenset[str] = frozenset()  # what the condition gives to each layer apart
@@ -156,48 +156,48 @@ class Planner:
         self.phase = Phase.TEXT
         self._text()
         self.phase = Phase.SCALES
-        for tensor in self.manifest.engines[self.set.condition].inputs:
-            if tensor.name in self.needs:  # kept, so that a bad number can be looked for from the start
-                self._need(tensor.name, 0)
+        for tensor in self.manifest.engines[self.set.conditioning].inputs:
+            if tensor.name in self.requests:  # kept, so that a bad number can be looked for from the start
+                self._request(tensor.name, 0)
         for position, step in enumerate(self.manifest.plan.steps):
             self.layout.steps.append(self._step(position, step, self.set))
         self.phase = Phase.DECODE
         self._decoder()
-        self.layout.slots, self.layout.arena_bytes = place(self.needs)
+        self.layout.buffers, self.layout.arena_bytes = place(self.requests)
         return self.layout
 
-    def _need(self, slot: str, size: int) -> None:
-        need = Need(size, self.phase, self.phase)
-        self.needs[slot] = need.joined(self.needs[slot]) if slot in self.needs else need
+    def _request(self, buffer: str, size: int) -> None:
+        request = BufferRequest(size, self.phase, self.phase)
+        self.requests[buffer] = request.joined(self.requests[buffer]) if buffer in self.requests else request
 
-    def _view(self, slot: str, start: int, dtype: str, shape: tuple[int, ...]) -> View:
-        self._need(slot, start + size_bytes(dtype, shape))
-        return View(slot, start, dtype, shape)
+    def _view(self, buffer: str, start: int, dtype: str, shape: tuple[int, ...]) -> View:
+        self._request(buffer, start + size_bytes(dtype, shape))
+        return View(buffer, start, dtype, shape)
 
     def _bind(
         self,
         engine: str,
-        slots: Mapping[str, tuple[str, int]],
+        buffers: Mapping[str, tuple[str, int]],
         layer: int | str | None = None,
         constants: Mapping[str, str] | None = None,
     ) -> EngineCall:
         """Bind an engine: weights by their pattern, constants to the weight named for each, everything else to the
-        slot (and start byte) given for it.
+        buffer (and start byte) given for it.
         """
         spec = self.manifest.engines[engine]
         named = {**spec.weights, **(constants or {})}
         tensors: dict[str, Binding] = {}
         for tensor in spec.inputs:
             given = tensor.name in named or tensor.name in HOST_GIVEN
-            if not given and slots.get(tensor.name, ("", 0))[0] not in self.needs:
+            if not given and buffers.get(tensor.name, ("", 0))[0] not in self.requests:
                 raise InternalError(f"engine {engine}: nothing gives its input {tensor.name!r}")
         for tensor in (*spec.inputs, *spec.outputs):
             if tensor.name in named:
                 tensors[tensor.name] = self._weight(engine, named[tensor.name].replace(LAYER, str(layer)), tensor)
                 continue
-            if tensor.name not in slots:
+            if tensor.name not in buffers:
                 raise InternalError(f"engine {engine}: nothing is planned for its tensor {tensor.name!r}")
-            tensors[tensor.name] = self._view(*slots[tensor.name], tensor.dtype, tensor.shape)
+            tensors[tensor.name] = self._view(*buffers[tensor.name], tensor.dtype, tensor.shape)
         size = spec.report.scratch_bytes
         scratch = self._view(f"scratch.{self.phase.name.lower()}", 0, "uint8", (size,)) if size else None
         return EngineCall(engine, tensors, layer, scratch)
@@ -205,26 +205,28 @@ class Planner:
     def _weight(self, engine: str, name: str, tensor: TensorSpec) -> Binding:
         if not (self.offloads and engine == self.manifest.text_encoder):
             return WeightView(name, tensor.dtype, tensor.shape)
-        brought = self.layout.brought
-        if name not in brought:
-            start = max((view.start + aligned(view.size) for view in brought.values()), default=0)
-            brought[name] = self._view(TEXT_ENCODER_WEIGHTS, start, tensor.dtype, tensor.shape)
-        return brought[name]
+        offloaded = self.layout.offloaded_weights
+        if name not in offloaded:
+            start = max((view.start + aligned(view.size) for view in offloaded.values()), default=0)
+            offloaded[name] = self._view(TEXT_ENCODER_WEIGHTS, start, tensor.dtype, tensor.shape)
+        return offloaded[name]
 
     def _text(self) -> None:
         m, layout = self.manifest, self.layout
         encoder = {"ids": ("ids", 0), "attention_mask": ("attention_mask", 0)}
         if m.text_encoder:
             layout.text_encoder = self._bind(m.text_encoder, {**encoder, "features": ("cond", 0)})
-            if layout.rows == 2 and "uncond" in self._names(self.set.condition):
+            if layout.rows == 2 and "uncond" in self._names(self.set.conditioning):
                 layout.uncond_encoder = self._bind(m.text_encoder, {**encoder, "features": ("uncond", 0)})
-        layout.condition = self._bind(self.set.condition, {**self._own_names(self.set.condition), "x": ("x0", 0)})
-        if not self.set.layer_condition:
+        layout.conditioning = self._bind(
+            self.set.conditioning, {**self._own_names(self.set.conditioning), "x": ("x0", 0)}
+        )
+        if not self.set.layer_conditioning:
             return
-        self.per_layer = frozenset(spec.name for spec in m.engines[self.set.layer_condition].outputs)
+        self.per_layer = frozenset(spec.name for spec in m.engines[self.set.layer_conditioning].outputs)
         for layer in range(m.plan.depth):
-            slots = self._own_names(self.set.layer_condition, layer)
-            layout.layer_condition.append(self._bind(self.set.layer_condition, slots, layer))
+            buffers = self._own_names(self.set.layer_conditioning, layer)
+            layout.layer_conditioning.append(self._bind(self.set.layer_conditioning, buffers, layer))
 
     def _names(self, engine: str) -> set[str]:
         """What an engine is bound to beside weights."""
@@ -232,7 +234,7 @@ class Planner:
         return {tensor.name for tensor in (*spec.inputs, *spec.outputs)} - set(spec.weights)
 
     def _own_names(self, engine: str, layer: int | None = None) -> dict[str, tuple[str, int]]:
-        """Slots named as the tensors; one for each layer where the condition differs from layer to layer."""
+        """Buffers named as the tensors; one for each layer where the condition differs from layer to layer."""
         return {n: (f"{n}.{layer}" if n in self.per_layer else n, 0) for n in self._names(engine)}
 
     def _step(self, position: int, step: StepPlan, engines: EngineSet) -> StepCalls:
@@ -242,24 +244,24 @@ class Planner:
         kept: dict[int, dict[str, View]] = {}
         for layer in range(self.manifest.plan.depth):
             pruned = self.manifest.plan.policy.prunes(layer)
-            project = self._project(names.project_pruned if pruned else names.project, step, layer)
-            attend = self._attend(names.attend_pruned if pruned else names.attend, step, layer)
-            calls += (project, attend)
+            qkv = self._qkv(names.qkv_pruned if pruned else names.qkv, step, layer)
+            attn_mlp = self._attn_mlp(names.attn_mlp_pruned if pruned else names.attn_mlp, step, layer)
+            calls += (qkv, attn_mlp)
             if pruned and step.prunes:
                 # Sub-layers that share a selection have none of their own.
-                found = {"sa": project.tensors["kept"]}
-                found |= {n.removeprefix(KEPT): t for n, t in attend.tensors.items() if n.startswith(KEPT)}
+                found = {"sa": qkv.tensors["kept"]}
+                found |= {n.removeprefix(KEPT): t for n, t in attn_mlp.tensors.items() if n.startswith(KEPT)}
                 kept[layer] = {n: view for n, view in found.items() if isinstance(view, View)}
             self.x, self.other = self.other, self.x
-        bridge = self._summing(names.bridge, position)
+        sampling_head = self._summing(names.sampling_head, position)
         residual = self._summing(names.residual, position) if names.residual else None
-        if "x_next" in bridge.tensors:
+        if "x_next" in sampling_head.tensors:
             self.x, self.other = self.other, self.x
-        first, total = (pick or calls[0]).tensors["x"], (residual or bridge).tensors["summed_out"]
+        first, total = (pick or calls[0]).tensors["x"], (residual or sampling_head).tensors["summed_out"]
         assert isinstance(first, View)
         assert isinstance(total, View)
         row_count = step.rows(self.layout.rows)
-        found_calls = StepCalls(step, row_count, tuple(calls), bridge, {}, first, total, kept, pick, residual)
+        found_calls = StepCalls(step, row_count, tuple(calls), sampling_head, {}, first, total, kept, pick, residual)
         return replace(found_calls, drawn=_drawn(found_calls))
 
     def _pick(self, engine: str) -> EngineCall:
@@ -270,14 +272,14 @@ class Planner:
 
     def _summing(self, engine: str, position: int) -> EngineCall:
         """An engine that adds to the running sum."""
-        slots = self._own_names(engine)
-        slots["logits"] = (f"logits.{position}", 0)  # looked at when all scales have run
-        slots |= {"x": (self.x, 0), "x_next": (self.other, 0)}
-        slots |= {"summed": (self.summed, 0), "summed_out": (self.other_sum, 0)}
+        buffers = self._own_names(engine)
+        buffers["logits"] = (f"logits.{position}", 0)  # looked at when all scales have run
+        buffers |= {"x": (self.x, 0), "x_next": (self.other, 0)}
+        buffers |= {"summed": (self.summed, 0), "summed_out": (self.other_sum, 0)}
         self.summed, self.other_sum = self.other_sum, self.summed
-        return self._bind(engine, slots)
+        return self._bind(engine, buffers)
 
-    def _project(self, engine: str, step: StepPlan, layer: int) -> EngineCall:
+    def _qkv(self, engine: str, step: StepPlan, layer: int) -> EngineCall:
         pruned = self.manifest.plan.policy.prunes(layer)
         keys = self.manifest.engines[engine].tensor("keys")
         own, start = step.past(pruned), 0
@@ -285,11 +287,11 @@ class Planner:
             own, start = own - step.guided_past(pruned), self._unguided_start(keys, step, layer)
         start += own * size_bytes(keys.dtype, keys.shape[1:])
         cache = {name: (f"{name}.{layer}", start) for name in ("keys", "values")}
-        slots = {**self._own_names(engine, layer), "x": (self.x, 0), "kept": (f"kept_sa.{layer}", 0)}
+        buffers = {**self._own_names(engine, layer), "x": (self.x, 0), "kept": (f"kept_sa.{layer}", 0)}
         if start % self.manifest.address_alignment == 0:
-            return self._bind(engine, {**slots, **cache}, layer)
+            return self._bind(engine, {**buffers, **cache}, layer)
         # Only small models: in the published ones a token's keys take a multiple of 256 bytes.
-        call = self._bind(engine, {**slots, **{name: (f"staged_{name}", 0) for name in cache}}, layer)
+        call = self._bind(engine, {**buffers, **{name: (f"staged_{name}", 0) for name in cache}}, layer)
         return replace(call, copies=tuple(self._copy(call, name, *place) for name, place in cache.items()))
 
     def _narrowed(self, step: StepPlan) -> bool:
@@ -303,32 +305,32 @@ class Planner:
         end = guided * self.layout.rows * row
         return -(-end // self.manifest.address_alignment) * self.manifest.address_alignment
 
-    def _copy(self, call: EngineCall, name: str, slot: str, start: int) -> Copy:
+    def _copy(self, call: EngineCall, name: str, buffer: str, start: int) -> Copy:
         source = call.tensors[name]
         assert isinstance(source, View)
-        return Copy(source, self._view(slot, start, source.dtype, source.shape))
+        return Copy(source, self._view(buffer, start, source.dtype, source.shape))
 
-    def _attend(self, engine: str, step: StepPlan, layer: int) -> EngineCall:
-        slots = self._own_names(engine, layer)
-        # The token cache is written at the cached scale, and read at the pruned ones.
-        slots |= {name: (f"cache_{name.split('_', 1)[1]}.{layer}", 0) for name in slots if name.startswith("cache")}
-        own = [name for name in slots if name in ("keys", "values") or name.startswith(KEPT)]
-        slots |= {name: (f"{name}.{layer}", 0) for name in own}
+    def _attn_mlp(self, engine: str, step: StepPlan, layer: int) -> EngineCall:
+        buffers = self._own_names(engine, layer)
+        # The token cache is written at the restore scale, and read at the pruned ones.
+        buffers |= {name: (f"cache_{name.split('_', 1)[1]}.{layer}", 0) for name in buffers if name.startswith("cache")}
+        own = [name for name in buffers if name in ("keys", "values") or name.startswith(KEPT)]
+        buffers |= {name: (f"{name}.{layer}", 0) for name in own}
         if self._narrowed(step):
             start = self._unguided_start(self.manifest.engines[engine].tensor("keys"), step, layer)
-            slots |= {f"guided_{name}": (f"{name}.{layer}", 0) for name in ("keys", "values")}
-            slots |= {name: (f"{name}.{layer}", start) for name in ("keys", "values")}
-        slots |= {"x": (self.x, 0), "x_out": (self.other, 0), "kept": (f"kept_sa.{layer}", 0)}
-        return self._bind(engine, slots, layer)
+            buffers |= {f"guided_{name}": (f"{name}.{layer}", 0) for name in ("keys", "values")}
+            buffers |= {name: (f"{name}.{layer}", start) for name in ("keys", "values")}
+        buffers |= {"x": (self.x, 0), "x_out": (self.other, 0), "kept": (f"kept_sa.{layer}", 0)}
+        return self._bind(engine, buffers, layer)
 
     def _encoder(self) -> None:
         if self.manifest.encoder:
-            slots = {"image": ("given_image", 0), "latent": ("latent", 0)}
-            self.layout.encoder = self._bind(self.manifest.encoder, slots)
+            buffers = {"image": ("given_image", 0), "latent": ("latent", 0)}
+            self.layout.encoder = self._bind(self.manifest.encoder, buffers)
 
     def _decoder(self) -> None:
         m, layout = self.manifest, self.layout
-        summed = layout.steps[-1].summed.slot
+        summed = layout.steps[-1].summed.buffer
         if m.tiles is None:
             layout.decode.append(self._bind(m.decoder, {"summed": (summed, 0), "image": ("image", 0)}))
             image = layout.decode[-1].tensors["image"]
@@ -337,7 +339,7 @@ class Planner:
             return
         decoder = TiledDecoder(m.tiles, m.engines, summed)
         for launch in decoder.launches():
-            layout.decode.append(self._bind(launch.engine, launch.slots, launch.layer, launch.constants))
+            layout.decode.append(self._bind(launch.engine, launch.buffers, launch.layer, launch.constants))
         layout.image = self._view("image", 0, decoder.image.dtype, decoder.image.shape)
 
 
@@ -347,9 +349,10 @@ def _drawn(calls: StepCalls) -> dict[str, View]:
     return {name: view for name, view in found.items() if isinstance(view, View)}
 
 
-def lay_out(manifest: Manifest, rows: int, *, offload_text_encoder: bool = False) -> Layout:
+def build_layout(manifest: Manifest, rows: int, *, offload_text_encoder: bool = False) -> Layout:
     """Plan the memory and the launches of one image with `rows` guidance rows.
 
-    `offload_text_encoder`: its weights are brought for every prompt, and share their place with what lives later.
+    `offload_text_encoder`: its weights are copied to the device for every prompt, and share their place with what lives
+    later.
     """
-    return Planner(manifest, rows, offload_text_encoder).plan()
+    return LayoutBuilder(manifest, rows, offload_text_encoder).plan()

@@ -19,20 +19,20 @@ class Phase(IntEnum):
 
 
 @dataclass(frozen=True)
-class Need:
+class BufferRequest:
     """A buffer before it has a place: bytes, and the phases it is alive from and to, both included."""
 
     size: int
     first: Phase
     last: Phase
 
-    def joined(self, other: Need) -> Need:
+    def joined(self, other: BufferRequest) -> BufferRequest:
         """What serves both."""
-        return Need(max(self.size, other.size), min(self.first, other.first), max(self.last, other.last))
+        return BufferRequest(max(self.size, other.size), min(self.first, other.first), max(self.last, other.last))
 
 
 @dataclass(frozen=True)
-class Slot:
+class Buffer:
     """A named piece of the arena. Offsets and sizes in bytes; alive from `first` to `last`."""
 
     name: str
@@ -42,7 +42,7 @@ class Slot:
     last: Phase
 
 
-def place(needs: Mapping[str, Need]) -> tuple[dict[str, Slot], int]:
+def place(requests: Mapping[str, BufferRequest]) -> tuple[dict[str, Buffer], int]:
     """Offsets for all buffers, and the size of the arena: the most that is alive in any phase.
 
     Buffers of one lifetime lie side by side as a block. What is always alive lies at the bottom, what dies before
@@ -51,8 +51,8 @@ def place(needs: Mapping[str, Need]) -> tuple[dict[str, Slot], int]:
     """
     encode, text, scales, decode = Phase
     sizes: dict[tuple[Phase, Phase], int] = {(a, b): 0 for a in Phase for b in Phase if a <= b}
-    for need in needs.values():
-        sizes[need.first, need.last] += aligned(need.size)
+    for request in requests.values():
+        sizes[request.first, request.last] += aligned(request.size)
     always, early, late = sizes[text, decode], sizes[text, scales], sizes[scales, decode]
     alone = {phase: sizes[phase, phase] for phase in Phase}
     total = always + max(early + alone[text], early + alone[scales] + late, late + alone[decode])
@@ -66,12 +66,12 @@ def place(needs: Mapping[str, Need]) -> tuple[dict[str, Slot], int]:
         (decode, decode): always,
         (scales, decode): total - late,
     }
-    slots: dict[str, Slot] = {}
-    for name, need in needs.items():
-        offset = ends[need.first, need.last]
-        slots[name] = Slot(name, offset, need.size, need.first, need.last)
-        ends[need.first, need.last] = offset + aligned(need.size)
-    return slots, total
+    buffers: dict[str, Buffer] = {}
+    for name, request in requests.items():
+        offset = ends[request.first, request.last]
+        buffers[name] = Buffer(name, offset, request.size, request.first, request.last)
+        ends[request.first, request.last] = offset + aligned(request.size)
+    return buffers, total
 
 
 def aligned(size: int) -> int:

@@ -16,8 +16,8 @@ from ...engines.bundle.manifest import EngineSet, Manifest
 from ...engines.bundle.weight_file import WeightFile
 from ...engines.spec import EngineSpec, TensorSpec
 from ...errors import BundleError, InternalError
-from .layout import HOST_GIVEN, EngineCall, Layout, View, WeightView, lay_out
-from .stripes import SLOT
+from .layout import HOST_GIVEN, EngineCall, Layout, View, WeightView, build_layout
+from .stripes import BUFFER
 
 UNCONDITIONAL = "transformer.cfg_uncond"  # where a family learns the features of no text
 # What the first stage of a tiled decoder has beside its weights, and what the others.
@@ -43,7 +43,7 @@ def sound_layout(manifest: Manifest, rows: int, *, offload_text_encoder: bool = 
     """
     _report(_engine_problems(manifest))
     try:
-        layout = lay_out(manifest, rows, offload_text_encoder=offload_text_encoder)
+        layout = build_layout(manifest, rows, offload_text_encoder=offload_text_encoder)
     except InternalError as error:  # here it is the file that is wrong
         raise BundleError(f"the bundle is inconsistent: {error}", fix="rebuild the bundle") from error
     _report(_flow_problems(manifest, layout))
@@ -77,25 +77,25 @@ def _engine_problems(m: Manifest) -> Iterator[str]:
     for engine_set in m.sets:
         yield from _condition_problems(m, engine_set)
         for step, names in zip(m.plan.steps, engine_set.steps, strict=True):
-            yield from _lacking(m, names.bridge, {"summed"}, {"logits", "summed_out"})
+            yield from _lacking(m, names.sampling_head, {"summed"}, {"logits", "summed_out"})
             yield from _lacking(m, names.pick, {"x"}, {"x_out"})
             yield from _lacking(m, names.residual, {"summed"}, {"summed_out"})
             for pruned in {m.plan.policy.prunes(layer) for layer in range(m.plan.depth)}:
-                project = names.project_pruned if pruned else names.project
-                attend = names.attend_pruned if pruned else names.attend
+                qkv = names.qkv_pruned if pruned else names.qkv
+                attn_mlp = names.attn_mlp_pruned if pruned else names.attn_mlp
                 kept = {"kept"} if pruned and step.prunes else set()
-                yield from _lacking(m, project, {"x"}, {"q", "keys", "values"} | kept)
-                yield from _lacking(m, attend, {"x", "q", "keys", "values"} | kept, {"x_out"})
-                yield from _step_problems(m, engine_set, step, (project, attend))
-            bridge = m.engines[names.bridge]
-            if _shape(bridge, "summed") != _shape(bridge, "summed_out"):
-                yield f"engine {names.bridge!r} sums codes of two shapes"
-            yield from _drawn_problems(m, step, (names.bridge, names.pick, names.residual))
+                yield from _lacking(m, qkv, {"x"}, {"q", "keys", "values"} | kept)
+                yield from _lacking(m, attn_mlp, {"x", "q", "keys", "values"} | kept, {"x_out"})
+                yield from _step_problems(m, engine_set, step, (qkv, attn_mlp))
+            sampling_head = m.engines[names.sampling_head]
+            if _shape(sampling_head, "summed") != _shape(sampling_head, "summed_out"):
+                yield f"engine {names.sampling_head!r} sums codes of two shapes"
+            yield from _drawn_problems(m, step, (names.sampling_head, names.pick, names.residual))
     yield from _decoder_problems(m)
 
 
 def _condition_problems(m: Manifest, engine_set: EngineSet) -> Iterator[str]:
-    spec = m.engines[engine_set.condition]
+    spec = m.engines[engine_set.conditioning]
     if drawn := _names(spec) & {*DRAWN, *SCALARS}:
         yield f"engine {spec.name!r} runs before the scales and takes {', '.join(sorted(drawn))}"
     for name in ("labels", "mask"):
@@ -198,12 +198,12 @@ class _Written:
 
     def add(self, view: View) -> None:
         """What it overlaps is gone, all of it."""
-        kept = [old for old in self.views.get(view.slot, ()) if _end(old) <= view.start or _end(view) <= old.start]
-        self.views[view.slot] = sorted([*kept, view], key=lambda written: written.start)
+        kept = [old for old in self.views.get(view.buffer, ()) if _end(old) <= view.start or _end(view) <= old.start]
+        self.views[view.buffer] = sorted([*kept, view], key=lambda written: written.start)
 
     def holds(self, view: View) -> bool:
         """Whether it was written: by one launch in this very shape, or by several that end where it ends."""
-        found = [old for old in self.views.get(view.slot, ()) if view.start < _end(old) and old.start < _end(view)]
+        found = [old for old in self.views.get(view.buffer, ()) if view.start < _end(old) and old.start < _end(view)]
         if not found or any(old.dtype != view.dtype for old in found):
             return False
         if found[0].start == view.start and len(found) == 1:
@@ -233,9 +233,9 @@ def _call_problems(call: EngineCall, spec: EngineSpec, written: _Written) -> Ite
         view = call.tensors[tensor.name]
         if not isinstance(view, View) or tensor.name in spec.weights:  # those may be brought to a place of their own
             continue
-        if view.slot == SLOT:  # a stripe reads spare rows too, which nothing writes
+        if view.buffer == BUFFER:  # a stripe reads spare rows too, which nothing writes
             continue
-        if tensor.name in _ALWAYS_GIVEN or (tensor.name in HOST_GIVEN and view.slot not in written.views):
+        if tensor.name in _ALWAYS_GIVEN or (tensor.name in HOST_GIVEN and view.buffer not in written.views):
             written.add(view)
         if not written.holds(view):
             shown = f"{view.dtype}{list(view.shape)}"
@@ -255,7 +255,7 @@ def _weight_problems(m: Manifest, layouts: Sequence[Layout], weights: WeightFile
     for layout in layouts:
         bound = (binding for call in layout.calls() for binding in call.tensors.values())
         needed += [(w.name, w.dtype, w.shape) for w in bound if isinstance(w, WeightView)]
-        needed += [(name, view.dtype, view.shape) for name, view in layout.brought.items()]
+        needed += [(name, view.dtype, view.shape) for name, view in layout.offloaded_weights.items()]
     for name, dtype, shape in dict.fromkeys(needed):
         if name not in weights:
             yield f"its weight file holds no tensor {name!r}"

@@ -15,7 +15,7 @@ from ...core.dtypes import size_bytes
 from ...engines.bundle.manifest import EDGE_INSIDE, EDGE_OUTSIDE, DecoderStage, DecoderTiles
 from ...engines.spec import EngineSpec, TensorSpec
 
-SLOT, IMAGE = "decoder", "image"
+BUFFER, IMAGE = "decoder", "image"
 HALO = 1  # rows that a stripe reads beyond itself on either side, and spare rows beside an activation
 WITH_HALO = ("stripe", "inner_stripe")
 
@@ -53,7 +53,7 @@ class StripeLaunch:
 
     engine: str
     layer: str
-    slots: Mapping[str, tuple[str, int]]
+    buffers: Mapping[str, tuple[str, int]]
     constants: Mapping[str, str]
 
 
@@ -123,9 +123,9 @@ class TiledDecoder:
         """All rows at once."""
         written = stage.engine.tensor("stripe_out")
         self._stream = Rows(0, stage.row_bytes("stripe_out"), written.shape[0])
-        slots = {"summed": (self._summed, 0), "stripe_out": (SLOT, self._stream.at(0))}
-        slots["statistics_out"] = (self._statistics[0], 0)
-        return StripeLaunch(stage.engine.name, stage.layer, slots, {})
+        buffers = {"summed": (self._summed, 0), "stripe_out": (BUFFER, self._stream.at(0))}
+        buffers["statistics_out"] = (self._statistics[0], 0)
+        return StripeLaunch(stage.engine.name, stage.layer, buffers, {})
 
     def _into_block(self, stage: Stage) -> Iterator[StripeLaunch]:
         """The stream stays until the block ends, and what follows it must not lie where the inner activation does."""
@@ -154,27 +154,27 @@ class TiledDecoder:
         """The launches of a stage."""
         last = stage.stripes - 1
         for number in range(last, -1, -1) if upwards else range(stage.stripes):
-            slots = {name: self._place(stage, name, number, rows) for name, rows in (*given.items(), *made.items())}
-            slots |= self._results(stage, number)
+            buffers = {name: self._place(stage, name, number, rows) for name, rows in (*given.items(), *made.items())}
+            buffers |= self._results(stage, number)
             ends = {"above": number == 0, "below": number == last}
             constants = {name: EDGE_OUTSIDE if outside else EDGE_INSIDE for name, outside in ends.items()}
             engine = stage.last if number == last else stage.engine
-            yield StripeLaunch(engine.name, stage.layer, slots, constants)
+            yield StripeLaunch(engine.name, stage.layer, buffers, constants)
 
     def _place(self, stage: Stage, tensor: str, number: int, rows: Rows) -> tuple[str, int]:
         first, _ = stage.spans(tensor)[number]
-        return SLOT, rows.at(first - HALO if tensor in WITH_HALO else first)
+        return BUFFER, rows.at(first - HALO if tensor in WITH_HALO else first)
 
     def _results(self, stage: Stage, number: int) -> dict[str, tuple[str, int]]:
         """Where statistics are read and written, or rows of the image."""
         read, written = self._statistics
-        slots = {"statistics": (read, 0)}
+        buffers = {"statistics": (read, 0)}
         if "image" in stage.tensors:
-            slots["image"] = (IMAGE, stage.spans("image")[number][0] * stage.row_bytes("image"))
+            buffers["image"] = (IMAGE, stage.spans("image")[number][0] * stage.row_bytes("image"))
         else:
             spec = stage.tensors["statistics_out"]
-            slots["statistics_out"] = (written, number * size_bytes(spec.dtype, spec.shape))
-        return slots
+            buffers["statistics_out"] = (written, number * size_bytes(spec.dtype, spec.shape))
+        return buffers
 
 
 def over(source: Rows, read: Spans, target: Rows, written: Spans, halo: int) -> Placed:

@@ -67,7 +67,7 @@ def test_the_tiny_model_from_end_to_end(here: None, tiny_policy: Path, tmp_path:
     largest = found[ours]["largest_scales_by_launch"]
     assert [s["kept"] for s in largest] == [16, 128]
     for scale in largest:
-        assert list(scale["kinds"]) == ["project", "attend", "bridge"]
+        assert list(scale["kinds"]) == ["qkv", "attn_mlp", "sampling_head"]
         assert sum(kind["launches"] for kind in scale["kinds"].values()) == scale["launches"] == 9
         flop = sum(k["gemm_flop"] + k["attention_flop"] for k in scale["kinds"].values())
         assert flop == next(s["flop"] for s in found[ours]["scales"] if s["index"] == scale["index"])
@@ -86,7 +86,7 @@ def test_the_tiny_model_from_end_to_end(here: None, tiny_policy: Path, tmp_path:
     tables = (tmp_path / "tables.md").read_text()
     assert tables.strip() in done.output
     assert "| contender | policy | scales, s (range) | against eager-dense:fp32 |" in tables
-    assert "| 256x256 | onnxruntime:fp32 | 16x16 | 128 | attend |" in tables
+    assert "| 256x256 | onnxruntime:fp32 | 16x16 | 128 | attn_mlp |" in tables
 
 
 @pytest.fixture

@@ -82,10 +82,10 @@ def test_selection_and_residual_stream_are_fp32_under_autocast(checkpoint: Check
         scored.append(x.dtype)
         return select(x, count)
 
-    def seen_block(block: Any, x: Tensor, condition: Any, run: Any, state: Any, prunes: bool) -> Tensor:
+    def seen_block(block: Any, x: Tensor, conditioning: Any, run: Any, state: Any, prunes: bool) -> Tensor:
         assert x.dtype is torch.float32
         states.append(state)
-        return run_block(block, x, condition, run, state, prunes)
+        return run_block(block, x, conditioning, run, state, prunes)
 
     monkeypatch.setattr(pruning, "select", seen_select)
     monkeypatch.setattr(eager, "run_block", seen_block)
@@ -127,7 +127,7 @@ def test_text_without_padding_needs_no_mask():
     model = tiny_models.model()
     features, _ = tiny_models.text(lengths=(8, 8))
     mask = torch.ones(features.shape[:2], dtype=torch.bool)
-    masked, bare = model.condition(features, mask), model.condition(features, None)
+    masked, bare = model.conditioning(features, mask), model.conditioning(features, None)
     torch.testing.assert_close(bare.sos, masked.sos)
     tokens, block = torch.randn(2, 6, CONFIG.width), model.layers[0]
     keys = block.ca.text_kv(bare.text)

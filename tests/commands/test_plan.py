@@ -14,7 +14,7 @@ def test_2k_under_15_gib_fits_with_its_timeline(run):
     code, out, _ = run(*TWO_B, "--size", "2048x2048", "--policy", "fastvar", "--memory", "15GiB")
     assert code == 0
     assert "fits 15.00 GiB as it is" in out
-    for row in ("text", "condition", "0 1x1", "8 24x24", "14 128x128", "decoder"):
+    for row in ("text", "conditioning", "0 1x1", "8 24x24", "14 128x128", "decoder"):
         assert f"\n {row} " in out
 
 
@@ -40,7 +40,7 @@ def test_dense_2k_is_refused_with_the_reason_and_what_would_fit(run):
 def test_choices_are_made_in_order_to_fit(run):
     code, out, _ = run(*TWO_B, "--memory", "8GiB", "--guidance", "on")
     assert code == 0
-    assert "with text encoder brought for every prompt" in out
+    assert "with text encoder offloaded" in out
     assert "fastvar generate --offload-text-encoder" in out
 
 

@@ -26,9 +26,9 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen([*COMMAND, *map(str, arguments)], **{**pipes, **listening, **options})
 
 
-def wait_for(condition, process: subprocess.Popen[str]) -> None:
+def wait_for(conditioning, process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + 60
-    while not condition():
+    while not conditioning():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -1,13 +1,22 @@
 import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvar.core.plan import Drawing, make_plan
-from fastvar.core.policy import DENSE, PruningPolicy, ScaleRule, policy_from_json, policy_to_json, policy_to_toml
-from fastvar.errors import PlanError
+from fastvar.core.plan import SamplingMode, make_plan
+from fastvar.core.policy import (
+    DENSE,
+    PruningPolicy,
+    ScaleRule,
+    load_policy,
+    policy_from_json,
+    policy_to_json,
+    policy_to_toml,
+)
+from fastvar.errors import PlanError, RenamedWarning
 from fastvar.families.infinity import INFINITY
 from fastvar.families.infinity_presets import (
     PRESETS,
@@ -32,7 +41,7 @@ def test_published_plan_at_1m():
     assert [step.kept for step in plan.steps[8:]] == [576, 615, 800]
     assert (plan.capacity(2), plan.capacity(3), plan.capacity(27), plan.capacity(28)) == (4121, 2912, 2912, 4121)
     assert plan.cached_size == (24, 24)
-    assert [step.index for step in plan.steps if step.fills_cache] == [8]
+    assert [step.index for step in plan.steps if step.writes_restore_cache] == [8]
     assert [step.index for step in plan.steps if step.prunes] == [9, 10]
     assert plan.steps[10].next_index is None
     assert plan.steps[9].next_index == 10
@@ -56,7 +65,7 @@ def test_dense_plan_runs_everything_everywhere():
     plan = make_plan(SQUARE_1M, DENSE, 4)
     assert len(plan.steps) == 13
     assert plan.cached_size is None
-    assert not any(step.prunes or step.fills_cache for step in plan.steps)
+    assert not any(step.prunes or step.writes_restore_cache for step in plan.steps)
     assert plan.capacity(0) == plan.capacity(3) == 10521
     assert plan.forwarded_tokens == 4 * 10521
 
@@ -89,7 +98,7 @@ def test_the_preset_fits_every_official_schedule(schedule):
     plan = _published(schedule)
     pruned = [step.index for step in plan.steps if step.prunes]
     assert pruned
-    assert plan.policy.cached_scale < min(pruned)
+    assert plan.policy.restore_scale < min(pruned)
     assert plan.forwarded_tokens < make_plan(schedule, DENSE, 32).forwarded_tokens
 
 
@@ -132,11 +141,11 @@ def test_keep_ratios_out_of_range(keep):
         (PruningPolicy("p", {9: ScaleRule(0.5)}, 3, 2, 8), "layers 3 to 2"),
         (PruningPolicy("p", {10: ScaleRule(0.5)}, 0, 4, 8), "names scale 10"),
         (PruningPolicy("p", {0: ScaleRule(skip=True)}), "first scale"),
-        (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 4, None), "cached scale is None"),
-        (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 4, 9), "cached scale is 9"),
-        (PruningPolicy("p", {8: ScaleRule(skip=True), 9: ScaleRule(0.5)}, 0, 4, 8), "cached scale is 8"),
-        (PruningPolicy("p", {8: ScaleRule(0.5), 9: ScaleRule(0.5)}, 0, 4, 8), "cached scale is 8"),
-        (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 4, -1), "cached scale is -1"),
+        (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 4, None), "restore scale is None"),
+        (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 4, 9), "restore scale is 9"),
+        (PruningPolicy("p", {8: ScaleRule(skip=True), 9: ScaleRule(0.5)}, 0, 4, 8), "restore scale is 8"),
+        (PruningPolicy("p", {8: ScaleRule(0.5), 9: ScaleRule(0.5)}, 0, 4, 8), "restore scale is 8"),
+        (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 4, -1), "restore scale is -1"),
         (PruningPolicy("p", {9: ScaleRule(0.5)}, -1, 4, 8), "layers -1 to 4"),
         (PruningPolicy("p", {-1: ScaleRule(0.5)}, 0, 4, 8), "names scale -1"),
     ],
@@ -149,7 +158,7 @@ def test_policies_that_do_not_fit(policy, complaint):
 def test_the_first_scale_may_be_the_cached_one():
     plan = make_plan(SQUARE_SMALL, PruningPolicy("first", {9: ScaleRule(0.5)}, 0, 4, 0), 4)
     assert plan.cached_size == (1, 1)
-    assert [step.index for step in plan.steps if step.fills_cache] == [0]
+    assert [step.index for step in plan.steps if step.writes_restore_cache] == [0]
 
 
 def test_pasts_behind_two_pruned_scales():
@@ -165,7 +174,7 @@ def test_pasts_behind_two_pruned_scales():
     [
         (ScaleRule(), "keep"),
         (DENSE, "name"),
-        (Drawing(), "smooth"),
+        (SamplingMode(), "smooth"),
         (make_plan(SQUARE_SMALL, DENSE, 1), "depth"),
         (make_plan(SQUARE_SMALL, DENSE, 1).steps[0], "kept"),
     ],
@@ -185,7 +194,7 @@ def test_a_policy_prunes_nothing_unless_told_where():
 
 def test_a_policy_file(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text("cached_scale = 7\nlayers = [1, 3]\n[scale.8]\nkeep = 0.25\n[scale.9]\nskip = true\n")
+    file.write_text("restore_scale = 7\nlayers = [1, 3]\n[scale.8]\nkeep = 0.25\n[scale.9]\nskip = true\n")
     policy = INFINITY.policy(str(file), SQUARE_SMALL, 4)
     assert policy == PruningPolicy("mine", {8: ScaleRule(0.25), 9: ScaleRule(skip=True)}, 1, 3, 7)
     plan = make_plan(SQUARE_SMALL, policy, 4)
@@ -200,8 +209,8 @@ def test_a_policy_file(tmp_path):
         "layers = [3]",
         "layers = [0.5, 3]",
         "layers = [false, 3]",
-        "cached_scale = 7.0",
-        "cached_scale = true",
+        "restore_scale = 7.0",
+        "restore_scale = true",
         "shared_selection = 1",
         "colour = 1",
         "[scale.x]\nkeep = 0.5",
@@ -267,7 +276,7 @@ def test_what_a_policy_file_leaves_out_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "entry"), [("layers = [0, 1.5]", "layers holds 1.5"), ('cached_scale = "8"', "cached_scale holds '8'")]
+    ("text", "entry"), [("layers = [0, 1.5]", "layers holds 1.5"), ('restore_scale = "8"', "restore_scale holds '8'")]
 )
 def test_a_wrong_number_is_named(tmp_path, text, entry):
     file = tmp_path / "mine.toml"
@@ -281,7 +290,7 @@ def test_presets_by_name():
     assert INFINITY.policy("fastvar", SQUARE_1M, 32) == fastvar_policy(SQUARE_1M, 32)
     small = schedule_for((256, 256))
     assert [INFINITY.policy(name, small, 8).name for name in PRESETS] == ["dense", "fastvar", "fastvar-strong"]
-    assert [INFINITY.policy(name, small, 8).cached_scale for name in PRESETS] == [None, 4, 4]
+    assert [INFINITY.policy(name, small, 8).restore_scale for name in PRESETS] == [None, 4, 4]
     with pytest.raises(PlanError, match=r"no policy 'fastvr'\nexpected: " + ", ".join(PRESETS)):
         INFINITY.policy("fastvr", SQUARE_1M, 32)
 
@@ -319,3 +328,13 @@ def test_a_policy_survives_its_file(policy, tmp_path_factory):
     file.write_text(policy_to_toml(policy))
     assert INFINITY.policy(str(file), SQUARE_1M, 32) == policy
     assert policy_from_json(policy_to_json(policy)) == policy
+
+
+def test_a_policy_file_in_the_words_before_is_read_with_a_warning(tmp_path: Path):
+    old, new = tmp_path / "old.toml", tmp_path / "new.toml"
+    old.write_text("cached_scale = 1\nlayers = [0, 2]\n[scale.2]\nkeep = 0.5\n")
+    new.write_text(old.read_text().replace("cached_scale", "restore_scale"))
+    schedule = schedule_for((256, 256))
+    with pytest.warns(RenamedWarning, match="policy old: cached_scale is named restore_scale now"):
+        found = load_policy(str(old), schedule, 2, {})
+    assert dataclasses.replace(found, name="new") == load_policy(str(new), schedule, 2, {})

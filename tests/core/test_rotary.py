@@ -15,14 +15,14 @@ HEAD_DIM = 16
 @pytest.mark.parametrize(("run", "pixels"), RUNS)
 def test_positions_of_every_token_of_the_published_runs(run, pixels):
     schedule = schedule_for(pixels)
-    found = np.concatenate([grid_positions(size, schedule.position_grid) for size in schedule.sizes])
+    found = np.concatenate([grid_positions(size, schedule.rope_grid) for size in schedule.sizes])
     np.testing.assert_array_equal(found, GOLDEN[f"{run}.rope.hw_index"])
 
 
 @pytest.mark.parametrize(("run", "pixels"), RUNS)
 def test_cosines_and_sines_of_the_published_runs(run, pixels):
     schedule = schedule_for(pixels)
-    found = np.concatenate([rotary_table(s, schedule.position_grid, HEAD_DIM) for s in schedule.sizes], axis=1)
+    found = np.concatenate([rotary_table(s, schedule.rope_grid, HEAD_DIM) for s in schedule.sizes], axis=1)
     rows = GOLDEN[f"{run}.rope.sample_rows"]
     np.testing.assert_allclose(found[:, rows], GOLDEN[f"{run}.rope.sample_cos_sin"], atol=1e-5)
 
@@ -34,21 +34,21 @@ def test_a_half_rounds_to_the_even_position():
 @pytest.mark.parametrize("schedule", all_schedules().values(), ids=lambda s: "x".join(map(str, s.pixels)))
 def test_positions_grow_and_stay_on_the_trained_grid(schedule):
     for size in schedule.sizes:
-        positions = grid_positions(size, schedule.position_grid).reshape(*size, 2)
+        positions = grid_positions(size, schedule.rope_grid).reshape(*size, 2)
         for axis, along in enumerate((positions[:, 0, 0], positions[0, :, 1])):
             assert along[0] == 0
             assert (np.diff(along) > 0).all()  # no two rows and no two columns share a position
-            assert along[-1] < schedule.position_grid[axis]
+            assert along[-1] < schedule.rope_grid[axis]
 
 
 @pytest.mark.parametrize("schedule", extended_schedules().values(), ids=lambda s: "x".join(map(str, s.pixels)))
 def test_beyond_the_trained_resolution_official_scales_keep_their_positions(schedule):
     h, w = schedule.sizes[12]
     official = schedule_for((h * 16, w * 16))
-    assert schedule.position_grid == official.position_grid
+    assert schedule.rope_grid == official.rope_grid
     for size in official.sizes:
-        positions = grid_positions(size, schedule.position_grid)
-        np.testing.assert_array_equal(positions, grid_positions(size, official.position_grid))
+        positions = grid_positions(size, schedule.rope_grid)
+        np.testing.assert_array_equal(positions, grid_positions(size, official.rope_grid))
         assert (positions == np.rint(positions)).all()
     np.testing.assert_array_equal(grid_positions((h, w), (h, w)).reshape(h, w, 2)[-1, -1], (h - 1, w - 1))
 

@@ -6,7 +6,7 @@ import pytest
 from fastvar.core.schedule import ScaleSchedule, parse_size
 from fastvar.errors import PlanError
 from fastvar.families.infinity_presets import (
-    BUDGETS,
+    BUCKETS,
     all_schedules,
     extended_schedules,
     official_schedules,
@@ -15,7 +15,7 @@ from fastvar.families.infinity_presets import (
 )
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "golden/infinity_schedules.json").read_text())
-CASES = [(ratio, budget) for ratio, budgets in PUBLISHED.items() for budget in budgets]
+CASES = [(ratio, bucket) for ratio, budgets in PUBLISHED.items() for bucket in budgets]
 
 
 def test_the_published_list_has_sixty_schedules_and_so_have_we():
@@ -23,15 +23,15 @@ def test_the_published_list_has_sixty_schedules_and_so_have_we():
     assert len(official_schedules()) == 60
 
 
-@pytest.mark.parametrize(("ratio", "budget"), CASES)
-def test_schedule_of_every_published_size(ratio, budget):
-    entry = PUBLISHED[ratio][budget]
+@pytest.mark.parametrize(("ratio", "bucket"), CASES)
+def test_schedule_of_every_published_size(ratio, bucket):
+    entry = PUBLISHED[ratio][bucket]
     found = schedule_for(tuple(entry["pixels_h_w"]))
     assert found.sizes == tuple(tuple(size) for size in entry["scales"])
-    assert found.position_grid == tuple(PUBLISHED[ratio]["1M"]["scales"][-1])
-    assert found.budget == budget
+    assert found.rope_grid == tuple(PUBLISHED[ratio]["1M"]["scales"][-1])
+    assert found.bucket == bucket
     assert found.pixels == tuple(entry["pixels_h_w"])
-    assert len(found) == BUDGETS[budget]
+    assert len(found) == BUCKETS[bucket]
 
 
 # Width by height; the first seven are FastVAR's, with their transposes, the last two ours.
@@ -46,9 +46,9 @@ def test_sizes_beyond_the_trained_resolution():
 @pytest.mark.parametrize("size", BEYOND)
 def test_a_longer_schedule_is_an_official_one_and_further_scales(size):
     found = schedule_for(parse_size(size))
-    official = [s.sizes for s in official_schedules().values() if s.budget == "1M"]
+    official = [s.sizes for s in official_schedules().values() if s.bucket == "1M"]
     assert found.sizes[:13] in official
-    assert found.position_grid == found.sizes[12]
+    assert found.rope_grid == found.sizes[12]
     assert len(found) == (15 if size == "2048x2048" else 14)
     assert found.zero_shot
     assert found.final[0] * 16 == found.pixels[0]
@@ -72,7 +72,7 @@ def test_tokens_and_final_grid():
 def test_landscape_is_the_transpose_of_portrait():
     portrait, landscape = schedule_for((1120, 896)), schedule_for((896, 1120))
     assert landscape.sizes == tuple((w, h) for h, w in portrait.sizes)
-    assert landscape.position_grid == (56, 70)
+    assert landscape.rope_grid == (56, 70)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_chained_engines_equal_the_reference_on_the_trained_model(tmp_path: Path
     )
     ran = workspace.run_scales(lambda scale, shape: uniform_noise(5, scale, shape), SamplingSettings(3.0, 0.5, 0.97))
     for (calls, _), trace in zip(ran, expected, strict=True):
-        logits = workspace.read(calls.bridge, "logits")
+        logits = workspace.read(calls.sampling_head, "logits")
         error = np.linalg.norm(logits - trace.logits.numpy()) / np.linalg.norm(trace.logits.numpy())
         assert error < 1e-4, f"scale {calls.step.index}: {error:.1e}"
         assert np.allclose(workspace.summed_codes(calls), trace.summed_codes[0].numpy(), atol=1e-5)

@@ -54,7 +54,7 @@ def test_chained_engines_equal_the_reference(bundle: Bundle, rows: int):
     expected = generate_scales(model, features, mask, PLAN, tiny.noise, sampling)
     ran = workspace.run_scales(lambda i, shape: tiny.noise(i, shape).numpy(), settings)
     for (calls, _), trace in zip(ran, expected, strict=True):
-        logits = torch.from_numpy(workspace.read(calls.bridge, "logits"))
+        logits = torch.from_numpy(workspace.read(calls.sampling_head, "logits"))
         assert (logits - trace.logits).norm() <= 1e-4 * trace.logits.norm()
         summed = torch.from_numpy(workspace.summed_codes(calls))
         torch.testing.assert_close(summed, trace.summed_codes[0], atol=1e-5, rtol=1e-5)
@@ -121,7 +121,7 @@ def test_text_length_beyond_the_model_is_refused(checkpoint: Checkpoint, tmp_pat
 
 
 def test_a_schedule_beyond_the_level_embedding_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path):
-    short = replace(tiny_checkpoint, transformer=replace(tiny_checkpoint.transformer, levels=5))
+    short = replace(tiny_checkpoint, transformer=replace(tiny_checkpoint.transformer, max_scales=5))
     with pytest.raises(PlanError, match="7 scales"):
         build(short, size="256x256", policy="dense", out=tmp_path / "b")
 

@@ -16,7 +16,7 @@ from fastvar.errors import BackendError
 from fastvar.export.checkpoints.weight_sources import edge_weights, engine_weights
 from fastvar.export.describe import Describer, describe
 from fastvar.export.tracing.onnx import layer_weights, trace
-from fastvar.runtime.memory.layout import lay_out
+from fastvar.runtime.memory.layout import build_layout
 
 
 def without_files(manifest: Manifest) -> Manifest:
@@ -44,7 +44,7 @@ def test_the_described_manifest_is_that_of_the_build(tiny_bundle: Path, tiny_che
         assert same_sets(spec) == same_sets(expected.engines[name]), name
     assert replace(found, engines={}) == replace(expected, engines={})
     for rows in (1, 2):
-        assert lay_out(described, rows).arena_bytes == lay_out(built, rows).arena_bytes
+        assert build_layout(described, rows).arena_bytes == build_layout(built, rows).arena_bytes
 
 
 def test_every_kind_of_graph_has_the_border_that_was_described(tiny_bundle: Path, tiny_checkpoint):

@@ -26,7 +26,7 @@ from tests.models import tiny_models as tiny
 
 CONFIG = replace(tiny.CONFIG, width=64, heads=2)  # a token's keys take 256 bytes, as TensorRT wants them
 IMAGES = ImageTokenizerConfig(bits=6, base_channels=24, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=0)
-# Behind the cached scale a dense one without guidance and a pruned one, which finds keys of one row and of two.
+# Behind the restore scale a dense one without guidance and a pruned one, which finds keys of one row and of two.
 RULES = {1: ScaleRule(skip=True), 3: ScaleRule(skip=True), 4: ScaleRule(skip=True), 6: ScaleRule(0.25)}
 PLAN = tiny.plan(tiny.without_guidance(PruningPolicy("late", RULES, 1, 3, 2), 5))
 
@@ -51,7 +51,7 @@ def test_engines_equal_the_reference(bundle: Bundle):
     workspace.set_features(features[0].numpy(), features[1].numpy(), (5, 8))
     steps = workspace.run_scales(lambda *a: tiny.noise(*a).numpy(), SamplingSettings(3.0, 0.7, 0.97))
     for (calls, _), expected in zip(steps, trace, strict=True):
-        logits = torch.from_numpy(workspace.read(calls.bridge, "logits"))
+        logits = torch.from_numpy(workspace.read(calls.sampling_head, "logits"))
         torch.testing.assert_close(logits, expected.logits, atol=2e-4, rtol=1e-4)
         np.testing.assert_allclose(workspace.summed_codes(calls), expected.summed_codes[0], atol=1e-5)
 

@@ -57,7 +57,7 @@ def test_16_bit_bundles_draw_close_to_the_fp32_reference(bundle: Bundle):
     steps = workspace.run_scales(lambda i, _: torch.where(bits[i], -1.0, 2.0).numpy(), SamplingSettings(3.0, 0.7, 0.97))
     limit = 0.2 if bundle.manifest.precision.weights == "float8_e4m3fn" else 0.06
     for (calls, _), trace in zip(steps, expected, strict=True):
-        logits = torch.from_numpy(workspace.read(calls.bridge, "logits"))
+        logits = torch.from_numpy(workspace.read(calls.sampling_head, "logits"))
         assert 1e-5 < (logits - trace.logits).norm() / trace.logits.norm() < limit
         np.testing.assert_allclose(workspace.summed_codes(calls), trace.summed_codes[0], atol=1e-5)
 

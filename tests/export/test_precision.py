@@ -18,10 +18,10 @@ from fastvar.export.models.common import rows
 from fastvar.export.models.common.coders import TextEncoder, image_tokenizer_role, text_encoder_role
 from fastvar.export.models.common.step_graph import StepGraph
 from fastvar.export.models.common.weights import Role, WeightSource, plain_weights
-from fastvar.export.models.infinity.blocks import Attend, Project
-from fastvar.export.models.infinity.steps import Bridge, Condition, InfinityImageDecoder, TextKV
+from fastvar.export.models.infinity.blocks import AttnMlp, Qkv
+from fastvar.export.models.infinity.steps import Conditioning, InfinityImageDecoder, SamplingHead, TextKV
 from fastvar.export.models.infinity.weights import transformer_weights
-from fastvar.export.models.registry import WIRINGS
+from fastvar.export.models.registry import ADAPTERS
 from fastvar.export.tracing.onnx import TracedGraph, layer_weights, trace
 from fastvar.families.infinity import ImageTokenizerConfig
 from tests.models import tiny_models as tiny
@@ -35,22 +35,24 @@ BLOCK = {"config": CONFIG, "rows": 2, "size": SIZE}
 TEXT = {"config": CONFIG, "rows": 2, "text_length": 8}
 ATTEND = {**BLOCK, "past": 8, "text_length": 8, "cached_size": CACHED, "fills": True}
 GRAPHS = {
-    "project": StepGraph("project", Project, {**BLOCK, "kept": KEPT, "position_grid": (64, 64)}, LAYER),
-    "project-dense": StepGraph("project", Project, {**BLOCK, "kept": TOKENS, "position_grid": (64, 64)}, LAYER),
-    "attend": StepGraph("attend", Attend, {**ATTEND, "kept": KEPT}, LAYER),
-    "attend-dense": StepGraph("attend", Attend, {**ATTEND, "kept": TOKENS}, LAYER),
+    "qkv": StepGraph("qkv", Qkv, {**BLOCK, "kept": KEPT, "rope_grid": (64, 64)}, LAYER),
+    "qkv-dense": StepGraph("qkv", Qkv, {**BLOCK, "kept": TOKENS, "rope_grid": (64, 64)}, LAYER),
+    "attn_mlp": StepGraph("attn_mlp", AttnMlp, {**ATTEND, "kept": KEPT}, LAYER),
+    "attn_mlp-dense": StepGraph("attn_mlp", AttnMlp, {**ATTEND, "kept": TOKENS}, LAYER),
     "text-kv": StepGraph("text-kv", TextKV, TEXT, LAYER),
-    "condition": StepGraph("condition", Condition, TEXT, SHARED),
-    "bridge": StepGraph("bridge", Bridge, {**BLOCK, "final": (12, 16), "next_size": (5, 6), "next_index": 4}, SHARED),
+    "conditioning": StepGraph("conditioning", Conditioning, TEXT, SHARED),
+    "sampling_head": StepGraph(
+        "sampling_head", SamplingHead, {**BLOCK, "final": (12, 16), "next_size": (5, 6), "next_index": 4}, SHARED
+    ),
 }
 # Borders in the compute precision, and those of whole numbers; every other one is fp32.
 COMPUTED = {
-    "project": {"q", "keys", "values"},
-    "attend": {"q", "keys", "values", "text_keys", "text_values", "cached_sa", "cached_ca", "cached_ffn"}
+    "qkv": {"q", "keys", "values"},
+    "attn_mlp": {"q", "keys", "values", "text_keys", "text_values", "cached_sa", "cached_ca", "cached_ffn"}
     | {"cache_sa", "cache_ca", "cache_ffn"},
     "text-kv": {"text", "text_keys", "text_values"},
-    "condition": {"text"},
-    "bridge": set(),
+    "conditioning": {"text"},
+    "sampling_head": set(),
 }
 SENSITIVE = {"Softmax", "LayerNormalization", "ReduceMean", "ReduceSum", "TopK"}
 INTEGERS = {"kept", "kept_ca", "kept_ffn"}
@@ -132,7 +134,7 @@ def _border(graph: str, name: str, compute: str) -> str:
 def test_norms_gates_and_embeddings_stay_fp32_and_operands_do_not(name: str, compute: str):
     bound = weights(name, compute)
     found = {s.name: s.dtype for s in traced(name, compute).inputs if s.name in bound}
-    exact = {n for n, s in sources().items() if s.role is Role.EXACT}
+    exact = {n for n, s in sources().items() if s.role is Role.FP32}
     prefix = GRAPHS[name].prefix.format(layer=0)
     assert found == {n: "float32" if prefix + n in exact else compute for n in bound}
     assert {"transformer.lvl_embed.weight", "transformer.blocks.0.ca_norm.weight"} < exact
@@ -150,7 +152,7 @@ def test_a_step_in_16_bits_builds_for_a_gpu(name: str):
 
 
 @pytest.mark.parametrize(("compute", "tolerance"), [("bfloat16", 0.01), ("float16", 0.002)])
-@pytest.mark.parametrize("name", ["project-dense", "attend-dense", "text-kv", "condition", "bridge"])
+@pytest.mark.parametrize("name", ["qkv-dense", "attn_mlp-dense", "text-kv", "conditioning", "sampling_head"])
 def test_a_step_in_16_bits_stays_close_to_fp32(name: str, compute: str, tolerance: float):
     tensors = inputs(name)
     expected, found = run(name, "float32", tensors), run(name, compute, tensors)
@@ -162,24 +164,24 @@ def test_a_step_in_16_bits_stays_close_to_fp32(name: str, compute: str, toleranc
 @pytest.mark.parametrize(("compute", "tolerance"), [("bfloat16", 0.01), ("float16", 0.002)])
 def test_the_residual_stream_keeps_fp32(compute: str, tolerance: float):
     """Around 512, 16 bits hold no step below 4 (bfloat16) or a half: what a block adds would drown."""
-    tensors = inputs("attend-dense", offset=512)
-    expected, found = (run("attend-dense", c, tensors)["x_out"] - tensors["x"] for c in ("float32", compute))
+    tensors = inputs("attn_mlp-dense", offset=512)
+    expected, found = (run("attn_mlp-dense", c, tensors)["x_out"] - tensors["x"] for c in ("float32", compute))
     assert distance(found, expected) < tolerance
 
 
 def test_queries_and_keys_are_normalised_in_fp32():
     """In fp16 the squares of sixteen numbers around 300 overflow, and every query and key would be zero."""
-    tensors, large = inputs("project-dense"), {"sa.qkv.bias": 300.0}
-    found, expected = (run("project-dense", compute, tensors, large) for compute in ("float16", "float32"))
+    tensors, large = inputs("qkv-dense"), {"sa.qkv.bias": 300.0}
+    found, expected = (run("qkv-dense", compute, tensors, large) for compute in ("float16", "float32"))
     assert distance(found["q"], expected["q"]) < 0.002
     assert distance(found["keys"], expected["keys"]) < 0.002
 
 
 @pytest.mark.parametrize("compute", HALF)
 def test_selection_is_that_of_fp32(compute: str):
-    tensors = inputs("project", offset=512)
-    expected = run("project", "float32", tensors)["kept"]
-    assert torch.equal(run("project", compute, tensors)["kept"], expected)
+    tensors = inputs("qkv", offset=512)
+    expected = run("qkv", "float32", tensors)["kept"]
+    assert torch.equal(run("qkv", compute, tensors)["kept"], expected)
     rounded = rows.select(tensors["x"].to(getattr(torch, compute)).float(), 2, KEPT)
     assert not torch.equal(rows.rows_of(rounded, 2), expected)
 
@@ -187,11 +189,11 @@ def test_selection_is_that_of_fp32(compute: str):
 @pytest.mark.parametrize("compute", HALF)
 def test_selection_inside_the_second_half_is_that_of_fp32(compute: str):
     """With self- and cross-attention silent, the stream is the same in every precision; rounded, it would not be."""
-    tensors = inputs("attend", offset=512)
-    tensors["kept"] = run("project", "float32", {n: tensors[n] for n in ("x", "modulation")})["kept"]
+    tensors = inputs("attn_mlp", offset=512)
+    tensors["kept"] = run("qkv", "float32", {n: tensors[n] for n in ("x", "modulation")})["kept"]
     tensors |= {n: torch.zeros_like(tensors[n]) for n in ("cached_sa", "cached_ca")}
     silent = dict.fromkeys(("sa.proj.weight", "sa.proj.bias", "ca.proj.weight", "ca.proj.bias"), 0.0)
-    found = run("attend", compute, tensors, silent)
+    found = run("attn_mlp", compute, tensors, silent)
     assert torch.equal(found["kept_ca"], tensors["kept"])
     assert torch.equal(found["kept_ffn"], tensors["kept"])
 
@@ -230,8 +232,8 @@ def test_selection_in_turns_repeats_no_token_where_scores_tie(monkeypatch: pytes
 
 def test_a_selection_longer_than_the_compilers_limit_builds():
     pytest.importorskip("tensorrt_rtx")
-    long = Project(CONFIG, rows=1, size=(63, 64), kept=rows.LONGEST_TOPK + 1, position_grid=(64, 64))
-    binding = StepGraph("long", Project, {}, LAYER).weight_binding(long)
+    long = Qkv(CONFIG, rows=1, size=(63, 64), kept=rows.LONGEST_TOPK + 1, rope_grid=(64, 64))
+    binding = StepGraph("long", Qkv, {}, LAYER).weight_binding(long)
     graph = trace(long, layer_weights(sources(), binding), Precision("bfloat16")).graph
     assert sum(node.op_type == "TopK" for node in onnx.load_model_from_string(graph).graph.node) == 2
     assert get_backend("tensorrt-rtx").build(graph, "sm86").report.kernels > 0
@@ -241,7 +243,7 @@ IMAGES = ImageTokenizerConfig(bits=8, base_channels=24, channel_multipliers=(1, 
 
 
 def decoder(compute: str) -> TracedGraph:
-    shapes = {n: s for n, s in image_tokenizer_shapes(IMAGES, WIRINGS["infinity"]).items() if n.startswith("decoder.")}
+    shapes = {n: s for n, s in image_tokenizer_shapes(IMAGES, ADAPTERS["infinity"]).items() if n.startswith("decoder.")}
     found = plain_weights("image_tokenizer", shapes, {}, image_tokenizer_role)
     graph = StepGraph("decoder", InfinityImageDecoder, {}, "image_tokenizer.decoder.")
     module = InfinityImageDecoder(IMAGES, (4, 4))
@@ -316,8 +318,8 @@ def test_the_text_encoder_in_16_bits_stays_close_to_fp32_and_keeps_an_fp32_strea
 @pytest.mark.parametrize("compute", HALF)
 def test_softmax_norms_and_selection_in_a_graph_take_fp32(compute: str):
     for graph, softmaxes in (
-        (traced("attend", compute), 2),
-        (traced("condition", compute), 1),
+        (traced("attn_mlp", compute), 2),
+        (traced("conditioning", compute), 1),
         (text_encoder(compute), 1),
     ):
         model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(graph.graph), strict_mode=True)

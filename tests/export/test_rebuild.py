@@ -125,7 +125,7 @@ def test_engines_of_a_library_that_is_not_here_are_refused(tiny_bundle, other_po
 
 def test_a_schedule_longer_than_the_level_embedding_is_refused(tiny_bundle, tmp_path: Path):
     bundle = Bundle.open(tiny_bundle)
-    short = replace(bundle.manifest, transformer=replace(bundle.manifest.transformer, levels=7))
+    short = replace(bundle.manifest, transformer=replace(bundle.manifest.transformer, max_scales=7))
     with pytest.raises(PlanError, match="10 scales"):
         rebuild(replace(bundle, manifest=short), tmp_path / "b", policy="dense", size="512x512")
 

@@ -10,7 +10,7 @@ from fastvar.engines.spec import EngineReport
 from fastvar.errors import BackendError, BuildError, PlanError
 from fastvar.export.factory import BuiltEngine, EngineFactory
 from fastvar.export.models.common.step_graph import StepGraph
-from fastvar.export.models.infinity.blocks import Attend
+from fastvar.export.models.infinity.blocks import AttnMlp
 from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.toolchain import Toolchain, make_toolchain
 from fastvar.families.infinity import TransformerConfig
@@ -107,9 +107,9 @@ def test_activations_are_quantised_with_int8_weights_in_bf16_alone(wrong):
 def test_an_attention_in_pieces_is_refused_with_the_engine_and_the_way_out(fused):
     report = EngineReport(kernels=20, fused_attentions=fused)
     with pytest.raises(
-        BuildError, match=rf"engine 'attend-8x8': {fused} of 2 attentions.*\n.*\nfix: .*--allow-unfused"
+        BuildError, match=rf"engine 'attn_mlp-8x8': {fused} of 2 attentions.*\n.*\nfix: .*--allow-unfused"
     ):
-        make_toolchain().check_fused("attend-8x8", 2, report)
+        make_toolchain().check_fused("attn_mlp-8x8", 2, report)
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ def test_an_attention_in_pieces_is_refused_with_the_engine_and_the_way_out(fused
     ids=["all-fused", "none-to-fuse", "one-more", "no-kernels-reported", "allowed"],
 )
 def test_engines_that_are_accepted(attentions, report, allow_unfused):
-    replace(make_toolchain(), allow_unfused=allow_unfused).check_fused("attend", attentions, report)
+    replace(make_toolchain(), allow_unfused=allow_unfused).check_fused("attn_mlp", attentions, report)
 
 
 def make_attend(tools: Toolchain, cache: EngineCache | None = None) -> BuiltEngine:
     sizes = {"rows": 2, "size": (4, 4), "kept": 16, "past": 5, "text_length": 8, "cached_size": None, "fills": False}
-    graph = StepGraph("attend", Attend, {"config": HEADS_OF_64, **sizes}, "transformer.blocks.{layer}.")
+    graph = StepGraph("attn_mlp", AttnMlp, {"config": HEADS_OF_64, **sizes}, "transformer.blocks.{layer}.")
     factory = EngineFactory(tools, cache, transformer_weights(HEADS_OF_64, {}))
-    return factory.make({"attend-4x4": graph}, done=lambda _: None)["attend-4x4"]
+    return factory.make({"attn_mlp-4x4": graph}, done=lambda _: None)["attn_mlp-4x4"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -143,12 +143,12 @@ def test_both_attentions_of_a_block_become_one_kernel_each_in_16_bits(precision)
 def test_fp32_attentions_stay_in_pieces_and_are_refused_unless_allowed(tmp_path):
     """Refused too where the engine is in the cache, from a build that allowed it."""
     cache = EngineCache(tmp_path)
-    with pytest.raises(BuildError, match=r"engine 'attend-4x4': 0 of 2 attentions"):
+    with pytest.raises(BuildError, match=r"engine 'attn_mlp-4x4': 0 of 2 attentions"):
         make_attend(rtx("fp32"))
     built = make_attend(rtx("fp32", allow_unfused=True), cache)
     assert (built.attentions, built.engine.report.fused_attentions) == (2, 0)
     assert built.engine.report.kernels > 0
-    with pytest.raises(BuildError, match=r"engine 'attend-4x4': 0 of 2 attentions"):
+    with pytest.raises(BuildError, match=r"engine 'attn_mlp-4x4': 0 of 2 attentions"):
         make_attend(rtx("fp32"), cache)
 
 

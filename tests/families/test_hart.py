@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastvar.core.plan import Drawing, part_counts
+from fastvar.core.plan import SamplingMode, part_counts
 from fastvar.core.policy import DENSE
 from fastvar.errors import CheckpointError, PlanError
 from fastvar.families.base import to_json
@@ -115,7 +115,7 @@ def test_the_prompt_is_the_first_scale():
 def test_iterations_of_the_final_scale():
     assert part_counts(36, 1) == (36,)
     assert part_counts(36, 3) == (5, 13, 18)
-    plan = HART.plan(TINY.schedule, DENSE, TINY, Drawing(final_iterations=3))
+    plan = HART.plan(TINY.schedule, DENSE, TINY, SamplingMode(final_iterations=3))
     assert [step.tokens for step in plan.steps] == [10, 4, 2, 3, 4]
     with pytest.raises(PlanError, match="10 final iterations"):
-        HART.plan(TINY.schedule, DENSE, TINY, Drawing(final_iterations=10))
+        HART.plan(TINY.schedule, DENSE, TINY, SamplingMode(final_iterations=10))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastvar.errors import CheckpointError
+from fastvar.errors import CheckpointError, RenamedWarning
 from fastvar.families import FAMILIES
 from fastvar.families.base import to_json
 from fastvar.families.hart import HART
@@ -45,6 +45,11 @@ def test_names_of_the_published_program():
         "modulated": False,
     }
     assert INFINITY.settings_from_json({"apply_spatial_patchify": 1}) == {"spatial_patchify": True}
+
+
+def test_a_name_of_ours_from_before_is_read_with_a_warning():
+    with pytest.warns(RenamedWarning, match=r"config\.json: levels is named max_scales now"):
+        assert INFINITY.settings_from_json({"levels": 9}) == {"max_scales": 9}
 
 
 def test_what_says_nothing_of_a_model_may_stand_there():

@@ -16,7 +16,7 @@ def test_published_models_draw_at_two_sizes():
         **dict.fromkeys(("var_d16", "var_d20", "var_d24", "var_d30"), (256, 256)),
         "var_d36s": (512, 512),
     }
-    assert VAR.schedules(TRANSFORMERS["var_d16"])[256, 256].position_grid == (16, 16)
+    assert VAR.schedules(TRANSFORMERS["var_d16"])[256, 256].rope_grid == (16, 16)
     assert [TRANSFORMERS[name].tokens for name in ("var_d30", "var_d36s")] == [680, 2240]
 
 

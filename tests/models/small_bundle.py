@@ -18,7 +18,7 @@ from fastvar.families.infinity_presets import fastvar_policy
 
 ROOT = Path(__file__).parents[2]  # where child processes find this module
 TRANSFORMER = TransformerConfig(
-    depth=2, width=64, heads=4, mlp_width=256, text_width=128, text_length=8, code_channels=16, levels=7
+    depth=2, width=64, heads=4, mlp_width=256, text_width=128, text_length=8, code_channels=16, max_scales=7
 )
 SCHEDULE = ScaleSchedule(((1, 1), (2, 2), (4, 4), (6, 6), (8, 8), (12, 12), (16, 16)), (64, 64))
 

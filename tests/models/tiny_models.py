@@ -12,7 +12,7 @@ from fastvar.export.models.infinity.model import InfinityTransformer
 from fastvar.families.infinity import TransformerConfig
 
 CONFIG = TransformerConfig(
-    depth=3, width=48, heads=3, mlp_width=64, text_width=128, text_length=8, code_channels=6, chunks=1, levels=8
+    depth=3, width=48, heads=3, mlp_width=64, text_width=128, text_length=8, code_channels=6, chunks=1, max_scales=8
 )
 PATCHIFIED = replace(CONFIG, code_channels=12, spatial_patchify=True)
 # Not square; scale 2 is cached, 3 is pruned, 4 is skipped, 5 is dense again behind a pruned past, 6 is pruned.

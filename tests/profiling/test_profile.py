@@ -74,11 +74,11 @@ def test_rows_add_up_to_the_image(measured: Profile, bundle: Bundle):
 def test_engines_of_pruned_layers_are_told_from_the_others(measured: Profile):
     rows = [(r.name, r.kind, r.kept, r.launches) for r in measured.subject.engines if r.scale == 6]
     assert rows == [
-        ("project-16x16-k256-r2", "project", 256, 1),
-        ("attend-16x16-k256-s273-r2", "attend", 256, 1),
-        ("project-16x16-k128-r2", "project", 128, 1),
-        ("attend-16x16-k128-s145-r2", "attend", 128, 1),
-        ("bridge-16x16-end-of-16x16-r2", "bridge", 256, 1),
+        ("qkv-16x16-k256-r2", "qkv", 256, 1),
+        ("attn_mlp-16x16-k256-s273-r2", "attn_mlp", 256, 1),
+        ("qkv-16x16-k128-r2", "qkv", 128, 1),
+        ("attn_mlp-16x16-k128-s145-r2", "attn_mlp", 128, 1),
+        ("sampling_head-16x16-end-of-16x16-r2", "sampling_head", 256, 1),
     ]
 
 

@@ -27,7 +27,7 @@ from fastvar.families.infinity import TRANSFORMERS
 from fastvar.runtime.inputs import TextInput
 from fastvar.runtime.memory.arena import Memory
 from fastvar.runtime.memory.fit import device_need
-from fastvar.runtime.memory.layout import TEXT_ENCODER_WEIGHTS, Layout, lay_out
+from fastvar.runtime.memory.layout import TEXT_ENCODER_WEIGHTS, Layout, build_layout
 from fastvar.runtime.memory.placement import Phase
 from fastvar.runtime.prompt import TokenizedPrompt
 from fastvar.runtime.settings import SamplingSettings
@@ -96,7 +96,7 @@ class RecordingDevice(Device):
     def copy(self, target: TensorRef, source: TensorRef) -> None:
         raise AssertionError("nothing that lies where it may is copied")
 
-    def record(self, launches: Sequence[Launch]) -> Launch:
+    def capture_graph(self, launches: Sequence[Launch]) -> Launch:
         def run() -> None:
             for launch in launches:
                 launch()
@@ -104,7 +104,7 @@ class RecordingDevice(Device):
         run()
         return run
 
-    def mark(self) -> None:
+    def record_event(self) -> None:
         return None
 
     def elapsed_ms(self, start: None, end: None) -> float:
@@ -154,7 +154,9 @@ class Played:
     prepared: list[Launched] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.layouts = [lay_out(self.manifest, s.rows, offload_text_encoder=self.offload) for s in self.manifest.sets]
+        self.layouts = [
+            build_layout(self.manifest, s.rows, offload_text_encoder=self.offload) for s in self.manifest.sets
+        ]
         self.memory = Memory(self.device, self.layouts, DescribedWeights(self.manifest))
         self.uploads = [entry.ref for entry in self.device.log if isinstance(entry, Written)]
         engines = {n: RecordingEngine(s, self.device, self.prepared) for n, s in self.manifest.engines.items()}
@@ -174,8 +176,8 @@ class Played:
         if wait:
             workspace.encode_image(np.zeros(workspace.layout.encoder.tensors["image"].shape[1:], np.float32))
         workspace.encode_text(TextInput(prompt, text(1) if negative and rows == 2 else None))
-        drawing = workspace.run_scales(noise, SamplingSettings(1.0 if rows == 1 else 3.0, 1.0, 0.9), wait=wait)
-        for calls, _ in drawing:
+        sampling_mode = workspace.run_scales(noise, SamplingSettings(1.0 if rows == 1 else 3.0, 1.0, 0.9), wait=wait)
+        for calls, _ in sampling_mode:
             if wait:
                 workspace.summed_codes(calls)
                 for view in (view for kept in calls.kept.values() for view in kept.values()):
@@ -260,7 +262,7 @@ def test_weights_that_stay_lie_apart_from_each_other_and_from_the_arena(session:
     for launch in session.prepared:
         assert worked_in(launch)[0] >= session.weight_bytes or launch.scratch is None
         for name, ref in launch.tensors.items():
-            if name in launch.engine.weights and not is_brought(session, launch):
+            if name in launch.engine.weights and not is_offloaded(session, launch):
                 assert ref in stays, "it is bound to where it was copied"
             else:
                 assert span(ref)[0] >= session.weight_bytes
@@ -277,11 +279,11 @@ def test_every_tensor_of_a_published_model_is_aligned(name: str, dtype: str, row
     config = replace(TRANSFORMERS[name], depth=2, chunks=1)
     plan = make_plan(test_layout.LADDER, DENSE, config.depth)
     manifest = replace(computing_in(dtype, manifest_for(plan, config)), address_alignment=ALIGNMENT)
-    layout = lay_out(manifest, rows)
+    layout = build_layout(manifest, rows)
     assert any(call.copies for call in layout.calls()) == (rows * config.width * ITEM_BYTES[dtype] % ALIGNMENT != 0)
     for call in layout.calls():
         for tensor, view in test_layout.views(call).items():
-            address = layout.slots[view.slot].offset + view.start
+            address = layout.buffers[view.buffer].offset + view.start
             assert address % ALIGNMENT == 0, f"{call.engine}: {tensor}"
 
 
@@ -298,7 +300,7 @@ def computing_in(dtype: str, manifest: Manifest) -> Manifest:
     return replace(manifest, engines=engines)
 
 
-def is_brought(session: Played, launch: Launched) -> bool:
+def is_offloaded(session: Played, launch: Launched) -> bool:
     return session.offload and launch.engine.name == session.manifest.text_encoder
 
 
@@ -386,7 +388,7 @@ def test_property_of_layouts_with_scratch_and_offloading(test: Callable[[tuple[M
     @settings(max_examples=10, deadline=None)
     @given(manifests, st.sampled_from((1, 2)), st.booleans())
     def on_a_gpu(manifest: Manifest, rows: int, offload: bool) -> None:
-        test((manifest, lay_out(manifest, rows, offload_text_encoder=offload)))
+        test((manifest, build_layout(manifest, rows, offload_text_encoder=offload)))
 
     on_a_gpu()
 
@@ -398,13 +400,13 @@ def test_properties_were_found():
 @over_sessions
 @given(manifests, st.sampled_from((1, 2)))
 def test_offloaded_text_encoder_names_no_weights_that_stay(manifest: Manifest, rows: int):
-    stays, leaves = (lay_out(manifest, rows, offload_text_encoder=offload) for offload in (False, True))
+    stays, leaves = (build_layout(manifest, rows, offload_text_encoder=offload) for offload in (False, True))
     weights = set(manifest.engines[manifest.text_encoder].weights.values())
-    assert stays.weights().keys() - leaves.weights().keys() == weights == leaves.brought.keys()
-    assert not stays.brought
-    slot = leaves.slots[TEXT_ENCODER_WEIGHTS]
+    assert stays.weights().keys() - leaves.weights().keys() == weights == leaves.offloaded_weights.keys()
+    assert not stays.offloaded_weights
+    slot = leaves.buffers[TEXT_ENCODER_WEIGHTS]
     assert (slot.first, slot.last) == (Phase.TEXT, Phase.TEXT)
-    ends = sorted((view.start, view.start + view.size) for view in leaves.brought.values())
+    ends = sorted((view.start, view.start + view.size) for view in leaves.offloaded_weights.values())
     assert all(apart(one, other) for one, other in itertools.pairwise(ends))
 
 

@@ -11,7 +11,7 @@ import pytest
 from fastvar.engines.bundle.manifest import FileRecord
 from fastvar.errors import BundleError
 from fastvar.families.var import VarConfig
-from fastvar.runtime.inputs import Subjects
+from fastvar.runtime.inputs import ConditioningInputs
 
 MODEL = VarConfig(depth=1, width=4, heads=1, mlp_width=4, classes=3, codes=8, code_channels=4)
 
@@ -26,7 +26,7 @@ def bundle(content: bytes) -> SimpleNamespace:
 
 def test_names_with_their_synonyms():
     names = json.dumps(["tench, Tinca tinca", "goldfish", "héron"], ensure_ascii=False).encode()
-    assert Subjects(bundle(names)).of(None, ["TINCA tinca", "héron", 1]) == [0, 2, 1]
+    assert ConditioningInputs(bundle(names)).of(None, ["TINCA tinca", "héron", 1]) == [0, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -38,5 +38,5 @@ def test_names_with_their_synonyms():
 )  # fmt: skip
 def test_whatever_else_is_refused_when_the_bundle_is_loaded(content: bytes):
     with pytest.raises(BundleError, match=r"class_names\.json") as caught:
-        Subjects(bundle(content))
+        ConditioningInputs(bundle(content))
     assert caught.value.fix

@@ -67,7 +67,7 @@ def test_infinity_counts_as_well(bundle: Path):
 
 
 def test_nan_that_only_a_later_scale_meets(bundle: Path):
-    """Row 6 of the level embedding enters with the tokens of scale 6, which the bridge of scale 2 writes."""
+    """Row 6 of the level embedding enters with the tokens of scale 6, which the sampling head of scale 2 writes."""
     poison(bundle, "transformer.lvl_embed.weight", row=6)
     seen = []
     with pytest.raises(NumericsError, match=r"^scale 2 \(4x4\), the tokens of the next scale:"):
@@ -82,11 +82,11 @@ def test_layer_of_a_later_scale(tiny_bundle: Path, layer: int):
     next(pipe.stream(PROMPT))
     workspace = pipe._session._workspaces[2]
     step = workspace._steps[1]
-    attend, launch = step.calls.layers[2 * layer + 1], step.launches[2 * layer + 1]
+    attn_mlp, launch = step.calls.layers[2 * layer + 1], step.launches[2 * layer + 1]
 
     def overflow() -> None:
         launch()
-        workspace.read(attend, "x_out")[3] = np.inf
+        workspace.read(attn_mlp, "x_out")[3] = np.inf
 
     step.launches[2 * layer + 1] = overflow
     with pytest.raises(NumericsError, match=rf"^scale 2 \(4x4\), layer {layer}:"):
@@ -115,7 +115,9 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("pattern", ["engines/attend-*", "engines/decoder-*", "tokenizer.json", "weights.safetensors"])
+@pytest.mark.parametrize(
+    "pattern", ["engines/attn_mlp-*", "engines/decoder-*", "tokenizer.json", "weights.safetensors"]
+)
 def test_flipped_byte_is_found_when_loading(bundle: Path, pattern: str):
     path = next(bundle.glob(pattern))
     flip(path)
@@ -130,7 +132,7 @@ def test_byte_flipped_between_loading_and_use_changes_nothing(bundle: Path):
     right = [event.preview().tobytes() for event in Pipeline.load(bundle).stream(PROMPT, seed=7, guidance_scale=1)]
     pipe = Pipeline.load(bundle)
     next(pipe.stream(PROMPT, seed=7, guidance_scale=3.0)).preview()
-    flip(next(bundle.glob("engines/bridge-*-r1-*")))
+    flip(next(bundle.glob("engines/sampling_head-*-r1-*")))
     assert [event.preview().tobytes() for event in pipe.stream(PROMPT, seed=7, guidance_scale=1)] == right
     with pytest.raises(BundleError, match="is damaged"):
         Pipeline.load(bundle)

@@ -22,7 +22,7 @@ from fastvar.engines.bundle.manifest import Manifest
 from fastvar.errors import BackendError, BundleError, DeviceMemoryError, NumericsError, PlanError
 from fastvar.runtime import session as session_module
 from fastvar.runtime.memory.fit import device_need
-from fastvar.runtime.memory.layout import lay_out
+from fastvar.runtime.memory.layout import build_layout
 from fastvar.runtime.session import Session
 from tests.fakes.cuda import FakeDriver
 from tests.fakes.tensorrt import FakeBackend, FakeTensorRT, fake_gpu_bundle
@@ -89,7 +89,7 @@ def pixels(images: list[Image]) -> list[bytes]:
 
 
 def needed(manifest: Manifest, offload: bool = False) -> int:
-    layouts = [lay_out(manifest, s.rows, offload_text_encoder=offload) for s in manifest.sets]
+    layouts = [build_layout(manifest, s.rows, offload_text_encoder=offload) for s in manifest.sets]
     return device_need(layouts).total_bytes
 
 
@@ -100,17 +100,17 @@ def needed(manifest: Manifest, offload: bool = False) -> int:
 def test_images_are_those_of_the_cpu(cpu: Pipeline, gpu_bundle: Path, load: Load, offload: bool):
     """All on one pipeline, so that with and without guidance share their memory in turn."""
     gpu, _ = load(gpu_bundle, offload_text_encoder=offload)
-    for drawing in (*DRAWINGS, DRAWINGS[0]):
-        assert pixels(gpu(PROMPT, **drawing).images) == pixels(cpu(PROMPT, **drawing).images), drawing
+    for sampling_mode in (*DRAWINGS, DRAWINGS[0]):
+        assert pixels(gpu(PROMPT, **sampling_mode).images) == pixels(cpu(PROMPT, **sampling_mode).images), sampling_mode
 
 
-@pytest.mark.parametrize("drawing", [{"seed": 7}, {"seed": 7, "guidance_scale": 1}], ids=["guided", "free"])
+@pytest.mark.parametrize("sampling_mode", [{"seed": 7}, {"seed": 7, "guidance_scale": 1}], ids=["guided", "free"])
 def test_keys_take_a_detour_to_the_same_image(
-    cpu: Pipeline, tiny_bundle: Path, load: Load, tmp_path: Path, drawing: dict[str, object]
+    cpu: Pipeline, tiny_bundle: Path, load: Load, tmp_path: Path, sampling_mode: dict[str, object]
 ):
     """As if the library wanted addresses that are multiples of more than a token's keys."""
     gpu, driver = load(fake_gpu_bundle(tiny_bundle, tmp_path / "bundle", scratch_of, alignment=2048))
-    assert pixels(gpu(PROMPT, **drawing).images) == pixels(cpu(PROMPT, **drawing).images)
+    assert pixels(gpu(PROMPT, **sampling_mode).images) == pixels(cpu(PROMPT, **sampling_mode).images)
     assert driver.count["cuMemcpyDtoDAsync"] > 0
 
 
@@ -135,10 +135,10 @@ def test_prompts_do_not_leak_into_each_other(cpu: Pipeline, gpu_bundle: Path, lo
     assert pixels(gpu(prompts, seed=0).images) == pixels(cpu(prompts, seed=0).images)
 
 
-@pytest.mark.parametrize("drawing", [{"seed": 7}, {"seed": 7, "guidance_scale": 1}], ids=["guided", "free"])
-def test_previews_are_those_of_the_cpu(cpu: Pipeline, gpu_bundle: Path, load: Load, drawing: dict[str, object]):
+@pytest.mark.parametrize("sampling_mode", [{"seed": 7}, {"seed": 7, "guidance_scale": 1}], ids=["guided", "free"])
+def test_previews_are_those_of_the_cpu(cpu: Pipeline, gpu_bundle: Path, load: Load, sampling_mode: dict[str, object]):
     gpu, _ = load(gpu_bundle)
-    found, expected = (pixels([e.preview() for e in pipe.stream(PROMPT, **drawing)]) for pipe in (gpu, cpu))
+    found, expected = (pixels([e.preview() for e in pipe.stream(PROMPT, **sampling_mode)]) for pipe in (gpu, cpu))
     assert len(found) == SCALES
     assert found == expected
 
@@ -272,7 +272,9 @@ def test_one_byte_too_little_is_refused(gpu_bundle: Path, load: Load):
 def roomy_scale(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The text encoder's weights fit where the engines of the scales work, so offloading saves all of them."""
     return fake_gpu_bundle(
-        tiny_bundle, tmp_path_factory.mktemp("bundles") / "roomy", lambda n: 4_000_000 if n.startswith("attend") else 0
+        tiny_bundle,
+        tmp_path_factory.mktemp("bundles") / "roomy",
+        lambda n: 4_000_000 if n.startswith("attn_mlp") else 0,
     )
 
 
@@ -341,7 +343,7 @@ def test_engine_that_wants_more_scratch_gets_it_with_a_warning(
     cpu: Pipeline, tiny_bundle: Path, tmp_path: Path, load: Load, caplog: pytest.LogCaptureFixture
 ):
     bundle = fake_gpu_bundle(
-        tiny_bundle, tmp_path / "bundle", 1000, lambda n: 70_000 if n.startswith("attend") else 1000
+        tiny_bundle, tmp_path / "bundle", 1000, lambda n: 70_000 if n.startswith("attn_mlp") else 1000
     )
     gpu, driver = load(bundle)
     with caplog.at_level(logging.WARNING):
@@ -355,7 +357,7 @@ def test_engines_that_want_more_and_more_scratch_all_keep_theirs(
 ):
     """Each finds the last one's too small; what was recorded before must not work in memory that is freed."""
     manifest = Bundle.open(tiny_bundle).manifest
-    order = list(dict.fromkeys(call.engine for s in (2, 1) for call in lay_out(manifest, s).calls()))
+    order = list(dict.fromkeys(call.engine for s in (2, 1) for call in build_layout(manifest, s).calls()))
     bundle = fake_gpu_bundle(tiny_bundle, tmp_path / "bundle", 0, lambda n: 1000 * (1 + order.index(n)))
     gpu, _ = load(bundle)
     for guidance_scale in (3, 1, 3):
@@ -398,7 +400,7 @@ def test_nan_that_only_a_later_scale_meets(copied: Path, load: Load, listens: bo
 def test_flipped_byte_is_found_before_the_library_sees_it(copied: Path, load: Load):
     driver = FakeDriver()
     library = FakeTensorRT(driver)
-    flip(next(copied.glob("engines/attend-*")))
+    flip(next(copied.glob("engines/attn_mlp-*")))
     with pytest.raises(BundleError, match="is damaged"):
         load(copied, driver, library)
     assert library.plans == []
@@ -450,7 +452,7 @@ def test_kernels_are_kept_in_the_bundle(copied: Path):
         backend = FakeBackend(cache_folder=bundle.kernel_folder)
         session = Session(bundle, backend=backend)
         session.workspace(2)
-        session.settle()
+        session.save_compiled_kernels()
         assert (backend.library.compiled > 0) is first
     Bundle.open(copied, verify="all")
 

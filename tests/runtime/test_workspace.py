@@ -39,16 +39,16 @@ def half(_scale: int, shape: tuple[int, ...]) -> np.ndarray:
 def test_each_row_masks_its_own_padding(pipe: Pipeline, workspace: Workspace):
     workspace.encode_text(text(pipe, LONG, LONG))
     workspace.encode_text(text(pipe, "a red circle", "white"))  # behind both, memory holds the longer texts
-    condition = workspace.layout.condition
+    conditioning = workspace.layout.conditioning
     counts = np.arange(16) < np.array([[4], [2]])
-    np.testing.assert_array_equal(workspace.read(condition, "mask"), counts)
+    np.testing.assert_array_equal(workspace.read(conditioning, "mask"), counts)
     heads = pipe.manifest.transformer.heads
-    bias = workspace.read(condition, "text_bias").reshape(2, heads, 16)
+    bias = workspace.read(conditioning, "text_bias").reshape(2, heads, 16)
     for head in range(heads):
         np.testing.assert_array_equal(bias[:, head] == 0, counts)
         assert (bias[:, head][~counts] < -1e29).all()
     for row, (name, length) in enumerate((("cond", 4), ("uncond", 2))):
-        features = workspace.read(condition, name)
+        features = workspace.read(conditioning, name)
         assert features[:length].any(axis=1).all(), row
         assert not features[length:].any(), row
 
@@ -57,10 +57,10 @@ def test_learned_text_stands_in_for_a_negative_prompt(pipe: Pipeline, workspace:
     """Cut to the prompt's length, as upstream does."""
     workspace.encode_text(text(pipe, "a red circle", LONG))
     workspace.encode_text(text(pipe, "a red circle"))
-    found = workspace.read(workspace.layout.condition, "uncond")
+    found = workspace.read(workspace.layout.conditioning, "uncond")
     np.testing.assert_array_equal(found[:4], pipe._session.weights["transformer.cfg_uncond"][:4])
     assert not found[4:].any()
-    assert workspace.read(workspace.layout.condition, "mask").sum(axis=1).tolist() == [4, 4]
+    assert workspace.read(workspace.layout.conditioning, "mask").sum(axis=1).tolist() == [4, 4]
 
 
 def test_what_lies_in_the_padding_has_no_effect(workspace: Workspace):
@@ -99,4 +99,4 @@ def test_noise_is_asked_for_once_per_scale_with_its_shape(workspace: Workspace, 
 
 def test_weights_are_not_in_the_arena(workspace: Workspace):
     with pytest.raises(InternalError, match="is a weight"):
-        workspace.read(workspace.layout.steps[0].bridge, "head.weight")
+        workspace.read(workspace.layout.steps[0].sampling_head, "head.weight")

@@ -1,4 +1,4 @@
-"""Step graphs of the families that choose codes from a codebook (VAR, HART): bridge, layers' modulation, decoder.
+"""Step graphs of families that choose codes from a codebook (VAR, HART): sampling head, layers' modulation, decoder.
 
 Each is a torch module with weights as inputs and every shape static; activations lie as common/rows.py says.
 """
@@ -19,9 +19,9 @@ from ..common.coders import ImageDecoder
 from ..common.rows import ANY, OpenDims, Shapes, Weights, largest, tokens_of
 from ..common.steps import ImageStep
 from ..common.weights import Sources, State, WeightSource, getter
-from ..transformer.adapter import Wiring
+from ..transformer.adapter import ModelAdapter
 from ..transformer.block_steps import Tensors
-from ..transformer.sampling_head import BridgeStep
+from ..transformer.sampling_head import SamplingHeadStep
 from .tokenizer import LatentDecoder, VqTokenizer, infer_vq_tokenizer
 
 HIDDEN = -1e30  # a logit that is out of the running
@@ -49,8 +49,8 @@ class LayerModulation(ImageStep):
         return out.float().view(-1, 6, self.config.width)
 
 
-class CodeBridge(BridgeStep):
-    """The bridge of families that draw one code a token from a codebook.
+class CodeSamplingHead(SamplingHeadStep):
+    """The sampling head of families that draw one code a token from a codebook.
 
     noise [L, 1], cut [1] (1 - top_p), with guidance guidance [1], where the caller sets it top_k [1] (int64), in smooth
     sampling gumbel [L, codes]; logits [L, codes].
@@ -88,7 +88,7 @@ class CodeBridge(BridgeStep):
         """Inputs that only this family reads."""
         return ()
 
-    def drawing(self, x: Tensor) -> Tensor:
+    def sampling_mode(self, x: Tensor) -> Tensor:
         """The rows of x [L * R, C] that draw codes."""
         return x
 
@@ -129,7 +129,7 @@ class CodeBridge(BridgeStep):
         weights: Weights,
     ) -> tuple[Tensor, ...]:
         named: Tensors = dict(zip(self.inputs[5:], further, strict=True))
-        logits = self.guided(self.drawing(x), head_modulation, named, weights)
+        logits = self.guided(self.sampling_mode(x), head_modulation, named, weights)
         ranking = Ranking(logits, self.ranked(), cut, named.get("top_k"))
         codes = ranking.draw(noise.squeeze(1))
         embedded = weights["codebook.weight"].index_select(0, codes)  # [L, Cv]
@@ -212,8 +212,8 @@ class VqImageDecoder(ImageDecoder):
     kind = LatentDecoder
 
 
-class CodebookWiring(Wiring):
-    """The common wiring of families that choose codes from a VQ tokenizer's codebook."""
+class CodebookAdapter(ModelAdapter):
+    """The common adapter of families that choose codes from a VQ tokenizer's codebook."""
 
     image_tokenizer = VqTokenizer
     decoder = VqImageDecoder
@@ -227,7 +227,7 @@ class CodebookWiring(Wiring):
 
 
 def codebook_weights(images: VqTokenizerConfig, state: State) -> Sources:
-    """The tensors of the image tokenizer that bridges read: codebook and phi convolutions."""
+    """The tensors of the image tokenizer that sampling heads read: codebook and phi convolutions."""
     channels = images.code_channels
     sources = {"codebook.weight": WeightSource((images.codes, channels), getter(state, "quantize.embedding.weight"))}
     for i in range(images.phis):

@@ -46,7 +46,9 @@ class Quantizer(nn.Module):
         self.embedding = nn.Embedding(config.codes, config.code_channels)
         phis = (Phi(config.code_channels, config.phi_ratio) for _ in range(config.phis))
         self.quant_resi = nn.ModuleDict({"qresi_ls": nn.ModuleList(phis)})
-        self.register_buffer("ema_vocab_hit_SV", torch.zeros(config.levels, config.codes))  # of use in training alone
+        self.register_buffer(
+            "ema_vocab_hit_SV", torch.zeros(config.max_scales, config.codes)
+        )  # of use in training alone
 
     def lookup(self, token_map: Tensor) -> Tensor:
         out: Tensor = self.embedding(token_map)
@@ -159,5 +161,5 @@ def infer_vq_tokenizer(shapes: Mapping[str, tuple[int, ...]]) -> VqTokenizerConf
         channel_multipliers=tuple(c // base for c in channels),
         residual_blocks=blocks - 1,
         phis=count(shapes, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.weight", KIND),
-        levels=dims(shapes, hits, 2, KIND)[0] if hits in shapes else VqTokenizerConfig.levels,
+        max_scales=dims(shapes, hits, 2, KIND)[0] if hits in shapes else VqTokenizerConfig.max_scales,
     )

@@ -26,7 +26,7 @@ T5_ATTENTION = "fastvar_fp32_softmax"  # our attention's name with transformers
 
 def image_tokenizer_role(name: str) -> Role:
     """Norms are fp32, and so is the last convolution: in 16 bits its output would be half a grey level off."""
-    return Role.EXACT if ".norm" in name or ".conv_out." in name else Role.OPERAND
+    return Role.FP32 if ".norm" in name or ".conv_out." in name else Role.COMPUTE
 
 
 def text_encoder_role(precision: Precision) -> Callable[[str], Role]:
@@ -34,7 +34,7 @@ def text_encoder_role(precision: Precision) -> Callable[[str], Role]:
 
     def role(name: str) -> Role:
         exact = "final_layer_norm." in name or (precision.compute == "float16" and ".wo." in name)
-        return Role.EXACT if exact else Role.OPERAND
+        return Role.FP32 if exact else Role.COMPUTE
 
     return role
 

@@ -35,7 +35,7 @@ def quantise_sources(sources: Mapping[str, WeightSource], precision: Precision) 
             continue
         outputs, inputs = source.shape
         stored[name] = WeightSource((inputs, outputs), _values(source, precision), source.role)
-        stored[name + SCALE] = WeightSource((outputs,), _scales(source, precision), Role.OPERAND)
+        stored[name + SCALE] = WeightSource((outputs,), _scales(source, precision), Role.COMPUTE)
     return stored
 
 

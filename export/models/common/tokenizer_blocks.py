@@ -157,8 +157,8 @@ class Level(nn.Module):
         self.downsample = self.upsample = None
 
     def forward(self, x: Tensor) -> Tensor:
-        for block, attend in itertools.zip_longest(self.block, self.attn):
-            x = block(x) if attend is None else attend(block(x))
+        for block, attn_mlp in itertools.zip_longest(self.block, self.attn):
+            x = block(x) if attn_mlp is None else attn_mlp(block(x))
         for step in (self.downsample, self.upsample):
             x = x if step is None else step(x)
         return x

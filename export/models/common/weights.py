@@ -14,20 +14,20 @@ from ....core.precision import Precision
 class Role(Enum):
     """The use of a weight, which decides the element type it is stored in."""
 
-    EXACT = "exact"  # norms, gates, embeddings: used in fp32
-    OPERAND = "operand"  # of a matrix product or convolution in the compute precision
-    MATRIX = "matrix"  # the same, and one of the large ones that may be stored quantised: [outputs, inputs]
+    FP32 = "exact"  # norms, gates, embeddings: used in fp32
+    COMPUTE = "operand"  # of a matrix product or convolution in the compute precision
+    QUANTIZABLE = "matrix"  # the same, and one of the large ones that may be stored quantised: [outputs, inputs]
 
     def dtype(self, precision: Precision) -> str:
         """Element type in which a graph computes with it."""
-        return "float32" if self is Role.EXACT else precision.compute
+        return "float32" if self is Role.FP32 else precision.compute
 
     def stored_dtype(self, precision: Precision) -> str:
         """Element type in weights.safetensors."""
         return precision.weights if self.is_quantised(precision) else self.dtype(precision)
 
     def is_quantised(self, precision: Precision) -> bool:
-        return self is Role.MATRIX and precision.weights != ""
+        return self is Role.QUANTIZABLE and precision.weights != ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class WeightSource:
 
     shape: tuple[int, ...]
     fetch: Callable[[], Tensor]
-    role: Role = Role.EXACT
+    role: Role = Role.FP32
 
 
 State = Mapping[str, Tensor]  # official names

@@ -12,12 +12,12 @@ from torch import Tensor
 from ....core.schedule import Size
 from ....families.hart import HartConfig
 from ..common.rows import ANY, OpenDims, Shapes, Weights, first, rms_norm, scale_rows, tokens_of, unit
-from ..transformer.block_steps import LARGER, AttendStep, ProjectStep, SubLayer, Tensors
+from ..transformer.block_steps import LARGER, AttnMlpStep, QkvStep, SubLayer, Tensors
 from ..transformer.layers import QUARTER
 from .model import ROTARY_BASE
 
 
-class Project(ProjectStep):
+class Qkv(QkvStep):
     """HART's first half: RMSNorm, rotary positions.
 
     It reads besides x: context_positions [T * Rt] at the first scale, offset [Rt] (fp32) at all others; positions [k],
@@ -97,7 +97,7 @@ class Project(ProjectStep):
         return angles[:, :, :1], angles[:, :, 1:]
 
 
-class Attend(AttendStep):
+class AttnMlp(AttnMlpStep):
     """HART's second half: self-attention and a gated feed-forward, one norm for both; gates where it is modulated."""
 
     sub_layers = ("sa", "ffn")
@@ -106,11 +106,11 @@ class Attend(AttendStep):
     def given_shapes(self) -> Shapes:
         return dict.fromkeys(self.given, (self.text_rows, 6, self.config.width))
 
-    def branches(self, attend: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
+    def branches(self, attn_mlp: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
         w, R = weights, self.rows
 
         def self_attention(_: Tensor) -> Tensor:
-            return gated(F.linear(attend(), w["sa.proj.weight"], w["sa.proj.bias"]), given, R, 0)
+            return gated(F.linear(attn_mlp(), w["sa.proj.weight"], w["sa.proj.bias"]), given, R, 0)
 
         def feed_forward(tokens: Tensor) -> Tensor:
             h = modulated(rms_norm(tokens, w["norm.weight"]), given, R, 1).to(w["ffn.gate_up.weight"].dtype)

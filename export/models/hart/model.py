@@ -33,7 +33,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass
-class Condition:
+class Conditioning:
     """The inputs of every scale that come from the text. B counts rows: conditional ones first."""
 
     context: Tensor  # [B, Nc, C] the tokens of scale 0, before the level embedding
@@ -83,20 +83,20 @@ class Block(nn.Module):
 
     def project_qkv(self, x: Tensor, modulation: Tensor | None, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Residual tokens [B, L, C] -> q, k, v [B, H, L, hd]."""
-        q, k, v = self.attn.project(self.normed(x, modulation, 0))
+        q, k, v = self.attn.qkv(self.normed(x, modulation, 0))
         return rotate(q, rotary), rotate(k, rotary), v
 
     def self_attention(self, q: Tensor, k: Tensor, v: Tensor, modulation: Tensor | None) -> Tensor:
-        out = self.attn.attend(q, k, v)
+        out = self.attn.attn_mlp(q, k, v)
         return out if modulation is None else modulation[0] * out
 
     def feed_forward(self, x: Tensor, modulation: Tensor | None) -> Tensor:
         out = self.ffn(self.normed(x, modulation, 1))
         return out if modulation is None else modulation[1] * out
 
-    def sub_layers(self, condition: Condition, rotary: Tensor, state: LayerState) -> dict[str, SubLayer]:
+    def sub_layers(self, conditioning: Conditioning, rotary: Tensor, state: LayerState) -> dict[str, SubLayer]:
         """The sub-layers in order, for one scale with its rotary [2, B, L, hd] (see pruning.run_block)."""
-        modulation = self.modulation(condition.pooled)
+        modulation = self.modulation(conditioning.pooled)
 
         def self_attention(tokens: Tensor, kept: Tensor | None) -> Tensor:
             q, k, v = self.project_qkv(tokens, modulation, rotary if kept is None else rotary_of(rotary, kept))
@@ -144,7 +144,7 @@ class HartTransformer(nn.Module):
     def layers(self) -> list[Block]:
         return list(self.blocks)  # type: ignore[arg-type]  # a module list does not know of what
 
-    def condition(self, features: Tensor, mask: Tensor, positions: Tensor) -> Condition:
+    def conditioning(self, features: Tensor, mask: Tensor, positions: Tensor) -> Conditioning:
         """Text features [B, Nc, Ct], mask [B, Nc] (True: a token), positions [B, Nc] -> what every scale needs.
 
         The mask counts in "avg" pooling alone. The head takes the maximum over all tokens, padding included, whatever
@@ -153,7 +153,7 @@ class HartTransformer(nn.Module):
         context = self.context_embed(features if self.context_norm is None else self.context_norm(features))
         largest = context.amax(dim=1)
         pooled = self._pooled(context, mask, largest) if self.config.modulated else None
-        return Condition(context, positions, self.head_nm.modulation(largest), pooled)
+        return Conditioning(context, positions, self.head_nm.modulation(largest), pooled)
 
     def _pooled(self, context: Tensor, mask: Tensor, largest: Tensor) -> Tensor:
         if self.config.pooling == "max":
@@ -169,9 +169,9 @@ class HartTransformer(nn.Module):
         """Summed codes of one scale [B, Cv, h, w] -> tokens [B, h * w, C], before the level embedding."""
         return self.word_embed(codes.flatten(2).transpose(1, 2))
 
-    def logits(self, x: Tensor, condition: Condition) -> Tensor:
+    def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         """Residual stream [B, L, C] -> [B, L, codes]."""
-        return self.head(self.head_nm(x, condition.head))
+        return self.head(self.head_nm(x, conditioning.head))
 
     def diffusion_condition(self, x: Tensor, embedded: Tensor) -> Tensor:
         """Last block's output and the drawn codes' embeddings, [B, L, C] and [B, L, Cv] -> rows [B * L, C]."""

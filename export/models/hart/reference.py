@@ -17,7 +17,7 @@ from ..codebook.tokenizer import Quantizer, VqTokenizer, area_pool
 from ..transformer.pruning import gather, run_blocks
 from ..transformer.reference_loop import Generation, Trace
 from .diffusion import StepTrace, diffusion_steps, residual_of, sample
-from .model import Condition, HartTransformer, context_rotary, image_rotary, rotary_of
+from .model import Conditioning, HartTransformer, context_rotary, image_rotary, rotary_of
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ def generate_scales(
     """
     if plan.steps[-1].index != len(plan.schedule) - 1:
         raise PlanError("the policy skips HART's final scale, whose tokens are the image's detail")
-    condition, images = condition_rows(model, prompt, guided), len(prompt.features)
+    conditioning, images = condition_rows(model, prompt, guided), len(prompt.features)
     quantizer = tokenizer.quantize
-    return HartGeneration(model, plan, condition, condition.context, images, draws, sampling, quantizer).run()
+    return HartGeneration(model, plan, conditioning, conditioning.context, images, draws, sampling, quantizer).run()
 
 
 @dataclass
@@ -151,7 +151,7 @@ class HartGeneration(Generation[PassTrace]):
         layer_out = self.run_layers(step, block_in, tokens)
         drawing = layer_out[-1][:, -1:] if step.index == 0 else layer_out[-1]
         strength = self.sampling.guidance_scale * self.ratio(step)
-        logits = guide(self.model.logits(drawing, self.condition), self.images, strength)
+        logits = guide(self.model.logits(drawing, self.conditioning), self.images, strength)
         filtered = filter_logits(logits, top_k(step.index), self.sampling.top_p)
         codes = draw(filtered, self.noise.codes(index, logits.shape[:2]))
         trace = PassTrace(step, block_in, layer_out, logits, self.states, index, codes, None, tokens)
@@ -167,13 +167,13 @@ class HartGeneration(Generation[PassTrace]):
         """All blocks: the outputs of every layer. A pass over part of a scale is not pruned, nor is scale 0."""
         head_dim = self.model.config.head_dim
         if step.index == 0:
-            rotary = context_rotary(self.condition.positions, head_dim)
+            rotary = context_rotary(self.conditioning.positions, head_dim)
         else:
-            rotary = image_rotary(step.size, self.final, self.condition.offset, head_dim)
+            rotary = image_rotary(step.size, self.final, self.conditioning.offset, head_dim)
         if tokens is not None:
             rotary = rotary_of(rotary, self.of_rows(tokens, x))
         whole = tokens is None and step.index > 0
-        return run_blocks(self.model.layers, x, self.condition, self.plan, step, self.states, rotary, whole)
+        return run_blocks(self.model.layers, x, self.conditioning, self.plan, step, self.states, rotary, whole)
 
     def draw_residual(self, trace: PassTrace) -> None:
         """The diffusion head, conditioned on the last block and on the drawn codes, also where codes are mixed."""
@@ -188,7 +188,7 @@ class HartGeneration(Generation[PassTrace]):
         trace.diffusion = list(sample(self.model.diffloss["net"], trace.diffusion_rows, guidance, noise, steps))
 
 
-def condition_rows(model: HartTransformer, prompt: Prompt, guided: bool) -> Condition:
+def condition_rows(model: HartTransformer, prompt: Prompt, guided: bool) -> Conditioning:
     """Conditional rows, then with guidance unconditional ones: features of zero, all at position 0, of length one."""
     features, mask, positions = prompt.features, prompt.mask, prompt.positions
     if guided:
@@ -197,7 +197,7 @@ def condition_rows(model: HartTransformer, prompt: Prompt, guided: bool) -> Cond
         features = torch.cat((features, torch.zeros_like(features)))
         mask = torch.cat((mask, first))
         positions = torch.cat((positions, torch.zeros_like(positions)))
-    return model.condition(features, mask, positions)
+    return model.conditioning(features, mask, positions)
 
 
 def as_grid(embedded: Tensor, size: Size) -> Tensor:

@@ -1,4 +1,4 @@
-"""HART's step graphs: the prompt as condition and first scale, the bridge between two scales; and its wiring.
+"""HART's step graphs (the prompt as conditioning and first scale, the sampling head), and its adapter.
 
 The halves of its blocks are in blocks.py, what the diffusion head adds at the end in residual.py.
 """
@@ -18,20 +18,20 @@ from ....core.schedule import Size
 from ....errors import PlanError
 from ....families.codebook import VqTokenizerConfig, phi_index
 from ....families.hart import HART, HartConfig, guidance_ratio, top_k
-from ..codebook.steps import CodebookWiring, CodeBridge, LayerModulation
+from ..codebook.steps import CodebookAdapter, CodeSamplingHead, LayerModulation
 from ..common.rows import OpenDims, Shapes, Weights, rms_norm, rows_of, tokens_of
 from ..common.step_graph import StepGraph
 from ..common.steps import ImageStep, Step
 from ..common.weights import Sources, State, affine
-from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph, size_label
+from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, sampling_head_graph, size_label
 from ..transformer.block_steps import KEPT, LARGER, Tensors
-from .blocks import Attend, Project
+from .blocks import AttnMlp, Qkv
 from .model import DERIVED, HartTransformer, infer_transformer
 from .residual import Residual, with_tokens
 from .weights import hart_weights
 
 
-class Condition(ImageStep):
+class Conditioning(ImageStep):
     """Text features -> tokens of the first scale, rotary positions, modulation of the head.
 
     cond [T, Ct], mask [1, T] (1 = a token that counts; its padding is read all the same)
@@ -79,8 +79,8 @@ class Condition(ImageStep):
         return torch.stack((conditional, unconditional)[: self.rows], dim=1)
 
 
-class Bridge(CodeBridge):
-    """HART's bridge: the scale decides how many codes are ranked, and the last scale has no phi.
+class SamplingHead(CodeSamplingHead):
+    """HART's sampling head: the scale decides how many codes are ranked, and the last scale has no phi.
 
     At the first scale the last context token alone draws the one code of the 1x1 map. Where the last scale is drawn in
     parts, positions [m] (int64) are the numbers of this part's tokens. Where the diffusion head follows, codes [L]
@@ -88,7 +88,7 @@ class Bridge(CodeBridge):
     """
 
     place_table = "lvl_embed.weight"
-    head_weights = (*CodeBridge.head_weights, "head_norm.weight")
+    head_weights = (*CodeSamplingHead.head_weights, "head_norm.weight")
 
     def __init__(self, *, part: int = 0, residual: bool = False, **arguments: Any) -> None:
         """part: how many tokens of the last scale these are, 0 for all."""
@@ -117,7 +117,7 @@ class Bridge(CodeBridge):
         h = rms_norm(x, weights["head_norm.weight"]).view(-1, self.rows, self.config.width)
         return (h * (1 + modulation[:, 0]) + modulation[:, 1]).view(-1, self.config.width)
 
-    def drawing(self, x: Tensor) -> Tensor:
+    def sampling_mode(self, x: Tensor) -> Tensor:
         return x.narrow(0, x.shape[0] - self.rows, self.rows) if self.index == 0 else x
 
     def tokens(self) -> int:
@@ -169,67 +169,67 @@ class Pick(Step):
         return x.index_select(0, rows_of(positions.unsqueeze(1), self.rows))
 
 
-class HartWiring(CodebookWiring):
+class HartAdapter(CodebookAdapter):
     """HART: the prompt is the first scale itself, and a diffusion head ends the last one."""
 
     family = HART
     marker = "context_embed.weight"
     transformer = HartTransformer
-    project = Project
-    attend = Attend
+    qkv = Qkv
+    attn_mlp = AttnMlp
     text_encoders = ("qwen2",)
     derived = DERIVED
 
     def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> HartConfig:
         return infer_transformer(shapes, settings)
 
-    def condition(self, setting: Setting) -> StepGraph:
-        check_plan(setting.plan)
-        arguments = {"config": setting.transformer, "rows": setting.rows}
-        return StepGraph(f"condition-{setting.label}", Condition, arguments, SHARED_PREFIX)
+    def conditioning(self, context: ExportContext) -> StepGraph:
+        check_plan(context.plan)
+        arguments = {"config": context.transformer, "rows": context.rows}
+        return StepGraph(f"conditioning-{context.label}", Conditioning, arguments, SHARED_PREFIX)
 
-    def layer_condition(self, setting: Setting) -> StepGraph | None:
-        if not setting.transformer.modulated:
+    def layer_conditioning(self, context: ExportContext) -> StepGraph | None:
+        if not context.transformer.modulated:
             return None
-        arguments = {"config": setting.transformer, "rows": setting.rows}
-        return StepGraph(f"modulation-{setting.label}", LayerModulation, arguments, LAYER_PREFIX)
+        arguments = {"config": context.transformer, "rows": context.rows}
+        return StepGraph(f"modulation-{context.label}", LayerModulation, arguments, LAYER_PREFIX)
 
-    def grid(self, setting: Setting, step: StepPlan) -> Size:
+    def grid(self, context: ExportContext, step: StepPlan) -> Size:
         return step.size if step.index and step.part is None else (1, step.tokens)
 
-    def project_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
-        given = self._modulation(setting) + (("offset",) if step.index else ("context_positions",))
+    def qkv_arguments(self, context: ExportContext, step: StepPlan) -> dict[str, Any]:
+        given = self._modulation(context) + (("offset",) if step.index else ("context_positions",))
         given += ("positions",) if step.part is not None else ()
-        return {"given": given, "scale": step.size, "final": setting.plan.schedule.final}
+        return {"given": given, "scale": step.size, "final": context.plan.schedule.final}
 
-    def attend_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
-        return {"given": self._modulation(setting)}
+    def attn_mlp_arguments(self, context: ExportContext, step: StepPlan) -> dict[str, Any]:
+        return {"given": self._modulation(context)}
 
-    def _modulation(self, setting: Setting) -> tuple[str, ...]:
-        return ("modulation",) if setting.transformer.modulated else ()
+    def _modulation(self, context: ExportContext) -> tuple[str, ...]:
+        return ("modulation",) if context.transformer.modulated else ()
 
-    def bridge(self, setting: Setting, step: StepPlan) -> StepGraph:
-        plan, scales = setting.plan, len(setting.plan.schedule)
+    def sampling_head(self, context: ExportContext, step: StepPlan) -> StepGraph:
+        plan, scales = context.plan, len(context.plan.schedule)
         arguments = {"index": step.index, "scales": scales, "ratio": guidance_ratio(step.index, scales)}
-        arguments |= {"config": setting.transformer, "rows": step.rows(setting.rows), "text_rows": setting.rows}
-        arguments |= {"smooth": plan.drawing.smooth, "part": _part(step)}
-        arguments |= {"residual": plan.drawing.residual and step.next_index is None}
-        graph = bridge_graph(Bridge, arguments, setting, step)
+        arguments |= {"config": context.transformer, "rows": step.rows(context.rows), "text_rows": context.rows}
+        arguments |= {"smooth": plan.sampling_mode.smooth, "part": _part(step)}
+        arguments |= {"residual": plan.sampling_mode.residual and step.next_index is None}
+        graph = sampling_head_graph(SamplingHead, arguments, context, step)
         return graph if step.part is None else replace(graph, name=f"{graph.name}-part{step.part}")
 
-    def pick(self, setting: Setting, step: StepPlan) -> StepGraph | None:
+    def pick(self, context: ExportContext, step: StepPlan) -> StepGraph | None:
         if step.part is None:
             return None
-        arguments = {"config": setting.transformer, "rows": step.rows(setting.rows), "size": step.size}
-        name = f"pick-{size_label(step.size)}-k{step.tokens}-{setting.rows_label(step)}"
+        arguments = {"config": context.transformer, "rows": step.rows(context.rows), "size": step.size}
+        name = f"pick-{size_label(step.size)}-k{step.tokens}-{context.rows_label(step)}"
         return StepGraph(name, Pick, {**arguments, "part": step.tokens}, SHARED_PREFIX)
 
-    def residual(self, setting: Setting, step: StepPlan) -> StepGraph | None:
-        if step.next_index is not None or not setting.plan.drawing.residual:
+    def residual(self, context: ExportContext, step: StepPlan) -> StepGraph | None:
+        if step.next_index is not None or not context.plan.sampling_mode.residual:
             return None
-        ratio = guidance_ratio(step.index, len(setting.plan.schedule))
-        arguments = {"config": setting.transformer, "rows": step.rows(setting.rows), "size": step.size, "ratio": ratio}
-        name = f"residual-{size_label(step.size)}-k{step.tokens}-{setting.rows_label(step)}"
+        ratio = guidance_ratio(step.index, len(context.plan.schedule))
+        arguments = {"config": context.transformer, "rows": step.rows(context.rows), "size": step.size, "ratio": ratio}
+        name = f"residual-{size_label(step.size)}-k{step.tokens}-{context.rows_label(step)}"
         return StepGraph(name, Residual, {**arguments, "part": _part(step)}, SHARED_PREFIX)
 
     def weights(self, transformer: HartConfig, state: State, images: VqTokenizerConfig, images_state: State) -> Sources:
@@ -250,9 +250,9 @@ def check_plan(plan: GenerationPlan) -> None:
     name = plan.policy.name
     if plan.steps[-1].index != len(plan.schedule) - 1:
         raise PlanError(f"policy {name!r} skips HART's last scale, whose tokens are the image's detail")
-    if plan.cached_size is not None and plan.policy.cached_scale == 0:
+    if plan.cached_size is not None and plan.policy.restore_scale == 0:
         raise PlanError(
             f"policy {name!r} restores tokens from scale 0, which is the prompt in HART",
             expected="a scale of image tokens",
-            fix="set cached_scale",
+            fix="set restore_scale",
         )

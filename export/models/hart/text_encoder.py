@@ -43,7 +43,7 @@ def qwen2_vl_text() -> Qwen2Config:
 
 def qwen2_role(name: str) -> Role:
     """Norms work on the fp32 stream; matrices, their biases and the embedding are of the compute precision."""
-    return Role.EXACT if name.endswith("norm.weight") else Role.OPERAND
+    return Role.FP32 if name.endswith("norm.weight") else Role.COMPUTE
 
 
 def qwen2_shapes(config: Qwen2Config) -> dict[str, tuple[int, ...]]:

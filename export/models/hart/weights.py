@@ -28,16 +28,16 @@ def hart_weights(c: HartConfig, state: State, images: VqTokenizerConfig, images_
 def _shared_weights(c: HartConfig, official: Official) -> Sources:
     exact = ("context_embed.bias", *affine("word_embed", "head_nm.ada_lin.1"), "decoder_norm.weight")
     exact += ("context_norm.weight",) if c.context_norm else ()
-    sources = official.taken(exact) | official.taken(("context_embed.weight", *affine("head")), Role.OPERAND)
+    sources = official.taken(exact) | official.taken(("context_embed.weight", *affine("head")), Role.COMPUTE)
     sources["head_norm.weight"] = official.renamed("head_nm.ln_wo_grad.weight")
 
     def levels() -> Tensor:
         """One row a scale, looked up or computed."""
         if not c.timestep_levels:
             return official["lvl_embed.weight"]
-        return number_table(official.state, "lvl_embed.", c.width, range(c.levels))
+        return number_table(official.state, "lvl_embed.", c.width, range(c.max_scales))
 
-    return sources | {"lvl_embed.weight": WeightSource((c.levels, c.width), levels)}
+    return sources | {"lvl_embed.weight": WeightSource((c.max_scales, c.width), levels)}
 
 
 def _layer_weights(c: HartConfig, official: Official) -> Sources:
@@ -46,10 +46,10 @@ def _layer_weights(c: HartConfig, official: Official) -> Sources:
     def gate_up() -> Tensor:
         return torch.cat([official[f"ffn.{name}_proj.weight"] for name in ("gate", "up")])
 
-    sources["ffn.gate_up.weight"] = WeightSource((2 * c.mlp_width, c.width), gate_up, Role.MATRIX)
-    sources["ffn.down.weight"] = official.renamed("ffn.down_proj.weight", Role.MATRIX)
+    sources["ffn.gate_up.weight"] = WeightSource((2 * c.mlp_width, c.width), gate_up, Role.QUANTIZABLE)
+    sources["ffn.down.weight"] = official.renamed("ffn.down_proj.weight", Role.QUANTIZABLE)
     sources["norm.weight"] = official.renamed("ln_wo_grad.weight")
-    return sources | (official.taken(affine("ada_lin.1"), Role.OPERAND) if c.modulated else {})
+    return sources | (official.taken(affine("ada_lin.1"), Role.COMPUTE) if c.modulated else {})
 
 
 def _diffusion_weights(c: HartConfig, official: Official) -> Sources:
@@ -63,7 +63,7 @@ def _diffusion_weights(c: HartConfig, official: Official) -> Sources:
     for name in residual_weight_names(c):
         if name.startswith(NET) and name not in sources:
             exact = any(part in f".{name.removeprefix(NET)}" for part in EXACT_LAYERS)
-            role = Role.EXACT if exact else Role.OPERAND
+            role = Role.FP32 if exact else Role.COMPUTE
             sources[name] = official.renamed(OFFICIAL + name.removeprefix(NET), role)
     return sources
 

@@ -15,20 +15,20 @@ from ....families.infinity import TransformerConfig
 from ..common.rows import OpenDims, Shapes, Weights, first, rotate_halves, unit
 from ..common.weights import affine
 from ..transformer.block_steps import LARGER, SubLayer, Tensors
-from ..transformer.modulated_steps import ModulatedAttend, ModulatedProject
+from ..transformer.modulated_steps import ModulatedAttnMlp, ModulatedQkv
 
 
-class Project(ModulatedProject):
+class Qkv(ModulatedQkv):
     """Infinity's first half: modulated layer norm, cosine attention, 2-D rotary."""
 
     rotary: Tensor
     weights = ("ada_gss", "sa.qkv.weight", "sa.qkv.bias", "sa.q_scale")
 
     def __init__(
-        self, config: TransformerConfig, rows: int, size: Size, kept: int, position_grid: Size, text_rows: int = 0
+        self, config: TransformerConfig, rows: int, size: Size, kept: int, rope_grid: Size, text_rows: int = 0
     ) -> None:
         super().__init__(config, rows, size, kept, text_rows)
-        table = torch.from_numpy(rotary_table(size, position_grid, config.head_dim))
+        table = torch.from_numpy(rotary_table(size, rope_grid, config.head_dim))
         self.register_buffer("rotary", table, persistent=False)  # [2, L, hd / 2]
 
     def open_dims(self) -> OpenDims:
@@ -36,7 +36,7 @@ class Project(ModulatedProject):
 
     @classmethod
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {**super().stand_in(arguments), "position_grid": LARGER}
+        return {**super().stand_in(arguments), "rope_grid": LARGER}
 
     def positioned(
         self, q: Tensor, k: Tensor, token: Tensor | None, given: Tensors, weights: Weights
@@ -50,7 +50,7 @@ class Project(ModulatedProject):
         return turned, rotate_halves(unit(k.float()), cos, sin, k.dtype)
 
 
-class Attend(ModulatedAttend):
+class AttnMlp(ModulatedAttnMlp):
     """Infinity's second half: self-attention, cross-attention, feed-forward.
 
     text_keys, text_values [T, Rt * heads, hd], text_bias [Rt * heads, 1, T], modulation [Rt, 6, C] are given; Rt is R,
@@ -85,9 +85,9 @@ class Attend(ModulatedAttend):
             **super().given_shapes(),
         }
 
-    def branches(self, attend: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
+    def branches(self, attn_mlp: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
         w, R, c = weights, self.rows, self.config
-        self_attention, feed_forward = super().branches(attend, given, weights)
+        self_attention, feed_forward = super().branches(attn_mlp, given, weights)
         own = R * c.heads  # of the text's heads: those of this step's rows
         text_keys, text_values = first(given["text_keys"], own, 1), first(given["text_values"], own, 1)
         text_bias = first(given["text_bias"], own)

@@ -27,7 +27,7 @@ PATCHIFIED_CHANNELS = 56  # 8B: 14 bits in 2 x 2 cells; no other published model
 
 
 @dataclass
-class Condition:
+class Conditioning:
     """The inputs of every scale that come from the text. B counts rows: conditional ones first."""
 
     sos: Tensor  # [B, C] pooled text: the first token, before the start embedding
@@ -79,7 +79,7 @@ class CrossAttention(TextAttention):
         super().__init__(config.width, config.width, config.heads)
         self.mat_q = nn.Linear(config.width, config.width)
 
-    def attend(self, h: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attn_mlp(self, h: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """h [B, L, C], k, v [B, H, T, hd], mask [B, T] bool or None -> [B, L, C]."""
         q = self.mat_q(h).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # [B, H, L, hd]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=_per_query(mask))
@@ -105,22 +105,22 @@ class Block(nn.Module):
     def project_qkv(self, x: Tensor, shared: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Residual tokens [B, L, C] -> q, k, v [B, H, L, hd]."""
         _, _, scale1, _, shift1, _ = self.modulation(shared)
-        q, k, v = self.sa.project(layer_norm(x) * (1 + scale1) + shift1)
+        q, k, v = self.sa.qkv(layer_norm(x) * (1 + scale1) + shift1)
         return rotate(q, rotary), rotate(k, rotary), v
 
     def self_attention(self, q: Tensor, k: Tensor, v: Tensor, shared: Tensor) -> Tensor:
-        return self.modulation(shared)[0] * self.sa.attend(q, k, v)
+        return self.modulation(shared)[0] * self.sa.attn_mlp(q, k, v)
 
     def cross_attention(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return self.ca.attend(self.ca_norm(x), k, v, mask)
+        return self.ca.attn_mlp(self.ca_norm(x), k, v, mask)
 
     def feed_forward(self, x: Tensor, shared: Tensor) -> Tensor:
         _, gamma2, _, scale2, _, shift2 = self.modulation(shared)
         return gamma2 * self.ffn(layer_norm(x) * (1 + scale2) + shift2)
 
-    def sub_layers(self, condition: Condition, rotary: Tensor, state: LayerState) -> dict[str, SubLayer]:
+    def sub_layers(self, conditioning: Conditioning, rotary: Tensor, state: LayerState) -> dict[str, SubLayer]:
         """The sub-layers in order, for one scale with its rotary [2, L, hd / 2] (see pruning.run_block)."""
-        shared, (text_k, text_v) = condition.modulation, self.ca.text_kv(condition.text)
+        shared, (text_k, text_v) = conditioning.modulation, self.ca.text_kv(conditioning.text)
 
         def self_attention(tokens: Tensor, kept: Tensor | None) -> Tensor:
             q, k, v = self.project_qkv(tokens, shared, rotary if kept is None else rotary[:, kept])
@@ -128,7 +128,7 @@ class Block(nn.Module):
 
         return {
             "sa": self_attention,
-            "ca": lambda tokens, _: self.cross_attention(tokens, text_k, text_v, condition.text_mask),
+            "ca": lambda tokens, _: self.cross_attention(tokens, text_k, text_v, conditioning.text_mask),
             "ffn": lambda tokens, _: self.feed_forward(tokens, shared),
         }
 
@@ -147,7 +147,7 @@ class InfinityTransformer(nn.Module):
         self.text_proj_for_ca = nn.Sequential(
             nn.Linear(c.text_width, c.width), nn.GELU(approximate="tanh"), nn.Linear(c.width, c.width)
         )
-        self.lvl_embed = nn.Embedding(c.levels, c.width)
+        self.lvl_embed = nn.Embedding(c.max_scales, c.width)
         self.word_embed = nn.Linear(c.code_channels, c.width)
         self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c.width, 6 * c.width))
         self.head_nm = HeadNorm(c.width)
@@ -165,12 +165,12 @@ class InfinityTransformer(nn.Module):
         """Every block, in order, whatever chunk it is stored in."""
         return [module for module in self.modules() if isinstance(module, Block)]
 
-    def condition(self, features: Tensor, mask: Tensor | None) -> Condition:
+    def conditioning(self, features: Tensor, mask: Tensor | None) -> Conditioning:
         """Text features [B, T, Ct], mask [B, T] (True = a token; None: all are) -> the condition of every scale."""
         text = self.text_norm(features)
         sos = self.text_proj_for_sos["ca"](text, mask)
         shared = self.shared_ada_lin(sos).view(-1, 1, 6, self.config.width)
-        return Condition(sos=sos, text=self.text_proj_for_ca(text), text_mask=mask, modulation=shared)
+        return Conditioning(sos=sos, text=self.text_proj_for_ca(text), text_mask=mask, modulation=shared)
 
     def first_tokens(self, sos: Tensor) -> Tensor:
         """sos [B, C] -> input of scale 0 [B, 1, C], before the level embedding."""
@@ -229,7 +229,7 @@ def infer_transformer(
         "text_length": text_length,
         "code_channels": code_channels,
         "chunks": chunks,
-        "levels": dims(shapes, "lvl_embed.weight", 2, KIND)[0],
+        "max_scales": dims(shapes, "lvl_embed.weight", 2, KIND)[0],
     }
     assumed = {"spatial_patchify": code_channels == PATCHIFIED_CHANNELS}
     return completed(TransformerConfig, read, settings, TRANSFORMERS, assumed)

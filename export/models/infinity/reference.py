@@ -15,7 +15,7 @@ from ....core.schedule import Size
 from ..common.tokenizer_blocks import enlarge
 from ..transformer.pruning import LayerState, run_blocks
 from ..transformer.reference_loop import Generation, Trace
-from .model import Condition, InfinityTransformer
+from .model import Conditioning, InfinityTransformer
 from .tokenizer import bits_to_codes
 
 Noise = Callable[[int, tuple[int, int]], Tensor]  # (scale index, (L, bits a token)) -> uniform [0, 1)
@@ -53,9 +53,9 @@ def generate_scales(
         mask: [B, T] bool, True where a token counts.
         noise: uniform numbers; -1 forces a bit to one and 2 to zero (teacher forcing).
     """
-    condition = model.condition(features, mask)
-    tokens = model.first_tokens(condition.sos)
-    return InfinityGeneration(model, plan, condition, tokens, 1, noise, sampling).run()
+    conditioning = model.conditioning(features, mask)
+    tokens = model.first_tokens(conditioning.sos)
+    return InfinityGeneration(model, plan, conditioning, tokens, 1, noise, sampling).run()
 
 
 class InfinityGeneration(Generation[ScaleTrace]):
@@ -63,8 +63,8 @@ class InfinityGeneration(Generation[ScaleTrace]):
 
     def scale(self, step: StepPlan) -> Iterator[ScaleTrace]:
         model = self.model
-        layer_out = run_layers(model, self.tokens, self.condition, self.plan, step, self.states)
-        logits = guide(model.logits(layer_out[-1], self.condition.sos), self.sampling)
+        layer_out = run_layers(model, self.tokens, self.conditioning, self.plan, step, self.states)
+        logits = guide(model.logits(layer_out[-1], self.conditioning.sos), self.sampling)
         uniform = self.noise(step.index, (step.tokens, model.config.code_channels))
         bits = sample_bits(logits, uniform, self.sampling.top_p)
         self.summed = self.summed + enlarge(codes_grid(bits, step.size, self.patch), self.final)
@@ -77,15 +77,15 @@ class InfinityGeneration(Generation[ScaleTrace]):
 def run_layers(
     model: InfinityTransformer,
     block_in: Tensor,
-    condition: Condition,
+    conditioning: Conditioning,
     plan: GenerationPlan,
     step: StepPlan,
     states: list[LayerState],
 ) -> list[Tensor]:
     """All blocks of one scale: the outputs of every layer."""
-    table = torch.from_numpy(rotary_table(step.size, plan.schedule.position_grid, model.config.head_dim))
+    table = torch.from_numpy(rotary_table(step.size, plan.schedule.rope_grid, model.config.head_dim))
     x = block_in + model.lvl_embed.weight[step.index]
-    return run_blocks(model.layers, x, condition, plan, step, states, table)
+    return run_blocks(model.layers, x, conditioning, plan, step, states, table)
 
 
 def guide(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -1,4 +1,4 @@
-"""Infinity's step graphs around the blocks: condition, text keys and values, the bridge between two scales; its wiring.
+"""Infinity's step graphs around the blocks (conditioning, text keys and values, sampling head), and its adapter.
 
 Each is a torch module with weights as inputs and every shape static; activations lie as common/rows.py says.
 """
@@ -22,9 +22,9 @@ from ..common.rows import Shapes, Weights
 from ..common.step_graph import StepGraph
 from ..common.steps import ImageStep
 from ..common.weights import Sources, State, affine
-from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, Setting, Wiring, bridge_graph
-from ..transformer.sampling_head import BridgeStep
-from .blocks import Attend, Project
+from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, ModelAdapter, sampling_head_graph
+from ..transformer.sampling_head import SamplingHeadStep
+from .blocks import AttnMlp, Qkv
 from .model import InfinityTransformer, infer_transformer
 from .tokenizer import Decoder, Encoder, ImageTokenizer, infer_image_tokenizer
 from .weights import transformer_weights
@@ -32,7 +32,7 @@ from .weights import transformer_weights
 POOL = "text_proj_for_sos.ca"
 
 
-class Condition(ImageStep):
+class Conditioning(ImageStep):
     """Text features -> first tokens, cross-attention source, modulation of the blocks and of the head.
 
     cond, uncond [T, Ct] (uncond absent without guidance), mask [R, T] (1 = a token)
@@ -113,8 +113,8 @@ class TextKV(ImageStep):
         return k.reshape(shape), v.reshape(shape)
 
 
-class Bridge(BridgeStep):
-    """Infinity's bridge: bits are drawn one by one; tokens have the level embedding of their scale alone.
+class SamplingHead(SamplingHeadStep):
+    """Infinity's sampling head: bits are drawn one by one; tokens have the level embedding of their scale alone.
 
     It reads tau and cut [1] (1 - top_p), with guidance guidance [1]; noise [L, channels], logits [L, 2 * channels].
     """
@@ -186,7 +186,7 @@ class InfinityImageEncoder(ImageEncoder):
     kind = Encoder
 
 
-class InfinityWiring(Wiring):
+class InfinityAdapter(ModelAdapter):
     """Infinity: text enters by cross-attention and modulation; positions are normalised to the 1M grid."""
 
     family = INFINITY
@@ -195,8 +195,8 @@ class InfinityWiring(Wiring):
     image_tokenizer = ImageTokenizer
     decoder = InfinityImageDecoder
     encoder = InfinityImageEncoder
-    project = Project
-    attend = Attend
+    qkv = Qkv
+    attn_mlp = AttnMlp
     text_encoders = ("t5",)
 
     def check_parts(self, transformer: TransformerConfig, images: ImageTokenizerConfig) -> None:
@@ -226,21 +226,21 @@ class InfinityWiring(Wiring):
     ) -> Sources:
         return transformer_weights(transformer, state)
 
-    def condition(self, setting: Setting) -> StepGraph:
-        return StepGraph(f"condition-{setting.label}", Condition, self._text(setting), SHARED_PREFIX)
+    def conditioning(self, context: ExportContext) -> StepGraph:
+        return StepGraph(f"conditioning-{context.label}", Conditioning, self._text(context), SHARED_PREFIX)
 
-    def layer_condition(self, setting: Setting) -> StepGraph:
-        return StepGraph(f"text-kv-{setting.label}", TextKV, self._text(setting), LAYER_PREFIX)
+    def layer_conditioning(self, context: ExportContext) -> StepGraph:
+        return StepGraph(f"text-kv-{context.label}", TextKV, self._text(context), LAYER_PREFIX)
 
-    def _text(self, setting: Setting) -> dict[str, Any]:
-        return {"config": setting.transformer, "rows": setting.rows, "text_length": setting.text_length}
+    def _text(self, context: ExportContext) -> dict[str, Any]:
+        return {"config": context.transformer, "rows": context.rows, "text_length": context.text_length}
 
-    def project_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
-        return {"position_grid": setting.plan.schedule.position_grid}
+    def qkv_arguments(self, context: ExportContext, step: StepPlan) -> dict[str, Any]:
+        return {"rope_grid": context.plan.schedule.rope_grid}
 
-    def attend_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
-        return {"text_length": setting.text_length}
+    def attn_mlp_arguments(self, context: ExportContext, step: StepPlan) -> dict[str, Any]:
+        return {"text_length": context.text_length}
 
-    def bridge(self, setting: Setting, step: StepPlan) -> StepGraph:
-        arguments = {"config": setting.transformer, "rows": step.rows(setting.rows), "text_rows": setting.rows}
-        return bridge_graph(Bridge, arguments, setting, step)
+    def sampling_head(self, context: ExportContext, step: StepPlan) -> StepGraph:
+        arguments = {"config": context.transformer, "rows": step.rows(context.rows), "text_rows": context.rows}
+        return sampling_head_graph(SamplingHead, arguments, context, step)

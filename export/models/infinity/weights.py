@@ -46,14 +46,14 @@ def _shared(c: TransformerConfig, official: Official) -> Sources:
     exact: tuple[str, ...] = ("cfg_uncond", "text_norm.weight", f"{pool}.mat_q", "pos_start", "lvl_embed.weight")
     exact += affine(f"{pool}.proj", "word_embed", "shared_ada_lin.1", "head_nm.ada_lin.1")
     operands = (f"{pool}.mat_kv.weight", *affine("text_proj_for_ca.0", "text_proj_for_ca.2", "head"))
-    sources = official.taken(exact) | official.taken(operands, Role.OPERAND)
+    sources = official.taken(exact) | official.taken(operands, Role.COMPUTE)
     return sources | {f"{pool}.kv_bias": _key_value_bias(c, official, f"{pool}.v_bias")}
 
 
 def _layer(c: TransformerConfig, official: Official) -> Sources:
     matrices = ("ca.mat_q", "ca.mat_kv", "ca.proj", "ffn.fc1", "ffn.fc2")
-    sources = official.taken([f"{name}.weight" for name in matrices], Role.MATRIX)
-    sources |= official.taken([f"{name}.bias" for name in matrices if name != "ca.mat_kv"], Role.OPERAND)
+    sources = official.taken([f"{name}.weight" for name in matrices], Role.QUANTIZABLE)
+    sources |= official.taken([f"{name}.bias" for name in matrices if name != "ca.mat_kv"], Role.COMPUTE)
     sources |= official.taken(affine("ca_norm")) | attention_weights(
         c, official, "sa", "mat_qkv", order=halves_order(c)
     )
@@ -68,4 +68,4 @@ def _key_value_bias(c: TransformerConfig, official: Official, name: str) -> Weig
         v = official[name]
         return torch.cat((torch.zeros_like(v), v))
 
-    return WeightSource((2 * c.width,), fetch, Role.OPERAND)
+    return WeightSource((2 * c.width,), fetch, Role.COMPUTE)

@@ -18,14 +18,14 @@ from ..common.coders import ImageDecoder, ImageEncoder, image_tokenizer_role
 from ..common.rows import Shapes
 from ..common.step_graph import StepGraph
 from ..common.weights import Role, Sources, State
-from .block_steps import AttendStep, ProjectStep
+from .block_steps import AttnMlpStep, QkvStep
 
 LAYER_PREFIX = "transformer.blocks.{layer}."
 SHARED_PREFIX = "transformer."
 
 
 @dataclass(frozen=True)
-class Setting:
+class ExportContext:
     """The plan, configurations and sizes that graphs are made for."""
 
     plan: GenerationPlan
@@ -48,15 +48,15 @@ class Setting:
         return f"r{own}" if own == self.rows else f"r{own}of{self.rows}"
 
 
-class Wiring(ABC):
+class ModelAdapter(ABC):
     """The exporter's side of a family: modules under the official key names, their weights, and step graphs."""
 
     family: ClassVar[Family]
     marker: ClassVar[str]  # a tensor that only this family's transformers have
     transformer: ClassVar[type[nn.Module]]  # made with its configuration
     image_tokenizer: ClassVar[type[nn.Module]]
-    project: ClassVar[type[ProjectStep]]
-    attend: ClassVar[type[AttendStep]]
+    qkv: ClassVar[type[QkvStep]]
+    attn_mlp: ClassVar[type[AttnMlpStep]]
     decoder: ClassVar[type[ImageDecoder]]
     encoder: ClassVar[type[ImageEncoder] | None]  # None: images of this family cannot be edited
     decoder_prefix: ClassVar[str] = "image_tokenizer.decoder."
@@ -102,34 +102,34 @@ class Wiring(ABC):
         """The "transformer.*" tensors that step graphs are bound to, from the official ones; nothing is read yet."""
 
     @abstractmethod
-    def condition(self, setting: Setting) -> StepGraph:
+    def conditioning(self, context: ExportContext) -> StepGraph:
         """The graph that runs once an image: prompt or class -> first tokens, and inputs of every scale."""
 
-    def layer_condition(self, setting: Setting) -> StepGraph | None:
+    def layer_conditioning(self, context: ExportContext) -> StepGraph | None:
         """The graph that runs once an image for each layer; None where layers have no inputs of their own."""
         return None
 
     @abstractmethod
-    def bridge(self, setting: Setting, step: StepPlan) -> StepGraph:
+    def sampling_head(self, context: ExportContext, step: StepPlan) -> StepGraph:
         """The graph from the last block of a scale to the first of the next."""
 
-    def pick(self, setting: Setting, step: StepPlan) -> StepGraph | None:
+    def pick(self, context: ExportContext, step: StepPlan) -> StepGraph | None:
         """The graph that picks the tokens of a part of a scale; None where scales have no parts."""
         return None
 
-    def residual(self, setting: Setting, step: StepPlan) -> StepGraph | None:
-        """The graph behind the bridge that adds a residual to the codes; None where there is none."""
+    def residual(self, context: ExportContext, step: StepPlan) -> StepGraph | None:
+        """The graph behind the sampling head that adds a residual to the codes; None where there is none."""
         return None
 
-    def grid(self, setting: Setting, step: StepPlan) -> Size:
+    def grid(self, context: ExportContext, step: StepPlan) -> Size:
         """The token grid of a step as its blocks see it."""
         return step.size
 
-    def project_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
+    def qkv_arguments(self, context: ExportContext, step: StepPlan) -> dict[str, Any]:
         """Arguments of the first half of a block beside those of all families."""
         return {}
 
-    def attend_arguments(self, setting: Setting, step: StepPlan) -> dict[str, Any]:
+    def attn_mlp_arguments(self, context: ExportContext, step: StepPlan) -> dict[str, Any]:
         """Arguments of the second half of a block beside those of all families."""
         return {}
 
@@ -148,13 +148,15 @@ def size_label(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def bridge_graph(factory: type[nn.Module], arguments: dict[str, Any], setting: Setting, step: StepPlan) -> StepGraph:
-    """A bridge from a scale to the next one, with its name and the arguments of all families."""
-    following, final = setting.following(step), setting.plan.schedule.final
-    own, further = step.rows(setting.rows), following.rows(setting.rows) if following else 0
+def sampling_head_graph(
+    factory: type[nn.Module], arguments: dict[str, Any], context: ExportContext, step: StepPlan
+) -> StepGraph:
+    """A sampling head from a scale to the next one, with its name and the arguments of all families."""
+    following, final = context.following(step), context.plan.schedule.final
+    own, further = step.rows(context.rows), following.rows(context.rows) if following else 0
     arguments = {**arguments, "size": step.size, "final": final}
     arguments |= {"next_size": following and following.size, "next_index": step.next_index, "next_rows": further}
     onward = "end" if following is None else f"{size_label(following.size)}@{step.next_index}"
-    label = setting.rows_label(step) + (f"to{further}" if following and further < own else "")
-    name = f"bridge-{size_label(step.size)}-{onward}-of-{size_label(final)}-{label}"
+    label = context.rows_label(step) + (f"to{further}" if following and further < own else "")
+    name = f"sampling_head-{size_label(step.size)}-{onward}-of-{size_label(final)}-{label}"
     return StepGraph(name, factory, arguments, SHARED_PREFIX)

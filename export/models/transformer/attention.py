@@ -20,7 +20,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 _override: Attention | None = None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def attn_mlp(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """q [B, H, L, hd] over k, v [B, H, S, hd], no mask -> [B, H, L, hd]."""
     if _override is not None:
         return _override(q, k, v, scale)

@@ -72,7 +72,7 @@ class BlockStep(Step, ABC):
         return {}
 
 
-class ProjectStep(BlockStep):
+class QkvStep(BlockStep):
     """First half of a block: (select, gather,) norm, qkv, positions. Its keys and values go to the cache.
 
     x [L * R, C] and what the family's blocks are `given` -> q, keys, values [k, R * heads, hd], and when pruned
@@ -135,7 +135,7 @@ class ProjectStep(BlockStep):
         return (q.reshape(shape), k.reshape(shape), v.reshape(shape), *kept)
 
 
-class AttendStep(BlockStep):
+class AttnMlpStep(BlockStep):
     """Second half of a block: attention over the cache and the other sub-layers, each restored where pruned.
 
     x [L * R, C], q [k, R * heads, hd], keys, values [S, R * heads, hd] and what the family's blocks are `given`; when
@@ -185,7 +185,7 @@ class AttendStep(BlockStep):
             self.inputs += ("guided_keys", "guided_values")
 
     @abstractmethod
-    def branches(self, attend: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
+    def branches(self, attn_mlp: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
         """The sub-layers in order, each with its norm and gate, giving fp32.
 
         The other half has seen the tokens of the first one: it calls `attend` for the attention over the cache

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ....families.base import TransformerShape
 from ..common.rows import layer_norm, rms_norm
-from .attention import attend
+from .attention import attn_mlp
 
 MAX_LOG_SCALE = math.log(100.0)  # ceiling of the learned per-head attention scale
 QUARTER = 0.25  # of the usual softmax scale, in models without l2-normalised queries, as published
@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4.0)))
         self.proj = nn.Linear(config.width, config.width)
 
-    def project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normed tokens h [B, L, C] -> q, k, v, each [B, H, L, hd], without positions; q carries the softmax scale."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = F.linear(h, getattr(self, self._qkv).weight, bias).unflatten(-1, (3, self.heads, self.head_dim))
@@ -58,9 +58,9 @@ class SelfAttention(nn.Module):
         q = F.normalize(q, dim=-1, eps=1e-12) * self.scale_mul_1H11.clamp(max=MAX_LOG_SCALE).exp()
         return q, F.normalize(k, dim=-1, eps=1e-12), v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attn_mlp(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """q [B, H, L, hd] over k, v [B, H, S, hd] -> [B, L, C]. Without a mask [L, S] (bool) all keys are seen."""
-        out = attend(q, k, v, 1.0) if mask is None else F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
+        out = attn_mlp(q, k, v, 1.0) if mask is None else F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
         projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
         return projected
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..common.rows import Shapes, Weights, first, modulate, scale_rows
 from ..common.weights import affine
-from .block_steps import AttendStep, ProjectStep, SubLayer, Tensors
+from .block_steps import AttnMlpStep, QkvStep, SubLayer, Tensors
 
 
 class Modulated:
@@ -29,7 +29,7 @@ class Modulated:
         return mod + weights["ada_gss"].view(6, self.config.width) if "ada_gss" in weights else mod
 
 
-class ModulatedProject(Modulated, ProjectStep):
+class ModulatedQkv(Modulated, QkvStep):
     """First half: a layer norm with each guidance row's scale and shift."""
 
     given = ("modulation",)
@@ -39,18 +39,18 @@ class ModulatedProject(Modulated, ProjectStep):
         return modulate(x, mod[:, 2], mod[:, 4], self.rows)
 
 
-class ModulatedAttend(Modulated, AttendStep):
+class ModulatedAttnMlp(Modulated, AttnMlpStep):
     """Second half: self-attention and feed-forward, both gated."""
 
     given: tuple[str, ...] = ("modulation",)
     sub_layers: ClassVar[tuple[str, ...]] = ("sa", "ffn")
     weights = affine("sa.proj", "ffn.fc1", "ffn.fc2")
 
-    def branches(self, attend: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
+    def branches(self, attn_mlp: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
         w, R, mod = weights, self.rows, self.modulation(given, weights)
 
         def self_attention(_: Tensor) -> Tensor:
-            return scale_rows(F.linear(attend(), w["sa.proj.weight"], w["sa.proj.bias"]), mod[:, 0], R)
+            return scale_rows(F.linear(attn_mlp(), w["sa.proj.weight"], w["sa.proj.bias"]), mod[:, 0], R)
 
         def feed_forward(tokens: Tensor) -> Tensor:
             h = modulate(tokens, mod[:, 3], mod[:, 5], R).to(w["ffn.fc1.weight"].dtype)

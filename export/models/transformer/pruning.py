@@ -48,7 +48,7 @@ class LayerState:
 class PrunedBlock(Protocol):
     """A block of a transformer, as pruning sees it."""
 
-    def sub_layers(self, condition: Any, positions: Any, state: LayerState) -> dict[str, SubLayer]:
+    def sub_layers(self, conditioning: Any, positions: Any, state: LayerState) -> dict[str, SubLayer]:
         """The sub-layers by name, in order; the self-attention comes first, and appends to the state."""
 
 
@@ -60,7 +60,7 @@ class ScaleRun:
     kept: int
     positions: Tensor | None  # of all its tokens, as the family's blocks take them: rotary tables
     cached_size: Size | None  # grid of the outputs to restore from
-    fills_cache: bool
+    writes_restore_cache: bool
     shared: bool = False  # all sub-layers keep the tokens that the first has chosen
 
 
@@ -85,7 +85,7 @@ def restore(fresh: Tensor, kept: Tensor, cached: Tensor, cached_size: Size, size
 
 
 def run_block(
-    block: PrunedBlock, x: Tensor, condition: Any, run: ScaleRun, state: LayerState, pruned_layer: bool
+    block: PrunedBlock, x: Tensor, conditioning: Any, run: ScaleRun, state: LayerState, pruned_layer: bool
 ) -> Tensor:
     """One block on the residual stream x [B, L, C]; updates the layer's state.
 
@@ -93,7 +93,7 @@ def run_block(
     dense block.
     """
     prunes = pruned_layer and run.kept < x.shape[1]
-    for name, sub_layer in block.sub_layers(condition, run.positions, state).items():
+    for name, sub_layer in block.sub_layers(conditioning, run.positions, state).items():
         if prunes:
             assert run.cached_size is not None
             kept = state.kept["sa"] if run.shared and name != "sa" else select(x, run.kept)
@@ -101,7 +101,7 @@ def run_block(
             state.kept[name] = kept
         else:
             out = sub_layer(x, None)
-        if run.fills_cache and pruned_layer:
+        if run.writes_restore_cache and pruned_layer:
             state.outputs[name] = out
         x = x + out
     return x
@@ -110,7 +110,7 @@ def run_block(
 def run_blocks(
     blocks: Sequence[PrunedBlock],
     x: Tensor,
-    condition: Any,
+    conditioning: Any,
     plan: GenerationPlan,
     step: StepPlan,
     states: list[LayerState],
@@ -119,9 +119,9 @@ def run_blocks(
 ) -> list[Tensor]:
     """All blocks of one scale: the outputs [B, L, C] of every layer. A part of a scale (not `whole`) is not pruned."""
     shared = plan.policy.shared_selection
-    run = ScaleRun(step.size, step.kept, positions, plan.cached_size, step.fills_cache, shared)
+    run = ScaleRun(step.size, step.kept, positions, plan.cached_size, step.writes_restore_cache, shared)
     outputs = []
     for i, (block, state) in enumerate(zip(blocks, states, strict=True)):
-        x = run_block(block, x, condition, run, state, whole and plan.policy.prunes(i))
+        x = run_block(block, x, conditioning, run, state, whole and plan.policy.prunes(i))
         outputs.append(x)
     return outputs

@@ -39,7 +39,7 @@ class Generation(ABC, Generic[TraceT]):
 
     model: Any
     plan: GenerationPlan
-    condition: Any
+    conditioning: Any
     tokens: Tensor  # of the scale at hand [R, L, C], before level and position embedding
     images: int
     noise: Any  # the family's randomness and sampling settings
@@ -64,7 +64,9 @@ class Generation(ABC, Generic[TraceT]):
         """Run every scale of the plan."""
         for step in self.plan.steps:
             if not step.guided and len(self.tokens) > self.images:
-                self.condition, self.tokens = conditional_only(self.condition, self.tokens, self.states, self.images)
+                self.conditioning, self.tokens = conditional_only(
+                    self.conditioning, self.tokens, self.states, self.images
+                )
             yield from self.scale(step)
             if step.next_index is not None:
                 following = self.following(self.plan.schedule.sizes[step.next_index])
@@ -72,12 +74,12 @@ class Generation(ABC, Generic[TraceT]):
 
 
 def conditional_only(
-    condition: ConditionT, tokens: Tensor, states: list[LayerState], images: int = 1
+    conditioning: ConditionT, tokens: Tensor, states: list[LayerState], images: int = 1
 ) -> tuple[ConditionT, Tensor]:
     """Guidance is switched off: condition, tokens and layer states lose their unconditional rows."""
     for state in states:
         state.drop_rows(images)
-    given: Any = condition
+    given: Any = conditioning
     tensors = {f.name: getattr(given, f.name) for f in fields(given)}
     first = {name: None if tensor is None else tensor[:images] for name, tensor in tensors.items()}
     return replace(given, **first), tokens[:images]

@@ -22,7 +22,7 @@ MATRICES = ("enlarge_0", "enlarge_1", "shrink_0", "shrink_1")
 Matrix = Callable[[int, int], NDArray[Any]]  # (cells before, cells after) -> [after, before]
 
 
-class BridgeStep(Step, ABC):
+class SamplingHeadStep(Step, ABC):
     """From the last block of one scale to the first of the next.
 
     x [L * R, C], head_modulation [Rt, 2, C], noise [L, n], summed [1, channels, H, W] and the family's own inputs ->

@@ -42,11 +42,11 @@ class Official:
     def __getitem__(self, name: str) -> Tensor:
         return self.state[self.prefix + name]
 
-    def taken(self, names: Iterable[str], role: Role = Role.EXACT) -> Sources:
+    def taken(self, names: Iterable[str], role: Role = Role.FP32) -> Sources:
         """Tensors as they are, under their own names."""
         return {n: WeightSource(self.shapes[n], getter(self.state, self.prefix + n), role) for n in names}
 
-    def renamed(self, name: str, role: Role = Role.EXACT) -> WeightSource:
+    def renamed(self, name: str, role: Role = Role.FP32) -> WeightSource:
         """One tensor as it is, for another name."""
         return self.taken([name], role)[name]
 
@@ -83,9 +83,9 @@ def attention_weights(
 
     width = config.width
     sources = {
-        "sa.qkv.weight": WeightSource((3 * width, width), matrix, Role.MATRIX),
-        "sa.qkv.bias": WeightSource((3 * width,), bias, Role.OPERAND),
-        "sa.proj.weight": official.renamed(f"{key}.proj.weight", Role.MATRIX),
-        "sa.proj.bias": official.renamed(f"{key}.proj.bias", Role.OPERAND),
+        "sa.qkv.weight": WeightSource((3 * width, width), matrix, Role.QUANTIZABLE),
+        "sa.qkv.bias": WeightSource((3 * width,), bias, Role.COMPUTE),
+        "sa.proj.weight": official.renamed(f"{key}.proj.weight", Role.QUANTIZABLE),
+        "sa.proj.bias": official.renamed(f"{key}.proj.bias", Role.COMPUTE),
     }
     return sources | ({"sa.q_scale": WeightSource((config.heads,), q_scale)} if unit_queries else {})

@@ -30,7 +30,7 @@ DERIVED = re.compile(r"(attn_bias_for_masking|lvl_1L|blocks\.\d+\.attn\.zero_k_b
 
 
 @dataclass
-class Condition:
+class Conditioning:
     """The inputs of every scale that come from the class. B counts rows: conditional ones first."""
 
     embedding: Tensor  # [B, C]
@@ -49,35 +49,35 @@ class Block(nn.Module):
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
 
-    def modulation(self, condition: Condition) -> Tensor:
+    def modulation(self, conditioning: Conditioning) -> Tensor:
         """gamma1, gamma2, scale1, scale2, shift1, shift2, stacked [6, B, 1, C]."""
-        if condition.modulation is not None:
-            return (self.ada_gss + condition.modulation).permute(2, 0, 1, 3)
-        own: Tensor = self.ada_lin(condition.embedding)
+        if conditioning.modulation is not None:
+            return (self.ada_gss + conditioning.modulation).permute(2, 0, 1, 3)
+        own: Tensor = self.ada_lin(conditioning.embedding)
         return own.unflatten(-1, (6, 1, -1)).transpose(0, 1)
 
-    def project_qkv(self, x: Tensor, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(self, x: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
         """Residual tokens [B, L, C] -> q, k, v [B, H, L, hd]."""
-        _, _, scale1, _, shift1, _ = self.modulation(condition)
-        return self.attn.project(layer_norm(x) * (1 + scale1) + shift1)
+        _, _, scale1, _, shift1, _ = self.modulation(conditioning)
+        return self.attn.qkv(layer_norm(x) * (1 + scale1) + shift1)
 
     def self_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, condition: Condition, mask: Tensor | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, conditioning: Conditioning, mask: Tensor | None = None
     ) -> Tensor:
-        return self.modulation(condition)[0] * self.attn.attend(q, k, v, mask)
+        return self.modulation(conditioning)[0] * self.attn.attn_mlp(q, k, v, mask)
 
-    def feed_forward(self, x: Tensor, condition: Condition) -> Tensor:
-        _, gamma2, _, scale2, _, shift2 = self.modulation(condition)
+    def feed_forward(self, x: Tensor, conditioning: Conditioning) -> Tensor:
+        _, gamma2, _, scale2, _, shift2 = self.modulation(conditioning)
         return gamma2 * self.ffn(layer_norm(x) * (1 + scale2) + shift2)
 
-    def sub_layers(self, condition: Condition, positions: None, state: LayerState) -> dict[str, SubLayer]:
+    def sub_layers(self, conditioning: Conditioning, positions: None, state: LayerState) -> dict[str, SubLayer]:
         """The sub-layers in order (see pruning.run_block); positions are in the tokens."""
 
         def self_attention(tokens: Tensor, _: Tensor | None) -> Tensor:
-            q, k, v = self.project_qkv(tokens, condition)
-            return self.self_attention(q, *state.appended(k, v), condition)
+            q, k, v = self.project_qkv(tokens, conditioning)
+            return self.self_attention(q, *state.appended(k, v), conditioning)
 
-        return {"sa": self_attention, "ffn": lambda tokens, _: self.feed_forward(tokens, condition)}
+        return {"sa": self_attention, "ffn": lambda tokens, _: self.feed_forward(tokens, conditioning)}
 
 
 class VarTransformer(nn.Module):
@@ -91,7 +91,7 @@ class VarTransformer(nn.Module):
         self.pos_1LC = nn.Parameter(torch.zeros(1, c.tokens, c.width))
         self.word_embed = nn.Linear(c.code_channels, c.width)
         self.class_emb = nn.Embedding(c.classes + 1, c.width)
-        self.lvl_embed = nn.Embedding(c.levels, c.width)
+        self.lvl_embed = nn.Embedding(c.max_scales, c.width)
         if c.shared_modulation:
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c.width, 6 * c.width))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
@@ -102,16 +102,16 @@ class VarTransformer(nn.Module):
     def layers(self) -> list[Block]:
         return list(self.blocks)  # type: ignore[arg-type]  # a module list does not know of what
 
-    def condition(self, labels: Tensor) -> Condition:
+    def conditioning(self, labels: Tensor) -> Conditioning:
         """Classes [B] (int64; `config.classes` stands for none) -> the condition of every scale."""
         embedding = self.class_emb(labels)
         if not self.config.shared_modulation:
-            return Condition(embedding, None)
-        return Condition(embedding, self.shared_ada_lin(embedding).view(-1, 1, 6, self.config.width))
+            return Conditioning(embedding, None)
+        return Conditioning(embedding, self.shared_ada_lin(embedding).view(-1, 1, 6, self.config.width))
 
-    def first_tokens(self, condition: Condition) -> Tensor:
+    def first_tokens(self, conditioning: Conditioning) -> Tensor:
         """Input of scale 0 [B, 1, C], before level and position embedding."""
-        return condition.embedding.unsqueeze(1) + self.pos_start
+        return conditioning.embedding.unsqueeze(1) + self.pos_start
 
     def embed(self, codes: Tensor) -> Tensor:
         """A latent at a scale's size [B, code_channels, h, w] -> tokens [B, h * w, C], before level and position."""
@@ -123,9 +123,9 @@ class VarTransformer(nn.Module):
         positions = self.pos_1LC[:, self.config.first_token(scale) : self.config.first_token(scale + 1)]
         return positions + self.lvl_embed.weight[scale]
 
-    def logits(self, x: Tensor, condition: Condition) -> Tensor:
+    def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         """Residual stream [B, L, C] -> [B, L, codes]."""
-        out: Tensor = self.head(self.head_nm(x, condition.embedding))
+        out: Tensor = self.head(self.head_nm(x, conditioning.embedding))
         return out
 
 

@@ -62,9 +62,9 @@ def generate_scales(
 ) -> Iterator[ScaleTrace]:
     """Run every scale of a plan for classes `labels` [B] (int64)."""
     rows = torch.cat((labels, torch.full_like(labels, model.config.classes))) if sampling.guidance_scale else labels
-    condition = model.condition(rows)
-    tokens = model.first_tokens(condition)
-    return VarGeneration(model, plan, condition, tokens, len(labels), noise, sampling, quantizer).run()
+    conditioning = model.conditioning(rows)
+    tokens = model.first_tokens(conditioning)
+    return VarGeneration(model, plan, conditioning, tokens, len(labels), noise, sampling, quantizer).run()
 
 
 @dataclass
@@ -76,9 +76,9 @@ class VarGeneration(Generation[ScaleTrace]):
     def scale(self, step: StepPlan) -> Iterator[ScaleTrace]:
         model, sampling, scales = self.model, self.sampling, len(self.plan.schedule)
         block_in = self.tokens + model.place(step.index)
-        layer_out = run_blocks(model.layers, block_in, self.condition, self.plan, step, self.states, None)
+        layer_out = run_blocks(model.layers, block_in, self.conditioning, self.plan, step, self.states, None)
         progress = step.index / max(scales - 1, 1)  # guidance grows with it, as upstream's does
-        logits = guide(model.logits(layer_out[-1], self.condition), self.images, sampling.guidance_scale * progress)
+        logits = guide(model.logits(layer_out[-1], self.conditioning), self.images, sampling.guidance_scale * progress)
         filtered = filter_logits(logits, sampling.top_k, sampling.top_p)
         drawn = draw(filtered, self.noise.uniform(step.index, logits.shape[:2]))
         token_map = drawn.unflatten(1, step.size)
@@ -105,14 +105,14 @@ def teacher_logits(model: VarTransformer, labels: Tensor, inputs: Tensor) -> Ten
     lets every token see its own scale and those before it.
     """
     c = model.config
-    condition = model.condition(labels)
-    levels = sum(c.first_token(scale) <= inputs.shape[1] for scale in range(c.levels))
+    conditioning = model.conditioning(labels)
+    levels = sum(c.first_token(scale) <= inputs.shape[1] for scale in range(c.max_scales))
     sides = torch.tensor(c.scales[:levels])
     scale_of = torch.repeat_interleave(torch.arange(levels), sides * sides)
     mask = scale_of.unsqueeze(1) >= scale_of.unsqueeze(0)  # [L, L]
-    tokens = torch.cat((model.first_tokens(condition), model.word_embed(inputs)), dim=1)
+    tokens = torch.cat((model.first_tokens(conditioning), model.word_embed(inputs)), dim=1)
     x = tokens + torch.cat([model.place(scale) for scale in range(levels)], dim=1)
     for block in model.layers:
-        x = x + block.self_attention(*block.project_qkv(x, condition), condition, mask)
-        x = x + block.feed_forward(x, condition)
-    return model.logits(x, condition)
+        x = x + block.self_attention(*block.project_qkv(x, conditioning), conditioning, mask)
+        x = x + block.feed_forward(x, conditioning)
+    return model.logits(x, conditioning)

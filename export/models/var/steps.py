@@ -1,4 +1,4 @@
-"""VAR's step graphs: the class as condition, the halves of a block, the bridge between two scales; and its wiring."""
+"""VAR's step graphs (the class as conditioning, the halves of a block, the sampling head), and its adapter."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 from ....core.plan import StepPlan
 from ....families.codebook import VqTokenizerConfig, phi_index
 from ....families.var import VAR, VarConfig
-from ..codebook.steps import CodebookWiring, CodeBridge, LayerModulation, codebook_weights
+from ..codebook.steps import CodebookAdapter, CodeSamplingHead, LayerModulation, codebook_weights
 from ..common.rows import Shapes, Weights, tokens_of, unit
 from ..common.step_graph import StepGraph
 from ..common.steps import ImageStep
 from ..common.weights import Role, Sources, State, WeightSource, affine
-from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, Setting, bridge_graph
+from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, sampling_head_graph
 from ..transformer.block_steps import Tensors
 from ..transformer.layers import QUARTER
-from ..transformer.modulated_steps import ModulatedAttend, ModulatedProject
+from ..transformer.modulated_steps import ModulatedAttnMlp, ModulatedQkv
 from ..transformer.weights import Official, all_layers, attention_weights
 from .model import DERIVED, VarTransformer, infer_transformer
 
 
-class Condition(ImageStep):
+class Conditioning(ImageStep):
     """labels [R] (int64; the number of classes stands for none) -> x [R, C], pooled [R, C], head_modulation [R, 2, C].
 
     `pooled` modulates the layers: it is the class embedding after SiLU, or in models of one shared adaptive norm the
@@ -70,7 +70,7 @@ class SharedModulation(ImageStep):
         return pooled.view(-1, 6, self.config.width) + weights["ada_gss"]
 
 
-class Project(ModulatedProject):
+class Qkv(ModulatedQkv):
     """VAR's first half: modulated layer norm, cosine attention, no rotary."""
 
     def __init__(self, config: VarConfig, rows: int, size: tuple[int, int], kept: int, text_rows: int = 0) -> None:
@@ -87,8 +87,8 @@ class Project(ModulatedProject):
         return scaled.to(q.dtype), unit(k.float()).to(k.dtype)
 
 
-class Bridge(CodeBridge):
-    """VAR's bridge: the caller sets top-k; every token of all scales has a learned position."""
+class SamplingHead(CodeSamplingHead):
+    """VAR's sampling head: the caller sets top-k; every token of all scales has a learned position."""
 
     place_table = "position.weight"
 
@@ -108,35 +108,35 @@ class Bridge(CodeBridge):
         return {**found, "index": alike}
 
 
-class VarWiring(CodebookWiring):
+class VarAdapter(CodebookAdapter):
     """VAR: a class enters by modulation and as the first token."""
 
     family = VAR
     marker = "class_emb.weight"
     transformer = VarTransformer
-    project = Project
-    attend = ModulatedAttend
+    qkv = Qkv
+    attn_mlp = ModulatedAttnMlp
     derived = DERIVED
 
     def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> VarConfig:
         return infer_transformer(shapes, settings)
 
-    def condition(self, setting: Setting) -> StepGraph:
-        return StepGraph(f"condition-{setting.label}", Condition, self._arguments(setting), SHARED_PREFIX)
+    def conditioning(self, context: ExportContext) -> StepGraph:
+        return StepGraph(f"conditioning-{context.label}", Conditioning, self._arguments(context), SHARED_PREFIX)
 
-    def layer_condition(self, setting: Setting) -> StepGraph:
-        kind = SharedModulation if setting.transformer.shared_modulation else LayerModulation
-        return StepGraph(f"modulation-{setting.label}", kind, self._arguments(setting), LAYER_PREFIX)
+    def layer_conditioning(self, context: ExportContext) -> StepGraph:
+        kind = SharedModulation if context.transformer.shared_modulation else LayerModulation
+        return StepGraph(f"modulation-{context.label}", kind, self._arguments(context), LAYER_PREFIX)
 
-    def _arguments(self, setting: Setting) -> dict[str, Any]:
-        return {"config": setting.transformer, "rows": setting.rows}
+    def _arguments(self, context: ExportContext) -> dict[str, Any]:
+        return {"config": context.transformer, "rows": context.rows}
 
-    def bridge(self, setting: Setting, step: StepPlan) -> StepGraph:
-        plan = setting.plan
+    def sampling_head(self, context: ExportContext, step: StepPlan) -> StepGraph:
+        plan = context.plan
         scales = len(plan.schedule)
         arguments = {"index": step.index, "scales": scales, "ratio": step.index / max(scales - 1, 1)}
-        arguments |= {"config": setting.transformer, "rows": step.rows(setting.rows), "text_rows": setting.rows}
-        return bridge_graph(Bridge, {**arguments, "smooth": plan.drawing.smooth}, setting, step)
+        arguments |= {"config": context.transformer, "rows": step.rows(context.rows), "text_rows": context.rows}
+        return sampling_head_graph(SamplingHead, {**arguments, "smooth": plan.sampling_mode.smooth}, context, step)
 
     def weights(self, transformer: VarConfig, state: State, images: VqTokenizerConfig, images_state: State) -> Sources:
         official = Official.of(VarTransformer, transformer, state)
@@ -156,17 +156,17 @@ def _shared_weights(c: VarConfig, official: Official) -> Sources:
 
     def position() -> Tensor:
         """Level and position embedding of every token, in one table."""
-        level_of = torch.repeat_interleave(torch.arange(c.levels), torch.tensor([side**2 for side in c.scales]))
+        level_of = torch.repeat_interleave(torch.arange(c.max_scales), torch.tensor([side**2 for side in c.scales]))
         return official["pos_1LC"][0].float() + official["lvl_embed.weight"].float()[level_of]
 
-    sources = official.taken(exact) | official.taken(affine("head"), Role.OPERAND)
+    sources = official.taken(exact) | official.taken(affine("head"), Role.COMPUTE)
     return sources | {"position.weight": WeightSource((c.tokens, c.width), position)}
 
 
 def _layer_weights(c: VarConfig, official: Official) -> Sources:
     sources = attention_weights(c, official, "attn", "mat_qkv", c.unit_queries)
-    sources |= official.taken(("ffn.fc1.weight", "ffn.fc2.weight"), Role.MATRIX)
-    sources |= official.taken(("ffn.fc1.bias", "ffn.fc2.bias"), Role.OPERAND)
+    sources |= official.taken(("ffn.fc1.weight", "ffn.fc2.weight"), Role.QUANTIZABLE)
+    sources |= official.taken(("ffn.fc1.bias", "ffn.fc2.bias"), Role.COMPUTE)
     if not c.shared_modulation:
-        return sources | official.taken(affine("ada_lin.1"), Role.OPERAND)
+        return sources | official.taken(affine("ada_lin.1"), Role.COMPUTE)
     return sources | {"ada_gss": WeightSource((6, c.width), lambda: official["ada_gss"].view(6, c.width))}

@@ -19,7 +19,7 @@ from fastvar.errors import BackendError, BuildError, BundleError
 from fastvar.export.assembly import LAYER_PREFIX
 from fastvar.export.factory import EngineFactory
 from fastvar.export.models.common.step_graph import StepGraph
-from fastvar.export.models.infinity.blocks import Attend
+from fastvar.export.models.infinity.blocks import AttnMlp
 from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.module_backend import ModuleEngine
 from fastvar.export.toolchain import make_toolchain
@@ -81,10 +81,10 @@ def test_refuses_engines_of_others(backend: AotInductorBackend):
         backend.load(ProgramFile.of(b"no library").to_bytes(), spec())
 
 
-def attend(size: tuple[int, int], kept: int, past: int) -> StepGraph:
+def attn_mlp(size: tuple[int, int], kept: int, past: int) -> StepGraph:
     sizes = {"rows": 2, "size": size, "kept": kept, "past": past, "text_length": 8}
     arguments = {"config": tiny.CONFIG, **sizes, "cached_size": (3, 4), "fills": False}
-    return StepGraph(f"attend-{size[0]}", Attend, arguments, LAYER_PREFIX)
+    return StepGraph(f"attn_mlp-{size[0]}", AttnMlp, arguments, LAYER_PREFIX)
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_one_compiled_library_runs_two_scales(engine_cache: Path):
     """In 16 bits with this CPU's own instructions: kernels, passes, open sizes, and results where they belong."""
     sources = transformer_weights(tiny.CONFIG, tiny.model().state_dict())
     factory = EngineFactory(make_toolchain("aotinductor", precision="bf16"), EngineCache(engine_cache), sources)
-    graphs = {graph.name: graph for graph in (attend((4, 5), 12, 16), attend((6, 8), 12, 48))}
+    graphs = {graph.name: graph for graph in (attn_mlp((4, 5), 12, 16), attn_mlp((6, 8), 12, 48))}
     made = factory.make(graphs, lambda _: None)
     assert (factory.compiled <= 1, len(made)) == (True, 2), "or it was compiled before"
     backend = AotInductorBackend()

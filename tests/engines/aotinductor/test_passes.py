@@ -78,10 +78,10 @@ def test_attention_goes_to_the_kernel_where_it_is_supported(head_dim, dtype, pla
     q, keys = random(4, 6, head_dim, dtype=dtype), random(9, 6, head_dim, dtype=dtype)
     bias = [torch.zeros(6, 1, 9)] if masked else []
 
-    def attend(q: Tensor, keys: Tensor, values: Tensor, *bias: Tensor) -> Tensor:
+    def attn_mlp(q: Tensor, keys: Tensor, values: Tensor, *bias: Tensor) -> Tensor:
         return fused_attention(q, keys, values, bias[0] if bias else None, 3 * head_dim)
 
-    found, program = changed(attend, use_attention_kernel, q, keys, keys, *bias)
+    found, program = changed(attn_mlp, use_attention_kernel, q, keys, keys, *bias)
     assert found == places
     read = [str(node.target) for node in program.graph.nodes if node.users]
     assert sum("fastvar.attention" in target for target in read) == places

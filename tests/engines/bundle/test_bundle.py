@@ -296,7 +296,7 @@ def _edit(path: Path, change) -> None:
     (path / MANIFEST).write_text(json.dumps(data))
 
 
-@pytest.mark.parametrize("version", [FORMAT_VERSION - 1, FORMAT_VERSION + 1])
+@pytest.mark.parametrize("version", [FORMAT_VERSION - 2, FORMAT_VERSION + 1])
 def test_other_format_versions(tmp_path, version):
     make_bundle(tmp_path / "b")
     _edit(tmp_path / "b", lambda data: data.update(format_version=version))

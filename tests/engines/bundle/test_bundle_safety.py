@@ -248,12 +248,12 @@ def test_manifests_that_do_not_hold_together(tmp_path, changes, match):
     [
         ({"depth": 1 << 40}, "layers"),
         ({"first_tokens": 9}, "first scale has 9 tokens"),
-        ({"schedule": {"sizes": [[1, 1], [9999, 9999]], "position_grid": [1, 1]}}, "up to 9999 tokens wide"),
-        ({"schedule": {"sizes": [[1, 1]] * 65, "position_grid": [1, 1]}}, "65 scales"),
-        ({"policy": {"name": "p", "layers": [0, 1], "cached_scale": 1, "scale": {"6": {"keep": "half"}}}}, "float"),
-        ({"policy": {"name": "p", "layers": [0, 1], "cached_scale": 1, "scale": {"six": {"keep": 0.5}}}}, "whole num"),
-        ({"policy": {"name": "p", "layers": [0, 1], "cached_scale": 1, "scale": {"6": {"drop": 0.5}}}}, "unknown"),
-        ({"policy": {"name": "p", "layers": [0], "cached_scale": None, "scale": {}}}, "length 2"),
+        ({"schedule": {"sizes": [[1, 1], [9999, 9999]], "rope_grid": [1, 1]}}, "up to 9999 tokens wide"),
+        ({"schedule": {"sizes": [[1, 1]] * 65, "rope_grid": [1, 1]}}, "65 scales"),
+        ({"policy": {"name": "p", "layers": [0, 1], "restore_scale": 1, "scale": {"6": {"keep": "half"}}}}, "float"),
+        ({"policy": {"name": "p", "layers": [0, 1], "restore_scale": 1, "scale": {"six": {"keep": 0.5}}}}, "whole num"),
+        ({"policy": {"name": "p", "layers": [0, 1], "restore_scale": 1, "scale": {"6": {"drop": 0.5}}}}, "unknown"),
+        ({"policy": {"name": "p", "layers": [0], "restore_scale": None, "scale": {}}}, "length 2"),
     ],
 )
 def test_plans_and_policies_that_are_none(tmp_path, changes, match):

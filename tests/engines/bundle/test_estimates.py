@@ -30,7 +30,7 @@ def described(size: int, policy: str = "fastvar", backend: str = "tensorrt-rtx",
     return describe(checkpoint, plan, backend_class(backend), precision, rows=(2,), **options)
 
 
-@pytest.mark.parametrize("kind", ["project_pruned", "attend_pruned", "bridge"])
+@pytest.mark.parametrize("kind", ["qkv_pruned", "attn_mlp_pruned", "sampling_head"])
 def test_estimates_are_close_to_the_compilers_report(kind: str, engine_cache):
     """One engine of each kind, of the last scale at 512x512."""
     pytest.importorskip("tensorrt_rtx")
@@ -58,7 +58,7 @@ def test_a_report_is_never_overruled():
 
 def test_pruned_engines_work_in_less_than_dense_ones():
     dense, pruned = (with_estimates(described(512, policy)) for policy in ("dense", "fastvar"))
-    last = [m.engines[m.sets[0].steps[-1].attend_pruned or m.sets[0].steps[-1].attend] for m in (dense, pruned)]
+    last = [m.engines[m.sets[0].steps[-1].attn_mlp_pruned or m.sets[0].steps[-1].attn_mlp] for m in (dense, pruned)]
     assert last[0].report.scratch_bytes > last[1].report.scratch_bytes
 
 

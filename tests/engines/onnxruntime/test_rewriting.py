@@ -16,7 +16,7 @@ from fastvar.engines.onnxruntime.backend import OnnxRuntimeBackend
 from fastvar.engines.onnxruntime.editor import apply
 from fastvar.engines.onnxruntime.rewriting import rewritten
 from fastvar.export.models.common.step_graph import StepGraph
-from fastvar.export.models.infinity.blocks import Attend
+from fastvar.export.models.infinity.blocks import AttnMlp
 from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.tracing.onnx import layer_weights, trace
 from fastvar.families.infinity import TransformerConfig
@@ -42,7 +42,7 @@ def attend_graphs() -> dict[str, bytes]:
 
 
 def traced(**arguments: object) -> bytes:
-    graph = StepGraph("step", Attend, {"config": CONFIG, **arguments}, "transformer.blocks.{layer}.")
+    graph = StepGraph("step", AttnMlp, {"config": CONFIG, **arguments}, "transformer.blocks.{layer}.")
     module = graph.factory(**graph.arguments)
     return clean_graph(
         trace(module, layer_weights(transformer_weights(CONFIG, {}), graph.weight_binding(module))).graph
@@ -84,7 +84,7 @@ def test_every_attention_and_every_restoration_is_found(
 ):
     monkeypatch.setattr(onnx_attention, "FUSED_BYTES", 0)
     model = onnx_ir.from_proto(onnx.load_from_string(attend_graphs[step]))
-    assert apply(onnx_attention.RULES, model) == Attend.attentions
+    assert apply(onnx_attention.RULES, model) == AttnMlp.attentions
     assert apply(onnx_restoration.RULES, model) == (0 if step == "dense" else 3)
 
 

@@ -47,7 +47,7 @@ def test_fake_refuses_copies_outside_of_an_allocation(device: CudaDevice, buffer
 
 def test_fake_notices_memory_that_is_used_after_it_is_freed(device: CudaDevice, driver: FakeDriver):
     buffers = Buffers(device, driver)
-    recorded = device.record([buffers.copy(0, 1)])
+    recorded = device.capture_graph([buffers.copy(0, 1)])
     buffers.held = None
     recorded()
     with pytest.raises(CudaError, match="illegal address"):
@@ -164,7 +164,7 @@ def test_only_reading_waits(device: CudaDevice, driver: FakeDriver, buffers: Buf
     for value in range(10):
         device.write(buffers.refs[0], np.float32(value))
         buffers.copy(0, 1)()
-        device.mark()
+        device.record_event()
     assert driver.count["cuStreamSynchronize"] == before
     device.read(replace(buffers.refs[1], shape=(STAGING_BYTES // 4,)))
     assert driver.count["cuStreamSynchronize"] == before + 1
@@ -180,9 +180,9 @@ def test_full_ring_waits_for_its_oldest_copy_only(device: CudaDevice, driver: Fa
 
 
 def test_time_between_marks(device: CudaDevice, buffers: Buffers):
-    start = device.mark()
+    start = device.record_event()
     buffers.copy(0, 1)()
-    end = device.mark()
+    end = device.record_event()
     with pytest.raises(CudaError, match="not ready"):
         device.elapsed_ms(start, end)
     device.wait()

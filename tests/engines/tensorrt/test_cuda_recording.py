@@ -20,7 +20,7 @@ from tests.fakes.cuda import CUresult, FakeDriver
 
 
 def test_recorded_launches_run_once_and_then_whenever_they_are_launched(device: CudaDevice, buffers: Buffers):
-    recorded = device.record([buffers.add_one(0), buffers.copy(0, 1)])
+    recorded = device.capture_graph([buffers.add_one(0), buffers.copy(0, 1)])
     assert device.read(buffers.refs[1])[0] == 1, "libraries set themselves up in the first run; capturing runs nothing"
     for expected in (2, 3):
         recorded()
@@ -28,7 +28,7 @@ def test_recorded_launches_run_once_and_then_whenever_they_are_launched(device: 
 
 
 def test_recording_keeps_order_among_other_launches(device: CudaDevice, buffers: Buffers):
-    recorded = device.record([buffers.copy(0, 1), buffers.copy(1, 2)])
+    recorded = device.capture_graph([buffers.copy(0, 1), buffers.copy(1, 2)])
     device.write(buffers.refs[0], np.float32(4))
     recorded()
     device.write(buffers.refs[0], np.float32(5))
@@ -37,14 +37,14 @@ def test_recording_keeps_order_among_other_launches(device: CudaDevice, buffers:
 
 
 def test_recording_is_one_launch(device: CudaDevice, driver: FakeDriver, buffers: Buffers):
-    recorded = device.record([buffers.add_one(0)] * 5)
+    recorded = device.capture_graph([buffers.add_one(0)] * 5)
     driver.calls.clear()
     recorded()
     assert driver.calls == ["cuGraphLaunch"]
 
 
 def test_nothing_waits_during_a_capture(device: CudaDevice, driver: FakeDriver, buffers: Buffers):
-    device.record([buffers.add_one(0), buffers.copy(0, 1)])
+    device.capture_graph([buffers.add_one(0), buffers.copy(0, 1)])
     begin, end = driver.calls.index("cuStreamBeginCapture"), driver.calls.index("cuStreamEndCapture")
     assert driver.calls[begin + 1 : end] == ["enqueue", "enqueue"]
 
@@ -64,18 +64,18 @@ def failing_second_time(launch: Callable[[], None], error: Exception) -> Callabl
 
 def test_launch_that_fails_while_it_is_captured_ends_the_capture(device: CudaDevice, buffers: Buffers):
     with pytest.raises(BackendError, match="broken"):
-        device.record([buffers.add_one(0), failing_second_time(buffers.add_one(1), BackendError("broken"))])
+        device.capture_graph([buffers.add_one(0), failing_second_time(buffers.add_one(1), BackendError("broken"))])
     assert device.read(buffers.refs[0])[0] == 1, "the stream is back in order"
-    device.record([buffers.add_one(0)])()
+    device.capture_graph([buffers.add_one(0)])()
     assert device.read(buffers.refs[0])[0] == 3
 
 
 def test_failed_recording_leaves_no_graph(device: CudaDevice, driver: FakeDriver, buffers: Buffers):
     with pytest.raises(BackendError, match="broken"):
-        device.record([failing_second_time(buffers.add_one(0), BackendError("broken"))])
+        device.capture_graph([failing_second_time(buffers.add_one(0), BackendError("broken"))])
     driver.failing["cuGraphInstantiate"] = CUresult.CUDA_ERROR_UNKNOWN
     with pytest.raises(CudaError, match="cuGraphInstantiate"):
-        device.record([buffers.add_one(0)])
+        device.capture_graph([buffers.add_one(0)])
     assert "graphs" not in driver.alive()
 
 
@@ -85,7 +85,7 @@ def test_error_of_a_launch_is_told_though_the_capture_is_lost_with_it(device: Cu
         device.wait()
 
     with pytest.raises(CudaError, match="cuStreamSynchronize failed"):
-        device.record([waits])
+        device.capture_graph([waits])
     assert device.read(buffers.refs[0])[0] == 1
 
 
@@ -105,7 +105,7 @@ def test_garbage_collected_during_a_capture_does_not_spoil_it(device: CudaDevice
     gc.disable()
     try:
         del garbage
-        device.record([collects])()
+        device.capture_graph([collects])()
     finally:
         gc.enable()
     assert device.read(buffers.refs[0])[0] == 2
@@ -123,7 +123,7 @@ def test_everything_is_freed_with_its_owner(driver: FakeDriver):
     for _ in range(2 * cuda.STAGING_BUFFERS):
         device.write(buffers.refs[0], np.zeros(buffers.refs[0].shape, buffers.refs[0].dtype))
     bare = {"pinned": cuda.STAGING_BUFFERS, "streams": 1, "events": cuda.STAGING_BUFFERS}
-    recorded, mark = device.record([buffers.add_one(0)]), device.mark()
+    recorded, mark = device.capture_graph([buffers.add_one(0)]), device.record_event()
     assert driver.alive() == {**bare, "allocations": 1, "executables": 1, "events": cuda.STAGING_BUFFERS + 1}
     del recorded, mark, buffers
     gc.collect()
@@ -138,7 +138,7 @@ def test_owners_are_freed_without_the_garbage_collector(driver: FakeDriver):
     try:
         device = CudaDevice(module=driver)
         buffers = Buffers(device, driver)
-        recorded = device.record([buffers.add_one(0)])
+        recorded = device.capture_graph([buffers.add_one(0)])
         found = weakref.ref(device)
         del recorded, buffers, device
         assert found() is None

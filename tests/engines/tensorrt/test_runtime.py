@@ -77,7 +77,7 @@ def test_recorded_launches_keep_their_own_addresses(backend: FakeBackend):
     """One context serves all: what is bound last must not reach back into the recording."""
     engine, one, other = backend.load(packed(), SPEC), Operands(backend, 1), Operands(backend, 2)
     launches = [engine.prepare(operands.refs, operands.scratch) for operands in (one, other)]
-    recorded = backend.device().record(launches)
+    recorded = backend.device().capture_graph(launches)
     for operands in (one, other):
         operands.device.write(operands.refs["y"], np.float32(0))
     launches[1]()
@@ -196,7 +196,7 @@ def load(folder: Path | None, environment: str = "driver 13.0", rows: int = 3) -
     spec = replace(SPEC, inputs=(replace(SPEC.inputs[0], shape=(rows, 4)), SPEC.inputs[1]))
     spec = replace(spec, outputs=(replace(SPEC.outputs[0], shape=(rows, 4)),))
     backend.load(packed(rows=rows), spec)
-    backend.settle()
+    backend.save_compiled_kernels()
     return backend
 
 
@@ -222,7 +222,7 @@ def test_nothing_new_is_not_saved(tmp_path: Path):
     load(tmp_path)
     (path,) = tmp_path.iterdir()
     before = path.stat().st_mtime_ns, path.stat().st_ino
-    load(tmp_path).settle()
+    load(tmp_path).save_compiled_kernels()
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
 
 

@@ -20,15 +20,15 @@ from fastvar.export.checkpoints.checkpoint import (
 from fastvar.export.checkpoints.random_weights import RandomWeights
 from fastvar.export.models.infinity.model import infer_transformer
 from fastvar.export.models.infinity.tokenizer import infer_image_tokenizer
-from fastvar.export.models.registry import WIRINGS
+from fastvar.export.models.registry import ADAPTERS
 from fastvar.families.base import PromptFormat, to_json
 from fastvar.families.infinity import TRANSFORMERS, ImageTokenizerConfig, TransformerConfig, image_tokenizer_for
 from fastvar.families.var import SCALES_256, VarConfig
 
-INFINITY = WIRINGS["infinity"]
+INFINITY = ADAPTERS["infinity"]
 GOLDEN = Path(__file__).parents[2] / "golden"
 MODEL = TransformerConfig(
-    depth=4, width=64, heads=4, mlp_width=256, text_width=128, text_length=8, code_channels=16, chunks=2, levels=11
+    depth=4, width=64, heads=4, mlp_width=256, text_width=128, text_length=8, code_channels=16, chunks=2, max_scales=11
 )
 IMAGES = ImageTokenizerConfig(bits=16, base_channels=48, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=0)
 TEXT = T5Config(vocab_size=20, d_model=128, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
@@ -146,7 +146,7 @@ def test_key_biases_may_be_missing(tmp_path):
 
 @pytest.mark.parametrize("own", [True, False], ids=["our field names", "the published ones"])
 def test_a_folder_with_its_configuration(tmp_path, own):
-    config = replace(MODEL, spatial_patchify=True, levels=15)
+    config = replace(MODEL, spatial_patchify=True, max_scales=15)
     published = {"depth": 4, "embed_dim": 64, "num_heads": 4, "text_channels": 128, "text_maxlen": 8, "d_vae": 16}
     published |= {"block_chunks": 2, "apply_spatial_patchify": 1}
     (tmp_path / "config.json").write_text(json.dumps(to_json(config) if own else published))

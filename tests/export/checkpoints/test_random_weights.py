@@ -62,13 +62,13 @@ def test_activations_stay_in_range_of_half_precision_through_the_depth():
         model = InfinityTransformer(MODEL).requires_grad_(False)
     model.load_state_dict(dict(checkpoint.transformer_weights), assign=True)
     torch.manual_seed(0)
-    condition = model.condition(torch.randn(2, 8, 128), torch.ones(2, 8, dtype=torch.bool))
+    conditioning = model.conditioning(torch.randn(2, 8, 128), torch.ones(2, 8, dtype=torch.bool))
     run = ScaleRun((4, 4), 16, torch.from_numpy(rotary_table((4, 4), (4, 4), MODEL.head_dim)), None, False)
     x = model.embed(torch.randn(2, 16, 4, 4)) + model.lvl_embed.weight[3]
     for block in model.layers:
-        x = run_block(block, x, condition, run, LayerState(), pruned_layer=False)
+        x = run_block(block, x, conditioning, run, LayerState(), pruned_layer=False)
     assert 0.05 < x.std() < 20
-    logits = model.logits(x, condition.sos)
+    logits = model.logits(x, conditioning.sos)
     assert 0.1 < logits.std() < 10
 
 

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from fastvar.errors import CheckpointError
 from fastvar.export.checkpoints.checkpoint import load_image_tokenizer, load_transformer
 from fastvar.export.checkpoints.stored_numbers import plain_numbers
-from fastvar.export.models.registry import WIRINGS
+from fastvar.export.models.registry import ADAPTERS
 from tests.export.checkpoints.test_checkpoint import IMAGES, MODEL, _image_state, _state
 
 TRUE = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -92,7 +92,7 @@ def test_names_of_plain_models_are_no_marks():
 
 
 def load(part, path):
-    return load_transformer(path) if part == "transformer" else load_image_tokenizer(path, WIRINGS["infinity"])
+    return load_transformer(path) if part == "transformer" else load_image_tokenizer(path, ADAPTERS["infinity"])
 
 
 PARTS = {

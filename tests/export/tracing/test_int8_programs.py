@@ -19,7 +19,7 @@ from fastvar.errors import BuildError, InternalError
 from fastvar.export.models.common.quantise import SCALE, IntegerFactor, dequantise, integer_linear, quantise
 from fastvar.export.models.common.step_graph import WeightShape
 from fastvar.export.models.common.weights import Role
-from fastvar.export.models.infinity.blocks import Attend
+from fastvar.export.models.infinity.blocks import AttnMlp
 from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.tracing.onnx import TracedGraph, torch_type
 from fastvar.export.tracing.torch_export import fused_attention, trace_program
@@ -30,13 +30,13 @@ W8A8, WEIGHTS_ALONE = Precision("bfloat16", "int8", "int8"), Precision("bfloat16
 MATRICES = 5  # of the second half of a block
 
 
-def attend() -> Attend:
-    return Attend(tiny.CONFIG, rows=2, size=(4, 5), kept=20, past=8, text_length=8, cached_size=None, fills=False)
+def attn_mlp() -> AttnMlp:
+    return AttnMlp(tiny.CONFIG, rows=2, size=(4, 5), kept=20, past=8, text_length=8, cached_size=None, fills=False)
 
 
 def sources() -> dict[str, Any]:
     found = transformer_weights(tiny.CONFIG, tiny.model().state_dict())
-    return {name: found[LAYER + name] for name in Attend.weights}
+    return {name: found[LAYER + name] for name in AttnMlp.weights}
 
 
 def shapes() -> dict[str, WeightShape]:
@@ -45,7 +45,7 @@ def shapes() -> dict[str, WeightShape]:
 
 @functools.cache
 def traced(precision: Precision) -> TracedGraph:
-    return trace_program(attend(), shapes(), precision)
+    return trace_program(attn_mlp(), shapes(), precision)
 
 
 def load(precision: Precision) -> Any:
@@ -62,7 +62,7 @@ def stored() -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, source in sources().items():
         tensor = source.fetch()
-        if source.role is Role.MATRIX:
+        if source.role is Role.QUANTIZABLE:
             found[name], found[name + SCALE] = quantise(tensor, W8A8)
         else:
             found[name] = tensor.to(torch_type(source.role.dtype(W8A8)))
@@ -71,13 +71,13 @@ def stored() -> dict[str, Tensor]:
 
 def activations() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    taken = (spec for spec in traced(W8A8).inputs if spec.name in attend().input_shapes())
+    taken = (spec for spec in traced(W8A8).inputs if spec.name in attn_mlp().input_shapes())
     return {spec.name: torch.randn(spec.shape, generator=generator).to(torch_type(spec.dtype)) for spec in taken}
 
 
 def by_module(integers: bool) -> Tensor:
     """x_out as the step module computes it, with integer products or by weights turned back."""
-    module, held, weights = attend(), stored(), {}
+    module, held, weights = attn_mlp(), stored(), {}
     module.attention = fused_attention  # the program's: its roundings would move quantised numbers
     for name, tensor in held.items():
         scale = held.get(name + SCALE)
@@ -132,9 +132,9 @@ def test_a_program_computes_what_its_module_does(engine_cache, monkeypatch):
 
 
 def test_a_matrix_of_another_size_is_refused_with_its_name():
-    odd = {**shapes(), "ffn.fc1.weight": WeightShape((72, 48), Role.MATRIX)}
+    odd = {**shapes(), "ffn.fc1.weight": WeightShape((72, 48), Role.QUANTIZABLE)}
     with pytest.raises(BuildError, match=r"'ffn.fc1.weight' has 72 outputs and 48 inputs\n.*\nfix: .*--weights int8"):
-        trace_program(attend(), odd, W8A8)
+        trace_program(attn_mlp(), odd, W8A8)
 
 
 def test_an_integer_factor_serves_linear_layers_alone():

@@ -97,8 +97,8 @@ def test_equal_stand_ins_have_one_key_whatever_the_scale(sources: dict[str, Weig
     programs = Programs(sources)
 
     def key(**sizes: Any) -> str:
-        arguments = {"config": tiny.CONFIG, "rows": 2, "position_grid": (6, 8), **sizes}
-        graph = StepGraph("project", step_graphs(tiny.plan())[2].factory, arguments, "transformer.blocks.{layer}.")
+        arguments = {"config": tiny.CONFIG, "rows": 2, "rope_grid": (6, 8), **sizes}
+        graph = StepGraph("qkv", step_graphs(tiny.plan())[2].factory, arguments, "transformer.blocks.{layer}.")
         return graph.stand_in().key(programs.weight_shapes(graph), FP32)
 
     assert key(size=(4, 5), kept=20) == key(size=(30, 7), kept=210)
@@ -109,7 +109,7 @@ def test_equal_stand_ins_have_one_key_whatever_the_scale(sources: dict[str, Weig
 
 
 def test_quantised_weights_are_taken_as_they_are_stored(sources: dict[str, WeightSource]):
-    graph = next(graph for graph in step_graphs(tiny.plan()) if graph.name.startswith("project"))
+    graph = next(graph for graph in step_graphs(tiny.plan()) if graph.name.startswith("qkv"))
     module: Any = graph.factory(**graph.arguments)
     weights = Programs(sources, INT8).weight_shapes(graph)
     traced = trace_program(module, weights, INT8)

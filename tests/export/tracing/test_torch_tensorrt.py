@@ -11,7 +11,7 @@ import torch
 from fastvar.core.precision import Precision
 from fastvar.engines.spec import TensorSpec
 from fastvar.errors import BackendError, BuildError
-from fastvar.export.models.infinity.blocks import Attend
+from fastvar.export.models.infinity.blocks import AttnMlp
 from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.toolchain import make_toolchain
 from fastvar.export.tracing.onnx import layer_weights, trace
@@ -21,8 +21,8 @@ from tests.models import tiny_models as tiny
 BF16 = Precision("bfloat16")
 
 
-def attend() -> tuple[Attend, Any]:
-    module = Attend(tiny.CONFIG, 2, (4, 5), 12, 16, 8, (3, 4), False)
+def attn_mlp() -> tuple[AttnMlp, Any]:
+    module = AttnMlp(tiny.CONFIG, 2, (4, 5), 12, 16, 8, (3, 4), False)
     binding = {name: f"transformer.blocks.{{layer}}.{name}" for name in module.weights}
     return module, layer_weights(transformer_weights(tiny.CONFIG, {}), binding)
 
@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_every_binding_is_named_as_in_the_graph_from_onnx(asked: dict[str, Any]):
-    module, weights = attend()
+    module, weights = attn_mlp()
     engine = compile_exported(module, weights, BF16)
     traced = trace(module, weights, BF16)
     assert lzma.decompress(engine.engine) == b"a plan"
@@ -56,7 +56,7 @@ def test_every_binding_is_named_as_in_the_graph_from_onnx(asked: dict[str, Any])
 
 def test_names_have_the_shape_of_what_they_name(asked: dict[str, Any]):
     """Torch-TensorRT matches them as trees."""
-    module, weights = attend()
+    module, weights = attn_mlp()
     compile_exported(module, weights, BF16)
     flatten = torch.utils._pytree.tree_structure
     for names, values in (("arg_input_binding_names", "arg_inputs"), ("kwarg_input_binding_names", "kwarg_inputs")):
@@ -64,7 +64,7 @@ def test_names_have_the_shape_of_what_they_name(asked: dict[str, Any]):
 
 
 def test_the_exported_program_computes_what_the_module_does(asked: dict[str, Any]):
-    module, weights = attend()
+    module, weights = attn_mlp()
     compile_exported(module, weights, Precision())
     torch.manual_seed(0)
     inputs = [torch.randn_like(t) if t.is_floating_point() else torch.arange(24) for t in asked["arg_inputs"]]
@@ -79,14 +79,14 @@ def test_what_it_cannot_convert_names_the_step(monkeypatch: pytest.MonkeyPatch, 
 
     dynamo = sys.modules["torch_tensorrt"].dynamo
     monkeypatch.setattr(dynamo, "convert_exported_program_to_serialized_trt_engine", refuse)
-    with pytest.raises(BuildError, match=r"cannot convert Attend: no converter for aten\.topk"):
-        compile_exported(*attend(), BF16)
+    with pytest.raises(BuildError, match=r"cannot convert AttnMlp: no converter for aten\.topk"):
+        compile_exported(*attn_mlp(), BF16)
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
     with pytest.raises(BackendError) as error:
-        compile_exported(*attend(), BF16)
+        compile_exported(*attn_mlp(), BF16)
     assert "fastvar-runtime[torch-tensorrt]" in error.value.fix
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastvar.core.plan import Drawing, GenerationPlan, make_plan
+from fastvar.core.plan import GenerationPlan, SamplingMode, make_plan
 from fastvar.core.policy import DENSE
 from fastvar.core.precision import Precision
 from fastvar.engines.bundle.bundle import Bundle
@@ -25,7 +25,7 @@ from fastvar.families import family_of, named_transformer
 from fastvar.families.infinity import TRANSFORMERS, image_tokenizer_for
 from fastvar.families.infinity_presets import fastvar_policy, schedule_for
 from fastvar.profiling.estimates.costs import Cost, EngineCosts, Kind, add, decoder_cost, engine_costs
-from fastvar.runtime.memory.layout import lay_out
+from fastvar.runtime.memory.layout import build_layout
 
 T = 10**12
 GIB = 1 << 30
@@ -44,7 +44,7 @@ def described(name: str, plan: GenerationPlan, text_length: int | None = None) -
 
 
 def blocks(costs: EngineCosts) -> Cost:
-    return add(call.cost for call in costs.calls if call.kind in (Kind.PROJECT, Kind.ATTEND))
+    return add(call.cost for call in costs.calls if call.kind in (Kind.QKV, Kind.ATTN_MLP))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_every_engine_costs_what_torch_counts(tiny_bundle: Path, tiny_checkpoint
         weights = {t.name: t.shape for t in spec.inputs if t.name in spec.weights}
         module = graph.factory(**graph.arguments).to("meta")
         flop = counted(module, module.input_shapes(), weights)
-        if call.kind is Kind.ATTEND and call.scale == 0:  # over its one key twice, for the compilers' sake
+        if call.kind is Kind.ATTN_MLP and call.scale == 0:  # over its one key twice, for the compilers' sake
             flop -= 4 * rows * manifest.transformer.width
         # The pooling of the text has a single query, and is written as a sum.
         pooled = call.cost.attention_flop if call.kind is Kind.CONDITION else 0
@@ -112,15 +112,15 @@ def test_every_engine_costs_what_torch_counts(tiny_bundle: Path, tiny_checkpoint
 
 
 OTHERS = {
-    "var_d16": Drawing(),
-    "hart_0.7b": Drawing(),
-    "hart_0.7b in parts": Drawing(final_iterations=3),
+    "var_d16": SamplingMode(),
+    "hart_0.7b": SamplingMode(),
+    "hart_0.7b in parts": SamplingMode(final_iterations=3),
 }
 
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_engines_of_other_families_cost_what_torch_counts(case: str):
-    """But for bridges, where torch counts running sums as products, and products with resizing matrices."""
+    """But for sampling heads, where torch counts running sums as products, and products with resizing matrices."""
     config = named_transformer(case.split()[0])
     family, schedule = family_of(config), config.schedule
     policy = family.policy("dense" if "parts" in case else "fastvar", schedule, config.depth)
@@ -128,17 +128,17 @@ def test_engines_of_other_families_cost_what_torch_counts(case: str):
     manifest = described(case.split()[0], plan)
     graphs, seen = rebuilt(manifest, (2, 1), None).graphs, set()
     for call in engine_costs(manifest, 2).calls:
-        if call.layer not in (None, 0) or call.kind in (Kind.BRIDGE, Kind.PICK, Kind.DECODER):
+        if call.layer not in (None, 0) or call.kind in (Kind.SAMPLING_HEAD, Kind.PICK, Kind.DECODER):
             continue
         graph, spec = graphs[call.engine], manifest.engines[call.engine]
         weights = {t.name: t.shape for t in spec.inputs if t.name in spec.weights}
         module = graph.factory(**graph.arguments).to("meta")
         flop = counted(module, module.input_shapes(), weights)
-        if call.kind is Kind.ATTEND and spec.tensor("keys").shape[0] == 1:
+        if call.kind is Kind.ATTN_MLP and spec.tensor("keys").shape[0] == 1:
             flop -= 4 * 2 * config.width
         assert call.cost.flop == pytest.approx(flop, rel=2e-3), call
         seen.add(call.kind)
-    assert {Kind.PROJECT, Kind.ATTEND, Kind.CONDITION} < seen
+    assert {Kind.QKV, Kind.ATTN_MLP, Kind.CONDITION} < seen
     assert (Kind.RESIDUAL in seen) == case.startswith("hart")
 
 
@@ -162,9 +162,9 @@ def test_bridges_of_patchified_models_cost_what_torch_counts():
     width, channels = config.width, config.code_channels
     weights = {"head.weight": (2 * channels, width), "head.bias": (2 * channels,)}
     weights |= {"word_embed.weight": (width, channels), "word_embed.bias": (width,), "lvl_embed.weight": (15, width)}
-    bridges = [call for call in engine_costs(manifest, 2).calls if call.kind is Kind.BRIDGE]
-    assert len(bridges) == len(schedule)
-    for call in bridges:
+    sampling_heads = [call for call in engine_costs(manifest, 2).calls if call.kind is Kind.SAMPLING_HEAD]
+    assert len(sampling_heads) == len(schedule)
+    for call in sampling_heads:
         module = graphs[call.engine].factory(**graphs[call.engine].arguments).to("meta")
         assert counted(module, module.input_shapes(), weights) == call.cost.flop, call.engine
 
@@ -172,7 +172,7 @@ def test_bridges_of_patchified_models_cost_what_torch_counts():
 def test_bytes_are_those_of_every_tensor_that_is_bound(tiny_bundle: Path):
     """Of embedding tables only the rows that are looked up."""
     manifest = Bundle.open(tiny_bundle).manifest
-    costs, layout = engine_costs(manifest, 2), lay_out(manifest, 2)
+    costs, layout = engine_costs(manifest, 2), build_layout(manifest, 2)
     calls = [call for call in layout.calls() if call is not layout.uncond_encoder]
     assert len(calls) == len(costs.calls)
     for cost, call in zip(costs.calls, calls, strict=True):
@@ -190,7 +190,7 @@ def test_a_copy_behind_an_engine_is_read_and_written(tiny_bundle: Path):
     manifest = Bundle.open(tiny_bundle).manifest
     plain, copied = (engine_costs(replace(manifest, address_alignment=n), 2) for n in (1, 1 << 20))
     for before, after in zip(plain.calls, copied.calls, strict=True):
-        keys = manifest.engines[after.engine].tensor("keys") if after.kind is Kind.PROJECT else None
+        keys = manifest.engines[after.engine].tensor("keys") if after.kind is Kind.QKV else None
         moved = 0 if keys is None or after.scale == 0 else 4 * 4 * torch.Size(keys.shape).numel()
         assert after.cost.bytes_moved - before.cost.bytes_moved == moved, after
 

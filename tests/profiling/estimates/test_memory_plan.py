@@ -23,7 +23,7 @@ from fastvar.profiling.estimates.memory_plan import MemoryPlan, Part, memory_pla
 from fastvar.profiling.memory_run import memory_run_apart
 from fastvar.profiling.records import Request
 from fastvar.runtime.memory.fit import host_need
-from fastvar.runtime.memory.layout import lay_out
+from fastvar.runtime.memory.layout import build_layout
 from tests.runtime.test_bindings import Played
 
 GIB = 2**30
@@ -126,7 +126,7 @@ def test_memory_on_the_cpu_is_told_beforehand(tmp_path: Path, engine_cache: Path
     out = tmp_path / "demo"
     build(CHECKPOINT, size="256x256", policy="fastvar", guidance="on", out=out, sampling=SAMPLING, cache=engine_cache)
     manifest = Bundle.open(out).manifest
-    planned = host_need(manifest, [lay_out(manifest, 2)]).total_bytes
+    planned = host_need(manifest, [build_layout(manifest, 2)]).total_bytes
     recording = memory_run_apart(out, Request()).recording
     measured = recording.peak_bytes - recording.before_bytes
     assert planned == pytest.approx(measured, rel=0.10)
@@ -134,7 +134,7 @@ def test_memory_on_the_cpu_is_told_beforehand(tmp_path: Path, engine_cache: Path
 
 def test_the_plan_follows_the_reports_of_engines_that_are_compiled():
     manifest = described("256x256", "fastvar", rows=(2,))
-    name = manifest.sets[0].steps[-1].attend_pruned
+    name = manifest.sets[0].steps[-1].attn_mlp_pruned
     spec = manifest.engines[name]
     greedy = replace(spec, report=replace(spec.report, scratch_bytes=1 << 30))
     more = memory_plan(replace(manifest, engines={**manifest.engines, name: greedy}))

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fastvar.profiling.report.columns import Column, fact_table, text_table
 
-ITEM = {"name": "attend", "ms": SimpleNamespace(median=1.25), "kept": None}
+ITEM = {"name": "attn_mlp", "ms": SimpleNamespace(median=1.25), "kept": None}
 
 
 def shown(table: Table) -> list[list[str]]:
@@ -21,10 +21,10 @@ def shown(table: Table) -> list[list[str]]:
 
 
 def test_a_value_is_a_key_an_attribute_or_a_function():
-    assert Column("name").show(ITEM) == "attend"
+    assert Column("name").show(ITEM) == "attn_mlp"
     assert Column("time", "ms.median", "{:.1f}".format).show(ITEM) == "1.2"
-    assert Column("length", lambda item: len(item["name"])).show(ITEM) == "6"
-    assert Column("name", format=lambda name: Text(name, "red")).show(ITEM) == Text("attend", "red")
+    assert Column("length", lambda item: len(item["name"])).show(ITEM) == "8"
+    assert Column("name", format=lambda name: Text(name, "red")).show(ITEM) == Text("attn_mlp", "red")
 
 
 def test_a_value_of_none_is_an_empty_cell():
@@ -34,7 +34,7 @@ def test_a_value_of_none_is_an_empty_cell():
 def test_rows_feet_and_rows_that_are_cells_already():
     columns = [Column("name", justify="left", foot="total"), Column("ms", "ms.median", foot="1.25")]
     table = text_table(columns, [ITEM, ("decoder", "skipped")], box=ASCII)
-    assert shown(table) == [["name", "ms"], ["attend", "1.25"], ["decoder", "skipped"], ["total", "1.25"]]
+    assert shown(table) == [["name", "ms"], ["attn_mlp", "1.25"], ["decoder", "skipped"], ["total", "1.25"]]
     assert not text_table([Column("name")], [ITEM]).show_footer
 
 

@@ -20,7 +20,7 @@ IMPOSSIBLE = PruningPolicy("impossible", {6: ScaleRule(0.25)}, 1, 2, None)
 def test_it_builds_what_rebuild_builds_and_survives_errors(tiny_bundle: Path, engine_cache: Path, tmp_path: Path):
     rebuild(tiny_bundle, tmp_path / "here", policy=OTHER, cache=engine_cache)
     with Rebuilder(tiny_bundle, tmp_path / "there", cache=engine_cache) as rebuilder:
-        with pytest.raises(BuildError, match="cached scale is None\nexpected: an executed scale"):
+        with pytest.raises(BuildError, match="restore scale is None\nexpected: an executed scale"):
             rebuilder.build(IMPOSSIBLE)
         found = rebuilder.build(OTHER)
         assert rebuilder.build(OTHER) == found

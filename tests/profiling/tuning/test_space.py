@@ -49,7 +49,7 @@ def test_neighbours_differ_by_one_move():
         "5k50-6k12.5-c4-l3",
         "5k50-6k37.5-c4-l3",
         "5k50-6x-c4-l3",  # one scale left out
-        "5k50-6k25-c2-l3",  # another cached scale
+        "5k50-6k25-c2-l3",  # another restore scale
         "5k50-6k25-c3-l3",
         "5k50-6k25-c4-l2",  # another first layer
         "5k50-6k25-c4-l4",
@@ -71,10 +71,10 @@ def test_a_scale_that_comes_back_is_pruned_like_the_one_before_it():
 
 
 def test_a_cached_scale_is_kept_where_it_still_comes_first():
-    far = SMALL.policy({5: 0.5, 6: 0.5}, cached_scale=3)
+    far = SMALL.policy({5: 0.5, 6: 0.5}, restore_scale=3)
     assert "5k50-6k62.5-c3-l3" in neighbours(far)
     assert "4k87.5-5k50-6k50-c3-l3" in neighbours(far)
-    assert SMALL.policy({4: 0.5}, cached_scale=4).cached_scale == 3
+    assert SMALL.policy({4: 0.5}, restore_scale=4).restore_scale == 3
 
 
 @pytest.mark.parametrize("schedule", official_schedules().values(), ids=lambda s: "x".join(map(str, s.pixels)))

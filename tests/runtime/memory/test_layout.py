@@ -21,7 +21,7 @@ from fastvar.engines.bundle.manifest import EDGE_OUTSIDE, Manifest
 from fastvar.engines.device import ALIGNMENT
 from fastvar.engines.spec import EngineSpec, TensorSpec
 from fastvar.errors import BundleError, InternalError
-from fastvar.runtime.memory.layout import EngineCall, Layout, StepCalls, View, WeightView, lay_out
+from fastvar.runtime.memory.layout import EngineCall, Layout, StepCalls, View, WeightView, build_layout
 from fastvar.runtime.memory.placement import Phase, aligned
 from fastvar.runtime.memory.stripes import WITH_HALO
 from tests.models.described_engines import manifest_for, model
@@ -47,11 +47,11 @@ class Play:
         self.read("image tokens", {"latent": views(layout.encoder)["latent"]} if layout.encoder else {})
         self.call("prompt", layout.text_encoder, host=("ids", "attention_mask"))
         self.call("negative", layout.uncond_encoder, host=("ids", "attention_mask"))
-        self.call("condition", layout.condition, host=("mask",))
-        for call in layout.layer_condition:
+        self.call("conditioning", layout.conditioning, host=("mask",))
+        for call in layout.layer_conditioning:
             self.call(("text_kv", call.layer), call)
         settings = ("summed", "tau", "cut", "guidance")
-        self.write("settings", {n: v for n, v in views(layout.steps[0].bridge).items() if n in settings})
+        self.write("settings", {n: v for n, v in views(layout.steps[0].sampling_head).items() if n in settings})
         for position, step in enumerate(layout.steps):
             self.step(position, step)
         for number, call in enumerate(layout.decode):
@@ -62,10 +62,10 @@ class Play:
     def step(self, position: int, calls: StepCalls) -> None:
         self.write(("host", position), {"noise": calls.drawn["noise"]})
         self.read(("host", position), {"block_in": calls.block_in})
-        for name, call in zip(itertools.cycle(("project", "attend")), calls.layers, strict=False):
+        for name, call in zip(itertools.cycle(("qkv", "attn_mlp")), calls.layers, strict=False):
             self.call((name, position, call.layer), call)
-        self.call(("bridge", position), calls.bridge)
-        results = {"logits": views(calls.bridge)["logits"], "summed_out": calls.summed}
+        self.call(("sampling_head", position), calls.sampling_head)
+        results = {"logits": views(calls.sampling_head)["logits"], "summed_out": calls.summed}
         kept = {f"{layer}.{name}": view for layer, found in calls.kept.items() for name, view in found.items()}
         self.read(("host", position), {**results, **kept})
 
@@ -75,7 +75,7 @@ class Play:
         spec, bound = self.manifest.engines[call.engine], views(call)
         self.write(("host", label), {name: bound[name] for name in host})
         if label == "prompt":
-            self.write("brought", dict(self.layout.brought))
+            self.write("brought", dict(self.layout.offloaded_weights))
         if call.scratch is not None:
             self._owner[extent(self.layout, call.scratch)] = SCRATCH
         self.read(label, {t.name: within(call, t.name, bound[t.name]) for t in spec.inputs if t.name in bound})
@@ -119,15 +119,15 @@ def within(call: EngineCall, name: str, view: View) -> View:
 
 
 def extent(layout: Layout, view: View) -> slice:
-    start = layout.slots[view.slot].offset + view.start
+    start = layout.buffers[view.buffer].offset + view.start
     return slice(start, start + view.size)
 
 
 def all_calls(layout: Layout) -> Iterator[EngineCall]:
-    once = (layout.encoder, layout.text_encoder, layout.uncond_encoder, layout.condition, *layout.layer_condition)
+    once = (layout.encoder, layout.text_encoder, layout.uncond_encoder, layout.conditioning, *layout.layer_conditioning)
     yield from (call for call in once if call is not None)
     for step in layout.steps:
-        yield from (*step.layers, step.bridge)
+        yield from (*step.layers, step.sampling_head)
     yield from layout.decode
 
 
@@ -173,7 +173,7 @@ layouts = st.builds(
 
 def laid_out(plan: GenerationPlan, patchify: bool = False, rows: int = 2) -> tuple[Manifest, Layout]:
     manifest = manifest_for(plan, model(plan.depth, patchify))
-    return manifest, lay_out(manifest, rows)
+    return manifest, build_layout(manifest, rows)
 
 
 def over_generations(test: Any) -> Any:
@@ -219,15 +219,15 @@ def test_every_tensor_of_every_engine_is_bound(generation: tuple[Manifest, Layou
 @over_generations
 def test_slots_lie_apart_and_hold_their_views(generation: tuple[Manifest, Layout]):
     _, layout = generation
-    for slot in layout.slots.values():
-        assert slot.offset % ALIGNMENT == 0
-        assert slot.offset + slot.size <= layout.arena_bytes
-    for one, other in itertools.combinations(layout.slots.values(), 2):
+    for buffer in layout.buffers.values():
+        assert buffer.offset % ALIGNMENT == 0
+        assert buffer.offset + buffer.size <= layout.arena_bytes
+    for one, other in itertools.combinations(layout.buffers.values(), 2):
         if one.first <= other.last and other.first <= one.last:
             assert one.offset + one.size <= other.offset or other.offset + other.size <= one.offset, (one, other)
     for view in (view for call in all_calls(layout) for view in views(call).values()):
         assert view.start >= 0
-        assert view.start + view.size <= layout.slots[view.slot].size
+        assert view.start + view.size <= layout.buffers[view.buffer].size
         assert view.start % (8 if view.dtype == "int64" else FLOAT_BYTES) == 0
 
 
@@ -250,7 +250,7 @@ def test_keys_and_values_land_behind_the_past(generation: tuple[Manifest, Layout
     for calls in layout.steps:
         token_bytes = calls.rows * row_bytes
         assert calls.rows == (layout.rows if calls.step.guided else 1)
-        for layer, (project, attend) in enumerate(zip(calls.layers[::2], calls.layers[1::2], strict=True)):
+        for layer, (qkv, attn_mlp) in enumerate(zip(calls.layers[::2], calls.layers[1::2], strict=True)):
             pruned = plan.policy.first_layer <= layer < plan.policy.stop_layer
             past = calls.step.past_pruned if pruned else calls.step.past_dense
             new = calls.step.kept if pruned else calls.step.tokens
@@ -258,28 +258,28 @@ def test_keys_and_values_land_behind_the_past(generation: tuple[Manifest, Layout
             narrowed = calls.rows < layout.rows
             start = guided * layout.rows * row_bytes if narrowed else 0
             for name in ("keys", "values"):
-                written, read = views(project)[name], views(attend)[name]
-                assert written.slot == read.slot
+                written, read = views(qkv)[name], views(attn_mlp)[name]
+                assert written.buffer == read.buffer
                 assert (read.start, read.start + read.size) == (start, written.start + written.size)
                 assert written.size == new * token_bytes
                 assert written.start == start + (past - guided if narrowed else past) * token_bytes
     if layout.rows == 1 or all(step.guided for step in plan.steps):
         for layer in range(plan.depth):
-            assert layout.slots[f"keys.{layer}"].size == plan.capacity(layer) * layout.rows * row_bytes
+            assert layout.buffers[f"keys.{layer}"].size == plan.capacity(layer) * layout.rows * row_bytes
 
 
 @over_generations
 def test_residual_stream_runs_from_engine_to_engine(generation: tuple[Manifest, Layout]):
     manifest, layout = generation
-    play, previous = Play(manifest, layout), ("condition", "x")
+    play, previous = Play(manifest, layout), ("conditioning", "x")
     for position in range(len(layout.steps)):
         assert play.whole(("host", position), "block_in") == previous
         for layer in range(manifest.plan.depth):
-            assert play.whole(("project", position, layer), "x") == previous
-            assert play.whole(("attend", position, layer), "x") == previous
-            previous = (("attend", position, layer), "x_out")
-        assert play.whole(("bridge", position), "x") == previous
-        previous = (("bridge", position), "x_next")
+            assert play.whole(("qkv", position, layer), "x") == previous
+            assert play.whole(("attn_mlp", position, layer), "x") == previous
+            previous = (("attn_mlp", position, layer), "x_out")
+        assert play.whole(("sampling_head", position), "x") == previous
+        previous = (("sampling_head", position), "x_next")
 
 
 @over_generations
@@ -290,22 +290,22 @@ def test_attention_reads_the_keys_of_all_scales_in_order(generation: tuple[Manif
     for position, layer in itertools.product(range(len(layout.steps)), range(manifest.plan.depth)):
         pruned = manifest.plan.policy.prunes(layer)
         for name in ("keys", "values"):
-            label = ("attend", position, layer)
+            label = ("attn_mlp", position, layer)
             assert [*play.reads.get((label, f"guided_{name}"), ()), *play.reads[label, name]] == [
-                (("project", i, layer), name, (step.kept if pruned else step.tokens) * calls.rows * row_bytes)
+                (("qkv", i, layer), name, (step.kept if pruned else step.tokens) * calls.rows * row_bytes)
                 for i, (step, calls) in enumerate(zip(manifest.plan.steps[: position + 1], layout.steps, strict=False))
             ]
-        assert play.whole(("attend", position, layer), "q") == (("project", position, layer), "q")
+        assert play.whole(("attn_mlp", position, layer), "q") == (("qkv", position, layer), "q")
 
 
 @over_generations
 def test_keys_that_may_not_lie_where_they_belong_are_copied_there(generation: tuple[Manifest, Layout]):
     """The described model's keys take 32 or 64 bytes a token; a library may want every address at 256."""
     manifest = replace(generation[0], address_alignment=ALIGNMENT)
-    layout = lay_out(manifest, generation[1].rows, offload_text_encoder=bool(generation[1].brought))
+    layout = build_layout(manifest, generation[1].rows, offload_text_encoder=bool(generation[1].offloaded_weights))
     for call in all_calls(layout):
         for view in views(call).values():
-            assert (layout.slots[view.slot].offset + view.start) % ALIGNMENT == 0
+            assert (layout.buffers[view.buffer].offset + view.start) % ALIGNMENT == 0
     play, plain = Play(manifest, layout), Play(*generation)
     assert play.reads == plain.reads
 
@@ -313,16 +313,19 @@ def test_keys_that_may_not_lie_where_they_belong_are_copied_there(generation: tu
 @over_generations
 def test_pruned_layers_restore_from_their_own_cache(generation: tuple[Manifest, Layout]):
     manifest, layout = generation
-    play, filled = Play(manifest, layout), [i for i, s in enumerate(manifest.plan.steps) if s.fills_cache]
+    play, filled = Play(manifest, layout), [i for i, s in enumerate(manifest.plan.steps) if s.writes_restore_cache]
     for position, step in enumerate(manifest.plan.steps):
         pruned = {n for n in range(manifest.plan.depth) if step.prunes and manifest.plan.policy.prunes(n)}
         assert layout.steps[position].kept.keys() == pruned
         for layer in pruned:
-            label = ("attend", position, layer)
-            assert play.whole(label, "kept") == (("project", position, layer), "kept")
-            assert play.whole(("host", position), f"{layer}.sa") == (("project", position, layer), "kept")
+            label = ("attn_mlp", position, layer)
+            assert play.whole(label, "kept") == (("qkv", position, layer), "kept")
+            assert play.whole(("host", position), f"{layer}.sa") == (("qkv", position, layer), "kept")
             for sub_layer in SUB_LAYERS:
-                assert play.whole(label, f"cached_{sub_layer}") == (("attend", filled[0], layer), f"cache_{sub_layer}")
+                assert play.whole(label, f"cached_{sub_layer}") == (
+                    ("attn_mlp", filled[0], layer),
+                    f"cache_{sub_layer}",
+                )
             for sub_layer in ("ca", "ffn"):
                 assert play.whole(("host", position), f"{layer}.{sub_layer}") == (label, f"kept_{sub_layer}")
 
@@ -331,27 +334,27 @@ def test_pruned_layers_restore_from_their_own_cache(generation: tuple[Manifest, 
 def test_text_noise_settings_and_sum_reach_their_readers(generation: tuple[Manifest, Layout]):
     manifest, layout = generation
     play = Play(manifest, layout)
-    assert play.whole("condition", "cond") == ("prompt", "features")
+    assert play.whole("conditioning", "cond") == ("prompt", "features")
     if layout.rows == 2:
-        assert play.whole("condition", "uncond") == ("negative", "features")
+        assert play.whole("conditioning", "uncond") == ("negative", "features")
     for layer in range(manifest.plan.depth):
-        assert play.whole(("text_kv", layer), "text") == ("condition", "text")
+        assert play.whole(("text_kv", layer), "text") == ("conditioning", "text")
     summed = ("settings", "summed")
     for position in range(len(layout.steps)):
         for layer in range(manifest.plan.depth):
-            label = ("attend", position, layer)
-            assert play.whole(("project", position, layer), "modulation") == ("condition", "modulation")
+            label = ("attn_mlp", position, layer)
+            assert play.whole(("qkv", position, layer), "modulation") == ("conditioning", "modulation")
             for name in ("modulation", "text_bias"):
-                assert play.whole(label, name) == ("condition", name)
+                assert play.whole(label, name) == ("conditioning", name)
             for name in ("text_keys", "text_values"):
                 assert play.whole(label, name) == (("text_kv", layer), name)
-        bridge = ("bridge", position)
-        assert play.whole(bridge, "noise") == (("host", position), "noise")
-        assert play.whole(bridge, "head_modulation") == ("condition", "head_modulation")
+        sampling_head = ("sampling_head", position)
+        assert play.whole(sampling_head, "noise") == (("host", position), "noise")
+        assert play.whole(sampling_head, "head_modulation") == ("conditioning", "head_modulation")
         for name in ("tau", "cut", "guidance")[: layout.steps[position].rows + 1]:
-            assert play.whole(bridge, name) == ("settings", name)
-        assert play.whole(bridge, "summed") == summed
-        summed = (bridge, "summed_out")
+            assert play.whole(sampling_head, name) == ("settings", name)
+        assert play.whole(sampling_head, "summed") == summed
+        summed = (sampling_head, "summed_out")
         assert play.whole(("host", position), "summed_out") == summed
     assert play.whole("decoder", "summed") == summed
     assert play.whole("user", "image") == ("decoder", "image")
@@ -366,42 +369,42 @@ def test_nothing_is_computed_in_vain(generation: tuple[Manifest, Layout]):
 
 def test_one_row_takes_half_the_cache():
     manifest = manifest_for(PRUNED, model(PRUNED.depth))
-    one, two = lay_out(manifest, 1), lay_out(manifest, 2)
+    one, two = build_layout(manifest, 1), build_layout(manifest, 2)
     assert one.uncond_encoder is None
-    for name in [n for n in one.slots if n.startswith(("keys.", "values.", "text_keys.", "cache_", "x", "q"))]:
-        assert 2 * one.slots[name].size == two.slots[name].size
+    for name in [n for n in one.buffers if n.startswith(("keys.", "values.", "text_keys.", "cache_", "x", "q"))]:
+        assert 2 * one.buffers[name].size == two.buffers[name].size
 
 
 def test_bundle_without_text_encoder_plans_none():
-    layout = lay_out(replace(manifest_for(PRUNED, model(PRUNED.depth)), text_encoder=""), 2)
+    layout = build_layout(replace(manifest_for(PRUNED, model(PRUNED.depth)), text_encoder=""), 2)
     assert layout.text_encoder is None
     assert layout.uncond_encoder is None
-    assert "cond" in layout.slots
+    assert "cond" in layout.buffers
 
 
 @over_generations
 def test_image_encoder_takes_room_only_where_it_wants_more_than_drawing(generation: tuple[Manifest, Layout]):
     manifest, layout = generation
-    offloaded = bool(layout.brought)
-    without = lay_out(replace(manifest, encoder=""), layout.rows, offload_text_encoder=offloaded)
+    offloaded = bool(layout.offloaded_weights)
+    without = build_layout(replace(manifest, encoder=""), layout.rows, offload_text_encoder=offloaded)
     assert without.encoder is None
-    own = [slot for slot in layout.slots.values() if slot.last == Phase.ENCODE]
-    assert {slot.name for slot in own} >= {"given_image", "latent"}
-    needed = sum(aligned(slot.size) for slot in own)
+    own = [buffer for buffer in layout.buffers.values() if buffer.last == Phase.ENCODE]
+    assert {buffer.name for buffer in own} >= {"given_image", "latent"}
+    needed = sum(aligned(buffer.size) for buffer in own)
     assert layout.arena_bytes == max(without.arena_bytes, needed)
 
 
 def test_guidance_rows_that_were_not_built():
     manifest = manifest_for(PRUNED, model(PRUNED.depth))
     with pytest.raises(BundleError, match=r"no engines for 1 guidance row") as error:
-        lay_out(replace(manifest, sets=manifest.sets[:1]), 1)
+        build_layout(replace(manifest, sets=manifest.sets[:1]), 1)
     assert "--guidance both" in error.value.fix
 
 
 def test_tensor_that_nobody_planned_is_a_bug():
     manifest = manifest_for(PRUNED, model(PRUNED.depth))
-    name = manifest.sets[0].condition
+    name = manifest.sets[0].conditioning
     spec = manifest.engines[name]
     strange = replace(spec, inputs=(*spec.inputs, TensorSpec("surprise", "float32", (1,))))
     with pytest.raises(InternalError, match="surprise"):
-        lay_out(replace(manifest, engines={**manifest.engines, name: strange}), 2)
+        build_layout(replace(manifest, engines={**manifest.engines, name: strange}), 2)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastvar.core.noise import DRAWN, SCALARS
-from fastvar.core.plan import Drawing
+from fastvar.core.plan import SamplingMode
 from fastvar.core.policy import PruningPolicy, ScaleRule
 from fastvar.core.precision import Precision
 from fastvar.engines.bundle.manifest import Manifest
@@ -15,7 +15,7 @@ from fastvar.export.describe import describe
 from fastvar.families import family_of
 from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.var import VarConfig
-from fastvar.runtime.memory.layout import Layout, View, lay_out
+from fastvar.runtime.memory.layout import Layout, View, build_layout
 
 SCALES = (1, 2, 3, 5, 8)
 VAR_TINY = VarConfig(depth=3, width=32, heads=2, mlp_width=64, classes=5, codes=16, code_channels=4, scales=SCALES)
@@ -32,9 +32,9 @@ POLICIES = {
 SOURCES = {"x": {"x", "x_out", "x_next"}, "summed": {"summed_out", "summed"}, "kept": {"kept"}}
 
 
-def manifest_of(config, policy: PruningPolicy, drawing: Drawing) -> Manifest:
+def manifest_of(config, policy: PruningPolicy, sampling_mode: SamplingMode) -> Manifest:
     family = family_of(config)
-    plan = family.plan(config.schedule, policy, config, drawing)
+    plan = family.plan(config.schedule, policy, config, sampling_mode)
     made = random_checkpoint_for(config, IMAGES, dtype=torch.float32)
     return describe(made, plan, backend_class("onnxruntime"), Precision())
 
@@ -47,7 +47,7 @@ class Memory:
         self.owner = np.zeros(layout.arena_bytes, np.int32)
 
     def _bytes(self, view: View) -> np.ndarray:
-        start = self.layout.slots[view.slot].offset + view.start
+        start = self.layout.buffers[view.buffer].offset + view.start
         return self.owner[start : start + view.size]
 
     def write(self, name: str, view: View) -> None:
@@ -59,7 +59,7 @@ class Memory:
 
 
 def play(manifest: Manifest, rows: int) -> None:
-    layout = lay_out(manifest, rows)
+    layout = build_layout(manifest, rows)
     memory, started = Memory(layout), False
     in_steps = {id(call) for step in layout.steps for call in step.calls}
     for call in layout.calls():
@@ -67,7 +67,7 @@ def play(manifest: Manifest, rows: int) -> None:
         if id(call) in in_steps and not started:
             started = True
             first = {n: v for step in layout.steps for c in step.calls for n, v in c.tensors.items() if n in SCALARS}
-            for name, view in {**first, "summed": layout.steps[0].bridge.tensors["summed"]}.items():
+            for name, view in {**first, "summed": layout.steps[0].sampling_head.tensors["summed"]}.items():
                 memory.write(name, view)
         for tensor in spec.inputs:
             view = call.tensors[tensor.name]
@@ -91,7 +91,7 @@ def _copied(call, copy) -> str:
 
 
 @pytest.mark.parametrize("rows", [2, 1])
-@pytest.mark.parametrize("drawing", [Drawing(), Drawing(smooth=True)], ids=["hard", "smooth"])
+@pytest.mark.parametrize("sampling_mode", [SamplingMode(), SamplingMode(smooth=True)], ids=["hard", "smooth"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_var(policy, drawing, rows):
-    play(manifest_of(VAR_TINY, POLICIES[policy], drawing), rows)
+def test_var(policy, sampling_mode, rows):
+    play(manifest_of(VAR_TINY, POLICIES[policy], sampling_mode), rows)

@@ -11,38 +11,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvar.engines.device import ALIGNMENT
-from fastvar.runtime.memory.placement import Need, Phase, Slot, aligned, place
+from fastvar.runtime.memory.placement import Buffer, BufferRequest, Phase, aligned, place
 
 later = [phase for phase in Phase if phase != Phase.ENCODE]
 lives = [(Phase.ENCODE, Phase.ENCODE), *itertools.combinations_with_replacement(later, 2)]
 phases = st.sampled_from(lives)  # what the image encoder uses serves nothing else
-needs = st.dictionaries(
-    st.integers(0, 30).map(str), st.builds(lambda size, life: Need(size, *life), st.integers(0, 5000), phases)
+requests = st.dictionaries(
+    st.integers(0, 30).map(str), st.builds(lambda size, life: BufferRequest(size, *life), st.integers(0, 5000), phases)
 )
 
 
-def live_bytes(wanted: Mapping[str, Need]) -> int:
+def live_bytes(wanted: Mapping[str, BufferRequest]) -> int:
     """Of the fullest phase; an arena cannot be smaller."""
     return max(sum(aligned(n.size) for n in wanted.values() if n.first <= phase <= n.last) for phase in Phase)
 
 
 @settings(max_examples=300, deadline=None)
-@given(needs)
-def test_buffers_that_live_together_lie_apart(wanted: dict[str, Need]):
-    slots, arena = place(wanted)
-    assert slots.keys() == wanted.keys()
-    for name, slot in slots.items():
-        assert (slot.size, slot.first, slot.last) == (wanted[name].size, wanted[name].first, wanted[name].last)
-        assert slot.offset % ALIGNMENT == 0
-        assert slot.offset + slot.size <= arena
-    for one, other in itertools.combinations(slots.values(), 2):
+@given(requests)
+def test_buffers_that_live_together_lie_apart(wanted: dict[str, BufferRequest]):
+    buffers, arena = place(wanted)
+    assert buffers.keys() == wanted.keys()
+    for name, buffer in buffers.items():
+        assert (buffer.size, buffer.first, buffer.last) == (wanted[name].size, wanted[name].first, wanted[name].last)
+        assert buffer.offset % ALIGNMENT == 0
+        assert buffer.offset + buffer.size <= arena
+    for one, other in itertools.combinations(buffers.values(), 2):
         if one.first <= other.last and other.first <= one.last and one.size and other.size:
             assert one.offset + one.size <= other.offset or other.offset + other.size <= one.offset
 
 
 @settings(max_examples=300, deadline=None)
-@given(needs)
-def test_arena_is_as_small_as_the_fullest_phase(wanted: dict[str, Need]):
+@given(requests)
+def test_arena_is_as_small_as_the_fullest_phase(wanted: dict[str, BufferRequest]):
     assert place(wanted)[1] == live_bytes(wanted)
 
 
@@ -57,13 +57,13 @@ def test_phases_are_in_the_order_of_a_generation():
 
 
 def test_what_serves_two_needs_is_as_large_and_lives_as_long_as_both():
-    one, other = Need(100, Phase.TEXT, Phase.SCALES), Need(300, Phase.SCALES, Phase.DECODE)
-    assert one.joined(other) == other.joined(one) == Need(300, Phase.TEXT, Phase.DECODE)
-    assert one.joined(Need(1, Phase.TEXT, Phase.TEXT)) == one
+    one, other = BufferRequest(100, Phase.TEXT, Phase.SCALES), BufferRequest(300, Phase.SCALES, Phase.DECODE)
+    assert one.joined(other) == other.joined(one) == BufferRequest(300, Phase.TEXT, Phase.DECODE)
+    assert one.joined(BufferRequest(1, Phase.TEXT, Phase.TEXT)) == one
 
 
-@pytest.mark.parametrize("value", [Need(1, Phase.TEXT, Phase.TEXT), Slot("x", 0, 1, Phase.TEXT, Phase.TEXT)])
-def test_places_are_values(value: Need | Slot):
+@pytest.mark.parametrize("value", [BufferRequest(1, Phase.TEXT, Phase.TEXT), Buffer("x", 0, 1, Phase.TEXT, Phase.TEXT)])
+def test_places_are_values(value: BufferRequest | Buffer):
     with pytest.raises(dataclasses.FrozenInstanceError):
         value.size = 2  # type: ignore[misc]
 
@@ -73,7 +73,7 @@ def test_nothing_to_place():
 
 
 def test_buffers_of_different_phases_share_their_place():
-    wanted = {phase.name: Need(1000, phase, phase) for phase in Phase}
-    slots, arena = place(wanted)
-    assert {slot.offset for slot in slots.values()} == {0}
+    wanted = {phase.name: BufferRequest(1000, phase, phase) for phase in Phase}
+    buffers, arena = place(wanted)
+    assert {buffer.offset for buffer in buffers.values()} == {0}
     assert arena == aligned(1000)

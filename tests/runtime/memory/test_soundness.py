@@ -11,7 +11,7 @@ from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.bundle.manifest import Manifest
 from fastvar.engines.spec import EngineSpec, TensorSpec
 from fastvar.errors import BundleError
-from fastvar.runtime.memory.layout import lay_out
+from fastvar.runtime.memory.layout import build_layout
 from fastvar.runtime.memory.soundness import check_weights, sound_layout
 
 
@@ -40,7 +40,7 @@ def checked(m: Manifest) -> None:
 
 def test_a_built_bundle_is_sound(bundle: Bundle):
     checked(bundle.manifest)
-    layouts = [lay_out(bundle.manifest, rows) for rows in (2, 1)]
+    layouts = [build_layout(bundle.manifest, rows) for rows in (2, 1)]
     check_weights(bundle.manifest, layouts, bundle.weights)
     brought = [sound_layout(bundle.manifest, rows, offload_text_encoder=True) for rows in (2, 1)]
     check_weights(bundle.manifest, brought, bundle.weights)
@@ -49,17 +49,17 @@ def test_a_built_bundle_is_sound(bundle: Bundle):
 @pytest.mark.parametrize(
     ("role", "tensor", "changes"),
     [
-        ("attend", "x_out", {"shape": (2, 32)}),
-        ("attend", "x", {"dtype": "int32"}),
-        ("attend", "q", {"shape": (2, 1, 32)}),
-        ("attend", "keys", {"shape": (3, 4, 32)}),
-        ("attend", "modulation", {"dtype": "float16"}),
-        ("project", "values", {"shape": (1, 4, 16)}),
-        ("bridge", "noise", {"shape": (2, 8)}),
-        ("bridge", "tau", {"shape": (2,)}),
-        ("bridge", "noise", {"name": "residual_noise"}),
-        ("bridge", "summed", {"shape": (1, 8, 16, 17)}),
-        ("bridge", "x_next", {"shape": (8, 128)}),
+        ("attn_mlp", "x_out", {"shape": (2, 32)}),
+        ("attn_mlp", "x", {"dtype": "int32"}),
+        ("attn_mlp", "q", {"shape": (2, 1, 32)}),
+        ("attn_mlp", "keys", {"shape": (3, 4, 32)}),
+        ("attn_mlp", "modulation", {"dtype": "float16"}),
+        ("qkv", "values", {"shape": (1, 4, 16)}),
+        ("sampling_head", "noise", {"shape": (2, 8)}),
+        ("sampling_head", "tau", {"shape": (2,)}),
+        ("sampling_head", "noise", {"name": "residual_noise"}),
+        ("sampling_head", "summed", {"shape": (1, 8, 16, 17)}),
+        ("sampling_head", "x_next", {"shape": (8, 128)}),
     ],
 )
 def test_a_tensor_that_is_read_otherwise_than_it_was_written(bundle: Bundle, role: str, tensor: str, changes: dict):
@@ -69,7 +69,7 @@ def test_a_tensor_that_is_read_otherwise_than_it_was_written(bundle: Bundle, rol
         checked(with_engine(m, name, **reshaped(m.engines[name], tensor, **changes)))
 
 
-@pytest.mark.parametrize("role", ["bridge", "project", "attend", "project_pruned", "attend_pruned"])
+@pytest.mark.parametrize("role", ["sampling_head", "qkv", "attn_mlp", "qkv_pruned", "attn_mlp_pruned"])
 def test_every_engine_is_of_its_role_and_of_its_scale(bundle: Bundle, role: str):
     """Any engine of the bundle in another's place is refused, unless both do the same."""
     m = bundle.manifest
@@ -96,14 +96,14 @@ def test_the_coders_are_coders(bundle: Bundle, role: str):
 
 def test_a_condition_draws_nothing(bundle: Bundle):
     m = bundle.manifest
-    name = m.sets[0].condition
+    name = m.sets[0].conditioning
     with pytest.raises(BundleError, match="runs before the scales and takes residual_noise"):
         checked(with_engine(m, name, **reshaped(m.engines[name], "cond", name="residual_noise")))
 
 
 def test_weights_that_are_missing_or_of_another_shape(bundle: Bundle):
     m = bundle.manifest
-    name = m.sets[0].steps[0].attend
+    name = m.sets[0].steps[0].attn_mlp
     spec = m.engines[name]
     for changed, match in (
         (with_engine(m, name, weights={**spec.weights, "ffn.fc1.bias": "nowhere.{layer}"}), r"no tensor 'nowhere\.0'"),
@@ -112,4 +112,4 @@ def test_weights_that_are_missing_or_of_another_shape(bundle: Bundle):
         (with_engine(m, name, **reshaped(spec, "ffn.fc1.bias", dtype="float16")), r"engines take float16\[128\]"),
     ):
         with pytest.raises(BundleError, match=match):
-            check_weights(changed, [lay_out(changed, 2)], bundle.weights)
+            check_weights(changed, [build_layout(changed, 2)], bundle.weights)

@@ -22,8 +22,8 @@ from fastvar.engines.spec import EngineReport
 from fastvar.export.build import build_bundle
 from fastvar.export.checkpoints.random_weights import random_checkpoint_for
 from fastvar.families.infinity import ImageTokenizerConfig
-from fastvar.runtime.memory.layout import EngineCall, Layout, WeightView, lay_out
-from fastvar.runtime.memory.stripes import HALO, SLOT, WITH_HALO, Rows, over
+from fastvar.runtime.memory.layout import EngineCall, Layout, WeightView, build_layout
+from fastvar.runtime.memory.stripes import BUFFER, HALO, WITH_HALO, Rows, over
 from fastvar.runtime.preview import to_image
 from fastvar.runtime.session import Session
 from fastvar.runtime.settings import SamplingSettings
@@ -48,7 +48,7 @@ def plan_for(height: int, width: int) -> GenerationPlan:
 
 def laid_out(height: int, width: int, tile: int, images: ImageTokenizerConfig = SMALL) -> tuple[Manifest, Layout]:
     manifest = manifest_for(plan_for(height, width), model(1), images=images, decoder_tile=tile)
-    return manifest, lay_out(manifest, 1)
+    return manifest, build_layout(manifest, 1)
 
 
 tilings = st.builds(laid_out, st.integers(1, 7), st.integers(1, 2), st.integers(1, 8))
@@ -153,11 +153,11 @@ def test_decoding_in_stripes_takes_less_memory_than_one_convolution_of_a_whole_i
     whole = (256, 2048, 2048)  # channels of the last upsampling, and pixels
     _, layout = laid_out(128, 128, 8, published)
     activation = size_bytes("float32", whole)
-    assert activation < layout.slots[SLOT].size < 1.1 * activation
+    assert activation < layout.buffers[BUFFER].size < 1.1 * activation
     untiled = manifest_for(plan_for(128, 128), model(1), images=published)
     report = EngineReport(2 * activation)
     engines = {**untiled.engines, untiled.decoder: replace(untiled.engines[untiled.decoder], report=report)}
-    assert layout.arena_bytes < 0.6 * lay_out(replace(untiled, engines=engines), 1).arena_bytes
+    assert layout.arena_bytes < 0.6 * build_layout(replace(untiled, engines=engines), 1).arena_bytes
 
 
 # A bundle, end to end

@@ -14,7 +14,7 @@ from fastvar.export.tracing.torch_export import fused_attention
 from fastvar.families.codebook import VAR_TOKENIZER, VqTokenizerConfig
 
 GOLDEN = Path(__file__).parents[3] / "golden"
-TINY = VqTokenizerConfig(16, 4, base_channels=32, channel_multipliers=(1, 2), residual_blocks=1, levels=3)
+TINY = VqTokenizerConfig(16, 4, base_channels=32, channel_multipliers=(1, 2), residual_blocks=1, max_scales=3)
 
 
 @pytest.fixture(scope="module")

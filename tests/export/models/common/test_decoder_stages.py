@@ -167,7 +167,7 @@ def test_no_fp32_copy_of_a_stripe_is_stored_between_kernels(factory: type[Stage]
     shapes = {"conv1.conv.weight": (written, read, 3, 3), "nin_shortcut.conv.weight": (written, read, 1, 1)}
     weights = {
         name: WeightShape(
-            shapes.get(name, (read if "norm" in name else written,)), Role.EXACT if "norm" in name else Role.OPERAND
+            shapes.get(name, (read if "norm" in name else written,)), Role.FP32 if "norm" in name else Role.COMPUTE
         )
         for name in stage.weights
     }

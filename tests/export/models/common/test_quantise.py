@@ -16,7 +16,7 @@ from fastvar.errors import InternalError
 from fastvar.export.models.common.quantise import LARGEST, SCALE, dequantise, quantise, quantise_graph, quantise_sources
 from fastvar.export.models.common.step_graph import WeightShape
 from fastvar.export.models.common.weights import Role
-from fastvar.export.models.infinity.blocks import Attend, Project
+from fastvar.export.models.infinity.blocks import AttnMlp, Qkv
 from fastvar.export.models.infinity.steps import TextKV
 from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.tracing.onnx import TracedGraph, trace
@@ -95,7 +95,7 @@ def test_values_scales_and_product_have_their_types(precision: Precision):
 @pytest.mark.parametrize("precision", STORED, ids=lambda p: p.label)
 def test_exactly_the_matrices_are_stored_quantised(precision: Precision):
     sources = transformer_weights(tiny.CONFIG, tiny.model().state_dict())
-    matrices = {name for name, source in sources.items() if source.role is Role.MATRIX}
+    matrices = {name for name, source in sources.items() if source.role is Role.QUANTIZABLE}
     assert {name.split(".")[-2] for name in matrices} == {"qkv", "proj", "mat_q", "mat_kv", "fc1", "fc2"}
     assert "transformer.head.weight" not in matrices
     stored = quantise_sources(sources, precision)
@@ -117,8 +117,8 @@ def test_a_precision_without_a_weight_format_stores_everything_as_it_is():
 
 
 STEPS = {
-    "project": lambda: Project(tiny.CONFIG, rows=2, size=(4, 5), kept=12, position_grid=(64, 64)),
-    "attend": lambda: Attend(
+    "qkv": lambda: Qkv(tiny.CONFIG, rows=2, size=(4, 5), kept=12, rope_grid=(64, 64)),
+    "attn_mlp": lambda: AttnMlp(
         tiny.CONFIG, rows=2, size=(4, 5), kept=12, past=8, text_length=8, cached_size=(2, 2), fills=True
     ),
     "text-kv": lambda: TextKV(tiny.CONFIG, rows=2, text_length=8),
@@ -143,7 +143,7 @@ def weight_shapes(step: str) -> dict[str, WeightShape]:
 
 
 def matrices_of(step: str) -> list[str]:
-    return [name for name, weight in weight_shapes(step).items() if weight.role is Role.MATRIX]
+    return [name for name, weight in weight_shapes(step).items() if weight.role is Role.QUANTIZABLE]
 
 
 def activations(step: str) -> dict[str, np.ndarray]:
@@ -228,7 +228,7 @@ def test_a_quantised_block_builds_with_its_attentions_fused(weights: str, target
     pytest.importorskip("tensorrt_rtx")
     backend = get_backend("tensorrt-rtx")
     precision = Precision("bfloat16", weights)
-    report = backend.build(traced("attend", precision).graph, backend.resolve_target(target, precision)).report
+    report = backend.build(traced("attn_mlp", precision).graph, backend.resolve_target(target, precision)).report
     assert report.fused_attentions == 2
 
 

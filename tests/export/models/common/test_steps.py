@@ -7,10 +7,10 @@ from torch import Tensor
 from fastvar.core.plan import GenerationPlan, StepPlan
 from fastvar.core.policy import DENSE
 from fastvar.export.models.common.weights import WeightSource
-from fastvar.export.models.infinity.blocks import Attend, Project
+from fastvar.export.models.infinity.blocks import AttnMlp, Qkv
 from fastvar.export.models.infinity.model import InfinityTransformer
 from fastvar.export.models.infinity.reference import Sampling, generate_scales
-from fastvar.export.models.infinity.steps import Bridge, Condition, TextKV
+from fastvar.export.models.infinity.steps import Conditioning, SamplingHead, TextKV
 from fastvar.export.models.infinity.weights import halves_order, transformer_weights
 from fastvar.families.infinity import TransformerConfig
 from tests.models import tiny_models as tiny
@@ -46,8 +46,8 @@ class Chain:
     def run(self, features: Tensor, mask: Tensor):
         """Yields per step the block output [L * R, C], the logits, and the running sum."""
         c, plan = self.config, self.plan
-        condition = Condition(c, self.rows, c.text_length)
-        x, text, modulation, head, bias = condition(*features, mask.float(), weights=self.weights(condition))
+        conditioning = Conditioning(c, self.rows, c.text_length)
+        x, text, modulation, head, bias = conditioning(*features, mask.float(), weights=self.weights(conditioning))
         text_kv = TextKV(c, self.rows, c.text_length)
         kv = [text_kv(text, weights=self.weights(text_kv, layer)) for layer in range(plan.depth)]
         p = c.patch
@@ -57,11 +57,13 @@ class Chain:
             for layer in range(plan.depth):
                 x = self.block(x, step, layer, kv[layer], bias, modulation)
             onward, next_rows = (None, 0) if following is None else (following.size, following.rows(self.rows))
-            bridge = Bridge(c, own, step.size, plan.schedule.final, onward, step.next_index, self.rows, next_rows)
+            sampling_head = SamplingHead(
+                c, own, step.size, plan.schedule.final, onward, step.next_index, self.rows, next_rows
+            )
             scalars = [torch.tensor([v]) for v in (SAMPLING.tau, 1 - SAMPLING.top_p)]
             guidance = [torch.tensor([SAMPLING.guidance_scale])] if own == 2 else []
             noise = tiny.noise(step.index, (step.tokens, c.code_channels))
-            out = bridge(x, head, noise, *scalars, summed, *guidance, weights=self.weights(bridge))
+            out = sampling_head(x, head, noise, *scalars, summed, *guidance, weights=self.weights(sampling_head))
             yield step, x, out[0], out[1]
             summed, x = out[1], out[-1]
 
@@ -69,20 +71,20 @@ class Chain:
         c, plan, own = self.config, self.plan, step.rows(self.rows)
         pruned = plan.policy.prunes(layer)
         kept = step.kept if pruned else step.tokens
-        project = Project(c, own, step.size, kept, plan.schedule.position_grid, self.rows)
-        q, k, v, *chosen = project(x, modulation, weights=self.weights(project, layer))
+        qkv = Qkv(c, own, step.size, kept, plan.schedule.rope_grid, self.rows)
+        q, k, v, *chosen = qkv(x, modulation, weights=self.weights(qkv, layer))
         self.keys[layer].append(k)
         self.values[layer].append(v)
-        fills = pruned and step.fills_cache
+        fills = pruned and step.writes_restore_cache
         cached_size = plan.cached_size if kept < step.tokens else None
-        cached_rows = next((s.rows(self.rows) for s in plan.steps if s.fills_cache), 0)
+        cached_rows = next((s.rows(self.rows) for s in plan.steps if s.writes_restore_cache), 0)
         past = (step.past(pruned), step.guided_past(pruned))
-        attend = Attend(
+        attn_mlp = AttnMlp(
             c, own, step.size, kept, past[0], c.text_length, cached_size, fills, self.rows, cached_rows, past[1]
         )
         older, newer = self.cached_keys(layer, own)
         extra = (*chosen, *self.cached[layer]) if chosen else ()
-        out = attend(x, q, *newer, *kv, bias, modulation, *extra, *older, weights=self.weights(attend, layer))
+        out = attn_mlp(x, q, *newer, *kv, bias, modulation, *extra, *older, weights=self.weights(attn_mlp, layer))
         if fills:
             self.cached[layer] = tuple(out[1:4])
         if chosen:

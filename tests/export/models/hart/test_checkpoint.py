@@ -43,7 +43,7 @@ CONFIG = HartConfig(
     diffusion_depth=1,
     diffusion_steps=2,
 )
-IMAGES = replace(tiny.TOKENIZER, levels=2)  # a pixel for each cell: the decoder is the slowest to trace
+IMAGES = replace(tiny.TOKENIZER, max_scales=2)  # a pixel for each cell: the decoder is the slowest to trace
 # As the published program writes it; what it leaves out the tensors tell.
 SETTINGS = {"depth": 1, "embed_dim": 48, "num_heads": 3, "context_token": 6, "context_dim": 32, "patch_nums": [1, 2]}
 SETTINGS |= {"attn_l2_norm": True, "disable_aln": True, "num_sampling_steps": "2", "mlp_ratio": 4.0}

@@ -148,7 +148,7 @@ def test_queries_have_their_heads_length_at_most_100_and_keys_have_one():
     attention = model.layers[0].attn
     with torch.no_grad():
         attention.scale_mul_1H11.copy_(torch.tensor([4.7, 1.0]).view(1, 2, 1, 1))
-        q, k, _ = attention.project(torch.randn(1, 3, 128))
+        q, k, _ = attention.qkv(torch.randn(1, 3, 128))
     assert torch.allclose(q.norm(dim=-1)[0], torch.tensor([100.0, math.e]).expand(3, 2).t(), rtol=1e-5)
     assert torch.allclose(k.norm(dim=-1), torch.ones(1, 2, 3))
 
@@ -169,7 +169,7 @@ def test_context_features_are_normed_where_the_model_does():
     with torch.no_grad():
         model.context_norm.weight.fill_(2.0)
         normed = 2 * features / features.square().mean(-1, keepdim=True).sqrt()
-        found, expected = (m.condition(f, mask, mask.long()) for m, f in ((model, features), (plain, normed)))
+        found, expected = (m.conditioning(f, mask, mask.long()) for m, f in ((model, features), (plain, normed)))
     assert torch.allclose(found.context, expected.context, atol=1e-4)
 
 

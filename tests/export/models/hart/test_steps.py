@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastvar.core.plan import Drawing
+from fastvar.core.plan import SamplingMode
 from fastvar.core.policy import DENSE, PruningPolicy, ScaleRule
 from fastvar.errors import PlanError
 from fastvar.export.assembly import assemble
@@ -36,7 +36,7 @@ ORDER = torch.randperm(36, generator=torch.manual_seed(3))
 class Case:
     config: HartConfig = tiny.CONFIG
     policy: PruningPolicy = DENSE
-    drawing: Drawing = field(default_factory=Drawing)
+    sampling_mode: SamplingMode = field(default_factory=SamplingMode)
     rows: int = 2
     guidance: float = 3.0
     top_p: float = 1.0
@@ -54,11 +54,11 @@ CASES = {
     "guidance-off-late": Case(policy=LATE),
     "modulated": Case(MODULATED, tiny.PRUNED),
     "modulated-quarter-scale-level-table": Case(PLAIN),
-    "smooth": Case(drawing=Drawing(smooth=True)),
-    "no-residual": Case(drawing=Drawing(residual=False)),
-    "three-parts": Case(drawing=Drawing(final_iterations=3)),
-    "three-parts-one-row": Case(MODULATED, drawing=Drawing(final_iterations=3), rows=1),
-    "parts-without-guidance": Case(PLAIN, PruningPolicy("off", {4: UNGUIDED}), Drawing(final_iterations=2)),
+    "smooth": Case(sampling_mode=SamplingMode(smooth=True)),
+    "no-residual": Case(sampling_mode=SamplingMode(residual=False)),
+    "three-parts": Case(sampling_mode=SamplingMode(final_iterations=3)),
+    "three-parts-one-row": Case(MODULATED, sampling_mode=SamplingMode(final_iterations=3), rows=1),
+    "parts-without-guidance": Case(PLAIN, PruningPolicy("off", {4: UNGUIDED}), SamplingMode(final_iterations=2)),
     "residual-guided-at-exactly-one": Case(guidance=4 / 3),
 }
 
@@ -70,7 +70,7 @@ def checkpoint(config: HartConfig) -> Checkpoint:
 
 
 def workspace_for(case: Case, folder: Path, text: Prompt, **changes: Any) -> Workspace:
-    plan = HART.plan(case.config.schedule, case.policy, case.config, case.drawing)
+    plan = HART.plan(case.config.schedule, case.policy, case.config, case.sampling_mode)
     made = replace(checkpoint(case.config), **changes)
     workspace = ModuleBundle(made, plan, folder).session().workspace(case.rows)
     workspace.set_features(text.features[0].numpy(), None, (int(text.mask.sum()),))
@@ -85,7 +85,7 @@ def noise(index: int, shape: tuple[int, ...], name: str = "noise"):
 
 
 def reference(case: Case, text: Prompt) -> Iterator[PassTrace]:
-    d = case.drawing
+    d = case.sampling_mode
     sampling = Sampling(case.guidance, case.top_p % 1, d.smooth, d.residual, d.final_iterations)
     plan = HART.plan(case.config.schedule, case.policy, case.config)
     draws, models = replace(tiny.DRAWS, order=ORDER[None]), (tiny.model(case.config), tiny.tokenizer())
@@ -100,9 +100,11 @@ def test_chained_steps_equal_the_reference(case: Case, tmp_path: Path):
     for (calls, _), trace in zip(workspace.run_scales(noise, settings), reference(case, text), strict=True):
         out = read(workspace, calls.layers[-1], "x_out").unflatten(0, (-1, calls.rows)).transpose(0, 1)
         torch.testing.assert_close(out, trace.layer_out[-1], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(read(workspace, calls.bridge, "logits"), trace.logits[0], atol=2e-4, rtol=1e-4)
-        if "codes" in calls.bridge.tensors:
-            assert read(workspace, calls.bridge, "codes").tolist() == trace.codes[0].tolist()
+        torch.testing.assert_close(
+            read(workspace, calls.sampling_head, "logits"), trace.logits[0], atol=2e-4, rtol=1e-4
+        )
+        if "codes" in calls.sampling_head.tensors:
+            assert read(workspace, calls.sampling_head, "codes").tolist() == trace.codes[0].tolist()
         if calls.kept:
             assert_same_tokens_kept(workspace, calls, trace)
         if trace.summed is not None:
@@ -127,33 +129,33 @@ def assert_same_tokens_kept(workspace: Workspace, calls: StepCalls, trace: PassT
 def test_padding_is_read(tmp_path: Path):
     text = tiny.prompt((3,))
     workspace = workspace_for(Case(), tmp_path, text)
-    x = read(workspace, workspace.layout.condition, "x")
+    x = read(workspace, workspace.layout.conditioning, "x")
     padded = text.features[0].clone()
     padded[-1] += 1
     workspace.set_features(padded.numpy(), None, (3,))
-    changed = (read(workspace, workspace.layout.condition, "x") != x).any(-1).view(-1, 2)
+    changed = (read(workspace, workspace.layout.conditioning, "x") != x).any(-1).view(-1, 2)
     assert changed.tolist() == [[False, False]] * 4 + [[True, False]]
 
 
 def test_context_positions_stay_at_the_last_token_that_counts(tmp_path: Path):
     workspace = workspace_for(Case(), tmp_path, tiny.prompt((3,)))
-    positions = read(workspace, workspace.layout.condition, "context_positions").view(-1, 2)
+    positions = read(workspace, workspace.layout.conditioning, "context_positions").view(-1, 2)
     assert positions.t().tolist() == [[0, 1, 2, 2, 2], [0] * 5]
-    assert read(workspace, workspace.layout.condition, "offset").tolist() == [2, 0]
+    assert read(workspace, workspace.layout.conditioning, "offset").tolist() == [2, 0]
 
 
 def test_padding_in_front_has_positions_before_the_first(tmp_path: Path):
     left = PromptFormat(pad_left=True, keeps_padding=True)
     workspace = workspace_for(Case(rows=1), tmp_path, tiny.prompt((3,)), prompt_format=left)
-    assert read(workspace, workspace.layout.condition, "context_positions").tolist() == [-1, -1, 0, 1, 2]
-    assert read(workspace, workspace.layout.condition, "offset").tolist() == [2]
+    assert read(workspace, workspace.layout.conditioning, "context_positions").tolist() == [-1, -1, 0, 1, 2]
+    assert read(workspace, workspace.layout.conditioning, "offset").tolist() == [2]
 
 
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
         (PruningPolicy("skip", {4: ScaleRule(skip=True)}), "skips HART's last scale"),
-        (replace(tiny.PRUNED, cached_scale=0), "restores tokens from scale 0"),
+        (replace(tiny.PRUNED, restore_scale=0), "restores tokens from scale 0"),
     ],
 )
 def test_policies_that_hart_cannot_follow(policy: PruningPolicy, message: str):
@@ -163,10 +165,10 @@ def test_policies_that_hart_cannot_follow(policy: PruningPolicy, message: str):
 
 
 def test_parts_have_graphs_of_their_own():
-    plan = HART.plan(tiny.CONFIG.schedule, DENSE, tiny.CONFIG, Drawing(final_iterations=3))
+    plan = HART.plan(tiny.CONFIG.schedule, DENSE, tiny.CONFIG, SamplingMode(final_iterations=3))
     (engines,) = assemble(plan, tiny.CONFIG, tiny.TOKENIZER, None, 5, (2,)).sets
     last = engines.steps[-3:]
     assert [step.part for step in plan.steps[-3:]] == [0, 1, 2]
-    for kind in ("pick", "project", "attend", "bridge", "residual"):
+    for kind in ("pick", "qkv", "attn_mlp", "sampling_head", "residual"):
         assert len({getattr(step, kind) for step in last}) == 3
     assert engines.steps[0].pick == engines.steps[0].residual == ""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastvar.export.models.infinity.reference import Sampling, generate_scales
 from fastvar.export.models.transformer import attention as attention_module
-from fastvar.export.models.transformer.attention import attend, attention_override, flash_attention, torch_attention
+from fastvar.export.models.transformer.attention import attention_override, attn_mlp, flash_attention, torch_attention
 from tests.models import tiny_models as tiny
 
 
@@ -57,12 +57,12 @@ def test_the_reference_draws_the_same_with_either():
 def test_an_override_ends_with_its_block():
     q, k, v = qkv()
     with pytest.raises(ZeroDivisionError), attention_override(lambda *_: 1 / 0):
-        attend(q, k, v, 1.0)
-    torch.testing.assert_close(attend(q, k, v, 1.0), torch_attention(q, k, v, 1.0))
+        attn_mlp(q, k, v, 1.0)
+    torch.testing.assert_close(attn_mlp(q, k, v, 1.0), torch_attention(q, k, v, 1.0))
 
 
 def test_flash_attn_is_not_imported_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
     attention_module._flash.cache_clear()
     monkeypatch.setitem(sys.modules, "flash_attn", None)  # an import would fail, and be seen in the cache
-    attend(*qkv(torch.bfloat16), 1.0)
+    attn_mlp(*qkv(torch.bfloat16), 1.0)
     assert attention_module._flash.cache_info().misses == 0

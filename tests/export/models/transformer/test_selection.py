@@ -12,7 +12,7 @@ from fastvar.engines.registry import get_backend
 from fastvar.engines.spec import EngineSpec
 from fastvar.export.models.common import rows
 from fastvar.export.models.common.step_graph import StepGraph
-from fastvar.export.models.infinity.blocks import Attend, Project
+from fastvar.export.models.infinity.blocks import AttnMlp, Qkv
 from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.models.transformer import pruning
 from fastvar.export.models.transformer.adapter import LAYER_PREFIX
@@ -75,8 +75,8 @@ def test_exported_graphs_keep_the_lowest_of_tied_tokens(longest: int, monkeypatc
     """TopK of ONNX gives the lowest index first, by its definition, and so in turns too."""
     monkeypatch.setattr(rows, "LONGEST_TOPK", longest)
     sources = transformer_weights(CONFIG, model().state_dict())
-    step = Project(CONFIG, ROWS, SIZE, KEPT, position_grid=SIZE)
-    binding = StepGraph("project", Project, {}, LAYER_PREFIX).weight_binding(step)
+    step = Qkv(CONFIG, ROWS, SIZE, KEPT, rope_grid=SIZE)
+    binding = StepGraph("qkv", Qkv, {}, LAYER_PREFIX).weight_binding(step)
     traced = trace(step, layer_weights(sources, binding))
     given = {"x": tied_tokens(), "modulation": torch.zeros(step.input_shapes()["modulation"])}
     given |= {name: sources[source.format(layer=0)].fetch() for name, source in binding.items()}
@@ -99,7 +99,7 @@ def test_every_selection_of_a_graph_goes_by_the_same_function(monkeypatch: pytes
         return ranked(x, count, dim, lowest)
 
     monkeypatch.setattr(rows, "largest", counted)
-    step = Attend(CONFIG, ROWS, SIZE, KEPT, 0, CONFIG.text_length, (2, 3), fills=False)
+    step = AttnMlp(CONFIG, ROWS, SIZE, KEPT, 0, CONFIG.text_length, (2, 3), fills=False)
     sources = transformer_weights(CONFIG, model().state_dict())
     weights = {name: sources[LAYER_PREFIX.format(layer=0) + name].fetch() for name in step.weights}
     given = {name: torch.zeros(shape) for name, shape in step.input_shapes().items()}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from fastvar.errors import CheckpointError
 from fastvar.export.models.common.tensor_shapes import without_derived
-from fastvar.export.models.var.model import DERIVED, Condition, VarTransformer, infer_transformer
+from fastvar.export.models.var.model import DERIVED, Conditioning, VarTransformer, infer_transformer
 from fastvar.families.var import TRANSFORMERS, VarConfig
 
 GOLDEN = Path(__file__).parents[3] / "golden"
@@ -109,23 +109,23 @@ def test_shared_modulation_is_one_layer_and_an_offset_per_block():
     own.load_state_dict(state)
     labels = torch.tensor([0, 3])
     for one, other in zip(own.layers, shared.layers, strict=True):
-        expected = one.modulation(own.condition(labels))
+        expected = one.modulation(own.conditioning(labels))
         shared.class_emb.load_state_dict(own.class_emb.state_dict())
-        torch.testing.assert_close(other.modulation(shared.condition(labels)), expected)
+        torch.testing.assert_close(other.modulation(shared.conditioning(labels)), expected)
         assert expected.shape == (6, 2, 1, 64)
 
 
 def test_modulation_comes_in_the_published_order():
     block = _model(TINY).layers[0]
-    condition = Condition(torch.randn(1, 64), None)
-    gamma1, gamma2, scale1, scale2, shift1, shift2 = block.ada_lin(condition.embedding).chunk(6, dim=-1)
+    conditioning = Conditioning(torch.randn(1, 64), None)
+    gamma1, gamma2, scale1, scale2, shift1, shift2 = block.ada_lin(conditioning.embedding).chunk(6, dim=-1)
     x = torch.randn(1, 3, 64)
     normed = F.layer_norm(x, (64,), eps=1e-6)
     expected = gamma2 * block.ffn(normed * (1 + scale2) + shift2)
-    torch.testing.assert_close(block.feed_forward(x, condition), expected)
-    q, k, v = block.attn.project(normed * (1 + scale1) + shift1)
-    torch.testing.assert_close(block.project_qkv(x, condition), (q, k, v))
-    torch.testing.assert_close(block.self_attention(q, k, v, condition), gamma1 * block.attn.attend(q, k, v))
+    torch.testing.assert_close(block.feed_forward(x, conditioning), expected)
+    q, k, v = block.attn.qkv(normed * (1 + scale1) + shift1)
+    torch.testing.assert_close(block.project_qkv(x, conditioning), (q, k, v))
+    torch.testing.assert_close(block.self_attention(q, k, v, conditioning), gamma1 * block.attn.attn_mlp(q, k, v))
 
 
 @pytest.mark.parametrize("unit_queries", [True, False])
@@ -135,17 +135,17 @@ def test_queries_carry_the_scale_of_the_softmax(unit_queries):
     h = torch.randn(2, 5, 64)
     if not unit_queries:
         expected = (F.linear(h, attention.mat_qkv.weight[:64]) + attention.q_bias) * 0.25 / math.sqrt(16)
-        torch.testing.assert_close(attention.project(h)[0].transpose(1, 2).flatten(2), expected)
+        torch.testing.assert_close(attention.qkv(h)[0].transpose(1, 2).flatten(2), expected)
         return
     attention.scale_mul_1H11.copy_(torch.tensor([0.0, math.log(2), math.log(100), 9.0]).view(1, 4, 1, 1))
-    q, k, _ = attention.project(h)
+    q, k, _ = attention.qkv(h)
     torch.testing.assert_close(q.norm(dim=-1)[0, :, 0], torch.tensor([1.0, 2.0, 100.0, 100.0]))
     torch.testing.assert_close(k.norm(dim=-1), torch.ones(2, 4, 5))
 
 
 def test_keys_have_no_bias():
     attention = _model(replace(TINY, unit_queries=False)).layers[0].attn
-    q, k, v = (t.flatten() for t in attention.project(torch.zeros(1, 1, 64)))
+    q, k, v = (t.flatten() for t in attention.qkv(torch.zeros(1, 1, 64)))
     assert torch.equal(k, torch.zeros(64))
     torch.testing.assert_close(v, attention.v_bias)
     torch.testing.assert_close(q, attention.q_bias / 32)

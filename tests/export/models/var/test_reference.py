@@ -97,7 +97,7 @@ def test_the_first_scale_is_not_guided_and_the_last_one_fully(models):
     traces = run(models)
     plain = run(models, sampling=replace(HARD, guidance_scale=0.0), noise=forced(traces))
     torch.testing.assert_close(traces[0].logits, plain[0].logits)
-    both = models[0].logits(traces[-1].layer_out[-1], models[0].condition(torch.cat((LABELS, torch.tensor([5, 5])))))
+    both = models[0].logits(traces[-1].layer_out[-1], models[0].conditioning(torch.cat((LABELS, torch.tensor([5, 5])))))
     torch.testing.assert_close(traces[-1].logits, 2.5 * both[:2] - 1.5 * both[2:])
     torch.testing.assert_close(both[:2], plain[-1].logits)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastvar import Pipeline
 from fastvar.core.noise import uniform_noise
-from fastvar.core.plan import Drawing
+from fastvar.core.plan import SamplingMode
 from fastvar.core.policy import PruningPolicy, ScaleRule
 from fastvar.errors import InputError, PlanError
 from fastvar.export.build import build_bundle
@@ -33,13 +33,13 @@ IMAGES = VqTokenizerConfig(
 )
 PRUNED = PruningPolicy("pruned", {3: ScaleRule(0.5), 4: ScaleRule(0.25)}, 1, 3, 2)
 CASES = {
-    "dense": (CONFIG, PruningPolicy("dense"), Drawing()),
-    "pruned": (CONFIG, PRUNED, Drawing()),
-    "guidance off at the end": (CONFIG, replace(PRUNED, rules={4: ScaleRule(0.25, guidance=False)}), Drawing()),
-    "a scale left out": (CONFIG, replace(PRUNED, rules={3: ScaleRule(skip=True), 4: ScaleRule(0.5)}), Drawing()),
-    "one modulation for all": (replace(CONFIG, shared_modulation=True, heads=2), PRUNED, Drawing()),
-    "queries as they are": (replace(CONFIG, unit_queries=False), PRUNED, Drawing()),
-    "smooth": (CONFIG, PRUNED, Drawing(smooth=True)),
+    "dense": (CONFIG, PruningPolicy("dense"), SamplingMode()),
+    "pruned": (CONFIG, PRUNED, SamplingMode()),
+    "guidance off at the end": (CONFIG, replace(PRUNED, rules={4: ScaleRule(0.25, guidance=False)}), SamplingMode()),
+    "a scale left out": (CONFIG, replace(PRUNED, rules={3: ScaleRule(skip=True), 4: ScaleRule(0.5)}), SamplingMode()),
+    "one modulation for all": (replace(CONFIG, shared_modulation=True, heads=2), PRUNED, SamplingMode()),
+    "queries as they are": (replace(CONFIG, unit_queries=False), PRUNED, SamplingMode()),
+    "smooth": (CONFIG, PRUNED, SamplingMode(smooth=True)),
 }
 # As few scales as show a cached one, one left out and a pruned one.
 BUNDLED = replace(PRUNED, rules={1: ScaleRule(skip=True), 3: ScaleRule(skip=True), 4: ScaleRule(0.25)})
@@ -78,20 +78,20 @@ def bundle(tmp_path_factory, engine_cache) -> Path:
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_chained_steps_draw_what_the_reference_draws(tmp_path, case, rows):
-    config, policy, drawing = CASES[case]
-    plan = VAR.plan(config.schedule, policy, config, drawing)
+    config, policy, sampling_mode = CASES[case]
+    plan = VAR.plan(config.schedule, policy, config, sampling_mode)
     settings = SamplingSettings(3.0 if rows == 2 else 0.0, None, 0.9, 20, VAR.guidance_off)
     workspace = ModuleBundle(checkpoint(config), plan, tmp_path).session().workspace(rows)
     workspace.give(LabelInput(3))
-    sampling = VarSampling(settings.guidance_scale, 20, 0.9, drawing.smooth)
+    sampling = VarSampling(settings.guidance_scale, 20, 0.9, sampling_mode.smooth)
     expected = reference(config, plan, sampling, 3)
     ran = workspace.run_scales(lambda *asked: uniform_noise(SEED, *asked), settings)
     for (calls, _), trace in zip(ran, expected, strict=True):
-        logits = torch.from_numpy(workspace.read(calls.bridge, "logits").copy())
+        logits = torch.from_numpy(workspace.read(calls.sampling_head, "logits").copy())
         torch.testing.assert_close(logits, trace.logits[0], atol=1e-4, rtol=1e-4)
         summed = torch.from_numpy(workspace.summed_codes(calls).copy())
         # Smooth mixing is colder and colder, so that rounding of logits shows.
-        torch.testing.assert_close(summed, trace.summed[0], atol=5e-3 if drawing.smooth else 1e-4, rtol=1e-4)
+        torch.testing.assert_close(summed, trace.summed[0], atol=5e-3 if sampling_mode.smooth else 1e-4, rtol=1e-4)
         for layer, kept in calls.kept.items():
             for name, view in kept.items():
                 found = workspace.read_view(view) // calls.rows
@@ -172,4 +172,4 @@ def test_what_cannot_be_drawn_is_told(bundle, asked, problem):
 
 def test_ways_of_drawing_that_other_families_have_are_refused():
     with pytest.raises(PlanError, match="var models do not know final iterations"):
-        VAR.plan(CONFIG.schedule, PRUNED, CONFIG, Drawing(final_iterations=2))
+        VAR.plan(CONFIG.schedule, PRUNED, CONFIG, SamplingMode(final_iterations=2))
