@@ -9,22 +9,28 @@ from .errors import PipelineBusy
 
 if TYPE_CHECKING:
     from .export.build import build
+    from .export.options import BuildOptions
+    from .runtime.params import SamplingParams
     from .runtime.pipeline import Pipeline
 
-__all__ = ["Pipeline", "PipelineBusy", "__version__", "build"]
+__all__ = ["BuildOptions", "Pipeline", "PipelineBusy", "SamplingParams", "__version__", "build"]
+# Imported when first used, so that `import fastvar` costs milliseconds and the runtime never meets torch.
+_LAZY = {
+    "BuildOptions": ".export.options",
+    "Pipeline": ".runtime.pipeline",
+    "SamplingParams": ".runtime.params",
+    "build": ".export.build",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that `import fastvar` costs milliseconds and the runtime never meets torch.
-    if name == "Pipeline":
-        from .runtime.pipeline import Pipeline
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fastvar' has no attribute {name!r}")
+    from importlib import import_module
 
-        return Pipeline
-    if name == "build":
-        from .core.platform import needs_extra
+    if not _LAZY[name].startswith(".export"):
+        return getattr(import_module(_LAZY[name], __name__), name)
+    from .core.platform import needs_extra
 
-        with needs_extra("export"):
-            from .export.build import build
-
-        return build
-    raise AttributeError(f"module 'fastvar' has no attribute {name!r}")
+    with needs_extra("export"):
+        return getattr(import_module(_LAZY[name], __name__), name)

@@ -22,6 +22,7 @@ from fastvar.core.schedule import parse_size
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.registry import BACKEND_NAMES, backend_class
 from fastvar.errors import BuildError, InputError
+from fastvar.export.options import BuildOptions
 from fastvar.families.infinity import INFINITY, TRANSFORMERS, ImageTokenizerConfig, TransformerConfig
 from fastvar.families.infinity_presets import schedule_for
 from fastvar.profiling.estimates.costs import EngineCosts, engine_costs
@@ -92,6 +93,11 @@ class Model:
         """Tokens of the text: engines are built for no more, as the published programs run no more."""
         return int(self.text().shape[1])
 
+    @property
+    def options(self) -> BuildOptions:
+        """Engines with guidance, for this prompt's length."""
+        return BuildOptions(guidance="on", text_length=self.text_length)
+
     def plan(self, size: str, policy: str) -> GenerationPlan:
         schedule, depth = schedule_for(parse_size(size)), self.checkpoint().transformer.depth
         return make_plan(schedule, INFINITY.policy(policy, schedule, depth), depth)
@@ -102,9 +108,8 @@ class Model:
         from fastvar.engines.registry import backend_class
         from fastvar.export.describe import describe
 
-        rows = (GUIDANCE_ROWS,)
-        backend, length = backend_class("onnxruntime"), self.text_length
-        manifest = describe(self.checkpoint(), plan, backend, Precision(), rows=rows, text_length=length)
+        backend = backend_class("onnxruntime")
+        manifest = describe(self.checkpoint(), plan, backend, Precision(), self.options)
         return manifest, engine_costs(manifest, GUIDANCE_ROWS)
 
 
@@ -255,5 +260,4 @@ def build_engines(model: Model, entry: Entry, size: str, target: str, out: Path,
         rebuild(like, out, policy=plan.policy, size=size)
         return
     toolchain = make_toolchain(entry.engine, target, entry.compute, entry.weights)
-    rows = (GUIDANCE_ROWS,)
-    build_bundle(model.checkpoint(), plan, out, toolchain=toolchain, rows=rows, text_length=model.text_length)
+    build_bundle(model.checkpoint(), plan, out, model.options, toolchain=toolchain)

@@ -140,6 +140,7 @@ def build(
     from ..core.plan import SamplingMode
     from ..core.precision import parse_precision
     from ..engines.registry import get_backend
+    from ..export.options import BuildOptions
 
     found = False if no_cache else cache or True
     if from_bundle is not None:
@@ -150,7 +151,23 @@ def build(
     if trust_remote_code or require_signature:
         raise InputError("--trust-remote-code and --require-signature go with --from-bundle", fix="leave them away")
     # What is wrong with the options is told before torch takes its seconds to import.
-    sampling_mode = SamplingMode(smooth, final_iterations, not no_residual)
+    options = BuildOptions(
+        size=size,
+        policy=policy,
+        backend=backend,
+        target=target,
+        precision=precision,
+        weights=weights,
+        allow_unfused=allow_unfused,
+        via=via,
+        guidance=guidance,
+        text_length=text_length,
+        with_encoder=with_encoder,
+        decoder_tile=decoder_tile,
+        sampling_mode=SamplingMode(smooth, final_iterations, not no_residual),
+        image_tokenizer=image_tokenizer,
+        text_encoder=text_encoder,
+    )
     _check_size(size, random_weights)
     compiler = get_backend(backend, target=target)
     compiler.resolve_target(target, parse_precision(precision, weights, default=compiler.default_precision))
@@ -159,22 +176,8 @@ def build(
 
         report = build_bundle(
             _source(checkpoint, random_weights, with_text_encoder),
-            size=size,
             out=out,
-            policy=policy,
-            backend=backend,
-            target=target,
-            precision=precision,
-            weights=weights,
-            allow_unfused=allow_unfused,
-            via=via,
-            guidance=guidance,
-            text_length=text_length,
-            with_encoder=with_encoder,
-            decoder_tile=decoder_tile,
-            sampling_mode=sampling_mode,
-            image_tokenizer=image_tokenizer,
-            text_encoder=text_encoder,
+            options=options,
             cache=found,
             jobs=jobs,
             progress=_on_graph(progress, "reading the checkpoint"),

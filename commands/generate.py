@@ -41,6 +41,9 @@ def generate(
     timings: sampling.Timings = False,
 ) -> None:
     """Draw images, each saved as it is drawn. Files carry prompt, seed, settings and bundle digest as metadata."""
+    from ..runtime.params import SamplingParams
+
+    params = SamplingParams(guidance_scale, tau, top_p, top_k, seed, num_images, negative_prompt)
     with destination(out, image_format, quality, prompts, num_images, negative_prompt) as target:
         trust = (trust_remote_code, require_signature)
         pipe = sampling.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
@@ -48,13 +51,7 @@ def generate(
         with progress_bar() as progress:
             output = pipe(
                 **sampling.subjects(pipe, prompts),
-                seed=seed,
-                guidance_scale=guidance_scale,
-                tau=tau,
-                top_p=top_p,
-                top_k=top_k,
-                num_images=num_images,
-                negative_prompt=negative_prompt,
+                params=params,
                 callback_on_scale_end=sampling.on_scale(progress, count),
                 callback_on_image_end=target.saver(pipe.bundle.digest),
             )

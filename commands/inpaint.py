@@ -48,6 +48,9 @@ def inpaint(
     """Redraw the white part of a mask. A token of 16x16 pixels is redrawn if the mask touches it; outside, the image's
     own pixels are put back with a soft edge. Needs a bundle --with-encoder.
     """
+    from ..runtime.params import SamplingParams
+
+    params = SamplingParams(guidance_scale, tau, top_p, None, seed, num_images, negative_prompt)
     with destination(out, image_format, quality, [prompt], num_images, negative_prompt) as target:
         trust = (trust_remote_code, require_signature)
         pipe = sampling.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
@@ -57,14 +60,9 @@ def inpaint(
                 image,
                 mask,
                 prompt,
+                params,
                 fit=fit,
                 composite=not no_composite,
-                seed=seed,
-                guidance_scale=guidance_scale,
-                tau=tau,
-                top_p=top_p,
-                num_images=num_images,
-                negative_prompt=negative_prompt,
                 callback_on_scale_end=sampling.on_scale(progress, num_images * len(pipe.manifest.plan.steps)),
                 callback_on_image_end=target.saver(pipe.bundle.digest),
             )

@@ -16,7 +16,7 @@ from ..errors import DeviceMemoryError, InputError
 if TYPE_CHECKING:
     from ..profiling.estimates.fitting import Fit
     from ..profiling.estimates.memory_plan import MemoryPlan
-    from ..profiling.estimates.requests import Subject
+    from ..profiling.estimates.requests import PlanRequest
 
 BUILD_OPTIONS = ("size", "policy", "backend", "precision", "weights", "guidance", "text_length", "decoder_tile")
 
@@ -71,25 +71,26 @@ def plan(
     """
     from ..core.dtypes import parse_bytes
     from ..engines.bundle.bundle import is_bundle
+    from ..export.options import BuildOptions
     from ..profiling.estimates.fitting import Fit, MemoryOptions, first_fit
-    from ..profiling.estimates.requests import bundle_subject
+    from ..profiling.estimates.requests import bundle_request
 
     budget = parse_bytes(memory) if memory is not None else None
     choice = MemoryOptions(decoder_tile, offload_text_encoder, weights)
     if source is not None and model is None and is_bundle(source):
         _check_bundle_options(context)
-        subject = bundle_subject(source, choice)
+        request = bundle_request(source, choice)
     else:
         with needs_extra("export"):
-            from ..profiling.estimates.build_requests import Asked, build_subject, find_checkpoint
+            from ..profiling.estimates.build_requests import build_request, find_checkpoint
 
-            asked = Asked(size, policy, backend, precision, guidance, text_length, choice)
-            subject = build_subject(find_checkpoint(source, model), asked)
-    fit = None if budget is None else first_fit(subject.plan_of, subject.asked, subject.limits, budget)
-    shown = fit or Fit(choice, subject.plan_of(choice))
-    _show(subject, shown, budget, as_json)
+            options = BuildOptions(size, policy, backend, None, precision, guidance=guidance, text_length=text_length)
+            request = build_request(find_checkpoint(source, model), options, choice)
+    fit = None if budget is None else first_fit(request.plan_of, request.asked, request.limits, budget)
+    shown = fit or Fit(choice, request.plan_of(choice))
+    _show(request, shown, budget, as_json)
     if budget is not None and fit is None:
-        raise _refusal(subject, shown.plan, budget)
+        raise _refusal(request, shown.plan, budget)
 
 
 def _check_bundle_options(context: typer.Context) -> None:
@@ -101,26 +102,26 @@ def _check_bundle_options(context: typer.Context) -> None:
         )
 
 
-def _show(subject: Subject, shown: Fit, budget: int | None, as_json: bool) -> None:
+def _show(request: PlanRequest, shown: Fit, budget: int | None, as_json: bool) -> None:
     from ..console.plan_tables import plan_facts, timeline_table, verdict_lines
 
     if as_json:
-        print_json(plan_facts(subject, shown, budget))
+        print_json(plan_facts(request, shown, budget))
         return
-    print_tables(timeline_table(subject.title, shown.plan, budget))
-    for line in verdict_lines(subject, shown, budget):
+    print_tables(timeline_table(request.title, shown.plan, budget))
+    for line in verdict_lines(request, shown, budget):
         tell(line)
     check_printed()
 
 
-def _refusal(subject: Subject, plan: MemoryPlan, budget: int) -> DeviceMemoryError:
+def _refusal(request: PlanRequest, plan: MemoryPlan, budget: int) -> DeviceMemoryError:
     from ..console.plan_tables import largest_part
     from ..core.dtypes import human_bytes
     from ..profiling.estimates.fitting import choices, smallest_change
 
-    *_, most_saving = choices(subject.asked, subject.limits)
-    least = subject.plan_of(most_saving).need.total_bytes
-    found = smallest_change(subject.changes(), subject.asked, budget)
+    *_, most_saving = choices(request.asked, request.limits)
+    least = request.plan_of(most_saving).need.total_bytes
+    found = smallest_change(request.changes(), request.asked, budget)
     if found is None:
         fix = "choose a smaller model or a larger budget"
     else:
@@ -128,7 +129,7 @@ def _refusal(subject: Subject, plan: MemoryPlan, budget: int) -> DeviceMemoryErr
         options = [change.what, *fit.choice.build_options(), *fit.choice.load_options()]
         fix = f"the smallest change that fits: {' '.join(options)}, {human_bytes(fit.plan.need.total_bytes)}"
     return DeviceMemoryError(
-        f"{subject.title} does not fit into {human_bytes(budget)}: it needs {human_bytes(plan.need.total_bytes)}, "
+        f"{request.title} does not fit into {human_bytes(budget)}: it needs {human_bytes(plan.need.total_bytes)}, "
         f"and {human_bytes(least)} with every choice that leaves the image as it is; {largest_part(plan)}",
         expected=f"at most {human_bytes(budget)} at any moment",
         fix=fix,

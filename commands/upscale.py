@@ -47,6 +47,9 @@ def upscale(
     timings: sampling.Timings = False,
 ) -> None:
     """Enlarge an image: its coarse scales are kept, the model draws the finer ones. Needs a bundle --with-encoder."""
+    from ..runtime.params import SamplingParams
+
+    params = SamplingParams(guidance_scale, tau, top_p, None, seed, num_images, negative_prompt)
     with destination(out, image_format, quality, [prompt], num_images, negative_prompt) as target:
         trust = (trust_remote_code, require_signature)
         pipe = sampling.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
@@ -55,15 +58,10 @@ def upscale(
             output = pipe.upscale(
                 image,
                 prompt,
+                params,
                 keep_scales=keep_scales,
                 fit=fit,
                 consistency=not no_consistency,
-                seed=seed,
-                guidance_scale=guidance_scale,
-                tau=tau,
-                top_p=top_p,
-                num_images=num_images,
-                negative_prompt=negative_prompt,
                 callback_on_scale_end=sampling.on_scale(progress, num_images * len(pipe.manifest.plan.steps)),
                 callback_on_image_end=target.saver(pipe.bundle.digest),
             )

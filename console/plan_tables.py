@@ -11,7 +11,7 @@ from ..core.dtypes import human_bytes
 from ..core.platform import memory_bytes
 from ..profiling.estimates.fitting import Fit
 from ..profiling.estimates.memory_plan import MemoryPlan, Part, TimelineEntry
-from ..profiling.estimates.requests import Subject
+from ..profiling.estimates.requests import PlanRequest
 from ..profiling.report.columns import Column, text_table
 
 HEADINGS = {  # short, for a terminal of 80 columns
@@ -27,18 +27,18 @@ HEADINGS = {  # short, for a terminal of 80 columns
 }
 
 
-def plan_facts(subject: Subject, shown: Fit, budget: int | None) -> dict[str, Any]:
+def plan_facts(request: PlanRequest, shown: Fit, budget: int | None) -> dict[str, Any]:
     """Everything that the table shows, ready for json.dumps; sizes in bytes."""
     plan, need = shown.plan, shown.plan.need
     return {
-        "what": subject.title,
+        "what": request.title,
         "guidance_rows": plan.rows,
         "choice": vars(shown.choice),
-        "chosen": shown.choice.differences(subject.asked),
-        "workspace_estimated": subject.estimated,
+        "chosen": shown.choice.differences(request.asked),
+        "workspace_estimated": request.estimated,
         "allocated": {**vars(need), "total_bytes": need.total_bytes},
         "budget_bytes": budget,
-        "machine_bytes": memory_bytes() if subject.on_host else None,
+        "machine_bytes": memory_bytes() if request.on_host else None,
         "fits": None if budget is None else need.total_bytes <= budget,
         "timeline": [
             {"what": m.what, "total_bytes": m.total, "parts": {p.value: b for p, b in m.used.items()}}
@@ -69,7 +69,7 @@ def _mebibytes(count: int) -> str:
     return f"{count / 2**20:.0f}" if count else ""
 
 
-def verdict_lines(subject: Subject, shown: Fit, budget: int | None) -> list[str]:
+def verdict_lines(request: PlanRequest, shown: Fit, budget: int | None) -> list[str]:
     """The memory allocated, and the choices that make it fit."""
     need, peak = shown.plan.need, shown.plan.peak
     library = f" + library {human_bytes(need.library_bytes)}" if need.library_bytes else ""
@@ -78,15 +78,15 @@ def verdict_lines(subject: Subject, shown: Fit, budget: int | None) -> list[str]
         f"{library} = {human_bytes(need.total_bytes)}",
         f"most in use: {human_bytes(peak.total)}, {peak.what}",
     ]
-    if subject.estimated:
+    if request.estimated:
         lines.append("workspace is estimated: nothing has been compiled yet; all else is exact")
-    here = memory_bytes() if subject.on_host else None
+    here = memory_bytes() if request.on_host else None
     if here is not None:
         fits = "does not fit into" if need.total_bytes > here else "fits into"
         lines.append(f"{fits} this machine's memory, {human_bytes(here)}")
     if budget is None or need.total_bytes > budget:
         return lines
-    chosen = shown.choice.differences(subject.asked)
+    chosen = shown.choice.differences(request.asked)
     how = f"with {', '.join(chosen)}" if chosen else "as it is"
     lines.append(f"fits {human_bytes(budget)} {how}, {human_bytes(budget - need.total_bytes)} to spare")
     for command, options in (("build", shown.choice.build_options()), ("generate", shown.choice.load_options())):

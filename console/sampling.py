@@ -28,7 +28,10 @@ GuidanceScale = Annotated[
         help="Classifier-free guidance; 1 (VAR, HART: 0) is off and twice as fast. [dim]bundle's[/dim]",
     ),
 ]
-Tau = Annotated[float | None, typer.Option(help="Sampling temperature; lower is tamer. [dim]bundle's[/dim]")]
+Tau = Annotated[
+    float | None,
+    typer.Option("--tau", "--temperature", help="Sampling temperature; lower is tamer. [dim]bundle's[/dim]"),
+]
 TopP = Annotated[
     float | None,
     typer.Option(

@@ -24,6 +24,7 @@ from .models.common.quantise import quantise_sources
 from .models.common.rows import Shapes, border_dtype
 from .models.common.step_graph import StepGraph
 from .models.common.weights import WeightSource
+from .options import BuildOptions
 from .tracing.onnx import layer_weights, stored_binding
 
 
@@ -32,17 +33,27 @@ def describe(
     plan: GenerationPlan,
     backend: type[Backend],
     precision: Precision,
-    *,
-    rows: tuple[int, ...] = (2, 1),
-    text_length: int | None = None,
-    with_encoder: bool = False,
-    decoder_tile: int | None = None,
+    options: BuildOptions = BuildOptions(),  # noqa: B008  it is frozen
 ) -> Manifest:
     """The manifest of a build with these arguments; digests, sizes and reports are left empty."""
-    text_length = text_length_of(checkpoint.transformer, text_length)
-    assembly = assemble_checkpoint(checkpoint, plan, text_length, rows, with_encoder, decoder_tile)
-    sources = engine_weights(checkpoint, with_encoder, precision) | (edge_weights() if assembly.tiles else {})
+    assembly = assemble_checkpoint(checkpoint, plan, options)
+    sources = engine_weights(checkpoint, options.with_encoder, precision) | (edge_weights() if assembly.tiles else {})
     describer = Describer(sources, backend, precision)
+    engines = {name: describer.engine(graph) for name, graph in assembly.graphs.items()}
+    text_length = text_length_of(checkpoint.transformer, options.text_length)
+    return manifest_of(checkpoint, plan, assembly, engines, text_length, backend, precision)
+
+
+def manifest_of(
+    checkpoint: Checkpoint,
+    plan: GenerationPlan,
+    assembly: Assembly,
+    engines: dict[str, EngineSpec],
+    text_length: int,
+    backend: type[Backend] | Backend,
+    precision: Precision,
+) -> Manifest:
+    """The manifest of a checkpoint's bundle, without what its files alone can say."""
     return Manifest(
         family=checkpoint.family.name,
         model=checkpoint.name,
@@ -50,7 +61,7 @@ def describe(
         image_tokenizer=checkpoint.image_tokenizer,
         plan=plan,
         text_length=text_length,
-        engines={name: describer.engine(graph) for name, graph in assembly.graphs.items()},
+        engines=engines,
         sets=tuple(assembly.sets),
         text_encoder=assembly.text_encoder,
         decoder=assembly.decoder,
@@ -89,24 +100,17 @@ def text_length_of(config: TransformerShape, wanted: int | None) -> int:
     return wanted
 
 
-def assemble_checkpoint(
-    checkpoint: Checkpoint,
-    plan: GenerationPlan,
-    text_length: int,
-    rows: tuple[int, ...],
-    with_encoder: bool,
-    decoder_tile: int | None,
-) -> Assembly:
+def assemble_checkpoint(checkpoint: Checkpoint, plan: GenerationPlan, options: BuildOptions) -> Assembly:
     """All graphs of a checkpoint's bundle (see `assemble`)."""
     return assemble(
         plan,
         checkpoint.transformer,
         checkpoint.image_tokenizer,
         checkpoint.text_encoder,
-        text_length,
-        rows,
-        with_encoder,
-        decoder_tile,
+        text_length_of(checkpoint.transformer, options.text_length),
+        options.rows,
+        options.with_encoder,
+        options.decoder_tile,
         checkpoint.prefix_length,
     )
 

@@ -9,6 +9,7 @@ from ..engines.base import ONNX, Backend
 from ..engines.registry import BACKEND_NAMES, DEFAULT, backend_class, get_backend
 from ..engines.spec import EngineReport
 from ..errors import BuildError
+from .options import BuildOptions
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,17 @@ def make_toolchain(
         via = found.graph_form
     _check_via(via, found, numbers)
     return Toolchain(found, found.resolve_target(target, numbers), numbers, allow_unfused, via)
+
+
+def toolchain_of(options: BuildOptions) -> Toolchain:
+    """The toolchain that a build's options ask for.
+
+    Raises:
+        FastvarError: as `make_toolchain`.
+    """
+    return make_toolchain(
+        options.backend, options.target, options.precision, options.weights, options.allow_unfused, options.via
+    )
 
 
 def _check_via(via: str, backend: Backend, precision: Precision) -> None:

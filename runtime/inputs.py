@@ -184,11 +184,6 @@ def _check_prefix(manifest: Manifest, prefix_length: int) -> None:
         )
 
 
-def stated(negative: str | None) -> str | None:
-    """A negative prompt, or None: forms send an empty text for none."""
-    return None if isinstance(negative, str) and not negative.strip() else negative
-
-
 def _is_several(given: object) -> bool:
     if isinstance(given, np.ndarray):
         return given.ndim > 0

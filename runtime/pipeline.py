@@ -15,16 +15,17 @@ from ..engines.bundle.bundle import Bundle
 from ..errors import BundleError, InputError
 from .editing.edits import Editing, inpainting, upscaling
 from .editing.source_image import ImageSource, read_image, read_mask
-from .inputs import ConditioningInputs, Label, Subject, stated
+from .inputs import ConditioningInputs, Label, Subject
 from .output import Output
+from .params import SamplingParams
 from .sampling import ImageSampler, OnImageEnd, OnScaleEnd, Request
 from .session import Session
 from .settings import SamplingSettings, chosen_settings, recorded
 from .stream import Stream, StreamTurn
 from .turns import Turns, closed
 
-MAX_IMAGES = 1024
 MAX_THREADS = 4096
+Chosen = tuple[SamplingParams, SamplingSettings]  # what was asked for, and what it comes to with this bundle
 
 
 class Pipeline:
@@ -171,39 +172,28 @@ class Pipeline:
     def __call__(
         self,
         prompt: str | Iterable[str] | None = None,
+        params: SamplingParams | None = None,
         *,
         class_labels: Label | Iterable[Label] | None = None,
-        seed: int | None = None,
-        guidance_scale: float | None = None,
-        tau: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        num_images: int = 1,
-        negative_prompt: str | None = None,
         callback_on_scale_end: OnScaleEnd | None = None,
         callback_on_image_end: OnImageEnd | None = None,
         timeout: float | None = None,
+        **changes: Any,
     ) -> Output:
         """Draw images, of prompts or of class labels, as the bundle's family draws.
 
         Args:
             prompt: one text, or several.
+            params: how they are sampled; the bundle's own way by default.
             class_labels: one class or several, by number, or by name where the checkpoint has names.
-            seed: of the first image of each prompt or label; the next ones count up from it. None draws one, which the
-                output tells.
-            guidance_scale: classifier-free guidance; Infinity's 1, VAR's and HART's 0 switches it off and runs half the
-                work.
-            tau: sampling temperature (Infinity).
-            top_p: the rarest values of a choice go, as long as their probabilities sum to at most 1 - top_p.
-            top_k: only so many codes are drawn from; 0 for all (VAR).
-            num_images: images per prompt or label.
-            negative_prompt: what to steer away from, in place of the learned unconditional text; "" is none.
             callback_on_scale_end: called with a `ScaleEvent` after every scale; may not draw with this pipeline.
             callback_on_image_end: called with a `GeneratedImage` as soon as each image is complete; may draw.
             timeout: seconds to wait for others before the first image; `busy_timeout` by default.
+            changes: fields of `SamplingParams` by name (seed, guidance_scale, tau or temperature, top_p, top_k,
+                num_images, negative_prompt), in place of those of `params`.
 
         Raises:
-            InputError: a setting out of range or unknown to the family, a prompt too long for the bundle, or a class
+            InputError: a parameter out of range or unknown to the family, a prompt too long for the bundle, or a class
                 that it does not know. Nothing was drawn then.
             PipelineBusy: the time to wait for others is over, or this is a callback of a drawing that has not ended.
             BundleError: the bundle has no engines for this guidance.
@@ -211,28 +201,23 @@ class Pipeline:
         Warns:
             UnknownWordsWarning: the tokenizer does not know some words of a prompt.
         """
-        settings = self._settings(guidance_scale=guidance_scale, tau=tau, top_p=top_p, top_k=top_k)
+        chosen = self._chosen(params, changes)
         callbacks = (callback_on_scale_end, callback_on_image_end)
-        subjects = self._subjects.of(prompt, class_labels)
-        return self._draw(subjects, seed, num_images, settings, negative_prompt, callbacks, timeout)
+        return self._draw(self._subjects.of(prompt, class_labels), chosen, callbacks, timeout)
 
     def upscale(
         self,
         image: ImageSource,
         prompt: str | Iterable[str],
+        params: SamplingParams | None = None,
         *,
         keep_scales: int | None = None,
         fit: str = "exact",
         consistency: bool = True,
-        seed: int | None = None,
-        guidance_scale: float | None = None,
-        tau: float | None = None,
-        top_p: float | None = None,
-        num_images: int = 1,
-        negative_prompt: str | None = None,
         callback_on_scale_end: OnScaleEnd | None = None,
         callback_on_image_end: OnImageEnd | None = None,
         timeout: float | None = None,
+        **changes: Any,
     ) -> Output:
         """Enlarge an image to the bundle's size: its coarse scales are kept, the model draws the finer ones.
 
@@ -252,30 +237,25 @@ class Pipeline:
             PipelineBusy, BundleError: as a call.
         """
         self._require_encoder()
+        chosen = self._chosen(params, changes)
         plan = self.manifest.plan
         edit = upscaling(read_image(image), plan, keep_scales=keep_scales, fit=fit, consistency=consistency)
-        settings = self._settings(guidance_scale=guidance_scale, tau=tau, top_p=top_p)
         callbacks = (callback_on_scale_end, callback_on_image_end)
-        subjects = self._subjects.of(prompt)
-        return self._draw(subjects, seed, num_images, settings, negative_prompt, callbacks, timeout, edit)
+        return self._draw(self._subjects.of(prompt), chosen, callbacks, timeout, edit)
 
     def inpaint(
         self,
         image: ImageSource,
         mask: ImageSource,
         prompt: str | Iterable[str],
+        params: SamplingParams | None = None,
         *,
         fit: str = "exact",
         composite: bool = True,
-        seed: int | None = None,
-        guidance_scale: float | None = None,
-        tau: float | None = None,
-        top_p: float | None = None,
-        num_images: int = 1,
-        negative_prompt: str | None = None,
         callback_on_scale_end: OnScaleEnd | None = None,
         callback_on_image_end: OnImageEnd | None = None,
         timeout: float | None = None,
+        **changes: Any,
     ) -> Output:
         """Redraw a part of an image: at every scale, tokens that the mask does not touch are the image's.
 
@@ -295,11 +275,10 @@ class Pipeline:
             PipelineBusy, BundleError: as a call.
         """
         self._require_encoder()
+        chosen = self._chosen(params, changes)
         edit = inpainting(read_image(image), read_mask(mask), self.manifest.plan, fit=fit, composite=composite)
-        settings = self._settings(guidance_scale=guidance_scale, tau=tau, top_p=top_p)
         callbacks = (callback_on_scale_end, callback_on_image_end)
-        subjects = self._subjects.of(prompt)
-        return self._draw(subjects, seed, num_images, settings, negative_prompt, callbacks, timeout, edit)
+        return self._draw(self._subjects.of(prompt), chosen, callbacks, timeout, edit)
 
     def _require_encoder(self) -> None:
         if not self.manifest.encoder:
@@ -311,21 +290,18 @@ class Pipeline:
     def _draw(
         self,
         subjects: list[Subject],
-        seed: int | None,
-        num_images: int,
-        settings: SamplingSettings,
-        negative_prompt: str | None,
+        chosen: Chosen,
         callbacks: tuple[OnScaleEnd | None, OnImageEnd | None],
         timeout: float | None,
         edit: Editing | None = None,
     ) -> Output:
-        negative = stated(negative_prompt)
+        params, settings = chosen
         request = Request(
             subjects,
-            self._subjects.inputs(subjects, negative, settings),
-            seeds_from(seed, whole("num_images", num_images, 1, MAX_IMAGES)),
+            self._subjects.inputs(subjects, params.negative_prompt, settings),
+            seeds_from(params.seed, params.num_images),
             settings,
-            recorded(self.manifest, settings, negative),
+            recorded(self.manifest, settings, params.negative_prompt),
             edit,
             callback("callback_on_scale_end", callbacks[0]),
             callback("callback_on_image_end", callbacks[1]),
@@ -335,15 +311,11 @@ class Pipeline:
     def stream(
         self,
         prompt: str | None = None,
+        params: SamplingParams | None = None,
         *,
         class_label: Label | None = None,
-        seed: int | None = None,
-        guidance_scale: float | None = None,
-        tau: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        negative_prompt: str | None = None,
         timeout: float | None = None,
+        **changes: Any,
     ) -> Stream:
         """Draw one image scale by scale; `preview()` of the last event is not the image, call the pipeline for that.
 
@@ -356,18 +328,22 @@ class Pipeline:
         Warns:
             UnknownWordsWarning: as a call.
         """
-        settings = self._settings(guidance_scale=guidance_scale, tau=tau, top_p=top_p, top_k=top_k)
+        params, settings = self._chosen(params, changes)
+        if params.num_images != 1:
+            raise InputError(f"num_images {params.num_images} of a stream", expected="1: a stream draws one image")
         subject = self._subjects.one(prompt, class_label)
-        negative = stated(negative_prompt)
-        (given,) = self._subjects.inputs([subject], negative, settings)
-        (seed,) = seeds_from(seed, 1)
+        (given,) = self._subjects.inputs([subject], params.negative_prompt, settings)
+        (seed,) = seeds_from(params.seed, 1)
         turn = StreamTurn(self._turns, self._sampler.scales(given, seed, settings), seconds("timeout", timeout))
-        return Stream(turn, seed, recorded(self.manifest, settings, negative))
+        return Stream(turn, seed, recorded(self.manifest, settings, params.negative_prompt))
 
-    def _settings(self, **given: Any) -> SamplingSettings:
+    def _chosen(self, params: SamplingParams | None, changes: dict[str, Any]) -> Chosen:
         if self.closed:
             raise closed()
-        return chosen_settings(self.manifest, **given)
+        if params is not None and not isinstance(params, SamplingParams):
+            raise InputError(f"params {shown(params)} is a {type(params).__name__}", expected="SamplingParams")
+        found = (params or SamplingParams()).changed(**changes)
+        return found, chosen_settings(self.manifest, **found.settings)
 
 
 def _load_again(cls: type[Pipeline], path: Path, arguments: dict[str, Any], digest: str) -> Pipeline:

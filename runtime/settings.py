@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ..core.arguments import number, whole
 from ..engines.bundle.manifest import Manifest
 from ..errors import BundleError, InputError
 from ..families import family_named
+from .params import MAX_TOP_K, check_ranges
 
 
 def chosen_settings(manifest: Manifest, **given: Any) -> SamplingSettings:
@@ -61,9 +60,6 @@ def _no_engines(settings: SamplingSettings, is_default: bool) -> BundleError:
     )
 
 
-MAX_TOP_K = (1 << 31) - 1  # an int32 in the engines
-
-
 @dataclass(frozen=True)
 class SamplingSettings:
     """Settings of one image, validated. None: the family knows no such setting.
@@ -78,12 +74,7 @@ class SamplingSettings:
     guidance_off: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 100):
-            raise InputError(f"guidance_scale {self.guidance_scale} is out of range", expected="a number from 0 to 100")
-        if self.tau is not None and not (np.isfinite(self.tau) and 0 < self.tau <= 100):
-            raise InputError(f"tau {self.tau} is out of range", expected="a temperature above 0, at most 100")
-        if not 0 <= self.top_p <= 1:
-            raise InputError(f"top_p {self.top_p} is out of range", expected="a share from 0 to 1; 0, as 1, is off")
+        check_ranges(self.guidance_scale, self.tau, self.top_p)
         if self.top_k is not None and (isinstance(self.top_k, bool) or not 0 <= self.top_k <= MAX_TOP_K):
             raise InputError(f"top_k {self.top_k} is out of range", expected="a number of codes, or 0 for all")
 

@@ -39,6 +39,7 @@ from fastvar.export.models.infinity.model import InfinityTransformer
 from fastvar.export.models.infinity.reference import Sampling, generate_scales
 from fastvar.export.models.infinity.steps import InfinityImageDecoder, InfinityImageEncoder
 from fastvar.export.models.infinity.tokenizer import ImageTokenizer
+from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.export.tracing.onnx import trace
 from fastvar.export.tracing.torch_export import trace_program
@@ -185,8 +186,7 @@ def compare_engines(run: Run, checkpoint: Checkpoint, backend: str, cache: Path)
             run.plan(),
             out,
             toolchain=make_toolchain(backend, precision="fp32"),
-            rows=(2,),
-            text_length=cond.shape[0],
+            options=BuildOptions(guidance="on", text_length=cond.shape[0]),
             cache=cache,
         )
         bundle = Bundle.open(out)

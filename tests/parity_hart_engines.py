@@ -22,6 +22,7 @@ from fastvar.export.checkpoints.checkpoint import Checkpoint
 from fastvar.export.checkpoints.random_weights import random_checkpoint_for
 from fastvar.export.models.codebook.tokenizer import area_pool
 from fastvar.export.models.hart.reference import as_grid
+from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.hart import HART
 from fastvar.runtime.memory.layout import EngineCall, StepCalls
@@ -54,7 +55,7 @@ def compare_run(run: HartRun, backend: str, cache: Path) -> Iterator[Comparison]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
         toolchain = make_toolchain(backend, precision="fp32")
-        build_bundle(checkpoint_of(run), plan, out, toolchain=toolchain, rows=(2,), cache=cache)
+        build_bundle(checkpoint_of(run), plan, out, BuildOptions(guidance="on"), toolchain=toolchain, cache=cache)
         workspace = Session(Bundle.open(out), threads=1).workspace(2)
         batch = run.prompt.features.shape[0]
         for image in range(batch):

@@ -21,6 +21,7 @@ from fastvar.export.build import build_bundle
 from fastvar.export.checkpoints.checkpoint import Checkpoint
 from fastvar.export.checkpoints.random_weights import random_checkpoint_for
 from fastvar.export.models.var.reference import Noise, ScaleTrace, VarSampling, generate_scales
+from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.var import VAR
 from fastvar.runtime.inputs import LabelInput
@@ -52,7 +53,7 @@ def compare_run(recorded: Recorded, name: str, tensors: Tensors, backend: str, c
     with tempfile.TemporaryDirectory() as made:
         out = Path(made) / "bundle"
         tools = make_toolchain(backend, precision="fp32")
-        build_bundle(checkpoint_of(recorded), plan, out, toolchain=tools, rows=(ROWS,), cache=cache)
+        build_bundle(checkpoint_of(recorded), plan, out, BuildOptions(guidance="on"), toolchain=tools, cache=cache)
         workspace = Session(Bundle.open(out)).workspace(ROWS)
         for image, label in enumerate(tensors["label_B"].tolist()):
             workspace.give(LabelInput(label))

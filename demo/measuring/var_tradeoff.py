@@ -34,6 +34,7 @@ from fastvar.errors import CheckpointError
 from fastvar.export.checkpoints.checkpoint import Checkpoint, load_transformer
 from fastvar.export.checkpoints.random_weights import random_checkpoint
 from fastvar.export.describe import describe
+from fastvar.export.options import BuildOptions
 from fastvar.families.base import SamplingDefaults
 from fastvar.profiling.environment import environment
 from fastvar.profiling.estimates.costs import engine_costs
@@ -146,7 +147,7 @@ def published_flop(name: str) -> dict[str, float]:
     for policy_name, policy in policies(transformer.schedule, transformer.depth).items():
         plan = family.plan(transformer.schedule, policy, transformer)
         flop[policy_name] = scales_flop(
-            describe(checkpoint, plan, backend_class("onnxruntime"), Precision(), rows=(GUIDANCE_ROWS,))
+            describe(checkpoint, plan, backend_class("onnxruntime"), Precision(), BuildOptions(guidance="on"))
         )
     return {policy_name: own / flop["dense"] for policy_name, own in flop.items()}
 

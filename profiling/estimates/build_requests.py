@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,49 +13,34 @@ from ...engines.bundle.estimates import with_estimates
 from ...engines.bundle.manifest import Manifest
 from ...engines.registry import backend_class
 from ...errors import InputError
-from ...export.build import GUIDANCE_ROWS
 from ...export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from ...export.checkpoints.random_weights import random_checkpoint
 from ...export.describe import describe
 from ...export.models.registry import adapter_of
+from ...export.options import BuildOptions
 from .fitting import Change, Limits, MemoryOptions, PlanOf
 from .memory_plan import MemoryPlan, memory_plan
-from .requests import Subject
+from .requests import PlanRequest
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A build, in the command line's words."""
-
-    size: str | None
-    policy: str
-    backend: str
-    precision: str | None
-    guidance: str
-    text_length: int | None
-    choice: MemoryOptions
-
-
-def build_subject(checkpoint: Checkpoint, asked: Asked) -> Subject:
+def build_request(checkpoint: Checkpoint, options: BuildOptions, choice: MemoryOptions) -> PlanRequest:
     """A build of a checkpoint, described.
 
     Raises:
         FastvarError: what `fastvar build` would refuse too.
     """
-    if asked.guidance not in GUIDANCE_ROWS:
-        raise InputError(f"guidance {asked.guidance!r} not understood", expected=f"one of {', '.join(GUIDANCE_ROWS)}")
-    schedule = _schedule(checkpoint, asked)
+    schedule = _schedule(checkpoint, options)
     height, width = schedule.pixels
-    precision = _precision(asked, asked.choice)
-    title = f"{checkpoint.name}, {width}x{height}, policy {asked.policy}, {asked.backend}, {precision.label}"
-    return Subject(
+    precision = _precision(options, choice)
+    title = f"{checkpoint.name}, {width}x{height}, policy {options.policy}, {options.backend}, {precision.label}"
+    return PlanRequest(
         title,
-        asked.choice,
-        _limits(checkpoint, asked, schedule, precision),
-        _plans(checkpoint, asked),
-        lambda: _changes(checkpoint, asked, schedule),
+        choice,
+        _limits(checkpoint, options, schedule, precision),
+        _plans(checkpoint, options),
+        lambda: _changes(checkpoint, options, choice, schedule),
         estimated=True,
-        on_host=backend_class(asked.backend).runs_on_host(""),
+        on_host=backend_class(options.backend).runs_on_host(""),
     )
 
 
@@ -74,10 +59,10 @@ def find_checkpoint(source: Path | None, model: str | None) -> Checkpoint:
     return load_checkpoint(source)
 
 
-def _plans(checkpoint: Checkpoint, asked: Asked) -> PlanOf:
+def _plans(checkpoint: Checkpoint, options: BuildOptions) -> PlanOf:
     @cache
     def described(tile: int | None, weights: str | None) -> Manifest:
-        return _describe(checkpoint, asked, MemoryOptions(decoder_tile=tile, weights=weights))
+        return _describe(checkpoint, options, MemoryOptions(decoder_tile=tile, weights=weights))
 
     def plan_of(choice: MemoryOptions) -> MemoryPlan:
         manifest = described(choice.decoder_tile, choice.weights)
@@ -86,54 +71,54 @@ def _plans(checkpoint: Checkpoint, asked: Asked) -> PlanOf:
     return plan_of
 
 
-def _describe(checkpoint: Checkpoint, asked: Asked, choice: MemoryOptions) -> Manifest:
+def _describe(checkpoint: Checkpoint, options: BuildOptions, choice: MemoryOptions) -> Manifest:
     family, transformer = checkpoint.family, checkpoint.transformer
-    schedule = _schedule(checkpoint, asked)
+    schedule = _schedule(checkpoint, options)
     manifest = describe(
         checkpoint,
-        family.plan(schedule, family.policy(asked.policy, schedule, transformer.depth), transformer),
-        backend_class(asked.backend),
-        _precision(asked, choice),
-        rows=GUIDANCE_ROWS[asked.guidance],
-        text_length=asked.text_length,
-        decoder_tile=choice.decoder_tile,
+        family.plan(schedule, family.policy(options.policy, schedule, transformer.depth), transformer),
+        backend_class(options.backend),
+        _precision(options, choice),
+        replace(options, decoder_tile=choice.decoder_tile),
     )
     return with_estimates(manifest)
 
 
-def _precision(asked: Asked, choice: MemoryOptions) -> Precision:
-    return parse_precision(asked.precision, choice.weights, default=backend_class(asked.backend).precisions[0])
+def _precision(options: BuildOptions, choice: MemoryOptions) -> Precision:
+    return parse_precision(options.precision, choice.weights, default=backend_class(options.backend).precisions[0])
 
 
-def _limits(checkpoint: Checkpoint, asked: Asked, schedule: ScaleSchedule, precision: Precision) -> Limits:
+def _limits(checkpoint: Checkpoint, options: BuildOptions, schedule: ScaleSchedule, precision: Precision) -> Limits:
     tiles = adapter_of(checkpoint.transformer).tiles_decoder
     return Limits(
         text_encoder=checkpoint.text_encoder is not None,
-        quantised_weights=not backend_class(asked.backend).runs_on_host("") and precision.compute != "float32",
+        quantised_weights=not backend_class(options.backend).runs_on_host("") and precision.compute != "float32",
         latent_rows=schedule.final[0] * checkpoint.transformer.patch if tiles else 0,
     )
 
 
-def _changes(checkpoint: Checkpoint, asked: Asked, schedule: ScaleSchedule) -> Iterator[Change]:
+def _changes(
+    checkpoint: Checkpoint, options: BuildOptions, choice: MemoryOptions, schedule: ScaleSchedule
+) -> Iterator[Change]:
     """Fewer tokens at the same size, then one guidance row, then smaller sizes of the same shape."""
-    if asked.policy != "fastvar":
-        yield _change("--policy fastvar", checkpoint, replace(asked, policy="fastvar"))
-    if asked.guidance != "off":
-        yield _change("--guidance off", checkpoint, replace(asked, guidance="off"))
+    if options.policy != "fastvar":
+        yield _change("--policy fastvar", checkpoint, replace(options, policy="fastvar"), choice)
+    if options.guidance != "off":
+        yield _change("--guidance off", checkpoint, replace(options, guidance="off"), choice)
     for height, width in _smaller(checkpoint, schedule):
         size = f"{width}x{height}"
-        yield _change(f"--size {size}", checkpoint, replace(asked, size=size))
+        yield _change(f"--size {size}", checkpoint, replace(options, size=size), choice)
 
 
-def _change(what: str, checkpoint: Checkpoint, asked: Asked) -> Change:
-    schedule = _schedule(checkpoint, asked)
-    limits = _limits(checkpoint, asked, schedule, _precision(asked, asked.choice))
-    return Change(what, _plans(checkpoint, asked), limits)
+def _change(what: str, checkpoint: Checkpoint, options: BuildOptions, choice: MemoryOptions) -> Change:
+    schedule = _schedule(checkpoint, options)
+    limits = _limits(checkpoint, options, schedule, _precision(options, choice))
+    return Change(what, _plans(checkpoint, options), limits)
 
 
-def _schedule(checkpoint: Checkpoint, asked: Asked) -> ScaleSchedule:
+def _schedule(checkpoint: Checkpoint, options: BuildOptions) -> ScaleSchedule:
     family, transformer = checkpoint.family, checkpoint.transformer
-    return family.schedule_for(family.size(asked.size, transformer), transformer)
+    return family.schedule_for(family.size(options.size, transformer), transformer)
 
 
 def _smaller(checkpoint: Checkpoint, schedule: ScaleSchedule) -> list[tuple[int, int]]:

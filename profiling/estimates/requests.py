@@ -14,7 +14,7 @@ from .memory_plan import memory_plan
 
 
 @dataclass(frozen=True)
-class Subject:
+class PlanRequest:
     """Something to plan: plans by choice, what may be chosen, and larger changes in the order they are thought of."""
 
     title: str
@@ -26,14 +26,14 @@ class Subject:
     on_host: bool  # engines take the memory of this machine, not of a GPU
 
 
-def bundle_subject(path: Path, asked: MemoryOptions) -> Subject:
+def bundle_request(path: Path, asked: MemoryOptions) -> PlanRequest:
     """A bundle: all is decided but for where its text encoder stays."""
     manifest = Bundle.open(path, verify="auto", trust_remote_code=True).manifest  # nothing of it is run
     for engine_set in manifest.sets:
         sound_layout(manifest, engine_set.rows)
     height, width = manifest.plan.schedule.pixels
     title = f"{manifest.model}, {width}x{height}, policy {manifest.plan.policy.name}, {manifest.backend}, "
-    return Subject(
+    return PlanRequest(
         title + manifest.precision.label,
         asked,
         Limits(text_encoder=bool(manifest.text_encoder), quantised_weights=False, latent_rows=0),

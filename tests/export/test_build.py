@@ -17,6 +17,7 @@ from fastvar.export.build import build, build_bundle
 from fastvar.export.checkpoints.checkpoint import Checkpoint
 from fastvar.export.checkpoints.random_weights import random_checkpoint_for
 from fastvar.export.models.infinity.reference import Sampling, generate_scales
+from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import Toolchain, make_toolchain
 from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.runtime.session import Session
@@ -75,7 +76,7 @@ def test_another_policy_reuses_what_is_equal(
         checkpoint,
         tiny.plan(policy),
         tmp_path / "b",
-        rows=(2,),
+        options=BuildOptions(guidance="on"),
         cache=engine_cache,
     )
     # Only the two pruned halves of the last scale know its keep ratio.
@@ -109,7 +110,12 @@ def test_weights_that_are_not_finite_leave_nothing_behind(
     toolchain = make_toolchain(weights=weights)
     with pytest.raises(NumericsError, match=named):
         build_bundle(
-            poisoned, tiny.first_and_last(), tmp_path / "b", toolchain=toolchain, rows=(1,), cache=engine_cache
+            poisoned,
+            tiny.first_and_last(),
+            tmp_path / "b",
+            BuildOptions(guidance="off"),
+            toolchain=toolchain,
+            cache=engine_cache,
         )
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
 
@@ -117,7 +123,7 @@ def test_weights_that_are_not_finite_leave_nothing_behind(
 @pytest.mark.parametrize("length", [1, 9])
 def test_text_length_beyond_the_model_is_refused(checkpoint: Checkpoint, tmp_path: Path, length: int):
     with pytest.raises(PlanError, match="text length"):
-        build_bundle(checkpoint, PLAN, tmp_path / "b", text_length=length)
+        build_bundle(checkpoint, PLAN, tmp_path / "b", BuildOptions(text_length=length))
 
 
 def test_a_schedule_beyond_the_level_embedding_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path):
@@ -136,7 +142,7 @@ def test_unknown_guidance_and_size_are_user_errors(tiny_checkpoint: Checkpoint, 
 @pytest.mark.parametrize("tile", [0, -1, 2.0, "3", True])
 def test_a_tile_that_is_no_number_of_rows_is_refused(checkpoint: Checkpoint, tmp_path: Path, tile: object):
     with pytest.raises(BuildError, match=f"decoder tile {tile!r} not understood") as error:
-        build_bundle(checkpoint, PLAN, tmp_path / "b", decoder_tile=tile)
+        build_bundle(checkpoint, PLAN, tmp_path / "b", BuildOptions(decoder_tile=tile))
     assert "1 or more" in error.value.expected
     assert list(tmp_path.iterdir()) == []
 
@@ -154,7 +160,7 @@ def test_a_tile_whose_rows_a_library_does_not_address_is_refused(
     made = random_checkpoint_for(tiny.CONFIG, replace(IMAGES, base_channels=channels), name="tiny")
     toolchain = Toolchain(Choosy(), "cpu", Precision())
     with pytest.raises(BuildError, match=what) as error:
-        build_bundle(made, PLAN, tmp_path / "b", toolchain=toolchain, decoder_tile=2)
+        build_bundle(made, PLAN, tmp_path / "b", BuildOptions(decoder_tile=2), toolchain=toolchain)
     assert "--decoder-tile" in error.value.fix
     assert list(tmp_path.iterdir()) == []
 

@@ -18,6 +18,7 @@ from fastvar.export.checkpoints.random_weights import random_checkpoint_for
 from fastvar.export.factory import EngineFactory
 from fastvar.export.models.infinity.reference import Sampling, generate_scales
 from fastvar.export.models.infinity.weights import transformer_weights
+from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.runtime.session import Session
@@ -40,7 +41,7 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory, engine_cache: Path) -> Bundle:
     out = tmp_path_factory.mktemp("unguided") / "bundle"
-    build_bundle(checkpoint, PLAN, out, rows=(2,), cache=engine_cache)
+    build_bundle(checkpoint, PLAN, out, BuildOptions(guidance="on"), cache=engine_cache)
     return Bundle.open(out)
 
 

@@ -18,6 +18,7 @@ from fastvar.export.checkpoints.checkpoint import Checkpoint
 from fastvar.export.checkpoints.random_weights import random_checkpoint_for
 from fastvar.export.models.infinity.reference import Sampling, generate_scales
 from fastvar.export.module_backend import ModuleBackend
+from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.runtime.session import Session
@@ -43,7 +44,7 @@ def bundle(request, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
     pytest.importorskip("tensorrt_rtx")
     toolchain = make_toolchain("tensorrt-rtx", "sm89", weights=request.param)
     out = tmp_path_factory.mktemp("rtx") / "bundle"
-    build_bundle(checkpoint, PLAN, out, toolchain=toolchain, rows=(2,), cache=engine_cache)
+    build_bundle(checkpoint, PLAN, out, BuildOptions(guidance="on"), toolchain=toolchain, cache=engine_cache)
     return Bundle.open(out)
 
 

@@ -16,6 +16,7 @@ from fastvar.export.checkpoints.random_weights import random_checkpoint
 from fastvar.export.checkpoints.weight_sources import engine_weights
 from fastvar.export.describe import describe
 from fastvar.export.factory import EngineFactory
+from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.infinity import INFINITY
 from fastvar.families.infinity_presets import schedule_for
@@ -27,7 +28,7 @@ def described(size: int, policy: str = "fastvar", backend: str = "tensorrt-rtx",
     checkpoint, schedule = random_checkpoint("infinity_layer12"), schedule_for((size, size))
     plan = make_plan(schedule, INFINITY.policy(policy, schedule, 12), 12)
     precision = BF16 if backend == "tensorrt-rtx" else Precision()
-    return describe(checkpoint, plan, backend_class(backend), precision, rows=(2,), **options)
+    return describe(checkpoint, plan, backend_class(backend), precision, BuildOptions(guidance="on", **options))
 
 
 @pytest.mark.parametrize("kind", ["qkv_pruned", "attn_mlp_pruned", "sampling_head"])

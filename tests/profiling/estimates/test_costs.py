@@ -21,6 +21,7 @@ from fastvar.export.checkpoints.random_weights import random_checkpoint
 from fastvar.export.describe import describe
 from fastvar.export.models.common.coders import TextEncoder
 from fastvar.export.models.common.rows import INTEGERS
+from fastvar.export.options import BuildOptions
 from fastvar.families import family_of, named_transformer
 from fastvar.families.infinity import TRANSFORMERS, image_tokenizer_for
 from fastvar.families.infinity_presets import fastvar_policy, schedule_for
@@ -40,7 +41,7 @@ def infinity_2b(policy: str, size: int = 1024, text_length: int = 3) -> Manifest
 def described(name: str, plan: GenerationPlan, text_length: int | None = None) -> Manifest:
     """A published size's bundle, with the real shapes of its weights."""
     made = random_checkpoint(name)
-    return describe(made, plan, backend_class("onnxruntime"), Precision(), text_length=text_length)
+    return describe(made, plan, backend_class("onnxruntime"), Precision(), BuildOptions(text_length=text_length))
 
 
 def blocks(costs: EngineCosts) -> Cost:

@@ -17,6 +17,7 @@ from fastvar.engines.registry import backend_class
 from fastvar.export.build import build
 from fastvar.export.checkpoints.random_weights import random_checkpoint
 from fastvar.export.describe import describe
+from fastvar.export.options import BuildOptions
 from fastvar.families.infinity import INFINITY
 from fastvar.families.infinity_presets import schedule_for
 from fastvar.profiling.estimates.memory_plan import MemoryPlan, Part, memory_plan, part_of
@@ -33,12 +34,12 @@ def described(size: str, policy: str, **options: object) -> Manifest:
     """Infinity-2B with its text encoder, as TensorRT-RTX engines in bf16."""
     checkpoint, schedule = random_checkpoint("infinity_2b", text_encoder=True), schedule_for(parse_size(size))
     plan = make_plan(schedule, INFINITY.policy(policy, schedule, 32), 32)
-    return describe(checkpoint, plan, backend_class("tensorrt-rtx"), Precision("bfloat16"), **options)
+    return describe(checkpoint, plan, backend_class("tensorrt-rtx"), Precision("bfloat16"), BuildOptions(**options))
 
 
 @pytest.fixture(scope="module")
 def published() -> MemoryPlan:
-    return memory_plan(described("1024x1024", "fastvar", rows=(2,)))
+    return memory_plan(described("1024x1024", "fastvar", guidance="on"))
 
 
 @pytest.mark.parametrize("offload", [False, True], ids=["resident", "offloaded"])
@@ -88,7 +89,7 @@ def test_nothing_of_the_scales_is_left_when_the_image_is_decoded(published: Memo
 
 
 def test_offloaded_text_encoder_is_there_for_the_text_alone():
-    plan = memory_plan(described("256x256", "dense", rows=(2,)), offload_text_encoder=True)
+    plan = memory_plan(described("256x256", "dense", guidance="on"), offload_text_encoder=True)
     there = [moment.what for moment in plan.moments if moment.used[Part.TEXT_ENCODER]]
     assert there == ["text"]
 
@@ -100,13 +101,13 @@ def test_weights_are_those_of_the_model(published: MemoryPlan):
 
 
 def test_fewer_guidance_rows_take_less(published: MemoryPlan):
-    one = memory_plan(described("1024x1024", "fastvar", rows=(1,)))
+    one = memory_plan(described("1024x1024", "fastvar", guidance="off"))
     assert one.rows == 1
     assert 2 * one.moments[-2].used[Part.KEYS] == published.moments[-2].used[Part.KEYS]
 
 
 def test_a_tiled_decoder_is_planned_with_its_stripes():
-    tiled = memory_plan(described("512x512", "fastvar", rows=(2,), decoder_tile=8))
+    tiled = memory_plan(described("512x512", "fastvar", guidance="on", decoder_tile=8))
     assert tiled.moments[-1].used[Part.DECODER] > 2 * 512 * 512 * 128 * 2  # two activations of the image's size
 
 
@@ -133,7 +134,7 @@ def test_memory_on_the_cpu_is_told_beforehand(tmp_path: Path, engine_cache: Path
 
 
 def test_the_plan_follows_the_reports_of_engines_that_are_compiled():
-    manifest = described("256x256", "fastvar", rows=(2,))
+    manifest = described("256x256", "fastvar", guidance="on")
     name = manifest.sets[0].steps[-1].attn_mlp_pruned
     spec = manifest.engines[name]
     greedy = replace(spec, report=replace(spec.report, scratch_bytes=1 << 30))

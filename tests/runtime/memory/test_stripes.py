@@ -21,6 +21,7 @@ from fastvar.engines.bundle.manifest import EDGE_INSIDE, EDGE_OUTSIDE, Manifest
 from fastvar.engines.spec import EngineReport
 from fastvar.export.build import build_bundle
 from fastvar.export.checkpoints.random_weights import random_checkpoint_for
+from fastvar.export.options import BuildOptions
 from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.runtime.memory.layout import EngineCall, Layout, WeightView, build_layout
 from fastvar.runtime.memory.stripes import BUFFER, HALO, WITH_HALO, Rows, over
@@ -172,7 +173,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, engine_cache: Path) -> tup
     made = random_checkpoint_for(tiny.CONFIG, IMAGES, name="tiny", tokenizer_file=TOKENIZER)
     folder = tmp_path_factory.mktemp("tiled")
     for name, tile in (("whole", None), ("tiled", TILE)):
-        build_bundle(made, tiny.first_and_last(), folder / name, rows=(2,), cache=engine_cache, decoder_tile=tile)
+        build_bundle(
+            made,
+            tiny.first_and_last(),
+            folder / name,
+            BuildOptions(guidance="on", decoder_tile=tile),
+            cache=engine_cache,
+        )
     return Bundle.open(folder / "whole"), Bundle.open(folder / "tiled")
 
 

@@ -19,6 +19,7 @@ from fastvar.export.checkpoints.random_weights import random_checkpoint_for
 from fastvar.export.models.codebook.tokenizer import VqTokenizer
 from fastvar.export.models.var.model import VarTransformer
 from fastvar.export.models.var.reference import Noise, VarSampling, generate_scales
+from fastvar.export.options import BuildOptions
 from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.var import VAR, VarConfig
 from fastvar.runtime.inputs import LabelInput
@@ -70,7 +71,8 @@ def bundle(tmp_path_factory, engine_cache) -> Path:
     names = out.with_name("class_names.json")
     names.write_text(json.dumps(["tench, Tinca tinca", "goldfish", *(f"class {i}" for i in range(2, 9)), "goldfish"]))
     made = replace(checkpoint(CONFIG), class_names=names)
-    build_bundle(made, VAR.plan(CONFIG.schedule, BUNDLED, CONFIG), out, rows=(2,), cache=engine_cache)
+    plan = VAR.plan(CONFIG.schedule, BUNDLED, CONFIG)
+    build_bundle(made, plan, out, BuildOptions(guidance="on"), cache=engine_cache)
     return out
 
 

@@ -1,0 +1,92 @@
+"""What a build makes: everything that decides a bundle beside its checkpoint, checked once."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..core.plan import SamplingMode
+from ..engines.registry import DEFAULT
+from ..errors import BuildError, RenamedWarning
+from ..families.base import SamplingDefaults
+
+GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
+RENAMED = {"drawing": "sampling_mode"}  # read for one version more
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a bundle is to be: the options of `fastvar build` by the same names.
+
+    Args:
+        size: image size, "WIDTHxHEIGHT" in pixels or a shape as "16:9"; the family's default for None: 1024x1024 for
+            Infinity, for other families the largest.
+        policy: token pruning: "dense", "fastvar" as the checkpoint's family has it, or the path of a TOML policy file.
+        backend: who compiles the engines, by name (`fastvar doctor` lists them).
+        target: the devices that engines are for; the backend's default for None.
+        precision: "fp32", "bf16" or "fp16"; the backend's default for None.
+        weights: "int8" or "fp8" to store the layers' matrices in 8 bits, "w8a8" for int8 activations besides.
+        allow_unfused: accept GPU engines whose attention is more than one kernel.
+        via: "torch-tensorrt" for TensorRT engines without ONNX, on a GPU machine that has it.
+        guidance: engines for classifier-free guidance "on", "off" or "both" ways.
+        text_length: static prompt length in tokens; the model's own for None.
+        with_encoder: include the image encoder, which images are edited through.
+        decoder_tile: latent rows that the image decoder holds at a time, 1 or more, for less memory and the same
+            image; all of them for None.
+        sampling_mode: how codes are sampled, where the family offers a choice.
+        sampling: the bundle's sampling defaults; the family's own for None.
+        image_tokenizer: its file, where it does not lie in the checkpoint's folder.
+        text_encoder: its folder, where it does not lie in the checkpoint's folder.
+
+    Raises:
+        BuildError: a value that no checkpoint could be built with. What depends on the checkpoint is said by the build.
+    """
+
+    size: str | None = None
+    policy: str = "fastvar"
+    backend: str = DEFAULT
+    target: str | None = None
+    precision: str | None = None
+    weights: str | None = None
+    allow_unfused: bool = False
+    via: str | None = None
+    guidance: str = "both"
+    text_length: int | None = None
+    with_encoder: bool = False
+    decoder_tile: int | None = None
+    sampling_mode: SamplingMode | None = None
+    sampling: SamplingDefaults | None = None
+    image_tokenizer: Path | None = None
+    text_encoder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.guidance not in GUIDANCE_ROWS:
+            expected = f"one of {', '.join(GUIDANCE_ROWS)}"
+            raise BuildError(f"guidance {self.guidance!r} not understood", expected=expected)
+        tile = self.decoder_tile
+        if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
+            raise BuildError(f"decoder tile {tile!r} not understood", expected="a number of latent rows, 1 or more")
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Batch rows that step engines are made for: 2 with guidance, 1 without."""
+        return GUIDANCE_ROWS[self.guidance]
+
+    def changed(self, **changes: Any) -> BuildOptions:
+        """These options with some replaced, by name.
+
+        Raises:
+            BuildError: no option of that name.
+        """
+        for old, new in RENAMED.items():
+            if old in changes:
+                warnings.warn(f"the option {old} is named {new} now", RenamedWarning, stacklevel=3)
+                changes[new] = changes.pop(old)
+        known = [field.name for field in fields(self)]
+        if unknown := sorted(changes.keys() - set(known)):
+            raise BuildError(
+                f"no option {', '.join(unknown)}", expected=f"some of {', '.join(known)}", fix="check the spelling"
+            )
+        return replace(self, **changes)

@@ -1,0 +1,104 @@
+"""What a caller asks of a drawing: sampling parameters, checked once, in whatever way they come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ..core.arguments import number, whole
+from ..core.noise import check_seed
+from ..errors import InputError
+
+MAX_IMAGES = 1024
+MAX_TOP_K = (1 << 31) - 1  # an int32 in the engines
+ALIASES = {"temperature": "tau"}  # the field's word for what Infinity's program calls tau
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How images are sampled: of a call, an edit, a stream or a request. None is the bundle's own value.
+
+    numpy's scalars count as numbers; every field is plain Python when it has been checked.
+
+    Args:
+        guidance_scale: classifier-free guidance, 0 to 100; Infinity's 1, VAR's and HART's 0 switches it off and runs
+            half the work.
+        tau: sampling temperature (Infinity), above 0, at most 100; `temperature` is the same.
+        top_p: the rarest values of a choice go, as long as their probabilities sum to at most 1 - top_p; 0 and 1 are
+            off.
+        top_k: only so many codes are sampled from; 0 for all (VAR).
+        seed: of the first image of each prompt or label, 0 to 2^63 - 1; the next ones count up from it. None draws
+            one, which the output tells.
+        num_images: images of each prompt or label, 1 to 1024.
+        negative_prompt: what to steer away from, in place of the learned unconditional text; "" is none.
+
+    Raises:
+        InputError: a value of another kind, or out of range.
+    """
+
+    guidance_scale: float | None = None
+    tau: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    num_images: int = 1
+    negative_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        plain = {name: number(name, value) for name in REALS if (value := getattr(self, name)) is not None}
+        plain["num_images"] = whole("num_images", self.num_images, 1, MAX_IMAGES)
+        if self.top_k is not None:
+            plain["top_k"] = whole("top_k", self.top_k, 0, MAX_TOP_K)
+        if self.seed is not None:
+            plain["seed"] = check_seed(self.seed)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "negative_prompt", stated(self.negative_prompt))
+        check_ranges(self.guidance_scale, self.tau, self.top_p)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides an engine's scalars, by name; None is the bundle's own."""
+        return {name: getattr(self, name) for name in (*REALS, "top_k")}
+
+    def changed(self, **changes: Any) -> SamplingParams:
+        """These parameters with some replaced, by name.
+
+        Raises:
+            InputError: no parameter of that name, or one that is given by two names.
+        """
+        for alias, name in ALIASES.items():
+            if alias in changes:
+                if changes.get(name) is not None:
+                    raise InputError(f"{alias} and {name} are the same parameter", fix="give one of them")
+                changes[name] = changes.pop(alias)
+        known = [field.name for field in fields(self)]
+        if unknown := sorted(changes.keys() - set(known)):
+            raise InputError(
+                f"no sampling parameter {', '.join(unknown)}",
+                expected=f"some of {', '.join((*known, *ALIASES))}",
+                fix="check the spelling",
+            )
+        return replace(self, **changes) if changes else self
+
+
+REALS = ("guidance_scale", "tau", "top_p")
+
+
+def check_ranges(guidance_scale: float | None, tau: float | None, top_p: float | None) -> None:
+    """Refuse values that no model is sampled with; NaN and infinity are out of every range.
+
+    Raises:
+        InputError: one is.
+    """
+    if guidance_scale is not None and not 0 <= guidance_scale <= 100:
+        raise InputError(f"guidance_scale {guidance_scale} is out of range", expected="a number from 0 to 100")
+    if tau is not None and not 0 < tau <= 100:
+        raise InputError(f"tau {tau} is out of range", expected="a temperature above 0, at most 100")
+    if top_p is not None and not 0 <= top_p <= 1:
+        raise InputError(f"top_p {top_p} is out of range", expected="a share from 0 to 1; 0, as 1, is off")
+
+
+def stated(negative: str | None) -> str | None:
+    """A negative prompt, or None: forms send an empty text for none."""
+    return None if isinstance(negative, str) and not negative.strip() else negative
