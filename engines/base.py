@@ -161,6 +161,14 @@ class Backend(ABC):
             BuildError: the library rejects the graph; names the node.
         """
 
+    def build_environment(self, target: str) -> dict[str, str]:
+        """Variables that a process needs to build for a target; where there are any, this process cannot build.
+
+        Raises:
+            BuildError: nothing on this machine builds for it.
+        """
+        return {}
+
     @abstractmethod
     def device(self) -> Device:
         """The device that this backend's engines run on.

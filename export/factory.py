@@ -122,7 +122,9 @@ class EngineFactory:
     def _build(self, missing: dict[str, BuildTask]) -> Generator[tuple[str, CachedEngine], None, None]:
         tasks = {name: self._with_graph(task) for name, task in missing.items()}
         workers = min(self.jobs, sum(task.work for task in tasks.values()) // WORTH_A_WORKER)
-        with closing(run_here(tasks) if workers < 2 else run_apart(tasks, workers)) as results:
+        variables = self.toolchain.backend.build_environment(self.toolchain.target) if tasks else {}
+        here = workers < 2 and not variables
+        with closing(run_here(tasks) if here else run_apart(tasks, max(workers, 1), variables)) as results:
             for name, result in results:
                 self._count(tasks[name], result)
                 yield name, result.engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import IO, Any
@@ -43,9 +43,9 @@ class Worker:
         BuildError: it cannot be started, dies, or imports another fastvar than this process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
         try:
-            self.process = OwnProcess(STATEMENT)
+            self.process = OwnProcess(STATEMENT, variables=variables)
         except OSError as error:
             raise BuildError(
                 f"no process for a worker: {error.strerror or error}", fix="build with --jobs 1"
@@ -90,9 +90,9 @@ def run_here(tasks: dict[str, BuildTask]) -> Results:
         yield name, task.run()
 
 
-def run_apart(tasks: dict[str, BuildTask], workers: int) -> Results:
-    """By workers, a thread for each, as they are ready."""
-    with ThreadPoolExecutor(workers) as pool, _runners() as run:
+def run_apart(tasks: dict[str, BuildTask], workers: int, variables: Mapping[str, str] | None = None) -> Results:
+    """By workers, a thread for each, as they are ready; `variables` are put into their environment."""
+    with ThreadPoolExecutor(workers) as pool, _runners(variables) as run:
         futures = {pool.submit(run, task): name for name, task in tasks.items()}
         try:
             for future in as_completed(futures):
@@ -103,7 +103,7 @@ def run_apart(tasks: dict[str, BuildTask], workers: int) -> Results:
 
 
 @contextmanager
-def _runners() -> Iterator[Run]:
+def _runners(variables: Mapping[str, str] | None) -> Iterator[Run]:
     """A function that runs a task in the calling thread's own process."""
     local, gate, ended = threading.local(), threading.Lock(), threading.Event()
     started: list[Worker] = []
@@ -113,7 +113,7 @@ def _runners() -> Iterator[Run]:
             if ended.is_set():
                 raise RuntimeError("the build has ended")
             if not hasattr(local, "worker"):
-                local.worker = Worker()
+                local.worker = Worker(variables)
                 started.append(local.worker)
         result: BuildResult = local.worker.run(task)
         return result

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -41,20 +41,23 @@ spec.loader.exec_module(package)
 class OwnProcess:
     """A Python that runs a statement with this package, by where it lies, and the parent's search path.
 
-    stdin and stdout are pipes of bytes. The last lines of its stderr go to the parent's when it has ended, unless they
-    are told with its death.
+    stdin and stdout are pipes of bytes. `variables` are put into its environment. The last lines of its stderr go
+    to the parent's when it has ended, unless they are told with its death.
 
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self, statement: str, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, statement: str, arguments: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    ) -> None:
         root = str(Path(__file__).resolve().parents[2])
         init = os.path.join(root, "__init__.py")
         code = _START.format(path=_search_path(), package=PACKAGE, init=init, root=root) + statement
         pipe = subprocess.PIPE
         command = [sys.executable, "-c", code, *arguments]
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, **_OWN_GROUP)
+        environment = {**os.environ, **(variables or {})}
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, **_OWN_GROUP)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self.stdin, self.stdout = self._process.stdin, self._process.stdout

@@ -13,8 +13,8 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,9 +27,12 @@ from ..device import Device, HostDevice, host_array
 from ..scratch_estimates import Computation, working_bytes
 from ..spec import EngineSpec
 from ..unpacking import MOST_BYTES
+from . import stand_in_gpu
 from .convolutions import use_row_statistics, use_small_enlargements
 from .cuda_device import TorchCudaDevice
 from .engine_file import ProgramFile
+from .gpu_program import gpu_options, moved_to_gpu, with_attention
+from .gpus import CUDA, GPUS, GpuTarget, capability_here, is_gpu, require_gpu
 from .graph import tidy
 from .native import inductor_options, kernel_digest
 from .operators import ATTENTION, LINEAR, LINEAR_INT8, register
@@ -41,13 +44,10 @@ from .targets import (
     best_cpu,
     check_cpu,
     compiler_options,
-    cpu_names,
     has_fast_bfloat16,
 )
 
-CUDA = "cuda"
 HOST_BYTES = 230 << 20  # torch's code, and the compiled libraries, of which there are about a dozen
-ON_GPU = {"aot_inductor.embed_kernel_binary": True}  # options of the compiler
 
 
 class AotInductorBackend(Backend):
@@ -55,7 +55,7 @@ class AotInductorBackend(Backend):
 
     Args:
         threads: CPU threads of torch, for the whole process; by default torch's choice, one per usable core at most.
-        target: "cuda" or "cuda-sm90" for a GPU; the CPU by default.
+        target: "cuda" for the GPU in this machine, "cuda-sm90" say for one that may be elsewhere; the CPU by default.
 
     Raises:
         BackendError: torch is not installed.
@@ -65,7 +65,7 @@ class AotInductorBackend(Backend):
     extra: ClassVar[str] = "aotinductor"
     distributions: ClassVar[tuple[tuple[str, ...], ...]] = (("torch",),)
     summary: ClassVar[str] = (
-        "builds with a C++ compiler for x86 CPUs, on the GPU for GPUs; runs where torch of the same version is"
+        "builds with a C++ compiler, for GPUs that are elsewhere on Linux; runs where torch of the same version is"
     )
     device_targets: ClassVar[Mapping[str, str]] = {"cpu": CPU, "cuda": CUDA}
     suffix: ClassVar[str] = ".program"
@@ -77,7 +77,8 @@ class AotInductorBackend(Backend):
         if threads is not None and threads < 1:
             raise BackendError(f"{threads} threads", expected="at least 1")
         self._torch = import_extra("torch", "aotinductor")
-        self._on_host = self.runs_on_host(target or CPU)
+        self._target = target or CPU
+        self._on_host = self.runs_on_host(self._target)
         self._device: Device | None = None
         self._libraries: dict[str, Library] = {}
         # torch counts the cores of the machine, not the quota of a container.
@@ -93,7 +94,7 @@ class AotInductorBackend(Backend):
 
     @classmethod
     def runs_on_host(cls, target: str) -> bool:
-        return not target.startswith(CUDA)
+        return not is_gpu(target)
 
     @property
     def default_precision(self) -> str:
@@ -104,8 +105,9 @@ class AotInductorBackend(Backend):
         return str(self._torch.__version__)
 
     def stamp(self) -> str:
-        """torch, what is done to programs on their way to it, and our kernels."""
-        return f"{super().stamp()} {kernel_digest()}"
+        """torch, what is done to programs on their way to it, our kernels, and whether a GPU tried kernels out."""
+        tried = "" if self._on_host else "on a GPU" if self._is_here() else "stand-in"
+        return f"{super().stamp()} {kernel_digest()} {tried}".rstrip()
 
     def resolve_target(self, target: str | None, precision: Precision) -> str:
         self.check_precision(precision)
@@ -122,32 +124,37 @@ class AotInductorBackend(Backend):
             return found
         if precision.activations:
             raise BuildError("--weights w8a8 is for CPUs", expected="--weights int8 or fp8 on a GPU")
-        found = f"{CUDA}-{self._capability()}"
-        if target not in (CUDA, found):
+        wanted, here = GpuTarget.parse(target or CUDA), capability_here(self._torch)
+        if not wanted.capability and here not in GPUS:
             raise BuildError(
-                f"{self.name} compiles on the GPU that the engine is for: this one is {found}, not {target}",
-                expected=f"{CUDA}, or {found}; for CPUs one of {', '.join(cpu_names())}",
+                f"target {wanted} means the GPU in this machine: "
+                + (f"{here} is not known" if here else "there is none"),
+                expected=f"a GPU, or its generation: {', '.join(f'{CUDA}-{name}' for name in GPUS)}",
+                fix=f"give --target, {CUDA}-sm86 for an RTX 3090 say",
             )
-        return found
+        return str(replace(wanted, capability=wanted.capability or here))
 
-    def _capability(self) -> str:
-        if not self._torch.cuda.is_available():
-            raise BackendError(
-                "torch finds no GPU",
-                expected="an NVIDIA GPU and a CUDA build of torch",
-                fix="build and run there, or for the CPU: leave --target away",
-            )
-        major, minor = self._torch.cuda.get_device_capability()
-        return f"sm{major}{minor}"
+    def _is_here(self) -> bool:
+        """Whether the GPU to build for is in this machine."""
+        here, wanted = capability_here(self._torch), GpuTarget.parse(self._target).capability
+        return bool(here) and wanted in ("", here) and not stand_in_gpu.is_stood_in()
+
+    def build_environment(self, target: str) -> dict[str, str]:
+        """A GPU that is not in this machine is stood in for."""
+        if self.runs_on_host(target) or GpuTarget.parse(target).capability == capability_here(self._torch):
+            return {}
+        return stand_in_gpu.environment(self._torch, GpuTarget.parse(target).capability)
 
     def check(self, spec: EngineSpec) -> None:
         super().check(spec)
         if self._on_host:
             check_cpu(self._torch, spec.target, f"engine {spec.name!r} was built")
-        elif spec.target != f"{CUDA}-{self._capability()}":
+            return
+        here = require_gpu(self._torch)
+        if GpuTarget.parse(spec.target).capability != here:
             raise BackendError(
-                f"engine {spec.name!r} was built for {spec.target}, this GPU is {CUDA}-{self._capability()}",
-                fix="rebuild the bundle on this machine",
+                f"engine {spec.name!r} was built for {spec.target}, this GPU is {CUDA}-{here}",
+                fix=f"rebuild the bundle with --target {CUDA}-{here}",
             )
 
     def build(self, graph: bytes, target: str) -> CompiledEngine:
@@ -163,16 +170,20 @@ class AotInductorBackend(Backend):
         except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise BuildError(f"not a program that torch {self.version()} reads: {error}") from error
         inductor = import_extra("torch._inductor", "aotinductor")
-        if self.runs_on_host(target):
-            options = _prepared(torch, program, target)
-        else:  # it was traced on the CPU
-            program = import_extra("torch.export.passes", "aotinductor").move_to_device_pass(program, CUDA)
-            options = ON_GPU
+        kernels: AbstractContextManager[Any] = nullcontext()
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch warns of its own deprecations
             path = Path(folder) / "engine.pt2"
             try:
-                inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+                if self.runs_on_host(target):
+                    options = _prepared(torch, program, target)
+                else:  # it was traced on the CPU
+                    program = moved_to_gpu(torch, program, f"{CUDA}:{torch.cuda.current_device()}")
+                    options, kernels = gpu_options(torch), with_attention(torch, GpuTarget.parse(target).attention)
+                with kernels:
+                    inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+            except BuildError:
+                raise
             except Exception as error:  # a compiler's errors share no other base
                 raise BuildError(
                     f"{self.name} (torch {self.version()}) cannot compile the program: {_first_lines(error)}",
@@ -213,7 +224,9 @@ class AotInductorBackend(Backend):
         runners = self._torch._C._aoti
         if self._on_host:
             return runners.AOTIModelContainerRunnerCpu(path, 1)
-        return runners.AOTIModelContainerRunnerCuda(path, 1, CUDA, "")
+        # Run by one thread at a time (`Library.turn`): else every run asks an event of the run before it, which a
+        # capture refuses, and which waits for the GPU outside of one.
+        return runners.AOTIModelContainerRunnerCuda(path, 1, CUDA, "", True)
 
 
 @dataclass(frozen=True)
@@ -244,7 +257,9 @@ class AotEngine(Engine):
                 with turn, stream():
                     runner.run(bound)
             except RuntimeError as error:
-                raise BackendError(f"AOTInductor failed while running engine {spec.name!r}: {error}") from error
+                raise BackendError(
+                    f"AOTInductor failed while running engine {spec.name!r}: {_first_lines(error)}"
+                ) from error
 
         return launch
 

@@ -16,6 +16,7 @@ from ...core.dtypes import size_bytes, storage_dtype
 from ...core.tensors import Launch, TensorRef
 from ...errors import BackendError, DeviceMemoryError
 from ..device import Allocation, Device
+from . import stand_in_gpu
 
 
 class TorchCudaDevice(Device):
@@ -35,6 +36,8 @@ class TorchCudaDevice(Device):
                 expected="an NVIDIA driver and a CUDA build of torch",
                 fix="run there, or build for the CPU: leave --target away",
             )
+        if stand_in_gpu.is_stood_in():  # for cuDNN there is no stand-in
+            torch.backends.cudnn.enabled = False
         self._torch = torch
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()

@@ -1,0 +1,81 @@
+"""Programs on their way to a GPU. They were traced and saved on the CPU, which leaves four things to mend."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ...core.platform import import_extra
+from .gpus import CUDNN
+from .graph import tidy
+
+
+def moved_to_gpu(torch: Any, program: Any, device: str) -> Any:
+    """A program ready to be compiled for a GPU.
+
+    Args:
+        program: as torch.export loads it.
+        device: with its number, "cuda:0". Without one, torch writes a device into the program's assertions that no
+            tensor will ever have.
+    """
+    tidy(torch, program)
+    _materialise(torch, program)
+    _hint_sizes(torch, program)
+    return import_extra("torch.export.passes", "aotinductor").move_to_device_pass(program, device)
+
+
+def _materialise(torch: Any, program: Any) -> None:
+    """Parameters without memory become zeros, which take none either: they are inputs, and only named after these."""
+    for name, value in program.state_dict.items():
+        if value.is_meta:
+            zeros = torch.zeros(1, dtype=value.dtype).expand(value.shape)
+            program._state_dict[name] = torch.nn.Parameter(zeros, requires_grad=False)
+
+
+def _hint_sizes(torch: Any, program: Any) -> None:
+    """Every open size gets the value that it has in the example inputs.
+
+    Saving a program loses the values of sizes that never stand alone, as s in [2 * s, C]. CPUs do not ask; code for
+    GPUs is laid out by them.
+    """
+    sympy = import_extra("sympy", "aotinductor")
+    examples = torch.utils._pytree.tree_leaves(program.example_inputs)
+    placeholders = program.graph.find_nodes(op="placeholder")[-len(examples) :]
+    for node, example in zip(placeholders, examples, strict=True):
+        for size, value in zip(node.meta["val"].shape, example.shape, strict=True):
+            if not isinstance(size, torch.SymInt):
+                continue
+            hints, expression = size.node.shape_env.backed_var_to_val, size.node.expr
+            unknown = [symbol for symbol in expression.free_symbols if symbol not in hints]
+            if len(unknown) == 1:
+                (solution,) = sympy.solve(expression - value, unknown[0])
+                hints[unknown[0]] = sympy.Integer(solution)
+
+
+def gpu_options(torch: Any) -> dict[str, Any]:
+    """What AOTInductor is told of a GPU: those options that the installed torch knows.
+
+    Kernels lie in the library, as machine code of one generation. Nothing is tried out on the GPU at hand: matrices are
+    not padded because of a measurement, so that a build makes the same library again.
+    """
+    wanted = {"aot_inductor.embed_kernel_binary": True, "shape_padding": False, "compile_threads": 1}
+    return known_options(torch, wanted)
+
+
+def known_options(torch: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Options of the compiler without those that the installed torch does not have."""
+    known = import_extra("torch._inductor.config", "aotinductor").get_config_copy()
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def with_attention(torch: Any, kernel: str) -> AbstractContextManager[Any]:
+    """A block in which attention is compiled to a kernel that was chosen, not to what torch takes on a GPU.
+
+    Without a mask it is flash or cuDNN's; with one, or in fp32, the memory-efficient kernel. None writes the scores to
+    memory: where none of them suits, the compiler says so.
+    """
+    kernels = torch.nn.attention.SDPBackend
+    first = [kernels.CUDNN_ATTENTION] if kernel == CUDNN else []
+    allowed = [*first, kernels.FLASH_ATTENTION, kernels.EFFICIENT_ATTENTION]
+    chosen: AbstractContextManager[Any] = torch.nn.attention.sdpa_kernel(allowed, set_priority=True)
+    return chosen
