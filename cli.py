@@ -29,9 +29,9 @@ from .commands.upscale import upscale
 from .console.interruption import Interrupted, ended_by_signals
 from .console.streams import spared_streams, tell, tell_trouble
 from .core.version import __version__
-from .errors import FastvarError, RenamedWarning, UnknownWordsWarning
+from .errors import FastvarError, RehearsalWarning, RenamedWarning, UnknownWordsWarning
 
-PLAIN = (UnknownWordsWarning, RenamedWarning)  # warnings that are meant for the user
+PLAIN = (UnknownWordsWarning, RenamedWarning, RehearsalWarning)  # warnings that are meant for the user
 USER_ERROR = 2  # exit code of everything a user can cause; click uses the same for a wrong option
 
 app = typer.Typer(

@@ -56,6 +56,10 @@ class RenamedWarning(FutureWarning):
     """Something goes by another name now; the old one works for one version more."""
 
 
+class RehearsalWarning(UserWarning):
+    """A GPU that is not there stands in for one: nothing is computed, and what comes out means nothing."""
+
+
 class NumericsError(FastvarError):
     """A weight or an activation is not finite."""
 

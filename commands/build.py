@@ -64,6 +64,10 @@ def build(
             "activations, for aotinductor on CPUs in bf16. [dim]default: as --precision[/dim]"
         ),
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="Attention kernel of aotinductor on GPUs: flash or cudnn. [dim]default: flash[/dim]"),
+    ] = None,
     allow_unfused: Annotated[
         bool, typer.Option("--allow-unfused", help="Accept GPU engines whose attention is not one kernel.")
     ] = False,
@@ -158,6 +162,7 @@ def build(
         target=target,
         precision=precision,
         weights=weights,
+        attention=attention,
         allow_unfused=allow_unfused,
         via=via,
         guidance=guidance,

@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from ..profiling.estimates.memory_plan import MemoryPlan
     from ..profiling.estimates.requests import PlanRequest
 
-BUILD_OPTIONS = ("size", "policy", "backend", "precision", "weights", "guidance", "text_length", "decoder_tile")
+BUILD_OPTIONS = (
+    "size",
+    "policy",
+    "backend",
+    "target",
+    "precision",
+    "weights",
+    "guidance",
+    "text_length",
+    "decoder_tile",
+)
 
 
 def plan(
@@ -39,6 +49,10 @@ def plan(
     backend: Annotated[str, typer.Option(help="Backend to plan for; its library need not be installed.")] = (
         DEFAULT_OF_PLANS
     ),
+    target: Annotated[
+        str | None,
+        typer.Option(help="Devices to plan for, where a backend has several kinds: cuda-sm90 for aotinductor, say."),
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(help="bf16, fp16 or fp32. [dim]default: bf16 on GPUs, fp32 with onnxruntime[/dim]"),
@@ -84,7 +98,7 @@ def plan(
         with needs_extra("export"):
             from ..profiling.estimates.build_requests import build_request, find_checkpoint
 
-            options = BuildOptions(size, policy, backend, None, precision, guidance=guidance, text_length=text_length)
+            options = BuildOptions(size, policy, backend, target, precision, guidance=guidance, text_length=text_length)
             request = build_request(find_checkpoint(source, model), options, choice)
     fit = None if budget is None else first_fit(request.plan_of, request.asked, request.limits, budget)
     shown = fit or Fit(choice, request.plan_of(choice))

@@ -105,8 +105,13 @@ class Backend(ABC):
         return False
 
     @classmethod
-    def library_bytes(cls, engines: Sequence[EngineSpec], computation: Computation) -> int:
-        """Host memory that the library takes beside weights and arena, estimated; 0 where engines run on a GPU."""
+    def allocates(cls, target: str) -> bool:
+        """Whether engines allocate by themselves what they work in: no scratch memory is given to them."""
+        return cls.runs_on_host(target)
+
+    @classmethod
+    def library_bytes(cls, engines: Sequence[EngineSpec], computation: Computation, target: str) -> int:
+        """What the library allocates beside weights and arena, estimated; 0 where it allocates nothing."""
         return 0
 
     @property
@@ -160,6 +165,15 @@ class Backend(ABC):
         Raises:
             BuildError: the library rejects the graph; names the node.
         """
+
+    @classmethod
+    def with_attention(cls, target: str | None, kernel: str) -> str:
+        """The target with a choice of attention kernel.
+
+        Raises:
+            BuildError: the backend offers no choice, or not that one.
+        """
+        raise BuildError(f"{cls.name} chooses the kernel of attention by itself", fix="leave --attention away")
 
     def build_environment(self, target: str) -> dict[str, str]:
         """Variables that a process needs to build for a target; where there are any, this process cannot build.

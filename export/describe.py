@@ -38,7 +38,7 @@ def describe(
     """The manifest of a build with these arguments; digests, sizes and reports are left empty."""
     assembly = assemble_checkpoint(checkpoint, plan, options)
     sources = engine_weights(checkpoint, options.with_encoder, precision) | (edge_weights() if assembly.tiles else {})
-    describer = Describer(sources, backend, precision)
+    describer = Describer(sources, backend, precision, options.target or "")
     engines = {name: describer.engine(graph) for name, graph in assembly.graphs.items()}
     text_length = text_length_of(checkpoint.transformer, options.text_length)
     return manifest_of(checkpoint, plan, assembly, engines, text_length, backend, precision)
@@ -118,8 +118,10 @@ def assemble_checkpoint(checkpoint: Checkpoint, plan: GenerationPlan, options: B
 class Describer:
     """Describes engines of one backend and precision; `sources` are the weights before quantisation."""
 
-    def __init__(self, sources: dict[str, WeightSource], backend: type[Backend], precision: Precision) -> None:
-        self._sources, self._backend, self._precision = sources, backend, precision
+    def __init__(
+        self, sources: dict[str, WeightSource], backend: type[Backend], precision: Precision, target: str = ""
+    ) -> None:
+        self._sources, self._backend, self._precision, self._target = sources, backend, precision, target
         self._stored: Mapping[str, WeightSource] = quantise_sources(sources, precision)
 
     def engine(self, graph: StepGraph) -> EngineSpec:
@@ -137,7 +139,7 @@ class Describer:
             outputs=self._tensors(module.output_shapes()),
             weights=binding,
             backend=self._backend.name,
-            target="",
+            target=self._target,
             library_version="",
             attentions=getattr(module, "attentions", 0),
         )

@@ -28,6 +28,7 @@ class BuildOptions:
         target: the devices that engines are for; the backend's default for None.
         precision: "fp32", "bf16" or "fp16"; the backend's default for None.
         weights: "int8" or "fp8" to store the layers' matrices in 8 bits, "w8a8" for int8 activations besides.
+        attention: "flash" or "cudnn" for aotinductor on GPUs; flash for None.
         allow_unfused: accept GPU engines whose attention is more than one kernel.
         via: "torch-tensorrt" for TensorRT engines without ONNX, on a GPU machine that has it.
         guidance: engines for classifier-free guidance "on", "off" or "both" ways.
@@ -50,6 +51,7 @@ class BuildOptions:
     target: str | None = None
     precision: str | None = None
     weights: str | None = None
+    attention: str | None = None
     allow_unfused: bool = False
     via: str | None = None
     guidance: str = "both"

@@ -66,8 +66,11 @@ def toolchain_of(options: BuildOptions) -> Toolchain:
     Raises:
         FastvarError: as `make_toolchain`.
     """
+    target = options.target
+    if options.attention is not None:
+        target = backend_class(options.backend).with_attention(target, options.attention)
     return make_toolchain(
-        options.backend, options.target, options.precision, options.weights, options.allow_unfused, options.via
+        options.backend, target, options.precision, options.weights, options.allow_unfused, options.via
     )
 
 

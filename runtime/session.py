@@ -8,7 +8,7 @@ from ..engines.base import Backend, Engine
 from ..engines.bundle.bundle import Bundle
 from ..engines.registry import get_backend
 from .memory.arena import Memory
-from .memory.fit import device_need, host_need, require_fit
+from .memory.fit import require_fit, total_need
 from .memory.soundness import UNCONDITIONAL, check_weights, sound_layout
 from .workspace import Workspace
 
@@ -49,7 +49,7 @@ class Session:
         offloads = offload_text_encoder and not self.device.shares_host_memory
         layouts = [sound_layout(self.manifest, s.rows, offload_text_encoder=offloads) for s in self.manifest.sets]
         check_weights(self.manifest, layouts, self.weights)
-        need = host_need(self.manifest, layouts) if self.device.shares_host_memory else device_need(layouts)
+        need = total_need(self.manifest, layouts, on_host=self.device.shares_host_memory)
         require_fit(
             self.manifest,
             layouts,

@@ -32,7 +32,7 @@ from .convolutions import use_row_statistics, use_small_enlargements
 from .cuda_device import TorchCudaDevice
 from .engine_file import ProgramFile
 from .gpu_program import gpu_options, moved_to_gpu, with_attention
-from .gpus import CUDA, GPUS, GpuTarget, capability_here, is_gpu, require_gpu
+from .gpus import ATTENTIONS, CUDA, GPUS, GpuTarget, capability_here, is_gpu, require_gpu
 from .graph import tidy
 from .native import inductor_options, kernel_digest
 from .operators import ATTENTION, LINEAR, LINEAR_INT8, register
@@ -45,8 +45,10 @@ from .targets import (
     check_cpu,
     compiler_options,
     has_fast_bfloat16,
+    require_cpu_options,
 )
 
+GPU_BYTES = 64 << 20  # workspaces of cuBLAS and cuDNN
 HOST_BYTES = 230 << 20  # torch's code, and the compiled libraries, of which there are about a dozen
 
 
@@ -55,7 +57,7 @@ class AotInductorBackend(Backend):
 
     Args:
         threads: CPU threads of torch, for the whole process; by default torch's choice, one per usable core at most.
-        target: "cuda" for the GPU in this machine, "cuda-sm90" say for one that may be elsewhere; the CPU by default.
+        target: "cuda" for the GPU in this machine, "cuda-sm90" say for one by name; the CPU by default.
 
     Raises:
         BackendError: torch is not installed.
@@ -68,6 +70,7 @@ class AotInductorBackend(Backend):
         "builds with a C++ compiler, for GPUs that are elsewhere on Linux; runs where torch of the same version is"
     )
     device_targets: ClassVar[Mapping[str, str]] = {"cpu": CPU, "cuda": CUDA}
+    address_alignment: ClassVar[int] = 16  # on a GPU it works on a copy of what is not, and results in it are lost
     suffix: ClassVar[str] = ".program"
     precisions: ClassVar[tuple[str, ...]] = ("bfloat16", "float32", "float16")
     quantises_activations: ClassVar[bool] = True
@@ -89,8 +92,13 @@ class AotInductorBackend(Backend):
         return cls(threads, target)
 
     @classmethod
-    def library_bytes(cls, engines: Sequence[EngineSpec], computation: Computation) -> int:
-        return HOST_BYTES + max(working_bytes(spec, computation) for spec in engines)
+    def allocates(cls, target: str) -> bool:
+        return True
+
+    @classmethod
+    def library_bytes(cls, engines: Sequence[EngineSpec], computation: Computation, target: str) -> int:
+        own = HOST_BYTES if cls.runs_on_host(target) else GPU_BYTES
+        return own + max(working_bytes(spec, computation) for spec in engines)
 
     @classmethod
     def runs_on_host(cls, target: str) -> bool:
@@ -106,12 +114,13 @@ class AotInductorBackend(Backend):
 
     def stamp(self) -> str:
         """torch, what is done to programs on their way to it, our kernels, and whether a GPU tried kernels out."""
-        tried = "" if self._on_host else "on a GPU" if self._is_here() else "stand-in"
+        tried = "" if self._on_host else "tried out" if self._tries_kernels else "by name"
         return f"{super().stamp()} {kernel_digest()} {tried}".rstrip()
 
     def resolve_target(self, target: str | None, precision: Precision) -> str:
         self.check_precision(precision)
         if self._on_host:
+            require_cpu_options(self._torch)
             if precision.weights not in ("", "int8"):
                 raise BuildError("fp8 weights are for GPUs", expected="--weights int8 on a CPU")
             found = best_cpu(self._torch) if target in (None, CPU) else check_cpu(self._torch, str(target))
@@ -134,16 +143,27 @@ class AotInductorBackend(Backend):
             )
         return str(replace(wanted, capability=wanted.capability or here))
 
-    def _is_here(self) -> bool:
-        """Whether the GPU to build for is in this machine."""
-        here, wanted = capability_here(self._torch), GpuTarget.parse(self._target).capability
-        return bool(here) and wanted in ("", here) and not stand_in_gpu.is_stood_in()
+    @classmethod
+    def with_attention(cls, target: str | None, kernel: str) -> str:
+        if kernel not in ATTENTIONS or cls.runs_on_host(target or CPU):
+            raise BuildError(
+                f"attention {kernel!r} for {target or CPU}",
+                expected=f"{' or '.join(ATTENTIONS)}, with --target cuda or cuda-sm90 say",
+            )
+        return str(replace(GpuTarget.parse(target or CUDA), attention=kernel))
 
     def build_environment(self, target: str) -> dict[str, str]:
-        """A GPU that is not in this machine is stood in for."""
-        if self.runs_on_host(target) or GpuTarget.parse(target).capability == capability_here(self._torch):
+        """A GPU that is named is stood in for, even by the one at hand: its engines are the same from every machine.
+
+        "cuda" alone means the GPU in this machine, and kernels are tried out on it.
+        """
+        if self.runs_on_host(target) or self._tries_kernels:
             return {}
         return stand_in_gpu.environment(self._torch, GpuTarget.parse(target).capability)
+
+    @property
+    def _tries_kernels(self) -> bool:
+        return not self._on_host and not GpuTarget.parse(self._target).capability
 
     def check(self, spec: EngineSpec) -> None:
         super().check(spec)

@@ -5,6 +5,7 @@ There is one stream. Recorded launches share one pool of memory, for they are re
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...core.dtypes import size_bytes, storage_dtype
 from ...core.tensors import Launch, TensorRef
-from ...errors import BackendError, DeviceMemoryError
+from ...errors import BackendError, DeviceMemoryError, RehearsalWarning
 from ..device import Allocation, Device
 from . import stand_in_gpu
 
@@ -38,6 +39,7 @@ class TorchCudaDevice(Device):
             )
         if stand_in_gpu.is_stood_in():  # for cuDNN there is no stand-in
             torch.backends.cudnn.enabled = False
+            warnings.warn(stand_in_gpu.NONSENSE, RehearsalWarning, stacklevel=2)
         self._torch = torch
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()

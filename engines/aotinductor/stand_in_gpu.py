@@ -27,6 +27,7 @@ SOURCES = Path(__file__).parent / "stand_in"
 LIBRARIES = {"libgpu.so": ("runtime.c", "blas.c"), "libcuda.so.1": ("driver.c",)}
 FLAGS = ("-shared", "-fPIC", "-O1", "-fvisibility=hidden")
 FACTS = "FASTVAR_STAND_IN_GPU"  # environment: the facts of the GPU
+NONSENSE = f"{FACTS} is set: this GPU is not there and computes nothing, so images and timings are nonsense"
 TOOLKIT = "install NVIDIA's CUDA toolkit (its compiler's package suffices), and set CUDA_HOME to its folder"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...core.platform import import_extra
 from ...errors import BackendError, BuildError
 
 CPU = "cpu"
@@ -53,7 +54,10 @@ def check_cpu(torch: Any, target: str, what: str = "") -> str:
         BackendError: this CPU lacks its instructions.
     """
     if target not in _LEVELS:
-        raise BuildError(f"AOTInductor builds for no target {target!r}", expected=f"one of {', '.join(_LEVELS)}, cuda")
+        raise BuildError(
+            f"AOTInductor builds for no target {target!r}",
+            expected=f"one of {', '.join(_LEVELS)}, cuda, cuda-sm90 and the like",
+        )
     if target not in _offered(torch):
         raise BackendError(
             f"{what or 'asked'} for {target}, this CPU offers {', '.join(_offered(torch)) or 'none of these'}",
@@ -73,6 +77,22 @@ def _offered(torch: Any) -> tuple[str, ...]:
     if torch.cpu._is_avx512_bf16_supported():
         names += ["cpu-avx512-bf16", *(["cpu-amx"] if torch.cpu._is_amx_tile_supported() else [])]
     return tuple(names)
+
+
+def require_cpu_options(torch: Any) -> None:
+    """Refuse a torch that cannot be told which CPU to compile for: it would compile for the one at hand.
+
+    Raises:
+        BuildError: it is older than 2.13.
+    """
+    known = import_extra("torch._inductor.config", "aotinductor").get_config_copy()
+    missing = [name for name in compiler_options(next(iter(_LEVELS))) if name not in known]
+    if missing:
+        raise BuildError(
+            f"torch {torch.__version__} does not know {', '.join(missing)}",
+            expected="torch 2.13 or newer for engines on CPUs; for GPUs 2.11",
+            fix="install it, or build with --backend onnxruntime",
+        )
 
 
 def compiler_options(target: str) -> dict[str, Any]:

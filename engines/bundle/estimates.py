@@ -13,8 +13,8 @@ FIXED = 8 << 20  # what the library's matrix products ask for whatever their siz
 
 
 def with_estimates(manifest: Manifest) -> Manifest:
-    """The manifest with an estimate for every report that is missing; unchanged where engines run on the host."""
-    if backend_class(manifest.backend).runs_on_host(manifest.target):
+    """The manifest with an estimate for every report that is missing; unchanged where engines allocate themselves."""
+    if backend_class(manifest.backend).allocates(manifest.target):
         return manifest
     computation = _computation(manifest)
     engines = {name: _estimated(spec, computation) for name, spec in manifest.engines.items()}
@@ -28,9 +28,9 @@ def _estimated(spec: EngineSpec, computation: Computation) -> EngineSpec:
 
 
 def library_bytes(manifest: Manifest) -> int:
-    """What the library takes on the host beside weights and arena (`Backend.library_bytes`)."""
+    """What the library allocates beside weights and arena (`Backend.library_bytes`)."""
     engines = tuple(manifest.engines.values())
-    return backend_class(manifest.backend).library_bytes(engines, _computation(manifest))
+    return backend_class(manifest.backend).library_bytes(engines, _computation(manifest), manifest.target)
 
 
 def _computation(manifest: Manifest) -> Computation:

@@ -70,7 +70,7 @@ class OnnxRuntimeBackend(Backend):
         return cls(threads)
 
     @classmethod
-    def library_bytes(cls, engines: Sequence[EngineSpec], computation: Computation) -> int:
+    def library_bytes(cls, engines: Sequence[EngineSpec], computation: Computation, target: str) -> int:
         return library_bytes(engines, computation)
 
     @classmethod

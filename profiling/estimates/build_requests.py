@@ -40,7 +40,7 @@ def build_request(checkpoint: Checkpoint, options: BuildOptions, choice: MemoryO
         _plans(checkpoint, options),
         lambda: _changes(checkpoint, options, choice, schedule),
         estimated=True,
-        on_host=backend_class(options.backend).runs_on_host(""),
+        on_host=backend_class(options.backend).runs_on_host(options.target or ""),
     )
 
 
@@ -92,7 +92,8 @@ def _limits(checkpoint: Checkpoint, options: BuildOptions, schedule: ScaleSchedu
     tiles = adapter_of(checkpoint.transformer).tiles_decoder
     return Limits(
         text_encoder=checkpoint.text_encoder is not None,
-        quantised_weights=not backend_class(options.backend).runs_on_host("") and precision.compute != "float32",
+        quantised_weights=not backend_class(options.backend).runs_on_host(options.target or "")
+        and precision.compute != "float32",
         latent_rows=schedule.final[0] * checkpoint.transformer.patch if tiles else 0,
     )
 

@@ -12,7 +12,7 @@ from enum import Enum
 
 from ...engines.bundle.manifest import Manifest
 from ...engines.registry import backend_class
-from ...runtime.memory.fit import DeviceNeed, device_need, host_need
+from ...runtime.memory.fit import DeviceNeed, total_need
 from ...runtime.memory.layout import TEXT_ENCODER_WEIGHTS, EngineCall, Layout, View, build_layout
 from ...runtime.memory.placement import aligned
 
@@ -76,7 +76,7 @@ def memory_plan(manifest: Manifest, *, offload_text_encoder: bool = False) -> Me
     offload_text_encoder = offload_text_encoder and not on_host
     layouts = [build_layout(manifest, s.rows, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
     largest = max(layouts, key=lambda layout: layout.arena_bytes)
-    need = host_need(manifest, layouts) if on_host else device_need(layouts)
+    need = total_need(manifest, layouts, on_host=on_host)
     resident = {**_resident(layouts), Part.LIBRARY: need.library_bytes}
     return MemoryPlan(largest.rows, need, tuple(_moments(largest, resident)))
 

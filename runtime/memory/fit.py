@@ -22,6 +22,7 @@ class DeviceNeed:
     weight_bytes: int
     arena_bytes: int
     library_bytes: int = 0
+    on_host: bool = False  # engines share the memory of the machine
 
     @property
     def total_bytes(self) -> int:
@@ -33,11 +34,12 @@ def device_need(layouts: Sequence[Layout]) -> DeviceNeed:
     return DeviceNeed(place_weights(layouts)[1], max(layout.arena_bytes for layout in layouts))
 
 
-def host_need(manifest: Manifest, layouts: Sequence[Layout]) -> DeviceNeed:
-    """The same where engines share the host's memory: weights are the mapped file, and what the engines' library
-    takes for itself is estimated (engines/bundle/estimates.py).
+def total_need(manifest: Manifest, layouts: Sequence[Layout], *, on_host: bool) -> DeviceNeed:
+    """The same with what the engines' library allocates by itself, estimated (engines/bundle/estimates.py).
+
+    On the host weights are the mapped file.
     """
-    return replace(device_need(layouts), library_bytes=library_bytes(manifest))
+    return replace(device_need(layouts), library_bytes=library_bytes(manifest), on_host=on_host)
 
 
 def require_fit(
@@ -55,12 +57,12 @@ def require_fit(
         DeviceMemoryError: names what is needed, what is free or allowed, and the choices that would fit.
     """
     # On the host the engines' library takes memory too, and `free_bytes` is all that the machine or container has.
-    known = ((free_bytes, "are all there is" if need.library_bytes else "are free"), (budget_bytes, "are its budget"))
+    known = ((free_bytes, "are all there is" if need.on_host else "are free"), (budget_bytes, "are its budget"))
     limits = [(n, what) for n, what in known if n is not None]
     limit, what = min(limits, default=(need.total_bytes, ""))
     if need.total_bytes <= limit:
         return
-    ways = _smaller(manifest, layouts, offloads) if need.library_bytes == 0 else []
+    ways = [] if need.on_host else _smaller(manifest, layouts, offloads, need.library_bytes)
     fitting = [f"{how}: {human_bytes(n)}" for how, n in ways if n <= limit]
     library = f", {human_bytes(need.library_bytes)} for the library" if need.library_bytes else ""
     raise DeviceMemoryError(
@@ -71,14 +73,16 @@ def require_fit(
     )
 
 
-def _smaller(manifest: Manifest, layouts: Sequence[Layout], offloads: bool) -> list[tuple[str, int]]:
+def _smaller(manifest: Manifest, layouts: Sequence[Layout], offloads: bool, library: int) -> list[tuple[str, int]]:
     """Ways to need less, with what each leads to: single ones first, then together."""
     rows = [layout.rows for layout in layouts]
     offload = "load with offload_text_encoder=True (--offload-text-encoder)"
     guidance, quantised = "build with --guidance off", "build with --weights int8"
 
     def total(rows: Sequence[int], offloaded: bool) -> int:
-        return device_need([build_layout(manifest, r, offload_text_encoder=offloaded) for r in rows]).total_bytes
+        return (
+            library + device_need([build_layout(manifest, r, offload_text_encoder=offloaded) for r in rows]).total_bytes
+        )
 
     can_offload = bool(manifest.text_encoder) and not offloads
     saved = 0 if manifest.precision.weights else _matrix_bytes(layouts, manifest) // 2

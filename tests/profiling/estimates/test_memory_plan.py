@@ -23,7 +23,7 @@ from fastvar.families.infinity_presets import schedule_for
 from fastvar.profiling.estimates.memory_plan import MemoryPlan, Part, memory_plan, part_of
 from fastvar.profiling.memory_run import memory_run_apart
 from fastvar.profiling.records import Request
-from fastvar.runtime.memory.fit import host_need
+from fastvar.runtime.memory.fit import total_need
 from fastvar.runtime.memory.layout import build_layout
 from tests.runtime.test_bindings import Played
 
@@ -127,7 +127,7 @@ def test_memory_on_the_cpu_is_told_beforehand(tmp_path: Path, engine_cache: Path
     out = tmp_path / "demo"
     build(CHECKPOINT, size="256x256", policy="fastvar", guidance="on", out=out, sampling=SAMPLING, cache=engine_cache)
     manifest = Bundle.open(out).manifest
-    planned = host_need(manifest, [build_layout(manifest, 2)]).total_bytes
+    planned = total_need(manifest, [build_layout(manifest, 2)], on_host=True).total_bytes
     recording = memory_run_apart(out, Request()).recording
     measured = recording.peak_bytes - recording.before_bytes
     assert planned == pytest.approx(measured, rel=0.10)
