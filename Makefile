@@ -7,12 +7,16 @@ TORCH := torch==2.13.0
 # TensorRT-RTX has packages for these machines; its tests skip on others.
 comma := ,
 RTX := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(comma)tensorrt-rtx)
+# Without what they depend on: the libraries themselves, which NVIDIA's own index alone has.
+STUBS := tensorrt-stubs==10.13.0.35.1
+CUDA_VENV := .venv-cuda
+CUDA_TORCH ?= torch==2.13.0
 GPU_VENV := .venv-gpu
 LOWEST_VENV := .venv-lowest
 LOWEST_BUNDLE := $(LOWEST_VENV)/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-lowest lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
+.PHONY: help venv demo test test-slow test-lowest test-cuda lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,6 +29,7 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[export,onnxruntime,nvml,dev$(RTX)]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(STUBS)
 	touch $@
 
 demo: $(STAMP) ## build the demo model dense and pruned, draw demo/out/sheet.png, print the speed ratio
@@ -48,6 +53,13 @@ test-lowest: $(STAMP) ## the runtime, without torch, on the oldest packages that
 	ln -s "$$(echo $(CURDIR)/$(LOWEST_VENV)/lib/python*/site-packages/onnxruntime)" $(LOWEST_VENV)/before/onnxruntime
 	PYTHONPATH=$(LOWEST_VENV)/before $(BIN)/python -m fastvar.cli build demo/checkpoint --size 256x256 --guidance off --out $(LOWEST_BUNDLE)
 	$(LOWEST_VENV)/bin/python tests/lowest_versions.py $(LOWEST_BUNDLE)
+
+# The CUDA build of torch takes 5 GB. It comes from PyPI, whatever folders of wheels pip is told of besides.
+test-cuda: ## engines compiled for GPUs that are not there, and run on their stand-in; Linux, a CUDA toolkit; CUDA_TORCH=torch==2.11.0
+	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
+	PIP_FIND_LINKS= PIP_CONFIG_FILE=/dev/null $(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$(CUDA_TORCH)"
+	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[export,onnxruntime,nvml,dev]"
+	$(CUDA_VENV)/bin/python -m pytest --quiet tests/cuda -rA
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/python -m ruff check .
@@ -116,5 +128,5 @@ torture: $(STAMP) ## campaigns that kill, fill disks, damage files and drop stre
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture $(TORTURE)
 
 clean: ## remove .venv, caches and everything made by the demo
-	rm -rf $(VENV) $(GPU_VENV) $(LOWEST_VENV) demo/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) $(CUDA_VENV) $(LOWEST_VENV) demo/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

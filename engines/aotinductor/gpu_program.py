@@ -18,10 +18,15 @@ def moved_to_gpu(torch: Any, program: Any, device: str) -> Any:
         device: with its number, "cuda:0". Without one, torch writes a device into the program's assertions that no
             tensor will ever have.
     """
+    mend(torch, program)
+    return import_extra("torch.export.passes", "aotinductor").move_to_device_pass(program, device)
+
+
+def mend(torch: Any, program: Any) -> None:
+    """All that tracing on the CPU and saving have left, but for the device."""
     tidy(torch, program)
     _materialise(torch, program)
     _hint_sizes(torch, program)
-    return import_extra("torch.export.passes", "aotinductor").move_to_device_pass(program, device)
 
 
 def _materialise(torch: Any, program: Any) -> None:

@@ -70,7 +70,9 @@ class TensorRTBackend(Backend):
         trt, log = self._trt, BuildLog()
         logger = listening_logger(trt, log)
         builder = trt.Builder(logger)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        # TensorRT 11 knows no other kind of network, and may do without the flag.
+        strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
         self._parse(trt.OnnxParser(network, logger), clean_graph(graph), log)
         for tensor in (network.get_input(i) for i in range(network.num_inputs)):
             check_static(tensor.name, tuple(tensor.shape))

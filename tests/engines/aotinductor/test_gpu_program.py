@@ -1,0 +1,118 @@
+"""What happens to a program before it is compiled for a GPU: none of it needs one, or a CUDA build of torch."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from fastvar.core.precision import Precision
+from fastvar.engines.aotinductor.backend import AotInductorBackend
+from fastvar.engines.aotinductor.gpu_program import gpu_options, known_options, mend
+from fastvar.errors import BuildError
+from fastvar.export.assembly import assemble
+from fastvar.export.models.common.step_graph import StepGraph
+from fastvar.export.tracing.torch_export import trace_program
+from fastvar.families.infinity import ImageTokenizerConfig
+from tests.models import tiny_models as tiny
+
+BF16 = Precision("bfloat16")
+IMAGES = ImageTokenizerConfig(bits=6, base_channels=32, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=1)
+
+
+def graphs() -> dict[str, StepGraph]:
+    made = assemble(tiny.plan(), tiny.CONFIG, IMAGES, None, tiny.CONFIG.text_length, (2,))
+    return {graph.factory.__name__: graph for graph in made.graphs.values()}
+
+
+def program_of(graph: StepGraph) -> Any:
+    """A program as a backend gets it: exported, saved and loaded."""
+    return torch.export.load(io.BytesIO(archive_of(graph)))
+
+
+def archive_of(graph: StepGraph) -> bytes:
+    from fastvar.export.checkpoints.random_weights import random_checkpoint_for
+    from fastvar.export.checkpoints.weight_sources import engine_weights
+    from fastvar.export.tracing.onnx import layer_weights
+
+    graph = graph.stand_in()
+    checkpoint = random_checkpoint_for(tiny.CONFIG, IMAGES)
+    module: Any = graph.factory(**graph.arguments)
+    weights = layer_weights(engine_weights(checkpoint, False, BF16), graph.weight_binding(module), graph.layer)
+    return trace_program(module, weights, BF16).graph
+
+
+def placeholders(program: Any) -> list[Any]:
+    return [node.meta["val"] for node in program.graph.find_nodes(op="placeholder")]
+
+
+@pytest.mark.parametrize("kind", ["Qkv", "AttnMlp", "SamplingHead", "InfinityImageDecoder"])
+def test_nothing_is_asserted_of_the_device_that_a_program_was_traced_on(kind: str):
+    program = program_of(graphs()[kind])
+    asserting = torch.ops.aten._assert_tensor_metadata.default
+    assert any(node.target is asserting for node in program.graph.nodes), "what this test is about"
+    mend(torch, program)
+    assert not any(node.target is asserting for node in program.graph.nodes)
+
+
+def test_the_device_that_a_program_is_moved_to_has_a_number(monkeypatch: pytest.MonkeyPatch):
+    """torch asserts of every tensor that it is on the device it was moved to; "cuda" is none that a tensor is on."""
+    moved: list[str] = []
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
+    monkeypatch.setattr("torch.export.passes.move_to_device_pass", lambda program, device: moved.append(device))
+    backend = AotInductorBackend(target="cuda-sm90")
+    with pytest.raises(BuildError, match="cannot compile the program"):
+        backend.build(archive_of(graphs()["Qkv"]), "cuda-sm90")
+    assert moved == ["cuda:3"]
+
+
+def test_parameters_without_memory_become_zeros_without_memory():
+    program = program_of(graphs()["InfinityImageDecoder"])
+    before = {name: value.shape for name, value in program.state_dict.items()}
+    assert any(value.is_meta for value in program.state_dict.values()), "what this test is about"
+    mend(torch, program)
+    assert {name: value.shape for name, value in program.state_dict.items()} == before
+    assert not any(value.is_meta for value in program.state_dict.values())
+    assert sum(value.untyped_storage().nbytes() for value in program.state_dict.values()) < 4096
+
+
+@pytest.mark.parametrize("kind", ["Qkv", "AttnMlp", "SamplingHead"])
+def test_every_open_size_has_the_value_of_the_example(kind: str):
+    program = program_of(graphs()[kind])
+    sizes = [example.shape for example in torch.utils._pytree.tree_leaves(program.example_inputs)]
+    mend(torch, program)
+    opened = 0
+    for value, shape in zip(placeholders(program)[-len(sizes) :], sizes, strict=True):
+        for size, number in zip(value.shape, shape, strict=True):
+            if isinstance(size, torch.SymInt):
+                opened += 1
+                known = size.node.shape_env.backed_var_to_val
+                assert size.node.expr.subs(known) == number
+    assert opened, "what this test is about"
+
+
+class Runners:
+    """torch's loaders of compiled libraries."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def AOTIModelContainerRunnerCuda(self, *arguments: Any) -> object:  # noqa: N802  torch's name
+        self.asked.append(arguments)
+        return object()
+
+
+def test_a_library_for_a_gpu_is_run_by_one_thread(monkeypatch: pytest.MonkeyPatch):
+    """Else each run asks an event of the run before it: a capture refuses that, and a scale runs a library often."""
+    runners = Runners()
+    monkeypatch.setattr("torch._C._aoti", runners)
+    AotInductorBackend(target="cuda-sm90")._runner("engine.so")
+    assert runners.asked == [("engine.so", 1, "cuda", "", True)]
+
+
+def test_options_are_those_that_the_installed_torch_knows():
+    wanted = {"shape_padding": False, "no_such_option": 1}
+    assert known_options(torch, wanted) == {"shape_padding": False}
+    assert gpu_options(torch)["aot_inductor.embed_kernel_binary"] is True
