@@ -109,6 +109,12 @@ EXPORT cudaError_t cudaLaunchKernel(const void *f, dim3 grid, dim3 block, void *
     stand_in_launched();
     return OK;
 }
+// What <<<...>>> becomes from CUDA 13 on.
+EXPORT cudaError_t __cudaLaunchKernel(cudaKernel_t f, dim3 grid, dim3 block, void **a, size_t shared, cudaStream_t s) {
+    stand_in_launched();
+    return OK;
+}
+EXPORT cudaError_t __cudaGetKernel(cudaKernel_t *kernel, const void *f) { *kernel = (cudaKernel_t)f; return OK; }
 EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *f, void **a) {
     stand_in_launched();
     return OK;
