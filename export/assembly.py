@@ -13,7 +13,7 @@ from ..families.base import ImageTokenizerShape
 from .checkpoints.text_encoders import kind_of
 from .models.common.decoder_stages import ConvIn, StagePlan, Tiling, decoder_stages
 from .models.common.step_graph import StepGraph
-from .models.registry import adapter_of
+from .models.registry import ADAPTERS, adapter_of
 from .models.transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, ModelAdapter, size_label
 
 if TYPE_CHECKING:
@@ -88,8 +88,9 @@ def assemble(
 def _check_asked(adapter: ModelAdapter, with_encoder: bool, decoder_tile: int | None) -> None:
     name = adapter.family.name
     if with_encoder and adapter.encoder is None:
+        having = [other for other, its in ADAPTERS.items() if its.encoder is not None]
         raise BuildError(
-            f"{name} bundles hold no image encoder: upscaling and in-painting are Infinity's",
+            f"{name} bundles hold no image encoder: only those of {', '.join(having)} can upscale and in-paint",
             expected="a build without --with-encoder",
         )
     if decoder_tile is not None and not adapter.tiles_decoder:

@@ -11,6 +11,7 @@ from .infinity import INFINITY
 from .var import VAR
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (INFINITY, VAR, HART)}
+DEFAULT_MODEL = "infinity_2b"  # whose sizes are listed where nobody names a model
 
 
 def family_named(name: str) -> Family:

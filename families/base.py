@@ -111,7 +111,7 @@ class Family:
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     guidance_off: float = 1.0
     draws: str = "prompt"
-    drawings: frozenset[str] = frozenset()  # fields of `Drawing` that the family knows
+    drawings: frozenset[str] = frozenset()  # fields of `SamplingMode` that the family knows
     default_size: Size | None = None  # (height, width) in pixels; the largest by default
     shapes: Callable[[], Sequence[Size]] = tuple  # sizes that a shape as 16:9 may stand for
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ...families import family_of, named_transformer
 from ...families.base import to_json
+from ..models.common.qwen2_encoder import qwen2_vl_text
 from ..models.common.tensor_shapes import Shapes
-from ..models.hart.text_encoder import qwen2_vl_text
 from ..models.registry import adapter_of
 from .checkpoint import Checkpoint, image_tokenizer_shapes, transformer_shapes
 from .tensor_files import digest
