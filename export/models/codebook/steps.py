@@ -66,7 +66,7 @@ class CodeSamplingHead(SamplingHeadStep):
     def __init__(
         self, config: Any, rows: int, *, index: int, scales: int, ratio: float, smooth: bool = False, **sizes: Any
     ) -> None:
-        """index: of the scale, of `scales`; sizes: the arguments of BridgeStep."""
+        """index: of the scale, of `scales`; sizes: the arguments of SamplingHeadStep."""
         self.index, self.smooth = index, smooth  # the base asks for them at once
         self.phi = f"phi.{phi_index(index, scales)}" if self.has_phi(sizes["next_size"]) else ""
         super().__init__(config, rows, **sizes)
@@ -88,7 +88,7 @@ class CodeSamplingHead(SamplingHeadStep):
         """Inputs that only this family reads."""
         return ()
 
-    def sampling_mode(self, x: Tensor) -> Tensor:
+    def sampled_rows(self, x: Tensor) -> Tensor:
         """The rows of x [L * R, C] that draw codes."""
         return x
 
@@ -129,7 +129,7 @@ class CodeSamplingHead(SamplingHeadStep):
         weights: Weights,
     ) -> tuple[Tensor, ...]:
         named: Tensors = dict(zip(self.inputs[5:], further, strict=True))
-        logits = self.guided(self.sampling_mode(x), head_modulation, named, weights)
+        logits = self.guided(self.sampled_rows(x), head_modulation, named, weights)
         ranking = Ranking(logits, self.ranked(), cut, named.get("top_k"))
         codes = ranking.draw(noise.squeeze(1))
         embedded = weights["codebook.weight"].index_select(0, codes)  # [L, Cv]

@@ -49,7 +49,7 @@ def tokens_of(size: Size) -> int:
 
 
 def stand_in(size: Size, other: Size) -> Size:
-    """Another grid in place of one, with one row or column where it has one (see graphs.OpenModule)."""
+    """Another grid in place of one, with one row or column where it has one (see step_graph.OpenModule)."""
     return (other[0] if size[0] > 1 else 1, other[1] if size[1] > 1 else 1)
 
 

@@ -11,7 +11,7 @@ from .rows import Shapes
 
 
 class Step(nn.Module):
-    """A step module (graphs.StepModule): its inputs, outputs and weights by name, every shape static."""
+    """A step module (step_graph.StepModule): its inputs, outputs and weights by name, every shape static."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -32,7 +32,7 @@ class Step(nn.Module):
         return {name: border[name] for name in self.outputs}
 
     def take_sizes(self, memory: dict[str, Tensor]) -> None:
-        """Nothing is taken where the shapes of the inputs tell every size (see graphs.OpenModule)."""
+        """Nothing is taken where the shapes of the inputs tell every size (see step_graph.OpenModule)."""
 
 
 class ImageStep(Step):

@@ -117,7 +117,7 @@ class SamplingHead(CodeSamplingHead):
         h = rms_norm(x, weights["head_norm.weight"]).view(-1, self.rows, self.config.width)
         return (h * (1 + modulation[:, 0]) + modulation[:, 1]).view(-1, self.config.width)
 
-    def sampling_mode(self, x: Tensor) -> Tensor:
+    def sampled_rows(self, x: Tensor) -> Tensor:
         return x.narrow(0, x.shape[0] - self.rows, self.rows) if self.index == 0 else x
 
     def tokens(self) -> int:
