@@ -6,19 +6,11 @@ Keyed by scale index and keep ratio, never by width, so that every aspect ratio 
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, field, fields
 
 from ..errors import PlanError
-from .policy import (
-    PruningPolicy,
-)
+from .policy import PruningPolicy
 from .schedule import ScaleSchedule, Size
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 MOST_ITERATIONS = 64
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 Weights = Mapping[str, Tensor]
 
-IMAGE_TOKENIZER_FILES = ("image_tokenizer.safetensors", "image_tokenizer.pth", "vae_ch160v4096z32.pth")
+PUBLISHED_TOKENIZERS = (file for adapter in ADAPTERS.values() for file in adapter.image_tokenizer_files)
+IMAGE_TOKENIZER_FILES = ("image_tokenizer.safetensors", "image_tokenizer.pth", *PUBLISHED_TOKENIZERS)
 CLASS_NAMES = "class_names.json"
 TRANSFORMER_WRAPPERS = ("trainer", "gpt_fsdp", "gpt_wo_ddp")
 TOKENIZER_WRAPPERS = ("trainer", "vae_local", "vae")

@@ -64,6 +64,7 @@ class ModelAdapter(ABC):
     tiles_decoder: ClassVar[bool] = True
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder.",)  # prefixes of the tokenizer's tensors that it reads
     encoder_parts: ClassVar[tuple[str, ...]] = ("encoder.",)
+    image_tokenizer_files: ClassVar[tuple[str, ...]] = ()  # names that image tokenizers are published under
     text_encoders: ClassVar[tuple[str, ...]] = ()  # kinds that the family's models are published with
     derived: ClassVar[re.Pattern[str]] = re.compile(r"$^")  # stored tensors that follow from the configuration
 

@@ -116,6 +116,7 @@ class VarAdapter(CodebookAdapter):
     transformer = VarTransformer
     qkv = Qkv
     attn_mlp = ModulatedAttnMlp
+    image_tokenizer_files = ("vae_ch160v4096z32.pth",)
     derived = DERIVED
 
     def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> VarConfig:
