@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +29,7 @@ from fastvar import Pipeline
 from fastvar.core.policy import DENSE, PruningPolicy, ScaleRule, policy_to_toml
 from fastvar.core.precision import Precision
 from fastvar.core.schedule import ScaleSchedule
+from fastvar.engines.bundle.manifest import Manifest
 from fastvar.engines.registry import backend_class
 from fastvar.errors import CheckpointError
 from fastvar.export.checkpoints.checkpoint import Checkpoint, load_transformer
@@ -55,9 +56,8 @@ def keeping(*ratios: float, depth: int, scales: int, first_layer: int = 0, guide
 
 def policies(schedule: ScaleSchedule, depth: int) -> dict[str, PruningPolicy]:
     """What is compared, by name; keep ratios from the first pruned scale to the last."""
-    scales = len(schedule)
-    shape: dict[str, int] = {"depth": depth, "scales": scales}
-    last = scales - 1
+    prune = partial(keeping, depth=depth, scales=len(schedule))
+    last = len(schedule) - 1
     ratios = (
         (0.75,),
         (0.5,),
@@ -69,11 +69,11 @@ def policies(schedule: ScaleSchedule, depth: int) -> dict[str, PruningPolicy]:
     )
     return {
         "dense": DENSE,
-        **{"keep " + ", ".join(f"{ratio:g}" for ratio in own): keeping(*own, **shape) for own in ratios},
-        "keep 0.5, 0.25 from layer 2": keeping(0.5, 0.25, first_layer=2, **shape),
+        **{"keep " + ", ".join(f"{ratio:g}" for ratio in own): prune(*own) for own in ratios},
+        "keep 0.5, 0.25 from layer 2": prune(0.5, 0.25, first_layer=2),
         "last scale left out": PruningPolicy("", {last: ScaleRule(skip=True)}),
         "guidance off at the last scale": PruningPolicy("", {last: ScaleRule(guidance=False)}),
-        "keep 0.5, guidance off at the last scale": keeping(0.5, guided=False, **shape),
+        "keep 0.5, guidance off at the last scale": prune(0.5, guided=False),
     }
 
 
@@ -152,7 +152,7 @@ def published_flop(name: str) -> dict[str, float]:
     return {policy_name: own / flop["dense"] for policy_name, own in flop.items()}
 
 
-def scales_flop(manifest: Any) -> int:
+def scales_flop(manifest: Manifest) -> int:
     """FLOP of all scales of one image with guidance."""
     return sum(cost.flop for cost in engine_costs(manifest, GUIDANCE_ROWS).by_scale().values())
 
