@@ -115,9 +115,9 @@ def test_crops_of_any_size(height: int, width: int):
         part = crop(image, name)
         assert part is not None
         assert part.shape == (1, 1, 8, 8)
-    assert int(crop(image, "tl8")[0, 0, 0, 0]) == 0  # type: ignore[index]
-    assert int(crop(image, "br8")[0, 0, -1, -1]) == height * width - 1  # type: ignore[index]
-    assert int(crop(image, "center8")[0, 0, 0, 0]) == (height - 8) // 2 * width + (width - 8) // 2  # type: ignore[index]
+    assert int(crop(image, "tl8")[0, 0, 0, 0]) == 0
+    assert int(crop(image, "br8")[0, 0, -1, -1]) == height * width - 1
+    assert int(crop(image, "center8")[0, 0, 0, 0]) == (height - 8) // 2 * width + (width - 8) // 2
     assert torch.equal(crop(image, "stride4"), image[..., ::4, ::4])
     assert torch.equal(crop(image, "tl999"), image)
     assert torch.equal(crop(image, "full"), image)

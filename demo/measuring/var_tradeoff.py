@@ -36,7 +36,8 @@ from fastvar.export.checkpoints.checkpoint import Checkpoint, load_transformer
 from fastvar.export.checkpoints.random_weights import random_checkpoint
 from fastvar.export.describe import describe
 from fastvar.export.options import BuildOptions
-from fastvar.families.base import SamplingDefaults
+from fastvar.families.base import SamplingDefaults, TransformerShape
+from fastvar.families.var import VarConfig
 from fastvar.profiling.environment import environment
 from fastvar.profiling.estimates.costs import engine_costs
 from fastvar.profiling.tuning.metrics import Pixels, psnr, ssim
@@ -143,13 +144,18 @@ def published_flop(name: str) -> dict[str, float]:
     """Policy -> FLOP of all scales of a published size relative to dense."""
     checkpoint = published_checkpoint(name)
     transformer, family = checkpoint.transformer, checkpoint.family
-    flop = {}
-    for policy_name, policy in policies(transformer.schedule, transformer.depth).items():
-        plan = family.plan(transformer.schedule, policy, transformer)
+    schedule, flop = _schedule(transformer), {}
+    for policy_name, policy in policies(schedule, transformer.depth).items():
+        plan = family.plan(schedule, policy, transformer)
         flop[policy_name] = scales_flop(
             describe(checkpoint, plan, backend_class("onnxruntime"), Precision(), BuildOptions(guidance="on"))
         )
     return {policy_name: own / flop["dense"] for policy_name, own in flop.items()}
+
+
+def _schedule(transformer: TransformerShape) -> ScaleSchedule:
+    assert isinstance(transformer, VarConfig)
+    return transformer.schedule
 
 
 def scales_flop(manifest: Manifest) -> int:
@@ -235,7 +241,7 @@ def main() -> None:
     transformer, _ = load_transformer(arguments.checkpoint)
     pipes = {
         name: load(name, policy, arguments.checkpoint, arguments.threads)
-        for name, policy in policies(transformer.schedule, transformer.depth).items()
+        for name, policy in policies(_schedule(transformer), transformer.depth).items()
     }
     drawn = measure(pipes, arguments.per_class * len(CLASSES), arguments.seed, arguments.minutes)
     flop = {name: scales_flop(pipe.manifest) for name, pipe in pipes.items()}
