@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastvar.export.models.var.reference import VarSampling
-from tests.comparison import Comparison, crop
-from tests.parity_var import compare_var_folder
-from tests.parity_var_engines import compare_var_engines
+from tests.parity.comparison import Comparison, crop
+from tests.parity.var import compare_var_folder
+from tests.parity.var_engines import compare_var_engines
 from tests.record_var import IMAGES, ODD, RUNS, Run, record
 
 
