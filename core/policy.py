@@ -181,4 +181,4 @@ def policy_to_toml(policy: PruningPolicy) -> str:
 
 
 def _toml(value: bool | float) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    return str(value).lower()

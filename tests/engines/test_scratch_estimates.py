@@ -17,6 +17,7 @@ def attn_mlp(kept: int) -> int:
 
 
 def test_one_restored_map_and_another_where_tokens_are_selected_in_turns():
+    assert LONGEST_TOPK == 3840, "TensorRT's limit"
     token = attn_mlp(101) - attn_mlp(100)
     one_map = TOKENS * WIDTH * FLOAT
     assert attn_mlp(100) == 100 * token + one_map
