@@ -49,7 +49,9 @@ test-lowest: $(STAMP) ## the runtime, without torch, on the oldest packages that
 	PYTHONPATH=$(LOWEST_VENV)/before $(BIN)/python -m fastvar.cli build demo/checkpoint --size 256x256 --guidance off --out $(LOWEST_BUNDLE)
 	$(LOWEST_VENV)/bin/python tests/lowest_versions.py $(LOWEST_BUNDLE)
 
+# mypy knows the package by its name, which the checkout's folder need not have.
 lint: $(STAMP) ## ruff and mypy
+	mkdir -p build/source && ln -sfn ../.. build/source/fastvar
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from ..families import FAMILIES
 from ..families.base import Family
@@ -44,5 +45,5 @@ def _with_preset(preset: str) -> str:
     return _named(lambda family: preset in family.presets)
 
 
-def _named(chosen: Callable[[Family], bool]) -> str:
+def _named(chosen: Callable[[Family[Any]], bool]) -> str:
     return ", ".join(name for name, family in FAMILIES.items() if chosen(family))

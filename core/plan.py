@@ -130,7 +130,7 @@ def make_plan(
     executed = [i for i in range(len(schedule)) if not policy.rule(i).skip]
     any_pruned_layer = policy.first_layer < policy.stop_layer
     tokens = {i: schedule.tokens(i) if i else first_tokens for i in executed}
-    kept = {i: policy.rule(i).kept(tokens[i]) if any_pruned_layer and i else tokens[i] for i in executed}
+    kept = {i: policy.rule(i).kept(tokens[i]) if any_pruned_layer else tokens[i] for i in executed}
     restores = any(kept[i] < tokens[i] for i in executed)
     last = executed[-1]
     _check_parts(policy, sampling_mode, kept[last] < tokens[last], tokens[last], len(executed))

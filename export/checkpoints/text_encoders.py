@@ -90,7 +90,7 @@ def kind_of(config: PretrainedConfig) -> TextEncoderKind:
 
 
 def load_text_encoder(
-    folder: Path, adapter: ModelAdapter | None = None
+    folder: Path, adapter: ModelAdapter[Any, Any] | None = None
 ) -> tuple[Any, dict[str, Tensor], Path, PromptFormat]:
     """Read a text encoder from a folder in the transformers layout: configuration, weights, the path of its
     `tokenizer.json`, and how prompts are made into its input. Of a Qwen2-VL model the language half is read.

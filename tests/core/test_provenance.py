@@ -164,7 +164,7 @@ def test_a_module_from_outside_counts_with_its_own_source_and_what_it_imports(tm
     file = tmp_path / "own_steps.py"
     file.write_text("from fastvar.export.models.common.rows import first\nimport numpy\n")
     monkeypatch.syspath_prepend(tmp_path)
-    import own_steps  # type: ignore[import-not-found]
+    import own_steps
 
     assert own_steps.first is not None
     assert {"own_steps", "fastvar.export.models.common.rows", "fastvar.core.resize"} <= set(modules_behind("own_steps"))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ....core.resize import area_matrix, bicubic_matrix
 from ....core.schedule import Size
+from ....families.base import SquareScales, TransformerT
 from ....families.codebook import VqTokenizerConfig, phi_index
 from ..common.coders import ImageDecoder
 from ..common.rows import ANY, OpenDims, Shapes, Weights, largest, tokens_of
@@ -59,12 +60,21 @@ class CodeSamplingHead(SamplingHeadStep):
     `ratio`, from 0 to 1, is a scale's place in the schedule: guidance grows with it, the smooth temperature falls.
     """
 
+    config: SquareScales
     ratio: Tensor
 
     resizing = (bicubic_matrix, area_matrix)
 
     def __init__(
-        self, config: Any, rows: int, *, index: int, scales: int, ratio: float, smooth: bool = False, **sizes: Any
+        self,
+        config: SquareScales,
+        rows: int,
+        *,
+        index: int,
+        scales: int,
+        ratio: float,
+        smooth: bool = False,
+        **sizes: Any,
     ) -> None:
         """index: of the scale, of `scales`; sizes: the arguments of SamplingHeadStep."""
         self.index, self.smooth = index, smooth  # the base asks for them at once
@@ -212,7 +222,7 @@ class VqImageDecoder(ImageDecoder):
     kind = LatentDecoder
 
 
-class CodebookAdapter(ModelAdapter):
+class CodebookAdapter(ModelAdapter[TransformerT, VqTokenizerConfig]):
     """The common adapter of families that choose codes from a VQ tokenizer's codebook."""
 
     image_tokenizer = VqTokenizer

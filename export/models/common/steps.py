@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 from torch import Tensor, nn
 
+from ....families.base import TransformerShape
 from .rows import Shapes
 
 
@@ -38,6 +38,6 @@ class Step(nn.Module):
 class ImageStep(Step):
     """A step that runs once an image: `rows` guidance rows, prompts of `text_length` tokens with their padding."""
 
-    def __init__(self, config: Any, rows: int, text_length: int = 0) -> None:
+    def __init__(self, config: TransformerShape, rows: int, text_length: int = 0) -> None:
         super().__init__()
         self.config, self.rows, self.text_length = config, rows, text_length
