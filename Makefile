@@ -61,7 +61,9 @@ test-cuda: ## engines compiled for GPUs that are not there, and run on their sta
 	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[export,onnxruntime,nvml,dev]"
 	$(CUDA_VENV)/bin/python -m pytest --quiet tests/cuda -rA
 
+# mypy knows the package by its name, which the checkout's folder need not have.
 lint: $(STAMP) ## ruff and mypy
+	mkdir -p build/source && ln -sfn ../.. build/source/fastvar
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy

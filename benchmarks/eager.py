@@ -15,7 +15,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fastvar.core.plan import GenerationPlan, StepPlan
 from fastvar.core.precision import COMPUTE
 from fastvar.core.rotary import rotary_table
-from fastvar.errors import BackendError
+from fastvar.errors import BackendError, CheckpointError
 from fastvar.export.checkpoints.checkpoint import Checkpoint
 from fastvar.export.models.common.tokenizer_blocks import enlarge
 from fastvar.export.models.infinity.model import Conditioning, InfinityTransformer
@@ -34,8 +34,10 @@ from fastvar.export.models.infinity.tokenizer import Decoder
 from fastvar.export.models.transformer.attention import attention_override, torch_attention
 from fastvar.export.models.transformer.pruning import LayerState, ScaleRun, run_block
 from fastvar.export.models.transformer.reference_loop import conditional_only
+from fastvar.families.infinity import TransformerConfig
 
 HostNoise = Callable[[int, tuple[int, ...]], NDArray[np.float32]]  # as core/noise.py has it
+Config = TypeVar("Config")
 See = Callable[[Tensor], None]
 
 
@@ -48,6 +50,7 @@ class EagerModel:
 
     Raises:
         BackendError: torch sees no GPU.
+        CheckpointError: no Infinity model.
     """
 
     def __init__(self, checkpoint: Checkpoint, precision: str, device: str = "cpu") -> None:
@@ -82,8 +85,13 @@ class EagerModel:
         return float(start.elapsed_time(end))
 
     def _transformer(self, checkpoint: Checkpoint) -> InfinityTransformer:
+        config = checkpoint.transformer
+        if not isinstance(config, TransformerConfig):
+            raise CheckpointError(
+                f"{checkpoint.name} is a {checkpoint.family.name} model", expected="an Infinity model"
+            )
         with torch.device("meta"):
-            shape = InfinityTransformer(checkpoint.transformer)
+            shape = InfinityTransformer(config)
         matrices = {id(m.weight) for block in shape.layers for m in block.modules() if isinstance(m, nn.Linear)}
         stored = {name for name, weight in shape.named_parameters() if id(weight) in matrices}
         source = checkpoint.transformer_weights
@@ -213,7 +221,7 @@ def _scale_run(model: EagerModel, plan: GenerationPlan, step: StepPlan) -> Scale
     return ScaleRun(step.size, step.kept, rotary, plan.cached_size, step.writes_restore_cache)
 
 
-def _loaded(factory: Callable[[Any], nn.Module], config: Any, state: Mapping[str, Tensor]) -> nn.Module:
+def _loaded(factory: Callable[[Config], nn.Module], config: Config, state: Mapping[str, Tensor]) -> nn.Module:
     with torch.device("meta"):
         module = factory(config)
     module.load_state_dict(state, assign=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
+from ..console.family_facts import families_with, policy_names
 from ..console.options import RequireSignature, TrustRemoteCode, as_typed, given_parameters, progress_bar
 from ..console.streams import tell
 from ..core.platform import needs_extra
 from ..engines.registry import DEFAULT
 from ..errors import InputError
-from ..families.infinity_presets import PRESETS
 
 if TYPE_CHECKING:
     from ..export.checkpoints.checkpoint import Checkpoint
@@ -42,9 +42,7 @@ def build(
             "[dim]default: 1024x1024, or the model's only one[/dim]"
         ),
     ] = None,
-    policy: Annotated[
-        str, typer.Option(help=f"Token pruning: {', '.join(PRESETS)} (Infinity alone), or a TOML policy file.")
-    ] = "fastvar",
+    policy: Annotated[str, typer.Option(help=f"Token pruning: {policy_names()}, or a TOML policy file.")] = "fastvar",
     backend: Annotated[str, typer.Option(help="Backend that compiles the engines; see `fastvar doctor`.")] = (DEFAULT),
     target: Annotated[
         str | None,
@@ -94,7 +92,7 @@ def build(
     random_weights: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Random weights of a named size, infinity_2b or var_d30 say, instead of CHECKPOINT."
+            metavar="MODEL", help="Random weights of a model that `fastvar sizes --help` names, instead of CHECKPOINT."
         ),
     ] = None,
     with_text_encoder: Annotated[
@@ -113,13 +111,23 @@ def build(
         ),
     ] = None,
     smooth: Annotated[
-        bool, typer.Option("--smooth", help="VAR, HART: mixtures of codes (more_smooth) in place of single ones.")
+        bool,
+        typer.Option(
+            "--smooth", help=f"Mixtures of codes (more_smooth) in place of single ones ({families_with('smooth')})."
+        ),
     ] = False,
     final_iterations: Annotated[
-        int, typer.Option(metavar="N", help="HART: draw the last scale in N rounds; goes with --policy dense.")
+        int,
+        typer.Option(
+            metavar="N",
+            help=f"Draw the last scale in N rounds; goes with --policy dense ({families_with('final_iterations')}).",
+        ),
     ] = 1,
     no_residual: Annotated[
-        bool, typer.Option("--no-residual", help="HART: leave out the diffusion head (final_stage 1).")
+        bool,
+        typer.Option(
+            "--no-residual", help=f"Leave out the diffusion head, final_stage 1 ({families_with('residual')})."
+        ),
     ] = False,
     from_bundle: Annotated[
         Path | None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..console import sampling
+from ..console.family_facts import families_of_classes
 from ..console.options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
 from ..console.saving import destination
 
@@ -18,7 +19,8 @@ def generate(
         list[str],
         typer.Argument(
             metavar="PROMPT...",
-            help="One text per image, each in quotes; of VAR a class, by number or name.",
+            help="One text per image, each in quotes; a class by number or name where the model draws classes "
+            f"({families_of_classes()}).",
             show_default=False,
         ),
     ],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..console.family_facts import policy_names
 from ..console.options import AsJson, as_typed, given_parameters, print_json, print_tables
 from ..console.streams import check_printed, tell
 from ..core.platform import needs_extra
@@ -39,13 +40,13 @@ def plan(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="A named size, infinity_2b or var_d30 say, with its text encoder, instead of a folder."),
+        typer.Option(help="A model that `fastvar sizes --help` names, with its text encoder, instead of a folder."),
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(help="Image size; see `fastvar sizes`. [dim]default: 1024x1024, or the model's only one[/dim]"),
     ] = None,
-    policy: Annotated[str, typer.Option(help="Token pruning: fastvar, dense, or a TOML policy file.")] = "fastvar",
+    policy: Annotated[str, typer.Option(help=f"Token pruning: {policy_names()}, or a TOML policy file.")] = "fastvar",
     backend: Annotated[str, typer.Option(help="Backend to plan for; its library need not be installed.")] = (
         DEFAULT_OF_PLANS
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -54,9 +55,9 @@ def profile(
 
     budget = parse_bytes(memory) if memory is not None else None
     request = Request(prompt, seed, runs, warm_up, guidance_scale, threads, budget)
-    trust = {"trust_remote_code": trust_remote_code, "require_signature": require_signature}
-    opened = Bundle.open(bundle, **trust)  # type: ignore[arg-type]
-    other = Bundle.open(against, **trust) if against is not None else None  # type: ignore[arg-type]
+    read = partial(Bundle.open, trust_remote_code=trust_remote_code, require_signature=require_signature)
+    opened = read(bundle)
+    other = read(against) if against is not None else None
     folder = out or Path(f"profile-{bundle.resolve().name}")
     check_folder(folder)
     with progress_bar() as progress:

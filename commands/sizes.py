@@ -8,17 +8,16 @@ import typer
 from rich.table import Table
 
 from ..console.options import AsJson, print_json, print_tables
+from ..families import DEFAULT_MODEL, family_of, named_transformer, published_sizes
 
 
 def sizes(
     model: Annotated[
-        str, typer.Option(help="Model whose sizes are listed: infinity_2b, hart_0.7b, var_d30, say.")
-    ] = "infinity_2b",
+        str, typer.Option(help=f"Model whose sizes are listed: {', '.join(published_sizes())}.")
+    ] = DEFAULT_MODEL,
     as_json: AsJson = False,
 ) -> None:
     """List every image size that a model draws, with its tokens and the share that the fastvar policy forwards."""
-    from ..families import named_transformer
-
     facts = _size_facts(named_transformer(model))
     if as_json:
         print_json({"model": model, "sizes": facts})
@@ -29,7 +28,6 @@ def sizes(
 def _size_facts(model: Any) -> list[dict[str, Any]]:
     """One entry per size, by shape from tall to wide, small to large."""
     from ..core.policy import DENSE
-    from ..families import family_of
 
     family, found = family_of(model), []
     schedules = family.schedules(model)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..errors import InputError
+from .family_facts import families_with_setting, guidance_off
 
 if TYPE_CHECKING:
     from ..runtime.output import Output, ScaleEvent
@@ -25,7 +26,7 @@ GuidanceScale = Annotated[
     typer.Option(
         "--guidance-scale",
         "--cfg",
-        help="Classifier-free guidance; 1 (VAR, HART: 0) is off and twice as fast. [dim]bundle's[/dim]",
+        help=f"Classifier-free guidance; off, and twice as fast, at {guidance_off()}. [dim]bundle's[/dim]",
     ),
 ]
 Tau = Annotated[
@@ -39,7 +40,10 @@ TopP = Annotated[
     ),
 ]
 TopK = Annotated[
-    int | None, typer.Option(help="VAR: draw from so many codes only, 0 for all. [dim]bundle's[/dim]", min=0)
+    int | None,
+    typer.Option(
+        min=0, help=f"Draw from so many codes only, 0 for all ({families_with_setting('top_k')}). [dim]bundle's[/dim]"
+    ),
 ]
 NumImages = Annotated[int, typer.Option("--num-images", "-n", help="Images per prompt.")]
 NegativePrompt = Annotated[str | None, typer.Option(help="What to steer away from.")]

@@ -19,14 +19,14 @@ MAX_SEED = 2**63 - 1
 DRAWN_SEED_BITS = 32  # of a seed that nobody chose: short enough to type again
 ORDER = "order"
 CHOICE = "noise"  # one uniform number for each choice of a bit or of a code
-# What the host draws for a scale, by the name of the input, and how it is distributed.
 SCALARS = ("guidance", "tau", "cut", "top_k")  # settings, each an input [1]
-DRAWN = {
-    CHOICE: "uniform",
-    "gumbel": "Gumbel",  # [L, codes]: weights of a smooth embedding
-    "residual_noise": "normal",  # [steps + 1, L, channels]: what the diffusion head starts from, and adds
-    "positions": "permutation",  # [tokens of the part] int64: the scale's tokens in a random order, in parts
-}
+# What the host draws for a scale, by the name of the input.
+DRAWN = (
+    CHOICE,  # uniform
+    "gumbel",  # Gumbel [L, codes]: weights of a smooth embedding
+    "residual_noise",  # normal [steps + 1, L, channels]: what the diffusion head starts from, and adds
+    "positions",  # [tokens of the part] int64: the scale's tokens in a random order, in parts
+)
 
 
 # What one scale draws: (scale index, shape[, name of the input]) -> float32. The name may be left out for the choices,

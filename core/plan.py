@@ -6,19 +6,11 @@ Keyed by scale index and keep ratio, never by width, so that every aspect ratio 
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, field, fields
 
 from ..errors import PlanError
-from .policy import (
-    PruningPolicy,
-)
+from .policy import PruningPolicy
 from .schedule import ScaleSchedule, Size
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 MOST_ITERATIONS = 64
 
@@ -138,7 +130,7 @@ def make_plan(
     executed = [i for i in range(len(schedule)) if not policy.rule(i).skip]
     any_pruned_layer = policy.first_layer < policy.stop_layer
     tokens = {i: schedule.tokens(i) if i else first_tokens for i in executed}
-    kept = {i: policy.rule(i).kept(tokens[i]) if any_pruned_layer and i else tokens[i] for i in executed}
+    kept = {i: policy.rule(i).kept(tokens[i]) if any_pruned_layer else tokens[i] for i in executed}
     restores = any(kept[i] < tokens[i] for i in executed)
     last = executed[-1]
     _check_parts(policy, sampling_mode, kept[last] < tokens[last], tokens[last], len(executed))

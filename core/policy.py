@@ -1,4 +1,8 @@
-"""The pruning policy: which tokens, layers and scales are forwarded; read from and written to TOML and JSON."""
+"""The pruning policy: which tokens, layers and scales are forwarded; read from and written to TOML and JSON.
+
+How many tokens of a scale are kept says `ScaleRule.kept`. Which ones, and in which order, say `pivotal` and `largest`
+(export/models/common/rows.py) to the torch reference, the graphs and the programs.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,13 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+LONGEST_TOPK = 3840  # numbers that TensorRT ranks at once
+
+
+def in_turns(count: int) -> bool:
+    """Whether graphs rank so many numbers in turns, for which they hold what is left to rank."""
+    return count > LONGEST_TOPK
 
 
 @dataclass(frozen=True)
@@ -170,4 +181,4 @@ def policy_to_toml(policy: PruningPolicy) -> str:
 
 
 def _toml(value: bool | float) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    return str(value).lower()

@@ -37,7 +37,7 @@ class Precision:
             raise PlanError(
                 f"--weights w8a8 in {_typed(COMPUTE, self.compute)}",
                 expected="bf16: results of the integer products are rounded to it",
-                fix="build with --backend aotinductor --precision bf16, or with --weights int8",
+                fix="build with --precision bf16 for a backend that quantises activations, or with --weights int8",
             )
 
     @property

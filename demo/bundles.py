@@ -8,13 +8,14 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import fastvar
-from fastvar.engines.bundle.manifest import SamplingDefaults
 from fastvar.errors import CheckpointError, FastvarError
+from fastvar.families.base import SamplingDefaults
 
 ROOT = Path(__file__).parent
 CHECKPOINT = ROOT / "checkpoint"
@@ -65,10 +66,6 @@ def build_bundles(checkpoint: Path, out: Path) -> None:
     for policy, path in bundle_paths(out).items():
         with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
             task = progress.add_task(f"building {policy}", total=None)
-
-            def report(what: str, done: int, total: int, *, progress=progress, task=task, policy=policy) -> None:
-                progress.update(task, description=f"{policy}: {what}", completed=done, total=total)
-
             built = fastvar.build(
                 checkpoint,
                 size=SIZE,
@@ -77,10 +74,14 @@ def build_bundles(checkpoint: Path, out: Path) -> None:
                 with_encoder=True,
                 out=path,
                 sampling=SAMPLING,
-                progress=report,
+                progress=partial(_show, progress, task, policy),
             )
         counts = f"{built.graphs_traced} graphs exported, {built.graphs_cached} from the cache"
         print(f"built {path} in {built.seconds:.1f} s: {counts}, engines {built.engine_bytes / 2**20:.1f} MiB")
+
+
+def _show(progress: Progress, task: TaskID, policy: str, what: str, done: int, total: int) -> None:
+    progress.update(task, description=f"{policy}: {what}", completed=done, total=total)
 
 
 def main() -> None:

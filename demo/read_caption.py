@@ -39,9 +39,7 @@ def read_caption(text: str) -> Scene:
     joints = _NAME.sub("*", content)  # what is left of the text: where the shapes lie
     relation, cells = _placed(joints, len(names), text)
     ordered = names[::-1] if joints in _reversed(relation, len(names)) else names
-    return Scene(
-        background, tuple(_shape(*name.groups(), cell) for name, cell in zip(ordered, cells, strict=True)), relation
-    )
+    return Scene(background, tuple(_shape(name, cell) for name, cell in zip(ordered, cells, strict=True)), relation)
 
 
 def _placed(joints: str, count: int, text: str) -> tuple[str, tuple[str, ...]]:
@@ -62,5 +60,6 @@ def _reversed(relation: str, count: int) -> set[str]:
     return {phrase.join("*" * count) for phrase in RELATION_PHRASES.get(relation, ((), ()))[1]}
 
 
-def _shape(size: str | None, pattern: str | None, color: str, kind: str, cell: str) -> Shape:
+def _shape(name: re.Match[str], cell: str) -> Shape:
+    size, pattern, color, kind = name.groups()
     return Shape(kind, color, size or "small", pattern or "plain", cell)

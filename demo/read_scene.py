@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise, permutations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from demo.scenes import (
     BACKGROUNDS,
@@ -18,10 +19,14 @@ from demo.scenes import (
     SIZES,
     SQUARE_HALF_SIDE,
     STRIPE_WIDTH,
+    Pixels,
     Scene,
     Shape,
     signed_distance,
 )
+
+Colors = NDArray[np.float32]
+Mask = NDArray[np.bool_]  # [GRID, GRID]
 
 ATTRIBUTES = ("background", "count", "color", "shape", "size", "pattern", "position", "relation")
 _SHAPE_FIELDS = {"color": "color", "shape": "kind", "size": "size", "pattern": "pattern"}
@@ -53,7 +58,7 @@ class Reading:
     shapes: tuple[SeenShape, ...]
 
 
-def read_scene(image: np.ndarray) -> Reading:
+def read_scene(image: Pixels) -> Reading:
     """Read uint8 [S, S, 3], S a multiple of 128; raises ValueError for another shape."""
     pixels = _reduce(image)  # [GRID, GRID, 3]
     background = _background(pixels)  # [3]
@@ -65,32 +70,32 @@ def read_scene(image: np.ndarray) -> Reading:
     return Reading(nearest, tuple(_read_shape(pixels, region) for region in regions))
 
 
-def _reduce(image: np.ndarray) -> np.ndarray:
+def _reduce(image: Pixels) -> Colors:
     """Average blocks: uint8 [S, S, 3] -> float32 [GRID, GRID, 3]."""
     side = image.shape[0]
     if image.shape != (side, side, 3) or side % GRID or image.dtype != np.uint8:
         raise ValueError(f"got {image.dtype} {image.shape}; expected uint8 [S, S, 3], S a multiple of {GRID}")
     block = side // GRID
-    return image.reshape(GRID, block, GRID, block, 3).mean((1, 3), dtype=np.float32)
+    return np.asarray(image.reshape(GRID, block, GRID, block, 3).mean((1, 3), dtype=np.float32))
 
 
-def _background(pixels: np.ndarray) -> np.ndarray:
+def _background(pixels: Colors) -> Colors:
     """Median colour of a 3-pixel frame, which no shape reaches: float32 [3]."""
     frame = np.ones((GRID, GRID), bool)
     frame[3:-3, 3:-3] = False
-    return np.median(pixels[frame], axis=0)
+    return np.asarray(np.median(pixels[frame], axis=0))
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def _smooth(values: Colors) -> Colors:
     """3x3 mean with replicated borders, [H, W]."""
     for axis in (0, 1):
         padded = np.pad(values, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
         parts = [np.take(padded, np.arange(GRID) + shift, axis) for shift in (0, 1, 2)]
-        values = sum(parts) / np.float32(3)
+        values = np.add.reduce(parts) / np.float32(3)
     return values
 
 
-def _regions(mask: np.ndarray) -> list[np.ndarray]:
+def _regions(mask: Mask) -> list[Mask]:
     """4-connected components of at least `MIN_AREA`, as bool [GRID, GRID] masks."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
@@ -104,14 +109,14 @@ def _regions(mask: np.ndarray) -> list[np.ndarray]:
     return [labels == name for name, area in zip(names, areas, strict=True) if area >= MIN_AREA]
 
 
-def _read_shape(pixels: np.ndarray, region: np.ndarray) -> SeenShape:
+def _read_shape(pixels: Colors, region: Mask) -> SeenShape:
     core = _smooth(region.astype(np.float32)) > 0.99  # away from the blended outline
     kind, radius, centre = _fit(region)
     inside = core if core.any() else region
     return SeenShape(kind, _color(pixels[inside]), _size(radius), _pattern(pixels, inside), centre)
 
 
-def _fit(region: np.ndarray) -> tuple[str, float, tuple[float, float]]:
+def _fit(region: Mask) -> tuple[str, float, tuple[float, float]]:
     """The kind whose ideal outline of equal area and centroid overlaps best: kind, radius, centre.
 
     Area and centroid, unlike a bounding box, hardly move when a few outline pixels are wrong.
@@ -130,22 +135,22 @@ def _fit(region: np.ndarray) -> tuple[str, float, tuple[float, float]]:
     return max(fits)[1:]
 
 
-def _color(values: np.ndarray) -> str:
+def _color(values: Colors) -> str:
     """Nearest palette hue of float32 [N, 3]; brightness cancels out, so patterns do not matter."""
 
-    def hue(color: np.ndarray) -> np.ndarray:
+    def hue(color: Colors) -> Colors:
         chroma = color - color.min()
-        return chroma / max(np.linalg.norm(chroma), 1e-6)
+        return np.asarray(chroma / max(np.linalg.norm(chroma), 1e-6))
 
     mean = hue(values.mean(0))
-    return max(COLORS, key=lambda name: mean @ hue(np.asarray(COLORS[name], np.float32)))
+    return max(COLORS, key=lambda name: float(mean @ hue(np.asarray(COLORS[name], np.float32))))
 
 
 def _size(radius: float) -> str:
     return min(SIZES, key=lambda name: abs(SIZES[name] * GRID / BASE_SIDE - radius))
 
 
-def _pattern(pixels: np.ndarray, region: np.ndarray) -> str:
+def _pattern(pixels: Colors, region: Mask) -> str:
     """Compare the amplitudes of horizontal stripes and of a checkerboard, whatever their phase."""
     rows, columns = np.nonzero(region)
     light = pixels[rows, columns].max(1)  # [N]
@@ -159,7 +164,7 @@ def _pattern(pixels: np.ndarray, region: np.ndarray) -> str:
     return "striped" if striped > checked else "checked"
 
 
-def _amplitude(values: np.ndarray, phase: np.ndarray) -> float:
+def _amplitude(values: Colors, phase: NDArray[np.floating]) -> float:
     return float(abs(np.mean(values * np.exp(1j * phase))))
 
 
@@ -198,14 +203,14 @@ def _agreement(seen: SeenShape | None, want: Shape) -> float:
     """Agreeing attributes; closeness only breaks ties, so that a wrong relation is not matched away."""
     if seen is None:
         return 0.0
-    same = sum(getattr(seen, name) == getattr(want, name) for name in _SHAPE_FIELDS.values())
+    same = sum(bool(getattr(seen, name) == getattr(want, name)) for name in _SHAPE_FIELDS.values())
     return 0.5 + same - 0.1 * float(np.hypot(*np.subtract(seen.centre, want.centre)))
 
 
 def _in_cell(seen: SeenShape | None, want: Shape) -> int:
     if seen is None:
         return 0
-    nearest = min(CELLS, key=lambda cell: np.hypot(*np.subtract(seen.centre, CELLS[cell])))
+    nearest = min(CELLS, key=lambda cell: float(np.hypot(*np.subtract(seen.centre, CELLS[cell]))))
     return int(nearest == want.cell)
 
 

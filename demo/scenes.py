@@ -5,10 +5,14 @@ They are the demo model's whole world. Numpy only: no torch, no model code. Leng
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import astuple, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]  # [H, W, 3]
+Floats = NDArray[np.floating]
 
 KINDS = ("circle", "square", "triangle")
 COLORS = {
@@ -114,7 +118,7 @@ class Scene:
             raise ValueError("shapes of one scene need different (color, kind) pairs")
 
 
-def _check(name: str, value: str, allowed) -> None:
+def _check(name: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise ValueError(f"got {name} {value!r}; expected one of {', '.join(allowed)}")
 
@@ -188,7 +192,7 @@ def _name(shape: Shape, with_size: bool) -> str:
     return " ".join(word for word in (*words, shape.color, shape.kind) if word)
 
 
-def render(scene: Scene, size: int = BASE_SIDE, rng: np.random.Generator | None = None) -> np.ndarray:
+def render(scene: Scene, size: int = BASE_SIDE, rng: np.random.Generator | None = None) -> Pixels:
     """Draw the scene anti-aliased; with `rng`, shapes move by up to 5 px and scale by up to 5 %.
 
     Returns uint8 [size, size, 3]. Patterns are locked to the image grid, not to the shape, so that
@@ -204,7 +208,7 @@ def render(scene: Scene, size: int = BASE_SIDE, rng: np.random.Generator | None 
     return np.rint(image).astype(np.uint8)
 
 
-def _draw(image: np.ndarray, shape: Shape, x: float, y: float, radius: float, unit: float) -> None:
+def _draw(image: NDArray[np.float32], shape: Shape, x: float, y: float, radius: float, unit: float) -> None:
     """Blend one shape into `image` (float32 [H, W, 3], in place), touching its bounding box only."""
     left, top = max(int(x - radius) - 2, 0), max(int(y - radius) - 2, 0)
     window = image[top : int(y + radius) + 3, left : int(x + radius) + 3]
@@ -217,17 +221,17 @@ def _draw(image: np.ndarray, shape: Shape, x: float, y: float, radius: float, un
     window += coverage * (color - window)
 
 
-def signed_distance(kind: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+def signed_distance(kind: str, x: Floats, y: Floats, radius: float) -> Floats:
     """Distance to the outline, negative inside; x and y are relative to the centre and broadcast."""
     if kind == "circle":
-        return np.hypot(x, y) - radius
+        return np.asarray(np.hypot(x, y) - radius)
     if kind == "square":
-        return np.maximum(abs(x), abs(y)) - SQUARE_HALF_SIDE * radius
+        return np.asarray(np.maximum(abs(x), abs(y)) - SQUARE_HALF_SIDE * radius)
     # triangle: apex (0, -radius), base corners (+-radius, radius)
-    return np.maximum(y - radius, (2 * abs(x) - y - radius) / np.sqrt(np.float32(5)))
+    return np.asarray(np.maximum(y - radius, (2 * abs(x) - y - radius) / np.sqrt(np.float32(5))))
 
 
-def _brightness(pattern: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _brightness(pattern: str, x: Floats, y: Floats) -> Floats:
     """1 or `DARKENED` per pixel, float32, broadcastable to [h, w]; x, y in pixels at 256."""
     if pattern == "plain":
         return np.ones((1, 1), np.float32)

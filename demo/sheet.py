@@ -1,7 +1,7 @@
 """`make demo`: nine captions that were never trained on, drawn dense and pruned at equal seeds, on one sheet."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ SCENE_SEED, IMAGE_SEED = 3, 7
 TIMED_RUNS = 9
 GAP, MARGIN = 12, 34  # pixels
 FONT_SIZE, LINE = 15, 19
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
@@ -28,7 +29,7 @@ def held_out_captions(count: int, seed: int) -> list[str]:
     return [caption(scene, rng) for scene in held_out_scenes(count, seed)]
 
 
-def compose(rows: dict[str, Sequence[Image.Image]], captions: Sequence[str]) -> Image.Image:
+def compose(rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[str]) -> Image.Image:
     """Bands of `COLUMNS` captions: in each one row of images for every label, then the captions under them."""
     side = next(iter(rows.values()))[0].width
     font = ImageFont.load_default(FONT_SIZE)
@@ -50,14 +51,14 @@ def compose(rows: dict[str, Sequence[Image.Image]], captions: Sequence[str]) -> 
     return sheet
 
 
-def _upright(label: str, font: ImageFont.FreeTypeFont, side: int) -> Image.Image:
+def _upright(label: str, font: Font, side: int) -> Image.Image:
     """A row's label, turned to be read upwards along its left edge."""
     strip = Image.new("RGB", (side, MARGIN), PAPER)
     ImageDraw.Draw(strip).text((side // 2, MARGIN // 2), label, INK, font, anchor="mm")
     return strip.rotate(90, expand=True)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: Font, width: int) -> list[str]:
     """Break a text into lines of at most `width` pixels."""
     lines = [""]
     for word in text.split():

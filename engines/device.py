@@ -66,7 +66,7 @@ class Device(ABC):
         """One launch that repeats these in order; they must be prepared, and their memory theirs for good.
 
         Raises:
-            BackendError: the device cannot record them; `in_turn` makes them one by one.
+            BackendError: the device cannot record them; `run_sequentially` makes them one by one.
         """
 
     @abstractmethod

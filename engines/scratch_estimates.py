@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.dtypes import storage_dtype
+from ..core.policy import in_turns
 from ..core.precision import Precision
 from .spec import EngineSpec
 
 FLOAT = 4  # bytes
 STRIPES = {"stripe", "inner_stripe"}  # what the stages of a tiled decoder read
-LONGEST_TOPK = 3840  # numbers that TensorRT ranks at once
 ATTN_MLP = {"q", "x_out"}  # tensors that tell the second half of a block
 
 
@@ -63,7 +63,7 @@ def _attn_mlp(spec: EngineSpec, element: int) -> int:
     """
     whole, width = spec.tensor("x").shape
     tokens = tensor_elements(spec, "q") // width
-    maps = 1 + (spec.tensor("q").shape[0] > LONGEST_TOPK)
+    maps = 1 + in_turns(spec.tensor("q").shape[0])
     inner = max(max(t.shape) for t in spec.inputs if t.name.startswith("ffn.") and len(t.shape) == 2)
     hidden = tokens * inner * element
     pruned = tokens < whole

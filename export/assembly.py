@@ -9,17 +9,20 @@ from ..core.plan import GenerationPlan, StepPlan
 from ..core.schedule import Size
 from ..engines.bundle.manifest import DecoderStage, DecoderTiles, EngineSet, StepEngines
 from ..errors import BuildError
-from ..families.base import ImageTokenizerShape
+from ..families.base import ImageTokenizerShape, TransformerShape
 from .checkpoints.text_encoders import kind_of
 from .models.common.decoder_stages import ConvIn, StagePlan, Tiling, decoder_stages
 from .models.common.step_graph import StepGraph
-from .models.registry import adapter_of
+from .models.registry import ADAPTERS, adapter_of
 from .models.transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, ModelAdapter, size_label
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 DECODER_PREFIX = "image_tokenizer.decoder."
+
+Adapter = ModelAdapter[Any, Any]  # of whichever family, with its own configurations in the context
+Context = ExportContext[Any, Any]
 
 
 @dataclass
@@ -45,8 +48,8 @@ class Assembly:
 
 def assemble(
     plan: GenerationPlan,
-    transformer: Any,
-    image_tokenizer: Any,
+    transformer: TransformerShape,
+    image_tokenizer: ImageTokenizerShape,
     text_encoder: PretrainedConfig | None,
     text_length: int,
     rows: tuple[int, ...],
@@ -85,11 +88,12 @@ def assemble(
     return assembly
 
 
-def _check_asked(adapter: ModelAdapter, with_encoder: bool, decoder_tile: int | None) -> None:
+def _check_asked(adapter: Adapter, with_encoder: bool, decoder_tile: int | None) -> None:
     name = adapter.family.name
     if with_encoder and adapter.encoder is None:
+        having = [other for other, its in ADAPTERS.items() if its.encoder is not None]
         raise BuildError(
-            f"{name} bundles hold no image encoder: upscaling and in-painting are Infinity's",
+            f"{name} bundles hold no image encoder: only those of {', '.join(having)} can upscale and in-paint",
             expected="a build without --with-encoder",
         )
     if decoder_tile is not None and not adapter.tiles_decoder:
@@ -99,7 +103,7 @@ def _check_asked(adapter: ModelAdapter, with_encoder: bool, decoder_tile: int | 
         )
 
 
-def latent_grid(plan: GenerationPlan, transformer: Any) -> Size:
+def latent_grid(plan: GenerationPlan, transformer: TransformerShape) -> Size:
     """Rows and columns of the latent that the image decoder reads."""
     height, width = plan.schedule.final
     return height * transformer.patch, width * transformer.patch
@@ -127,7 +131,7 @@ def _stage(assembly: Assembly, plan: StagePlan, latent_width: int, tiling: Tilin
     return DecoderStage(plan.layer, engine(tiling.stripes[0]), engine(tiling.stripes[-1]))
 
 
-def _engine_set(assembly: Assembly, adapter: ModelAdapter, context: ExportContext) -> EngineSet:
+def _engine_set(assembly: Assembly, adapter: Adapter, context: Context) -> EngineSet:
     layer_conditioning = adapter.layer_conditioning(context)
     return EngineSet(
         rows=context.rows,
@@ -137,7 +141,7 @@ def _engine_set(assembly: Assembly, adapter: ModelAdapter, context: ExportContex
     )
 
 
-def _step(assembly: Assembly, adapter: ModelAdapter, context: ExportContext, step: StepPlan) -> StepEngines:
+def _step(assembly: Assembly, adapter: Adapter, context: Context, step: StepPlan) -> StepEngines:
     plan, rows, own = context.plan, context.rows, step.rows(context.rows)
     grid, suffix = adapter.grid(context, step), context.rows_label(step)
     label = size_label(grid) + ("" if step.part is None else f"-part{step.part}")

@@ -18,6 +18,7 @@ from ..engines.bundle.bundle import BundleWriter
 from ..engines.bundle.manifest import FileRecord
 from ..engines.bundle.weight_file import write_weights
 from ..engines.cache.engine_cache import EngineCache
+from ..engines.registry import BACKEND_NAMES, backend_class
 from ..engines.spec import TensorSpec
 from ..errors import BuildError
 from .assembly import latent_grid
@@ -126,10 +127,11 @@ def _check_tile(checkpoint: Checkpoint, plan: GenerationPlan, rows: int, toolcha
     alignment = toolchain.backend.address_alignment
     for what, size in contiguous_bytes(images, grid, rows, toolchain.precision.compute):
         if size % alignment:
+            others = [name for name in BACKEND_NAMES if size % backend_class(name).address_alignment == 0]
             raise BuildError(
                 f"the decoder of this model cannot be tiled for {toolchain.backend.name}: {what} takes {size} bytes",
                 expected=f"a multiple of {alignment}, where the library accepts addresses",
-                fix="build without --decoder-tile, or with --backend onnxruntime",
+                fix=f"build without --decoder-tile, or with --backend {' or '.join(others)}",
             )
 
 

@@ -21,9 +21,10 @@ class BuildOptions:
     """What a bundle is to be: the options of `fastvar build` by the same names.
 
     Args:
-        size: image size, "WIDTHxHEIGHT" in pixels or a shape as "16:9"; the family's default for None: 1024x1024 for
-            Infinity, for other families the largest.
-        policy: token pruning: "dense", "fastvar" as the checkpoint's family has it, or the path of a TOML policy file.
+        size: image size, "WIDTHxHEIGHT" in pixels or a shape as "16:9"; for None the family's default, or else the
+            largest that the model draws.
+        policy: token pruning: "dense", "fastvar" or another preset of the checkpoint's family, or the path of a TOML
+            policy file.
         backend: who compiles the engines, by name (`fastvar doctor` lists them).
         target: the devices that engines are for; the backend's default for None.
         precision: "fp32", "bf16" or "fp16"; the backend's default for None.

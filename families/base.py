@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from ..core.plan import GenerationPlan, SamplingMode, make_plan
 from ..core.policy import Preset, PruningPolicy, load_policy
 from ..core.schedule import ScaleSchedule, Size, find_schedule, parse_size, square_schedule
 from ..errors import CheckpointError, PlanError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 class TransformerShape:
-    """The part of a transformer's configuration that all families have."""
+    """The part of a transformer's configuration that all families have; the whole is a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     depth: int
     width: int
@@ -22,6 +27,8 @@ class TransformerShape:
     max_scales: int  # scales of the longest schedule
     text_length: int  # longest prompt in tokens; 0 where there are no prompts
     text_width: int  # channels of the text features; 0 where there are no prompts
+    classes: int  # 0 where images are not of classes
+    code_channels: int  # of what one token predicts
 
     @property
     def head_dim(self) -> int:
@@ -39,9 +46,10 @@ class TransformerShape:
 
 
 class SquareScales(TransformerShape):
-    """A transformer that draws at the one size it was made for, on square token grids."""
+    """A transformer that draws codes of a codebook, at the one size it was made for, on square token grids."""
 
     scales: tuple[int, ...]  # side of every token grid
+    codes: int  # rows of the image tokenizer's codebook
 
     @property
     def max_scales(self) -> int:  # type: ignore[override]  # nothing writes it
@@ -53,7 +61,9 @@ class SquareScales(TransformerShape):
 
 
 class ImageTokenizerShape:
-    """The part of an image tokenizer's configuration that all families have."""
+    """The part of an image tokenizer's configuration that all families have; the whole is a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     code_channels: int  # of the latent that the decoder reads
     base_channels: int  # of the encoder's first convolution
@@ -69,6 +79,10 @@ class ImageTokenizerShape:
     def level_channels(self) -> tuple[int, ...]:
         """Channels per resolution, the finest first."""
         return tuple(self.base_channels * m for m in self.channel_multipliers)
+
+
+TransformerT = TypeVar("TransformerT", bound=TransformerShape)
+ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ class PromptFormat:
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(Generic[TransformerT]):
     """One family of models.
 
     `guidance_off` is the guidance scale at which the unconditional row has no weight. `draws` names what an image is
@@ -100,22 +114,22 @@ class Family:
     """
 
     name: str
-    transformer: type[Any]
-    image_tokenizer: type[Any]
-    transformers: Mapping[str, Any]  # published sizes by name
-    image_tokenizer_for: Callable[[Any], Any]
-    schedules: Callable[[Any], dict[Size, ScaleSchedule]]  # of a transformer, by image (height, width) in pixels
+    transformer: type[TransformerT]
+    image_tokenizer: type[ImageTokenizerShape]
+    transformers: Mapping[str, TransformerT]  # published sizes by name
+    image_tokenizer_for: Callable[[TransformerT], ImageTokenizerShape]
+    schedules: Callable[[TransformerT], dict[Size, ScaleSchedule]]  # by image (height, width) in pixels
     presets: Mapping[str, Preset]
-    transformer_from_json: Callable[[dict[str, Any]], Any]  # as a manifest holds it
+    transformer_from_json: Callable[[dict[str, Any]], TransformerT]  # as a manifest holds it
     settings_from_json: Callable[[Mapping[str, Any]], dict[str, Any]]  # as a config.json beside a transformer says it
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     guidance_off: float = 1.0
     draws: str = "prompt"
-    drawings: frozenset[str] = frozenset()  # fields of `Drawing` that the family knows
+    drawings: frozenset[str] = frozenset()  # fields of `SamplingMode` that the family knows
     default_size: Size | None = None  # (height, width) in pixels; the largest by default
     shapes: Callable[[], Sequence[Size]] = tuple  # sizes that a shape as 16:9 may stand for
 
-    def size(self, text: str | None, transformer: Any) -> Size:
+    def size(self, text: str | None, transformer: TransformerT) -> Size:
         """The image size that a text stands for, (height, width) in pixels; the default size for None.
 
         Raises:
@@ -125,7 +139,7 @@ class Family:
             return self.default_size or max(self.schedules(transformer))
         return parse_size(text, self.shapes())
 
-    def schedule_for(self, size: Size, transformer: Any) -> ScaleSchedule:
+    def schedule_for(self, size: Size, transformer: TransformerT) -> ScaleSchedule:
         """The schedule of an image size in pixels.
 
         Raises:
@@ -145,7 +159,7 @@ class Family:
         self,
         schedule: ScaleSchedule,
         policy: PruningPolicy,
-        transformer: Any,
+        transformer: TransformerT,
         sampling_mode: SamplingMode | None = None,
     ) -> GenerationPlan:
         """Lay out a generation.
@@ -164,17 +178,17 @@ class Family:
         return make_plan(schedule, policy, transformer.depth, sampling_mode, transformer.first_tokens)
 
 
-def own_schedule(transformer: Any) -> dict[Size, ScaleSchedule]:
+def own_schedule(transformer: SquareScales) -> dict[Size, ScaleSchedule]:
     """`Family.schedules` of families whose models draw at the one size that they were made for."""
     return {transformer.schedule.pixels: transformer.schedule}
 
 
-def to_json(config: Any) -> dict[str, Any]:
+def to_json(config: DataclassInstance) -> dict[str, Any]:
     """A configuration as a plain dictionary, tuples as lists."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
 
 
-def from_fields(kind: type[Any], data: dict[str, Any]) -> Any:
+def from_fields(kind: type[ConfigT], data: dict[str, Any]) -> ConfigT:
     """A configuration from its own fields, lists as tuples.
 
     Raises:
@@ -185,5 +199,5 @@ def from_fields(kind: type[Any], data: dict[str, Any]) -> Any:
     except TypeError as error:
         raise CheckpointError(
             f"model configuration not understood: {error}",
-            expected=f"the fields {', '.join(kind.__dataclass_fields__)}",
+            expected=f"the fields {', '.join(own.name for own in fields(kind))}",
         ) from error

@@ -52,6 +52,7 @@ class HartConfig(SquareScales):
     diffusion_width: int = 1024
     diffusion_depth: int = 6
     diffusion_steps: int = 8
+    classes = 0  # none are read
 
     def __post_init__(self) -> None:
         _require(self.depth > 0 and self.width > 0 and self.heads > 0, "depth, width and heads must be positive")
@@ -72,7 +73,7 @@ class HartConfig(SquareScales):
         return self.context_length
 
     @property
-    def text_width(self) -> int:  # type: ignore[override]
+    def text_width(self) -> int:  # type: ignore[override]  # nothing writes it
         """Channels of a text feature."""
         return self.context_width
 
@@ -156,8 +157,7 @@ def config_from_json(data: dict[str, Any]) -> HartConfig:
     Raises:
         CheckpointError: a field is unknown, missing or of the wrong type.
     """
-    config: HartConfig = from_fields(HartConfig, settings_of(data))
-    return config
+    return from_fields(HartConfig, settings_of(data))
 
 
 # The published pruning (FastVAR, folder HART) goes by token counts: half of the 48x48 tokens are dropped, three

@@ -35,6 +35,7 @@ class TransformerConfig(TransformerShape):
     chunks: int = 1  # layers are stored in chunks under the official key names
     max_scales: int = 15  # rows of the level embedding: the longest schedule
     spatial_patchify: bool = False
+    classes = 0  # none are read
 
     def __post_init__(self) -> None:
         _require(self.depth > 0 and self.width > 0 and self.heads > 0, "depth, width and heads must be positive")
@@ -176,8 +177,7 @@ def transformer_from_json(data: dict[str, Any]) -> TransformerConfig:
     Raises:
         CheckpointError: a field is unknown, missing or of the wrong type.
     """
-    config: TransformerConfig = from_fields(TransformerConfig, settings_of(data))
-    return config
+    return from_fields(TransformerConfig, settings_of(data))
 
 
 def _schedules(_transformer: TransformerConfig) -> dict[Size, ScaleSchedule]:

@@ -9,11 +9,14 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ..errors import CheckpointError, RenamedWarning
+from .base import ConfigT
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 # Entries that any such file may hold and that say nothing of the model.
 # fmt: off
 HOUSEKEEPING = frozenset((
@@ -46,14 +49,16 @@ class PublishedNames:
     only: Mapping[str, Any] = field(default_factory=dict)
 
 
-def settings_from_json(kind: type[Any], data: Mapping[str, Any], published: PublishedNames) -> dict[str, Any]:
+def settings_from_json(
+    kind: type[DataclassInstance], data: Mapping[str, Any], published: PublishedNames
+) -> dict[str, Any]:
     """Fields of a configuration that a `config.json` gives; not all of them need be there.
 
     Raises:
         CheckpointError: an entry that is not known or of the wrong type, a variant that is not supported, or two
             entries that contradict each other.
     """
-    own, found = set(kind.__dataclass_fields__), dict[str, Any]()
+    own, found = {known.name for known in fields(kind)}, dict[str, Any]()
     for given, value in data.items():
         name = RENAMED.get(given, given)
         if name != given:
@@ -83,12 +88,12 @@ def settings_from_json(kind: type[Any], data: Mapping[str, Any], published: Publ
 
 
 def completed(
-    kind: type[Config],
+    kind: type[ConfigT],
     read: Mapping[str, Any],
     given: Mapping[str, Any],
-    published: Mapping[str, Config],
+    published: Mapping[str, ConfigT],
     otherwise: Mapping[str, Any] | None = None,
-) -> Config:
+) -> ConfigT:
     """A configuration from what the tensors say and what a `config.json` gives; nothing is guessed.
 
     What neither says is that of the published model whose tensors are the same.
@@ -110,7 +115,7 @@ def completed(
             )
     found = {**(otherwise or {}), **given, **read}
     model = next((m for m in published.values() if all(getattr(m, n) == value for n, value in read.items())), None)
-    missing = [f.name for f in fields(kind) if f.name not in found]  # type: ignore[arg-type]  # it is a dataclass
+    missing = [f.name for f in fields(kind) if f.name not in found]
     if missing and model is None:
         entries = ", ".join(f'"{name}": {WORDS[_types(kind)[name]]}' for name in missing)
         raise CheckpointError(
@@ -142,11 +147,11 @@ def tell_assumed(what: str, key: str) -> None:
     _log.warning('%s; if they are others, give "%s" in config.json beside the transformer', what, key)
 
 
-def _types(kind: Any) -> dict[str, Any]:
+def _types(kind: type[DataclassInstance]) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _of_type(kind: type[Any], name: str, value: Any, entry: str) -> Any:
+def _of_type(kind: type[DataclassInstance], name: str, value: Any, entry: str) -> Any:
     """A JSON value as a field holds it."""
     wanted = _types(kind)[name]
     if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):

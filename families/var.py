@@ -127,8 +127,7 @@ def _settings(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_json(data: dict[str, Any]) -> VarConfig:
-    config: VarConfig = from_fields(VarConfig, _settings(data))
-    return config
+    return from_fields(VarConfig, _settings(data))
 
 
 VAR = Family(

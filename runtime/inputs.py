@@ -145,7 +145,7 @@ class ConditioningInputs:
         return any(t.name == "uncond" for found in m.sets for t in m.engines[found.conditioning].inputs)
 
     def _class_number(self, label: Label) -> int:
-        classes = self._manifest.transformer.classes  # type: ignore[attr-defined]  # families of labels have them
+        classes = self._manifest.transformer.classes
         if isinstance(label, str) and not (label.strip().isdecimal() and len(label) < LONGEST_NUMBER):
             return self._named(label)
         number = int(label) if isinstance(label, str | int | np.integer) and not isinstance(label, bool) else -1
@@ -230,7 +230,7 @@ def _read_names(bundle: Bundle) -> list[list[str]]:
         entries = msgspec.json.decode(bundle.read(record), type=list[str])
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is no list of names: {error}", fix="rebuild the bundle") from error
-    classes = bundle.manifest.transformer.classes if draws_labels(bundle.manifest) else 0  # type: ignore[attr-defined]
+    classes = bundle.manifest.transformer.classes
     if len(entries) != classes:
         raise BundleError(
             f"{path} has {len(entries)} entries",

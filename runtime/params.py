@@ -11,7 +11,7 @@ from ..errors import InputError
 
 MAX_IMAGES = 1024
 MAX_TOP_K = (1 << 31) - 1  # an int32 in the engines
-ALIASES = {"temperature": "tau"}  # the field's word for what Infinity's program calls tau
+ALIASES = {"temperature": "tau"}  # the field's word, and that of the published programs
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class SamplingParams:
     numpy's scalars count as numbers; every field is plain Python when it has been checked.
 
     Args:
-        guidance_scale: classifier-free guidance, 0 to 100; Infinity's 1, VAR's and HART's 0 switches it off and runs
-            half the work.
-        tau: sampling temperature (Infinity), above 0, at most 100; `temperature` is the same.
+        guidance_scale: classifier-free guidance, 0 to 100. The family's `guidance_off`, 1 or 0, switches it off and
+            runs half the work.
+        tau: sampling temperature, above 0, at most 100, of families that have one; `temperature` is the same.
         top_p: the rarest values of a choice go, as long as their probabilities sum to at most 1 - top_p; 0 and 1 are
             off.
-        top_k: only so many codes are sampled from; 0 for all (VAR).
+        top_k: only so many codes are sampled from, 0 for all; of families that leave it to the caller.
         seed: of the first image of each prompt or label, 0 to 2^63 - 1; the next ones count up from it. None draws
             one, which the output tells.
         num_images: images of each prompt or label, 1 to 1024.

@@ -132,7 +132,7 @@ class Workspace:
         if isinstance(given, TextInput):
             self.encode_text(given)
             return
-        classes = self.manifest.transformer.classes  # type: ignore[attr-defined]  # families of labels have them
+        classes = self.manifest.transformer.classes
         self._write(self._condition_call, "labels", [given.label, classes][: self.layout.rows])
         self._condition()
 

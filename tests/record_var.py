@@ -26,7 +26,7 @@ from fastvar.export.models.var.model import VarTransformer
 from fastvar.export.models.var.reference import Noise, VarSampling, generate_scales, teacher_logits
 from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.var import VarConfig
-from tests.comparison import Tensors, crop
+from tests.parity.comparison import Tensors, crop
 
 # Nothing here is as published: 12 channels a head, an uneven schedule, no scales of heads.
 ODD = VarConfig(

@@ -22,10 +22,10 @@ from PIL import Image
 import fastvar
 from fastvar import Pipeline
 from tests.conftest import REPOSITORY, made_once
+from tests.test_imports import modules
 
 pytestmark = pytest.mark.slow
 
-APART = ("tests", "demo")  # packages of the repository that are not the user's
 PROMPT = "a red circle"
 TORCHLESS = """
 import importlib.util, json
@@ -98,12 +98,12 @@ def metadata(wheel: Path) -> Message:
 def test_it_holds_every_file_of_the_package_and_no_other(wheel: Path):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    packages = [path.parent for path in (REPOSITORY / "__init__.py", *REPOSITORY.glob("[a-z]*/__init__.py"))]
-    modules = [file for folder in packages if folder.name not in APART for file in folder.glob("*.py")]
-    data = [REPOSITORY / "py.typed", *(REPOSITORY / "profiling" / f"report.{kind}" for kind in ("css", "html"))]
-    kernels = [*(REPOSITORY / "engines" / "kernels").glob("*.cpp")]
+    data = [REPOSITORY / "py.typed", *(REPOSITORY / "profiling" / "report").glob("report.*")]
+    kernels = [*(REPOSITORY / "engines" / "aotinductor" / "kernels").glob("*.cpp")]
+    assert len(data) == 3
     assert len(kernels) >= 2
-    expected = {f"fastvar/{file.relative_to(REPOSITORY).as_posix()}" for file in (*modules, *data, *kernels)}
+    files = (*modules(REPOSITORY).values(), *data, *kernels)
+    expected = {f"fastvar/{file.relative_to(REPOSITORY).as_posix()}" for file in files}
     assert held == expected
 
 

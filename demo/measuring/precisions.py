@@ -20,22 +20,24 @@ from fastvar.doctor import examine
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.checkpoints.checkpoint import load_checkpoint
 from fastvar.export.module_backend import ModuleBackend
+from fastvar.export.options import BuildOptions
 
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "demo-256x256-precisions.json"
-RTX = {"backend": "tensorrt-rtx", "target": "sm89"}
-BUILDS: dict[str, dict[str, str]] = {
-    "fp32": {},
-    "fp16": {"precision": "fp16"},
-    "bf16": RTX,
-    "bf16, int8 weights": {**RTX, "weights": "int8"},
-    "bf16, fp8 weights": {**RTX, "weights": "fp8"},
+FP32 = BuildOptions(size=SIZE, guidance="on", sampling=SAMPLING)
+BF16 = FP32.changed(backend="tensorrt-rtx", target="sm89")
+BUILDS = {
+    "fp32": FP32,
+    "fp16": FP32.changed(precision="fp16"),
+    "bf16": BF16,
+    "bf16, int8 weights": BF16.changed(weights="int8"),
+    "bf16, fp8 weights": BF16.changed(weights="fp8"),
 }
 
 
 def load(name: str, text_encoder: Any, out: Path) -> Pipeline:
     """Build the demo in a precision, and open it on what runs it without a GPU."""
     path = out / f"precision-{name.replace(', ', '-').replace(' ', '-')}"
-    fastvar.build(CHECKPOINT, size=SIZE, guidance="on", out=path, sampling=SAMPLING, **BUILDS[name])
+    fastvar.build(CHECKPOINT, out=path, options=BUILDS[name])
     bundle = Bundle.open(path)
     on_modules = bundle.manifest.backend != "onnxruntime"
     return Pipeline(bundle, backend=ModuleBackend(bundle.manifest, text_encoder) if on_modules else None)

@@ -23,6 +23,7 @@ from demo.scenes import Scene, caption, held_out_scenes
 from fastvar import Pipeline
 from fastvar.errors import InputError
 from fastvar.profiling.tuning.metrics import Pixels, psnr, ssim
+from fastvar.runtime.params import SamplingParams
 
 
 def accuracy(images: Iterable[Pixels], scenes: Iterable[Scene]) -> dict[str, float]:
@@ -63,7 +64,9 @@ def likeness(images: Sequence[Pixels], references: Sequence[Pixels]) -> dict[str
     }
 
 
-def evaluate(pipes: Mapping[str, Pipeline], count: int, seed: int, **settings: float | None) -> dict[str, Any]:
+def evaluate(
+    pipes: Mapping[str, Pipeline], count: int, seed: int, params: SamplingParams | None = None
+) -> dict[str, Any]:
     """Draw the captions of `count` held-out scenes with every pipeline, image i with seed + i, and score them.
 
     Every pipeline is compared with the first. `scales_ms` are medians of all scales of an image.
@@ -75,7 +78,7 @@ def evaluate(pipes: Mapping[str, Pipeline], count: int, seed: int, **settings: f
     spent: dict[str, list[float]] = {policy: [] for policy in pipes}
     for i, text in enumerate(track(captions, "drawing", transient=True)):
         for policy, pipe in pipes.items():
-            output = pipe(text, seed=seed + i, **settings)
+            output = pipe(text, params, seed=seed + i)
             images[policy].append(np.asarray(output.images[0]))
             spent[policy].append(output.timings[0].scales_ms)
     first, *others = images
@@ -115,8 +118,8 @@ def main() -> None:
         parser.error("--count must be at least 1")
     paths = ensure_bundles(arguments.bundles)
     pipes = {policy: Pipeline.load(paths[policy], threads=arguments.threads) for policy in POLICIES}
-    settings = {"guidance_scale": arguments.guidance_scale, "tau": arguments.tau}
-    result = evaluate(pipes, arguments.count, arguments.seed, **settings)
+    params = SamplingParams(guidance_scale=arguments.guidance_scale, tau=arguments.tau)
+    result = evaluate(pipes, arguments.count, arguments.seed, params)
     Console().print(accuracy_table(result))
     alike, overall = (
         result["likeness"]["fastvar"],

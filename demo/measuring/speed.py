@@ -41,7 +41,7 @@ def measure(pipes: Mapping[str, Pipeline], prompts: Sequence[str], runs: int) ->
 
 def summarize(runs: Runs) -> dict[str, Any]:
     """Medians in milliseconds per policy, and how many times faster the second policy is than the first."""
-    medians = {
+    medians: dict[str, dict[str, Any]] = {
         policy: {
             "text_ms": median(t.text_ms for t in timings),
             "scales_ms": median(t.scales_ms for t in timings),

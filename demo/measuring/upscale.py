@@ -17,11 +17,12 @@ from rich.progress import track
 from rich.table import Table
 
 from demo.bundles import OUT, POLICIES, ROOT, ensure_bundles, exit_on_user_error
-from demo.measuring.score import psnr
-from demo.measuring.speed import RESULTS, environment
+from demo.measuring.speed import RESULTS
 from demo.scenes import BASE_SIDE, caption, held_out_scenes, render
 from demo.sheet import compose
 from fastvar import Pipeline
+from fastvar.profiling.environment import environment
+from fastvar.profiling.tuning.metrics import psnr
 from fastvar.runtime.editing.edits import back_projected
 
 SCENES, SEED = 50, 0
@@ -153,7 +154,7 @@ def main() -> None:
         "scenes": arguments.count,
         "seed": SEED,
         "sampling": vars(first.manifest.sampling),
-        "environment": environment(first),
+        "environment": environment(first.manifest),
         "policies": figures,
     }
     arguments.json.write_text(json.dumps(record, indent=1) + "\n")

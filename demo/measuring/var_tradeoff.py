@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,13 +29,15 @@ from fastvar import Pipeline
 from fastvar.core.policy import DENSE, PruningPolicy, ScaleRule, policy_to_toml
 from fastvar.core.precision import Precision
 from fastvar.core.schedule import ScaleSchedule
+from fastvar.engines.bundle.manifest import Manifest
 from fastvar.engines.registry import backend_class
 from fastvar.errors import CheckpointError
 from fastvar.export.checkpoints.checkpoint import Checkpoint, load_transformer
 from fastvar.export.checkpoints.random_weights import random_checkpoint
 from fastvar.export.describe import describe
 from fastvar.export.options import BuildOptions
-from fastvar.families.base import SamplingDefaults
+from fastvar.families.base import SamplingDefaults, TransformerShape
+from fastvar.families.var import VarConfig
 from fastvar.profiling.environment import environment
 from fastvar.profiling.estimates.costs import engine_costs
 from fastvar.profiling.tuning.metrics import Pixels, psnr, ssim
@@ -55,9 +57,8 @@ def keeping(*ratios: float, depth: int, scales: int, first_layer: int = 0, guide
 
 def policies(schedule: ScaleSchedule, depth: int) -> dict[str, PruningPolicy]:
     """What is compared, by name; keep ratios from the first pruned scale to the last."""
-    scales = len(schedule)
-    shape: dict[str, int] = {"depth": depth, "scales": scales}
-    last = scales - 1
+    prune = partial(keeping, depth=depth, scales=len(schedule))
+    last = len(schedule) - 1
     ratios = (
         (0.75,),
         (0.5,),
@@ -69,11 +70,11 @@ def policies(schedule: ScaleSchedule, depth: int) -> dict[str, PruningPolicy]:
     )
     return {
         "dense": DENSE,
-        **{"keep " + ", ".join(f"{ratio:g}" for ratio in own): keeping(*own, **shape) for own in ratios},
-        "keep 0.5, 0.25 from layer 2": keeping(0.5, 0.25, first_layer=2, **shape),
+        **{"keep " + ", ".join(f"{ratio:g}" for ratio in own): prune(*own) for own in ratios},
+        "keep 0.5, 0.25 from layer 2": prune(0.5, 0.25, first_layer=2),
         "last scale left out": PruningPolicy("", {last: ScaleRule(skip=True)}),
         "guidance off at the last scale": PruningPolicy("", {last: ScaleRule(guidance=False)}),
-        "keep 0.5, guidance off at the last scale": keeping(0.5, guided=False, **shape),
+        "keep 0.5, guidance off at the last scale": prune(0.5, guided=False),
     }
 
 
@@ -143,16 +144,21 @@ def published_flop(name: str) -> dict[str, float]:
     """Policy -> FLOP of all scales of a published size relative to dense."""
     checkpoint = published_checkpoint(name)
     transformer, family = checkpoint.transformer, checkpoint.family
-    flop = {}
-    for policy_name, policy in policies(transformer.schedule, transformer.depth).items():
-        plan = family.plan(transformer.schedule, policy, transformer)
+    schedule, flop = _schedule(transformer), {}
+    for policy_name, policy in policies(schedule, transformer.depth).items():
+        plan = family.plan(schedule, policy, transformer)
         flop[policy_name] = scales_flop(
             describe(checkpoint, plan, backend_class("onnxruntime"), Precision(), BuildOptions(guidance="on"))
         )
     return {policy_name: own / flop["dense"] for policy_name, own in flop.items()}
 
 
-def scales_flop(manifest: Any) -> int:
+def _schedule(transformer: TransformerShape) -> ScaleSchedule:
+    assert isinstance(transformer, VarConfig)
+    return transformer.schedule
+
+
+def scales_flop(manifest: Manifest) -> int:
     """FLOP of all scales of one image with guidance."""
     return sum(cost.flop for cost in engine_costs(manifest, GUIDANCE_ROWS).by_scale().values())
 
@@ -235,7 +241,7 @@ def main() -> None:
     transformer, _ = load_transformer(arguments.checkpoint)
     pipes = {
         name: load(name, policy, arguments.checkpoint, arguments.threads)
-        for name, policy in policies(transformer.schedule, transformer.depth).items()
+        for name, policy in policies(_schedule(transformer), transformer.depth).items()
     }
     drawn = measure(pipes, arguments.per_class * len(CLASSES), arguments.seed, arguments.minutes)
     flop = {name: scales_flop(pipe.manifest) for name, pipe in pipes.items()}

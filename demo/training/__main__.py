@@ -10,19 +10,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo.training.environment import VARIABLES
+
 ROOT = Path(__file__).parents[1]
 DONE = ROOT / "out" / "training" / "done"
-
-# Keep freed memory in the process: handing big tensors back and asking for them anew costs more than the
-# arithmetic on machines whose page faults are slow (glibc only; ignored elsewhere).
-ALLOCATOR = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "OMP_NUM_THREADS": "1",  # the training programs bring their own threads
-}
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ def run(stage: Stage, again: bool) -> None:
         print(f"{stage.name}: finished before")
         return
     print(f"{stage.name}: {' '.join(stage.command)}", flush=True)
-    subprocess.run([sys.executable, "-m", *stage.command], env={**os.environ, **ALLOCATOR}, check=True)
+    subprocess.run([sys.executable, "-m", *stage.command], env={**os.environ, **VARIABLES}, check=True)
     DONE.mkdir(parents=True, exist_ok=True)
     marker.touch()
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from demo.scenes import Scene, held_out_scenes, training_scenes
-from demo.training.loop import TrainingRun, Workers, half_precision, optimizers, write_atomically
+from demo.training.loop import TrainingRun, Workers, half_precision, optimizers, write_atomically, zero_bias
 from demo.training.patch_codec import CELLS, PATCH, PatchCodec, images_of, load, psnr, quantize
 from fastvar.export.models.infinity.tokenizer import ImageTokenizer
 from fastvar.families.infinity import ImageTokenizerConfig
@@ -80,7 +80,7 @@ def initialize(model: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             fan_in = module.weight[0].numel()
             nn.init.normal_(module.weight, std=fan_in**-0.5 * (0.2 if "conv2" in name else 1.0))
-            nn.init.zeros_(module.bias)
+            zero_bias(module)
 
 
 LOSSES = {"decoder": (decoder_loss, 4), "encoder": (encoder_loss, 2)}
@@ -89,7 +89,8 @@ LOSSES = {"decoder": (decoder_loss, 4), "encoder": (encoder_loss, 2)}
 def train(part: str, minutes: float, workers: int) -> None:
     """Train one half; the other half of the saved tokenizer stays as it is."""
     torch.manual_seed(0)
-    model, codec = ImageTokenizer(CONFIG).to(memory_format=torch.channels_last), load()
+    model, codec = ImageTokenizer(CONFIG), load()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub leaves this one out
     half: nn.Module = getattr(model, part)
     initialize(half)
     loss, batch = LOSSES[part]

@@ -6,7 +6,7 @@ Knows nothing of images, codes or captions.
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,12 @@ def orthogonalize(update: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024) for matrices and convolutions, its step as large as one of AdamW."""
 
-    def __init__(self, params: list[Tensor], lr: float, decay: float, pool: Executor | None = None) -> None:
+    def __init__(self, params: Sequence[Tensor], lr: float, decay: float, pool: Executor | None = None) -> None:
         super().__init__(params, {"lr": lr, "momentum": 0.95, "decay": decay})
         self.pool = pool
 
-    def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Update every parameter that has a gradient, in the pool's threads if there is one."""
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Update every parameter that has a gradient, in the pool's threads if there is one; takes no closure."""
         work = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         list((self.pool.map if self.pool else map)(self._update, work))
 
@@ -51,16 +51,17 @@ class Muon(torch.optim.Optimizer):
         group, p = item
         if "momentum" not in self.state[p]:
             self.state[p]["momentum"] = torch.zeros_like(p)
-        buffer = self.state[p]["momentum"]
-        buffer.lerp_(p.grad, 1 - group["momentum"])
-        update = p.grad.lerp(buffer, group["momentum"]).flatten(1)
+        buffer, gradient = self.state[p]["momentum"], p.grad
+        assert gradient is not None  # see `step`
+        buffer.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(buffer, group["momentum"]).flatten(1)
         scale = 0.2 * max(update.shape) ** 0.5
         p.mul_(1 - group["lr"] * group["decay"])
         p.add_(orthogonalize(update).view_as(p), alpha=-group["lr"] * scale)
 
 
 def optimizers(
-    matrices: list[Tensor], others: list[Tensor], lr: float, decay: float, pool: Executor | None = None
+    matrices: Sequence[Tensor], others: Sequence[Tensor], lr: float, decay: float, pool: Executor | None = None
 ) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for everything else, with one learning rate for both."""
     adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
@@ -176,6 +177,12 @@ class TrainingRun:
                 group["peak_lr"] = peak
         self.step, self.used_s = state["step"], state["used_s"]
         torch.set_rng_state(state["rng"])
+
+
+def zero_bias(module: nn.Linear | nn.Embedding | nn.Conv2d) -> None:
+    """Where there is one."""
+    if isinstance(bias := getattr(module, "bias", None), Tensor):
+        nn.init.zeros_(bias)
 
 
 def write_atomically(state: Any, file: Path) -> None:

@@ -84,7 +84,8 @@ def sample_images(
 
 def accuracy(images: np.ndarray, scenes: list[Scene]) -> dict[str, float]:
     """Share of attributes read back rightly, by name; "overall" counts every single check alike."""
-    right, total = Counter(), Counter()
+    right: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     for image, scene in zip(images, scenes, strict=True):
         for name, (hits, count) in score(read_scene(image), scene).items():
             right[name] += hits

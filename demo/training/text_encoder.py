@@ -8,6 +8,7 @@ import argparse
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
@@ -101,13 +102,19 @@ def make_batch(scenes: list[Scene], tokenizer: Tokenizer, rng: np.random.Generat
             nouns.append((row, position + (inserted <= position)))
             noun_labels.append(classes)
             slot_labels[row, slot] = torch.tensor(classes) + 1
-    ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in rows], batch_first=True, padding_value=PAD)
+    padded = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD)
     scene_labels = [(tuple(BACKGROUNDS).index(s.background), len(s.shapes) - 1) for s in scenes]
-    tables = (torch.tensor(table) for table in (nouns, noun_labels, scene_labels))
-    return Batch(ids, (ids != PAD).long(), *tables, slot_labels)
+    return Batch(
+        padded,
+        (padded != PAD).long(),
+        torch.tensor(nouns),
+        torch.tensor(noun_labels),
+        torch.tensor(scene_labels),
+        slot_labels,
+    )
 
 
-def _encode(scenes: list[Scene], tokenizer: Tokenizer, rng: np.random.Generator) -> zip:
+def _encode(scenes: list[Scene], tokenizer: Tokenizer, rng: np.random.Generator) -> Iterator[tuple[Scene, Encoding]]:
     return zip(scenes, tokenizer.encode_batch([caption(scene, rng) for scene in scenes]), strict=True)
 
 
@@ -194,13 +201,14 @@ def _schedule(step: int, steps: int, warmup: int = 50) -> float:
 
 def _answers(encoder: T5EncoderModel, heads: Heads, batch: Batch) -> dict[str, list[tuple[Tensor, Tensor]]]:
     features = encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state  # [B, L, C]
-    return heads(features, batch)
+    answers: dict[str, list[tuple[Tensor, Tensor]]] = heads(features, batch)
+    return answers
 
 
 def _loss(encoder: T5EncoderModel, heads: Heads, batch: Batch) -> Tensor:
     """Sum over the questions of their mean cross-entropy."""
     answers = _answers(encoder, heads, batch).values()
-    return sum(F.cross_entropy(logits, labels) for pairs in answers for logits, labels in pairs)
+    return torch.stack([F.cross_entropy(logits, labels) for pairs in answers for logits, labels in pairs]).sum()
 
 
 @torch.no_grad()

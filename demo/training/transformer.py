@@ -6,6 +6,7 @@ subsets of their tokens. `python -m demo.training.transformer` resumes from its 
 
 import argparse
 import time
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ from demo.scenes import Scene, caption
 from demo.text_features import TextFeatures
 from demo.training.config import CONFIG, ROOT, WEIGHTS
 from demo.training.latents import LATENTS
-from demo.training.loop import TrainingRun, Workers, half_precision, optimizers, write_atomically
+from demo.training.loop import TrainingRun, Workers, half_precision, optimizers, write_atomically, zero_bias
 from demo.training.sample_images import accuracy, held_out, in_percent, load_tokenizer, sample_images, write_sheet
 from demo.training.teacher_forcing import all_logits, bit_losses, make_example, random_subset
-from fastvar.export.models.infinity.model import InfinityTransformer
+from fastvar.export.models.infinity.model import AttentivePool, InfinityTransformer
 
 STATE = ROOT / "out" / "training" / "transformer.pt"
 
@@ -40,22 +41,21 @@ def build() -> InfinityTransformer:
         if isinstance(module, nn.Linear | nn.Embedding):
             scale = branch_scale if name.endswith((".proj", ".fc2")) and "block" in name else 1.0
             nn.init.trunc_normal_(module.weight, std=scale * (3 * CONFIG.width) ** -0.5)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+            zero_bias(module)
     with torch.no_grad():
         nn.init.normal_(model.cfg_uncond, std=0.1)
         nn.init.normal_(model.pos_start, std=0.02)
-        nn.init.normal_(model.text_proj_for_sos.ca.mat_q, std=0.1)
+        nn.init.normal_(cast(AttentivePool, model.text_proj_for_sos["ca"]).mat_q, std=0.1)
         nn.init.normal_(model.word_embed.weight, std=0.3)
         nn.init.normal_(model.lvl_embed.weight, std=0.2)
         for linear in (model.shared_ada_lin[1], model.head_nm.ada_lin[1], model.head):
-            linear.weight.mul_(0.1)
+            cast(nn.Linear, linear).weight.mul_(0.1)
         for block in model.layers:
             block.ada_gss[:, :, :2] = 0.6
     return model
 
 
-def parameter_groups(model: InfinityTransformer) -> tuple[list[Tensor], list[Tensor]]:
+def parameter_groups(model: InfinityTransformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Hidden matrices, for Muon, and everything else."""
     outer = ("head.", "word_embed.", "lvl_embed.", "cfg_uncond", "pos_start")
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and not n.startswith(outer)]
@@ -125,6 +125,9 @@ class Progress:
     """Prints the mean loss of every scale since the last line."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         self.history: list[list[float]] = [[] for _ in SCALE_WEIGHTS]
 
     def add(self, losses: Tensor) -> None:
@@ -134,7 +137,7 @@ class Progress:
     def print(self, run: TrainingRun) -> None:
         means = " ".join(f"{np.mean(values):.3f}" if values else "-" for values in self.history)
         print(f"step {run.step} {run.used_s:.0f} s loss by scale {means}", flush=True)
-        self.__init__()
+        self.clear()
 
 
 def train(minutes: float, lr: float, evaluated_captions: int) -> None:

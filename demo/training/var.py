@@ -10,7 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from demo.training import ALLOCATOR, var_codec, var_training
+from demo.training import var_codec, var_training
+from demo.training.environment import VARIABLES
 from demo.training.var_codec import STATES
 
 STAGES: dict[str, tuple[Callable[[float], None], float]] = {  # name -> what trains it, minutes
@@ -36,7 +37,7 @@ def main() -> None:
             print(f"{stage}: finished before")
             continue
         command = [sys.executable, "-m", "demo.training.var", "--stage", stage]
-        subprocess.run(command, env={**os.environ, **ALLOCATOR}, check=True)
+        subprocess.run(command, env={**os.environ, **VARIABLES}, check=True)
 
 
 if __name__ == "__main__":

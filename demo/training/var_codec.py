@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from demo.read_scene import SeenShape, read_scene
 from demo.scenes import BACKGROUNDS, CELLS, COLORS, KINDS, Scene, Shape
-from demo.training.loop import TrainingRun, write_atomically
+from demo.training.loop import TrainingRun, write_atomically, zero_bias
 from demo.training.patch_codec import BITS, PatchCodec, images_of, psnr
-from fastvar.export.models.codebook.tokenizer import Quantizer, area_pool
+from fastvar.export.models.codebook.tokenizer import Phi, Quantizer, area_pool
 from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.var import SCALES_256
 
@@ -121,9 +121,10 @@ def revive(model: VqCodec, latent: Tensor, sums: Tensor, hits: Tensor) -> int:
 def initialize(model: VqCodec) -> None:
     """Phi convolutions begin as the identity, codes small; `revive` places them by what a first batch needs."""
     nn.init.normal_(model.quantizer.embedding.weight, std=0.02)
-    for phi in model.quantizer.quant_resi.qresi_ls:
-        nn.init.dirac_(phi.weight)
-        nn.init.zeros_(phi.bias)
+    for phi in model.quantizer.modules():
+        if isinstance(phi, Phi):
+            nn.init.dirac_(phi.weight)
+            zero_bias(phi)
 
 
 def load() -> VqCodec:

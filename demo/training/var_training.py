@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from demo.training import var_codec
 from demo.training.image_tokenizer import cut, windows
 from demo.training.image_tokenizer import initialize as unit_gain
-from demo.training.loop import TrainingRun, half_precision, optimizers, write_atomically
-from demo.training.patch_codec import PATCH, images_of
+from demo.training.loop import TrainingRun, half_precision, optimizers, write_atomically, zero_bias
+from demo.training.patch_codec import PATCH, images_of, psnr
 from demo.training.var_codec import CLASSES, STATES, TOKENIZER, VqCodec, draw_classes
 from fastvar.export.checkpoints.checkpoint import CLASS_NAMES
 from fastvar.export.models.codebook.reference import teacher_inputs
@@ -90,7 +91,8 @@ def train_tokenizer(half: str, minutes: float, out: Path = OUT, states: Path = S
     """Fit one half of the official tokenizer to the codec; the other half of the saved file stays as it is."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = VqTokenizer(TOKENIZER).to(memory_format=torch.channels_last)
+    model = VqTokenizer(TOKENIZER)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub leaves this one out
     parts = nn.ModuleDict({name: getattr(model, name) for name in HALVES[half]})
     unit_gain(parts)
     matrices = [p for p in parts.parameters() if p.dim() > 1]
@@ -144,9 +146,9 @@ def evaluate_tokenizer(codec: VqCodec, out: Path, count: int = 36) -> str:
     latent = codec.encode(images)
     decoded = torch.cat([model.decode(codes) for codes in codec.sums(codec.token_maps(latent))[-1].split(4)])
     read = np.mean([var_codec.read_class(p) == c for p, c in zip(var_codec.to_pixels(decoded), labels, strict=True)])
-    psnr = np.median([var_codec.psnr(*pair) for pair in zip(decoded, images, strict=True)])
+    decibels = np.median([psnr(*pair) for pair in zip(decoded, images, strict=True)])
     off = F.mse_loss(model.encode(images), latent).sqrt() / latent.std()
-    return f"decoder {psnr:.2f} dB, classes read back {read:.3f}; encoder off by {off:.3f} of the latents' spread"
+    return f"decoder {decibels:.2f} dB, classes read back {read:.3f}; encoder off by {off:.3f} of the latents' spread"
 
 
 @dataclass(frozen=True)
@@ -187,18 +189,18 @@ def build(config: VarConfig = CONFIG) -> VarTransformer:
         if isinstance(module, nn.Linear | nn.Embedding):
             scale = branch_scale if name.endswith((".proj", ".fc2")) else 1.0
             nn.init.trunc_normal_(module.weight, std=scale * (3 * config.width) ** -0.5)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+            zero_bias(module)
     with torch.no_grad():
         nn.init.normal_(model.pos_start, std=0.02)
         nn.init.normal_(model.class_emb.weight, std=0.5)
         nn.init.normal_(model.word_embed.weight, std=0.5)
         nn.init.normal_(model.lvl_embed.weight, std=0.2)
         model.pos_1LC.copy_(0.3 * waves(config))
-        for linear in (model.head, model.head_nm.ada_lin[1], *(block.ada_lin[1] for block in model.layers)):
+        modulations = [cast(nn.Linear, block.ada_lin[1]) for block in model.layers]
+        for linear in (model.head, cast(nn.Linear, model.head_nm.ada_lin[1]), *modulations):
             linear.weight.mul_(0.1)
-        for block in model.layers:
-            block.ada_lin[1].bias[: 2 * config.width] = 0.6
+        for linear in modulations:
+            linear.bias[: 2 * config.width] = 0.6
     return model
 
 
@@ -221,7 +223,7 @@ def waves(config: VarConfig) -> Tensor:
     return out.unsqueeze(0)
 
 
-def parameter_groups(model: VarTransformer) -> tuple[list[Tensor], list[Tensor]]:
+def parameter_groups(model: VarTransformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Hidden matrices, for Muon, and everything else."""
     outer = ("head.", "word_embed.", "lvl_embed.", "class_emb.")
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and not n.startswith(outer)]

@@ -21,7 +21,7 @@ from ...errors import BundleError, InternalError
 from ..cache.digest_memo import DigestMemo
 from ..cache.engine_cache import KERNELS, default_folder
 from ..cache.lock import FolderLock
-from ..registry import backend_class
+from ..registry import BACKEND_NAMES, backend_class
 from ..spec import EngineSpec
 from .files import (
     BeingReplaced,
@@ -378,10 +378,11 @@ def _copy(source: Path, target: Path) -> None:
 
 def _refuse_remote_code(path: Path, manifest: Manifest) -> None:
     if hub_model(path) is not None and backend_class(manifest.backend).native_code:
+        harmless = " or ".join(name for name in BACKEND_NAMES if not backend_class(name).native_code)
         raise BundleError(
             f"{path} came from a hub and holds native code: engines of {manifest.backend}, which can do anything here",
             expected="trust_remote_code=True (--trust-remote-code), from who trusts its maker",
-            fix="use a bundle for onnxruntime, which runs no code of its own; or build from the checkpoint",
+            fix=f"use a bundle for {harmless}, which runs no code of its own; or build from the checkpoint",
         )
 
 

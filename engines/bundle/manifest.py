@@ -48,7 +48,7 @@ class StepEngines:
 class EngineSet:
     """All engines of one generation with a given number of guidance rows (2 with guidance, 1 without).
 
-    `condition` runs once an image, `layer_condition` after it once for each layer; empty where layers need none.
+    `conditioning` runs once an image, `layer_conditioning` after it once for each layer; empty where layers need none.
     """
 
     rows: int

@@ -66,7 +66,7 @@ def _problems_of_files(m: Manifest) -> Iterator[str]:
 
 def _problems_of_model(m: Manifest) -> Iterator[str]:
     for what, config in (("transformer", m.transformer), ("image_tokenizer", m.image_tokenizer)):
-        for name, value in asdict(config).items():  # type: ignore[call-overload]  # every family's is a dataclass
+        for name, value in asdict(config).items():
             if any(not 0 <= number <= MOST_SIZE for number in _numbers(value)):
                 yield f"{what}.{name} is {value}"
     if len(m.image_tokenizer.level_channels) > MOST_RANK:

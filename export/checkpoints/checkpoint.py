@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...families import family_of
-from ...families.base import Family, PromptFormat, to_json
+from ...families.base import Family, ImageTokenizerShape, PromptFormat, TransformerShape, to_json
 from ..models.common.tensor_shapes import Shapes, module_shapes, shapes_of, without_derived
 from ..models.registry import ADAPTERS, adapter_of
 from ..models.transformer.adapter import ModelAdapter
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Weights = Mapping[str, Tensor]
+Adapter = ModelAdapter[Any, Any]  # of whichever family
 
-IMAGE_TOKENIZER_FILES = ("image_tokenizer.safetensors", "image_tokenizer.pth", "vae_ch160v4096z32.pth")
+PUBLISHED_TOKENIZERS = (file for adapter in ADAPTERS.values() for file in adapter.image_tokenizer_files)
+IMAGE_TOKENIZER_FILES = ("image_tokenizer.safetensors", "image_tokenizer.pth", *PUBLISHED_TOKENIZERS)
 CLASS_NAMES = "class_names.json"
 TRANSFORMER_WRAPPERS = ("trainer", "gpt_fsdp", "gpt_wo_ddp")
 TOKENIZER_WRAPPERS = ("trainer", "vae_local", "vae")
@@ -48,9 +50,9 @@ class Checkpoint:
     """
 
     name: str
-    transformer: Any  # the family's own configuration
+    transformer: TransformerShape  # the family's own configuration
     transformer_weights: Weights
-    image_tokenizer: Any
+    image_tokenizer: ImageTokenizerShape
     image_tokenizer_weights: Weights
     text_encoder: PretrainedConfig | None
     text_encoder_weights: Weights
@@ -68,7 +70,7 @@ class Checkpoint:
         return len(read_tokenizer(self.tokenizer_file).encode(prefix, add_special_tokens=False).ids)
 
     @property
-    def family(self) -> Family:
+    def family(self) -> Family[Any]:
         return family_of(self.transformer)
 
     def __post_init__(self) -> None:
@@ -107,7 +109,7 @@ def load_checkpoint(
     model, model_weights = load_transformer(source)
     images, image_weights = load_image_tokenizer(tokenizer_path, adapter_of(model))
     files = [*_transformer_files(source), Path(tokenizer_path)]
-    encoder: Any = None
+    encoder: PretrainedConfig | None = None
     encoder_weights: Weights = {}
     tokenizer_file, prompt_format = None, PromptFormat()
     if family_of(model).draws == "prompt":
@@ -133,7 +135,7 @@ def load_checkpoint(
     )
 
 
-def _class_names(source: Path, model: Any) -> Path | None:
+def _class_names(source: Path, model: TransformerShape) -> Path | None:
     """The file of class names beside the model, if it has one and the family draws classes.
 
     Raises:
@@ -155,7 +157,7 @@ def _class_names(source: Path, model: Any) -> Path | None:
     return path
 
 
-def load_transformer(path: Path, config: Any = None) -> tuple[Any, dict[str, Tensor]]:
+def load_transformer(path: Path, config: TransformerShape | None = None) -> tuple[TransformerShape, dict[str, Tensor]]:
     """Read a transformer of any family: a `.safetensors` or `.pth` file, or a folder holding one (or its shards).
 
     Without a configuration, names and shapes of the tensors tell it, and a `config.json` in the folder, or beside the
@@ -179,7 +181,9 @@ def load_transformer(path: Path, config: Any = None) -> tuple[Any, dict[str, Ten
     return config, _checked(without_derived(state, adapter.derived, expected), expected, path)
 
 
-def load_image_tokenizer(path: Path, adapter: ModelAdapter, config: Any = None) -> tuple[Any, dict[str, Tensor]]:
+def load_image_tokenizer(
+    path: Path, adapter: Adapter, config: ImageTokenizerShape | None = None
+) -> tuple[ImageTokenizerShape, dict[str, Tensor]]:
     """Read a family's image tokenizer from a file: plain, or under `vae`; losses and discriminators are left out.
 
     Raises:
@@ -193,13 +197,13 @@ def load_image_tokenizer(path: Path, adapter: ModelAdapter, config: Any = None) 
     return config, _checked(state, image_tokenizer_shapes(config, adapter), path)
 
 
-def _settings(path: Path, adapter: ModelAdapter) -> dict[str, Any]:
+def _settings(path: Path, adapter: Adapter) -> dict[str, Any]:
     """What the config.json beside a transformer says; empty where there is none."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     return adapter.family.settings_from_json(read_json(file)) if file.exists() else {}
 
 
-def _recognised(state: Mapping[str, Tensor], path: Path) -> ModelAdapter:
+def _recognised(state: Mapping[str, Tensor], path: Path) -> Adapter:
     """The adapter of the family that a transformer belongs to."""
     for adapter in ADAPTERS.values():
         if adapter.marker in state:
@@ -212,13 +216,13 @@ def _recognised(state: Mapping[str, Tensor], path: Path) -> ModelAdapter:
 
 
 @lru_cache(maxsize=8)
-def transformer_shapes(config: Any) -> Shapes:
+def transformer_shapes(config: TransformerShape) -> Shapes:
     """Name and shape of every tensor of a transformer, buffers included."""
     return module_shapes(adapter_of(config).transformer, config)
 
 
 @lru_cache(maxsize=8)
-def image_tokenizer_shapes(config: Any, adapter: ModelAdapter) -> Shapes:
+def image_tokenizer_shapes(config: ImageTokenizerShape, adapter: Adapter) -> Shapes:
     """Name and shape of every tensor of a family's image tokenizer."""
     return module_shapes(adapter.image_tokenizer, config)
 

@@ -10,16 +10,16 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...families import family_of, named_transformer
-from ...families.base import to_json
+from ...families.base import ImageTokenizerShape, TransformerShape, to_json
+from ..models.common.qwen2_encoder import qwen2_vl_text
 from ..models.common.tensor_shapes import Shapes
-from ..models.hart.text_encoder import qwen2_vl_text
 from ..models.registry import adapter_of
 from .checkpoint import Checkpoint, image_tokenizer_shapes, transformer_shapes
 from .tensor_files import digest
@@ -77,8 +77,8 @@ def random_checkpoint(
 
 
 def random_checkpoint_for(
-    transformer: Any,
-    image_tokenizer: Any,
+    transformer: TransformerShape,
+    image_tokenizer: ImageTokenizerShape,
     text_encoder: PretrainedConfig | None = None,
     *,
     name: str = "random",

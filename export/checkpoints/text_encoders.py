@@ -15,9 +15,9 @@ from ...core.precision import Precision
 from ...errors import CheckpointError
 from ...families.base import PromptFormat
 from ..models.common.coders import TextEncoder, text_encoder_role
+from ..models.common.qwen2_encoder import Qwen2Encoder, qwen2_role
 from ..models.common.tensor_shapes import Shapes, module_shapes, shapes_of
 from ..models.common.weights import Role
-from ..models.hart.text_encoder import Qwen2Encoder, qwen2_role
 from .stored_numbers import plain_numbers
 from .tensor_files import check_finite, check_state, read_json, read_shards, read_tensors, shard_files
 from .text_encoder_configs import QWEN2_SIZES, T5_SIZES, Entries, qwen2_config, t5_config
@@ -90,7 +90,7 @@ def kind_of(config: PretrainedConfig) -> TextEncoderKind:
 
 
 def load_text_encoder(
-    folder: Path, adapter: ModelAdapter | None = None
+    folder: Path, adapter: ModelAdapter[Any, Any] | None = None
 ) -> tuple[Any, dict[str, Tensor], Path, PromptFormat]:
     """Read a text encoder from a folder in the transformers layout: configuration, weights, the path of its
     `tokenizer.json`, and how prompts are made into its input. Of a Qwen2-VL model the language half is read.

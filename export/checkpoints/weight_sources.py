@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.precision import Precision
 from ...engines.bundle.manifest import EDGE_INSIDE, EDGE_OUTSIDE
+from ...families.base import ImageTokenizerShape, TransformerShape
 from ..models.common.weights import WeightSource, plain_weights
 from ..models.registry import adapter_of
 from .checkpoint import Checkpoint, image_tokenizer_shapes
@@ -35,9 +35,9 @@ def engine_weights(checkpoint: Checkpoint, with_encoder: bool, precision: Precis
 
 
 def model_sources(
-    transformer: Any,
+    transformer: TransformerShape,
     transformer_state: Mapping[str, Tensor],
-    images: Any,
+    images: ImageTokenizerShape,
     images_state: Mapping[str, Tensor],
     with_encoder: bool,
 ) -> dict[str, WeightSource]:
@@ -61,7 +61,7 @@ def edge_weights() -> dict[str, WeightSource]:
 def preview_weights(checkpoint: Checkpoint) -> dict[str, WeightSource]:
     """The linear map from codes to colour that previews are drawn with, fitted to the image decoder."""
     config, adapter = checkpoint.image_tokenizer, adapter_of(checkpoint.transformer)
-    decoder: Any = adapter.decoder(config, (PREVIEW_GRID, PREVIEW_GRID))
+    decoder = adapter.decoder(config, (PREVIEW_GRID, PREVIEW_GRID))
     prefix = adapter.decoder_prefix.removeprefix("image_tokenizer.")
     weights = {name: checkpoint.image_tokenizer_weights[prefix + name].float() for name in decoder.weights}
     weight, bias = fit_preview(lambda codes: decoder(codes, weights=weights), config.code_channels, config.patch_size)

@@ -9,7 +9,6 @@ from itertools import combinations_with_replacement
 from ...core.plan import GenerationPlan, make_plan
 from ...core.policy import DENSE, PruningPolicy, ScaleRule
 from ...core.schedule import ScaleSchedule
-from ...families.infinity_presets import PUBLISHED_LAYERS
 
 LATE_SHARE = 0.08  # of all tokens: scales with fewer are not pruned
 GRID = (1.0, 0.5, 0.25)  # keep ratios of the grid
@@ -21,10 +20,11 @@ CACHED_REACH = 3  # scales before the first pruned one that it may be restored f
 
 @dataclass(frozen=True)
 class PolicySpace:
-    """The policies of one schedule and model depth."""
+    """The policies of one schedule and model depth; `layers` are those that its family's own policy prunes."""
 
     schedule: ScaleSchedule
     depth: int
+    layers: tuple[int, int]  # the first, and the one behind the last
 
     @property
     def late(self) -> tuple[int, ...]:
@@ -57,11 +57,11 @@ class PolicySpace:
 
         `keeps` maps scales to keep ratios. The last `skipped` scales are left out, and the last `unguided` of the
         others run without guidance. `restore_scale` is by default the scale before the first pruned one, `layers` the
-        published layers.
+        space's own.
         """
         end = len(self.schedule) - skipped
         rules = {i: ScaleRule(keep) for i, keep in sorted(keeps.items()) if i < end and keep < 1}
-        first, stop = layers or tuple(min(layer, self.depth) for layer in PUBLISHED_LAYERS)
+        first, stop = layers or self.layers
         if rules and first < stop:
             cached = min(min(rules) - 1, len(self.schedule) if restore_scale is None else restore_scale)
         else:

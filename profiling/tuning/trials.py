@@ -157,10 +157,9 @@ def tune_bundle(
             fix="build it from a checkpoint with a text encoder",
         )
     schedule, depth = manifest.plan.schedule, manifest.plan.depth
-    budget, space = Budget(minutes), PolicySpace(schedule, depth)
-    own = manifest.plan.policy
-    reference = (
-        own if space.key(own) != space.key(DENSE) else family_named(manifest.family).policy("fastvar", schedule, depth)
-    )
+    own, published = manifest.plan.policy, family_named(manifest.family).policy("fastvar", schedule, depth)
+    budget = Budget(minutes)
+    space = PolicySpace(schedule, depth, (published.first_layer, published.stop_layer))
+    reference = own if space.key(own) != space.key(DENSE) else published
     gallery = Gallery(build, setup, scorer, threads=threads, spent=budget.spent, told=told)
     return search(space, gallery.judge, gallery.time, reference, constraints, budget.spent)

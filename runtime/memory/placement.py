@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import product
 
 from ...engines.device import ALIGNMENT
 
@@ -50,7 +51,7 @@ def place(requests: Mapping[str, BufferRequest]) -> tuple[dict[str, Buffer], int
     between its neighbours. The image encoder has all of it: no buffer of its phase lives on.
     """
     encode, text, scales, decode = Phase
-    sizes: dict[tuple[Phase, Phase], int] = {(a, b): 0 for a in Phase for b in Phase if a <= b}
+    sizes = dict.fromkeys(product(Phase, Phase), 0)
     for request in requests.values():
         sizes[request.first, request.last] += aligned(request.size)
     always, early, late = sizes[text, decode], sizes[text, scales], sizes[scales, decode]

@@ -125,7 +125,7 @@ def _drawn_problems(m: Manifest, step: StepPlan, names: tuple[str, ...]) -> Iter
         if "residual_noise" in _names(spec) and not _shapes(spec, "diffusion.times"):
             yield f"engine {name!r} has no diffusion.times"
         counts = {step.tokens, math.prod(step.size)} if step.part is None else {step.tokens}
-        channels = m.transformer.code_channels  # type: ignore[attr-defined]  # every family's have some
+        channels = m.transformer.code_channels
         widths = {"noise": {1, channels}, "gumbel": {getattr(m.transformer, "codes", 0)}, "residual_noise": {channels}}
         for tensor in spec.inputs:
             drawn = tensor.shape[1 if tensor.name == "residual_noise" else 0 :]

@@ -3,7 +3,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastvar.core.noise import CHOICE, DRAWN_SEED_BITS, MAX_SEED, ORDER, check_seed, draw, seeds_from, uniform_noise
+from fastvar.core.noise import (
+    CHOICE,
+    DRAWN_SEED_BITS,
+    MAX_SEED,
+    ORDER,
+    check_seed,
+    draw,
+    seeded_noise,
+    seeds_from,
+    uniform_noise,
+)
 from fastvar.core.plan import StepPlan
 from fastvar.errors import InputError
 
@@ -127,6 +137,19 @@ def test_seeds_count_up_from_the_one_given_or_drawn():
     assert len({first for first, _ in drawn}) > 15
     with pytest.raises(InputError, match="seed 9223372036854775808"):
         seeds_from(MAX_SEED, 2)
+
+
+def test_a_seed_that_nobody_chose_is_short_enough_to_type(monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+    monkeypatch.setattr("secrets.randbits", lambda bits: asked.append(bits) or 2**bits - 1)
+    assert seeds_from(None, 1) == [4294967295]
+    assert asked == [DRAWN_SEED_BITS]
+
+
+def test_noise_of_a_seed_is_that_of_the_seed():
+    noise = seeded_noise(7)
+    np.testing.assert_array_equal(noise(3, (2, 2)), uniform_noise(7, 3, (2, 2)))
+    np.testing.assert_array_equal(noise(3, (2, 2), "gumbel"), uniform_noise(7, 3, (2, 2), "gumbel"))
 
 
 def test_a_seed_that_python_does_not_write():

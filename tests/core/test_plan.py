@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvar.core.plan import SamplingMode, make_plan
+from fastvar.core.plan import GenerationPlan, SamplingMode, make_plan
 from fastvar.core.policy import (
     DENSE,
     PruningPolicy,
@@ -148,6 +148,7 @@ def test_keep_ratios_out_of_range(keep):
         (PruningPolicy("p", {9: ScaleRule(0.5)}, 0, 4, -1), "restore scale is -1"),
         (PruningPolicy("p", {9: ScaleRule(0.5)}, -1, 4, 8), "layers -1 to 4"),
         (PruningPolicy("p", {-1: ScaleRule(0.5)}, 0, 4, 8), "names scale -1"),
+        (PruningPolicy("p", {0: ScaleRule(0.5)}, 0, 4, 0), "prunes scale 0 but its restore scale is 0"),
     ],
 )
 def test_policies_that_do_not_fit(policy, complaint):
@@ -184,6 +185,12 @@ def test_plans_are_values(value, field):
     """Shared by manifests and sessions: who wants another makes another."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(value, field, getattr(value, field))
+
+
+def test_a_plan_samples_plainly_and_begins_with_one_token_unless_told_otherwise():
+    plan = make_plan(SQUARE_SMALL, DENSE, 2)
+    assert GenerationPlan(plan.schedule, plan.policy, plan.depth, plan.steps) == plan
+    assert (plan.sampling_mode, plan.first_tokens, plan.steps[0].tokens) == (SamplingMode(), 1, 1)
 
 
 def test_a_policy_prunes_nothing_unless_told_where():
@@ -276,13 +283,27 @@ def test_what_a_policy_file_leaves_out_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "entry"), [("layers = [0, 1.5]", "layers holds 1.5"), ('restore_scale = "8"', "restore_scale holds '8'")]
+    ("text", "entry"),
+    [("layers = [0, 1.5]", r": layers holds 1\.5"), ('restore_scale = "8"', r": restore_scale holds '8'")],
 )
 def test_a_wrong_number_is_named(tmp_path, text, entry):
     file = tmp_path / "mine.toml"
     file.write_text(text)
     with pytest.raises(PlanError, match=entry):
         INFINITY.policy(str(file), SQUARE_SMALL, 4)
+
+
+def test_a_policy_file_that_cannot_be_read(tmp_path, monkeypatch):
+    file = tmp_path / "mine.toml"
+    file.touch()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(PlanError, match=r"cannot read policy file .*mine\.toml: Permission denied") as error:
+        INFINITY.policy(str(file), SQUARE_SMALL, 4)
+    assert error.value.fix
 
 
 def test_presets_by_name():

@@ -15,7 +15,7 @@ from fastvar.errors import InternalError
 
 PARTS = ("commands", "console", "core", "engines", "export", "families", "profiling", "runtime")
 # Each is a kind of step graph of one family, the text encoders and image coders among them.
-STEPS = ("infinity.steps", "var.steps", "hart.steps", "common.coders", "hart.text_encoder", "common.decoder_stages")
+STEPS = ("infinity.steps", "var.steps", "hart.steps", "common.coders", "common.qwen2_encoder", "common.decoder_stages")
 
 # Which modules an edit of each changes: keys of graphs, of engines, and of programs. Edits change no import.
 KEYS = """
@@ -128,7 +128,7 @@ def test_what_a_backend_does_to_graphs_changes_its_own_engines_alone(changed: di
     assert changed["engines/onnx_graph.py"] == {"onnxruntime", "tensorrt"}
 
 
-@pytest.mark.parametrize("kind", ["infinity.steps", "hart.steps", "hart.text_encoder"])
+@pytest.mark.parametrize("kind", ["infinity.steps", "hart.steps", "common.qwen2_encoder"])
 def test_what_is_behind_a_module_is_what_a_fresh_process_imports_with_it(kind: str):
     behind = modules_behind("fastvar.export.tasks", "fastvar.export.tracing.onnx", f"fastvar.export.models.{kind}")
     assert _python(IMPORTED, kind).split() == list(behind)
@@ -164,7 +164,7 @@ def test_a_module_from_outside_counts_with_its_own_source_and_what_it_imports(tm
     file = tmp_path / "own_steps.py"
     file.write_text("from fastvar.export.models.common.rows import first\nimport numpy\n")
     monkeypatch.syspath_prepend(tmp_path)
-    import own_steps  # type: ignore[import-not-found]
+    import own_steps
 
     assert own_steps.first is not None
     assert {"own_steps", "fastvar.export.models.common.rows", "fastvar.core.resize"} <= set(modules_behind("own_steps"))

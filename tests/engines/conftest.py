@@ -10,7 +10,8 @@ import pytest
 from fastvar.core.tensors import TensorRef
 from fastvar.engines.tensorrt import cuda_device as cuda
 from fastvar.engines.tensorrt.cuda_device import CudaDevice
-from tests.fakes.cuda import FakeDriver, memory, move
+from tests.fakes.cuda import FakeDriver
+from tests.fakes.cuda_gpu import memory, move
 
 STAGING_BYTES = 64  # so that most copies are of several pieces
 COUNT = 100  # float32 elements

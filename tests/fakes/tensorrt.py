@@ -29,7 +29,8 @@ from fastvar.engines.spec import EngineReport, EngineSpec
 from fastvar.engines.tensorrt import backend as tensorrt
 from fastvar.engines.tensorrt.cuda_device import CudaDevice
 from fastvar.errors import FastvarError
-from tests.fakes.cuda import GARBAGE, FakeDriver, fill
+from tests.fakes.cuda import FakeDriver
+from tests.fakes.cuda_gpu import GARBAGE, fill
 
 VERSION = "1.7.1.116"
 TARGET = "sm86"

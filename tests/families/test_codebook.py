@@ -34,4 +34,4 @@ def test_the_published_tokenizer_halves_the_image_four_times():
 )
 def test_impossible_sizes_are_refused(field: dict[str, object], expected: str):
     with pytest.raises(CheckpointError, match=expected):
-        VqTokenizerConfig(**{"codes": 64, "code_channels": 8, **field})  # type: ignore[arg-type]
+        VqTokenizerConfig(**{"codes": 64, "code_channels": 8, **field})

@@ -37,4 +37,4 @@ class ModuleBundle:
         return True
 
     def session(self) -> Session:
-        return Session(self, backend=ModuleBackend(self.manifest, self._text_encoder))  # type: ignore[arg-type]
+        return Session(self, backend=ModuleBackend(self.manifest, self._text_encoder))

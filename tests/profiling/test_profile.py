@@ -249,7 +249,7 @@ def test_what_stops_a_memory_run_is_told_as_it_is(bundle: Bundle, tmp_path: Path
 def test_a_memory_run_that_is_killed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory_module, "_open_and_run", eval)  # what a process can be sent, and calls
     with pytest.raises(DeviceMemoryError, match="stopped from outside"):
-        memory_run_apart("__import__('os')._exit(9)", {})  # type: ignore[arg-type]
+        memory_run_apart("__import__('os')._exit(9)", {})
 
 
 def test_bundles_of_another_size_or_model_are_not_compared(bundle: Bundle):

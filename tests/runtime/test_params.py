@@ -71,7 +71,7 @@ def test_an_unknown_parameter_is_told_with_the_known_ones():
 
 def test_they_are_frozen():
     with pytest.raises(FrozenInstanceError):
-        SamplingParams().seed = 3  # type: ignore[misc]
+        SamplingParams().seed = 3
 
 
 def test_an_empty_negative_prompt_is_none():
@@ -91,7 +91,7 @@ def test_a_call_takes_parameters_whole_by_name_or_both(tiny_bundle: Path):
 
 def test_what_is_no_parameters_is_told(tiny_bundle: Path):
     with pytest.raises(InputError, match="params 'blue' is a str\nexpected: SamplingParams"):
-        Pipeline.load(tiny_bundle)("a red circle", "blue")  # type: ignore[arg-type]
+        Pipeline.load(tiny_bundle)("a red circle", "blue")
 
 
 def test_a_stream_draws_one_image(tiny_bundle: Path):

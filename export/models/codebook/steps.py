@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ....core.resize import area_matrix, bicubic_matrix
 from ....core.schedule import Size
+from ....families.base import SquareScales, TransformerT
 from ....families.codebook import VqTokenizerConfig, phi_index
 from ..common.coders import ImageDecoder
 from ..common.rows import ANY, OpenDims, Shapes, Weights, largest, tokens_of
@@ -59,14 +60,23 @@ class CodeSamplingHead(SamplingHeadStep):
     `ratio`, from 0 to 1, is a scale's place in the schedule: guidance grows with it, the smooth temperature falls.
     """
 
+    config: SquareScales
     ratio: Tensor
 
     resizing = (bicubic_matrix, area_matrix)
 
     def __init__(
-        self, config: Any, rows: int, *, index: int, scales: int, ratio: float, smooth: bool = False, **sizes: Any
+        self,
+        config: SquareScales,
+        rows: int,
+        *,
+        index: int,
+        scales: int,
+        ratio: float,
+        smooth: bool = False,
+        **sizes: Any,
     ) -> None:
-        """index: of the scale, of `scales`; sizes: the arguments of BridgeStep."""
+        """index: of the scale, of `scales`; sizes: the arguments of SamplingHeadStep."""
         self.index, self.smooth = index, smooth  # the base asks for them at once
         self.phi = f"phi.{phi_index(index, scales)}" if self.has_phi(sizes["next_size"]) else ""
         super().__init__(config, rows, **sizes)
@@ -88,7 +98,7 @@ class CodeSamplingHead(SamplingHeadStep):
         """Inputs that only this family reads."""
         return ()
 
-    def sampling_mode(self, x: Tensor) -> Tensor:
+    def sampled_rows(self, x: Tensor) -> Tensor:
         """The rows of x [L * R, C] that draw codes."""
         return x
 
@@ -129,7 +139,7 @@ class CodeSamplingHead(SamplingHeadStep):
         weights: Weights,
     ) -> tuple[Tensor, ...]:
         named: Tensors = dict(zip(self.inputs[5:], further, strict=True))
-        logits = self.guided(self.sampling_mode(x), head_modulation, named, weights)
+        logits = self.guided(self.sampled_rows(x), head_modulation, named, weights)
         ranking = Ranking(logits, self.ranked(), cut, named.get("top_k"))
         codes = ranking.draw(noise.squeeze(1))
         embedded = weights["codebook.weight"].index_select(0, codes)  # [L, Cv]
@@ -212,7 +222,7 @@ class VqImageDecoder(ImageDecoder):
     kind = LatentDecoder
 
 
-class CodebookAdapter(ModelAdapter):
+class CodebookAdapter(ModelAdapter[TransformerT, VqTokenizerConfig]):
     """The common adapter of families that choose codes from a VQ tokenizer's codebook."""
 
     image_tokenizer = VqTokenizer

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ....core.policy import LONGEST_TOPK
 from ....core.precision import Precision
 from ....core.resize import area_ends
 from ....core.schedule import Size
@@ -27,9 +28,6 @@ COMPUTED = frozenset(
     | {"stripe", "inner_stripe", "residual", "stripe_out", "inner_stripe_out"}
 )
 
-LONGEST_TOPK = (
-    3840  # TensorRT's limit, as in engines/scratch_estimates.py: from there, backends would be behind every graph
-)
 _TOPK_OPERATOR: ContextVar[bool] = ContextVar("topk_operator", default=False)
 
 Weights = dict[str, Tensor]
@@ -49,7 +47,7 @@ def tokens_of(size: Size) -> int:
 
 
 def stand_in(size: Size, other: Size) -> Size:
-    """Another grid in place of one, with one row or column where it has one (see graphs.OpenModule)."""
+    """Another grid in place of one, with one row or column where it has one (see step_graph.OpenModule)."""
     return (other[0] if size[0] > 1 else 1, other[1] if size[1] > 1 else 1)
 
 
@@ -70,8 +68,14 @@ def pivotal(tokens: Tensor, count: int) -> Tensor:
 def largest(x: Tensor, count: int, dim: int, lowest: float) -> tuple[Tensor, Tensor]:
     """The `count` largest of fp32 x along a dimension, falling, and their indices (int64); on ties the lowest first.
 
-    All of x is above `lowest`. ONNX defines TopK so, torch does not: outside graphs, distinct integers are ranked that
-    fall with x and then with the index. Graphs rank in turns where their compilers' limit asks.
+    All of x is above `lowest`, and a number.
+
+    torch promises no order among equals. Eager code and programs of torch.export rank distinct integers, which fall
+    with x and then with the index: there the order holds on every device.
+    ONNX graphs hold a plain TopK, which ONNX defines to give the lowest index first; there is no second key.
+    onnxruntime keeps to the definition. TensorRT's documentation says nothing of equals: where scores are equal to the
+    last bit, its engines may keep other tokens, as many, and none of them twice.
+    Graphs rank in turns where there are more numbers than their compilers rank at once.
     """
     if not _TOPK_OPERATOR.get():
         index = torch.topk(_distinct(x, dim), count, dim=dim).indices
@@ -118,7 +122,7 @@ def restore(fresh: Tensor, kept: Tensor, cached: Tensor, corners: Tensor) -> Ten
 
 def enlarged(cached: Tensor, corners: Tensor) -> Tensor:
     """The cached map enlarged by area [L * R, C] (fp32): each row is the mean of four, corners [4, L * R]."""
-    return sum(cached.index_select(0, corner).float() for corner in corners) * 0.25  # type: ignore[return-value]
+    return sum(cached.index_select(0, corner).float() for corner in corners) * 0.25  # type: ignore[return-value]  # never empty
 
 
 def placed(fresh: Tensor, kept: Tensor, rest: Tensor) -> Tensor:

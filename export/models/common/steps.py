@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 from torch import Tensor, nn
 
+from ....families.base import TransformerShape
 from .rows import Shapes
 
 
 class Step(nn.Module):
-    """A step module (graphs.StepModule): its inputs, outputs and weights by name, every shape static."""
+    """A step module (step_graph.StepModule): its inputs, outputs and weights by name, every shape static."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -32,12 +32,12 @@ class Step(nn.Module):
         return {name: border[name] for name in self.outputs}
 
     def take_sizes(self, memory: dict[str, Tensor]) -> None:
-        """Nothing is taken where the shapes of the inputs tell every size (see graphs.OpenModule)."""
+        """Nothing is taken where the shapes of the inputs tell every size (see step_graph.OpenModule)."""
 
 
 class ImageStep(Step):
     """A step that runs once an image: `rows` guidance rows, prompts of `text_length` tokens with their padding."""
 
-    def __init__(self, config: Any, rows: int, text_length: int = 0) -> None:
+    def __init__(self, config: TransformerShape, rows: int, text_length: int = 0) -> None:
         super().__init__()
         self.config, self.rows, self.text_length = config, rows, text_length

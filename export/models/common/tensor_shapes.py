@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ....errors import CheckpointError
 
 Shapes = dict[str, tuple[int, ...]]
 DIGITS = 6  # of the number of a layer, at most
 T = TypeVar("T")
+Config = TypeVar("Config")
 
 
-def shapes_of(state: Mapping[str, Any]) -> Shapes:
+def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
     """Name -> shape of every tensor."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def module_shapes(make: Any, config: Any) -> Shapes:
+def module_shapes(make: Callable[[Config], nn.Module], config: Config) -> Shapes:
     """Name -> shape of every tensor of a module, buffers included; nothing is allocated."""
     with torch.device("meta"):
-        module: nn.Module = make(config)
+        module = make(config)
     return shapes_of(module.state_dict())
 
 

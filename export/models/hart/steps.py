@@ -41,6 +41,8 @@ class Conditioning(ImageStep):
     The unconditional row reads features of zero: every token of it is the bias of the embedding, at position 0.
     """
 
+    config: HartConfig
+
     inputs = ("cond", "mask")
 
     def __init__(self, config: HartConfig, rows: int) -> None:
@@ -87,6 +89,8 @@ class SamplingHead(CodeSamplingHead):
     (int64) are an output.
     """
 
+    config: HartConfig
+
     place_table = "lvl_embed.weight"
     head_weights = (*CodeSamplingHead.head_weights, "head_norm.weight")
 
@@ -117,7 +121,7 @@ class SamplingHead(CodeSamplingHead):
         h = rms_norm(x, weights["head_norm.weight"]).view(-1, self.rows, self.config.width)
         return (h * (1 + modulation[:, 0]) + modulation[:, 1]).view(-1, self.config.width)
 
-    def sampling_mode(self, x: Tensor) -> Tensor:
+    def sampled_rows(self, x: Tensor) -> Tensor:
         return x.narrow(0, x.shape[0] - self.rows, self.rows) if self.index == 0 else x
 
     def tokens(self) -> int:
@@ -169,7 +173,10 @@ class Pick(Step):
         return x.index_select(0, rows_of(positions.unsqueeze(1), self.rows))
 
 
-class HartAdapter(CodebookAdapter):
+Context = ExportContext[HartConfig, VqTokenizerConfig]
+
+
+class HartAdapter(CodebookAdapter[HartConfig]):
     """HART: the prompt is the first scale itself, and a diffusion head ends the last one."""
 
     family = HART
@@ -183,48 +190,49 @@ class HartAdapter(CodebookAdapter):
     def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> HartConfig:
         return infer_transformer(shapes, settings)
 
-    def conditioning(self, context: ExportContext) -> StepGraph:
+    def conditioning(self, context: Context) -> StepGraph:
         check_plan(context.plan)
         arguments = {"config": context.transformer, "rows": context.rows}
         return StepGraph(f"conditioning-{context.label}", Conditioning, arguments, SHARED_PREFIX)
 
-    def layer_conditioning(self, context: ExportContext) -> StepGraph | None:
+    def layer_conditioning(self, context: Context) -> StepGraph | None:
         if not context.transformer.modulated:
             return None
         arguments = {"config": context.transformer, "rows": context.rows}
         return StepGraph(f"modulation-{context.label}", LayerModulation, arguments, LAYER_PREFIX)
 
-    def grid(self, context: ExportContext, step: StepPlan) -> Size:
+    def grid(self, context: Context, step: StepPlan) -> Size:
         return step.size if step.index and step.part is None else (1, step.tokens)
 
-    def qkv_arguments(self, context: ExportContext, step: StepPlan) -> dict[str, Any]:
+    def qkv_arguments(self, context: Context, step: StepPlan) -> dict[str, Any]:
         given = self._modulation(context) + (("offset",) if step.index else ("context_positions",))
         given += ("positions",) if step.part is not None else ()
         return {"given": given, "scale": step.size, "final": context.plan.schedule.final}
 
-    def attn_mlp_arguments(self, context: ExportContext, step: StepPlan) -> dict[str, Any]:
+    def attn_mlp_arguments(self, context: Context, step: StepPlan) -> dict[str, Any]:
         return {"given": self._modulation(context)}
 
-    def _modulation(self, context: ExportContext) -> tuple[str, ...]:
+    def _modulation(self, context: Context) -> tuple[str, ...]:
         return ("modulation",) if context.transformer.modulated else ()
 
-    def sampling_head(self, context: ExportContext, step: StepPlan) -> StepGraph:
+    def sampling_head(self, context: Context, step: StepPlan) -> StepGraph:
         plan, scales = context.plan, len(context.plan.schedule)
-        arguments = {"index": step.index, "scales": scales, "ratio": guidance_ratio(step.index, scales)}
+        arguments: dict[str, Any] = {"index": step.index, "scales": scales}
         arguments |= {"config": context.transformer, "rows": step.rows(context.rows), "text_rows": context.rows}
+        arguments |= {"ratio": guidance_ratio(step.index, scales)}
         arguments |= {"smooth": plan.sampling_mode.smooth, "part": _part(step)}
         arguments |= {"residual": plan.sampling_mode.residual and step.next_index is None}
         graph = sampling_head_graph(SamplingHead, arguments, context, step)
         return graph if step.part is None else replace(graph, name=f"{graph.name}-part{step.part}")
 
-    def pick(self, context: ExportContext, step: StepPlan) -> StepGraph | None:
+    def pick(self, context: Context, step: StepPlan) -> StepGraph | None:
         if step.part is None:
             return None
         arguments = {"config": context.transformer, "rows": step.rows(context.rows), "size": step.size}
         name = f"pick-{size_label(step.size)}-k{step.tokens}-{context.rows_label(step)}"
         return StepGraph(name, Pick, {**arguments, "part": step.tokens}, SHARED_PREFIX)
 
-    def residual(self, context: ExportContext, step: StepPlan) -> StepGraph | None:
+    def residual(self, context: Context, step: StepPlan) -> StepGraph | None:
         if step.next_index is not None or not context.plan.sampling_mode.residual:
             return None
         ratio = guidance_ratio(step.index, len(context.plan.schedule))

@@ -73,7 +73,7 @@ class AttnMlp(ModulatedAttnMlp):
         *further: Any,
         **named: Any,
     ) -> None:
-        """further, named: the arguments of AttendStep from `cached_size` on."""
+        """further, named: the arguments of AttnMlpStep from `cached_size` on."""
         super().__init__(config, rows, size, kept, past, *further, **named)
         self.text_length = text_length
 

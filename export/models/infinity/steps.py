@@ -39,6 +39,8 @@ class Conditioning(ImageStep):
     -> x [R, C], text [T * R, C], modulation [R, 6, C], head_modulation [R, 2, C], text_bias [R * heads, 1, T]
     """
 
+    config: TransformerConfig
+
     outputs = ("x", "text", "modulation", "head_modulation", "text_bias")
     weights = (
         *("text_norm.weight", f"{POOL}.mat_q", f"{POOL}.mat_kv.weight", f"{POOL}.kv_bias"),
@@ -119,6 +121,7 @@ class SamplingHead(SamplingHeadStep):
     It reads tau and cut [1] (1 - top_p), with guidance guidance [1]; noise [L, channels], logits [L, 2 * channels].
     """
 
+    config: TransformerConfig
     level: Tensor  # of the next scale [1]
 
     resizing = (bilinear_matrix, bilinear_matrix)
@@ -186,7 +189,10 @@ class InfinityImageEncoder(ImageEncoder):
     kind = Encoder
 
 
-class InfinityAdapter(ModelAdapter):
+Context = ExportContext[TransformerConfig, ImageTokenizerConfig]
+
+
+class InfinityAdapter(ModelAdapter[TransformerConfig, ImageTokenizerConfig]):
     """Infinity: text enters by cross-attention and modulation; positions are normalised to the 1M grid."""
 
     family = INFINITY
@@ -226,21 +232,21 @@ class InfinityAdapter(ModelAdapter):
     ) -> Sources:
         return transformer_weights(transformer, state)
 
-    def conditioning(self, context: ExportContext) -> StepGraph:
+    def conditioning(self, context: Context) -> StepGraph:
         return StepGraph(f"conditioning-{context.label}", Conditioning, self._text(context), SHARED_PREFIX)
 
-    def layer_conditioning(self, context: ExportContext) -> StepGraph:
+    def layer_conditioning(self, context: Context) -> StepGraph:
         return StepGraph(f"text-kv-{context.label}", TextKV, self._text(context), LAYER_PREFIX)
 
-    def _text(self, context: ExportContext) -> dict[str, Any]:
+    def _text(self, context: Context) -> dict[str, Any]:
         return {"config": context.transformer, "rows": context.rows, "text_length": context.text_length}
 
-    def qkv_arguments(self, context: ExportContext, step: StepPlan) -> dict[str, Any]:
+    def qkv_arguments(self, context: Context, step: StepPlan) -> dict[str, Any]:
         return {"rope_grid": context.plan.schedule.rope_grid}
 
-    def attn_mlp_arguments(self, context: ExportContext, step: StepPlan) -> dict[str, Any]:
+    def attn_mlp_arguments(self, context: Context, step: StepPlan) -> dict[str, Any]:
         return {"text_length": context.text_length}
 
-    def sampling_head(self, context: ExportContext, step: StepPlan) -> StepGraph:
+    def sampling_head(self, context: Context, step: StepPlan) -> StepGraph:
         arguments = {"config": context.transformer, "rows": step.rows(context.rows), "text_rows": context.rows}
         return sampling_head_graph(SamplingHead, arguments, context, step)

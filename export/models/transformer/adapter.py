@@ -6,14 +6,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import nn
 
 from ....core.plan import GenerationPlan, StepPlan
 from ....core.schedule import Size
 from ....errors import CheckpointError
-from ....families.base import Family
+from ....families.base import Family, ImageTokenizerShape, TransformerT
 from ..common.coders import ImageDecoder, ImageEncoder, image_tokenizer_role
 from ..common.rows import Shapes
 from ..common.step_graph import StepGraph
@@ -23,14 +23,16 @@ from .block_steps import AttnMlpStep, QkvStep
 LAYER_PREFIX = "transformer.blocks.{layer}."
 SHARED_PREFIX = "transformer."
 
+ImagesT = TypeVar("ImagesT", bound=ImageTokenizerShape)
+
 
 @dataclass(frozen=True)
-class ExportContext:
+class ExportContext(Generic[TransformerT, ImagesT]):
     """The plan, configurations and sizes that graphs are made for."""
 
     plan: GenerationPlan
-    transformer: Any  # configurations of the family
-    image_tokenizer: Any
+    transformer: TransformerT  # configurations of the family
+    image_tokenizer: ImagesT
     text_length: int
     rows: int  # guidance rows at the first scale
 
@@ -48,10 +50,13 @@ class ExportContext:
         return f"r{own}" if own == self.rows else f"r{own}of{self.rows}"
 
 
-class ModelAdapter(ABC):
-    """The exporter's side of a family: modules under the official key names, their weights, and step graphs."""
+class ModelAdapter(ABC, Generic[TransformerT, ImagesT]):
+    """The exporter's side of a family: modules under the official key names, their weights, and step graphs.
 
-    family: ClassVar[Family]
+    The family's configurations, of transformer and image tokenizer, are what it is generic over.
+    """
+
+    family: ClassVar[Family[Any]]
     marker: ClassVar[str]  # a tensor that only this family's transformers have
     transformer: ClassVar[type[nn.Module]]  # made with its configuration
     image_tokenizer: ClassVar[type[nn.Module]]
@@ -64,10 +69,11 @@ class ModelAdapter(ABC):
     tiles_decoder: ClassVar[bool] = True
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder.",)  # prefixes of the tokenizer's tensors that it reads
     encoder_parts: ClassVar[tuple[str, ...]] = ("encoder.",)
+    image_tokenizer_files: ClassVar[tuple[str, ...]] = ()  # names that image tokenizers are published under
     text_encoders: ClassVar[tuple[str, ...]] = ()  # kinds that the family's models are published with
     derived: ClassVar[re.Pattern[str]] = re.compile(r"$^")  # stored tensors that follow from the configuration
 
-    def check_parts(self, transformer: Any, images: Any) -> None:
+    def check_parts(self, transformer: TransformerT, images: ImagesT) -> None:
         """Check that transformer and image tokenizer were trained together.
 
         Raises:
@@ -81,7 +87,7 @@ class ModelAdapter(ABC):
             )
 
     @abstractmethod
-    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> Any:
+    def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> TransformerT:
         """Configuration from the tensors, completed by the settings of a config.json.
 
         Raises:
@@ -90,7 +96,7 @@ class ModelAdapter(ABC):
         """
 
     @abstractmethod
-    def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> ImagesT:
         """Configuration from the tensors alone.
 
         Raises:
@@ -98,38 +104,38 @@ class ModelAdapter(ABC):
         """
 
     @abstractmethod
-    def weights(self, transformer: Any, state: State, images: Any, images_state: State) -> Sources:
+    def weights(self, transformer: TransformerT, state: State, images: ImagesT, images_state: State) -> Sources:
         """The "transformer.*" tensors that step graphs are bound to, from the official ones; nothing is read yet."""
 
     @abstractmethod
-    def conditioning(self, context: ExportContext) -> StepGraph:
+    def conditioning(self, context: ExportContext[TransformerT, ImagesT]) -> StepGraph:
         """The graph that runs once an image: prompt or class -> first tokens, and inputs of every scale."""
 
-    def layer_conditioning(self, context: ExportContext) -> StepGraph | None:
+    def layer_conditioning(self, context: ExportContext[TransformerT, ImagesT]) -> StepGraph | None:
         """The graph that runs once an image for each layer; None where layers have no inputs of their own."""
         return None
 
     @abstractmethod
-    def sampling_head(self, context: ExportContext, step: StepPlan) -> StepGraph:
+    def sampling_head(self, context: ExportContext[TransformerT, ImagesT], step: StepPlan) -> StepGraph:
         """The graph from the last block of a scale to the first of the next."""
 
-    def pick(self, context: ExportContext, step: StepPlan) -> StepGraph | None:
+    def pick(self, context: ExportContext[TransformerT, ImagesT], step: StepPlan) -> StepGraph | None:
         """The graph that picks the tokens of a part of a scale; None where scales have no parts."""
         return None
 
-    def residual(self, context: ExportContext, step: StepPlan) -> StepGraph | None:
+    def residual(self, context: ExportContext[TransformerT, ImagesT], step: StepPlan) -> StepGraph | None:
         """The graph behind the sampling head that adds a residual to the codes; None where there is none."""
         return None
 
-    def grid(self, context: ExportContext, step: StepPlan) -> Size:
+    def grid(self, context: ExportContext[TransformerT, ImagesT], step: StepPlan) -> Size:
         """The token grid of a step as its blocks see it."""
         return step.size
 
-    def qkv_arguments(self, context: ExportContext, step: StepPlan) -> dict[str, Any]:
+    def qkv_arguments(self, context: ExportContext[TransformerT, ImagesT], step: StepPlan) -> dict[str, Any]:
         """Arguments of the first half of a block beside those of all families."""
         return {}
 
-    def attn_mlp_arguments(self, context: ExportContext, step: StepPlan) -> dict[str, Any]:
+    def attn_mlp_arguments(self, context: ExportContext[TransformerT, ImagesT], step: StepPlan) -> dict[str, Any]:
         """Arguments of the second half of a block beside those of all families."""
         return {}
 
@@ -149,7 +155,7 @@ def size_label(size: Size) -> str:
 
 
 def sampling_head_graph(
-    factory: type[nn.Module], arguments: dict[str, Any], context: ExportContext, step: StepPlan
+    factory: type[nn.Module], arguments: dict[str, Any], context: ExportContext[Any, Any], step: StepPlan
 ) -> StepGraph:
     """A sampling head from a scale to the next one, with its name and the arguments of all families."""
     following, final = context.following(step), context.plan.schedule.final

@@ -188,7 +188,7 @@ class AttnMlpStep(BlockStep):
     def branches(self, attn_mlp: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
         """The sub-layers in order, each with its norm and gate, giving fp32.
 
-        The other half has seen the tokens of the first one: it calls `attend` for the attention over the cache
+        The other half has seen the tokens of the first one: it calls `attn_mlp` for the attention over the cache
         [k * R, C], before the output projection.
         """
 

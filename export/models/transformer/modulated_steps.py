@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from ....families.base import TransformerShape
 from ..common.rows import Shapes, Weights, first, modulate, scale_rows
 from ..common.weights import affine
 from .block_steps import AttnMlpStep, QkvStep, SubLayer, Tensors
@@ -16,7 +17,7 @@ from .block_steps import AttnMlpStep, QkvStep, SubLayer, Tensors
 class Modulated:
     """What both halves have: modulation [Rt, 6, C] is given, and some layers add an offset of their own to it."""
 
-    config: Any
+    config: TransformerShape
     rows: int
     text_rows: int
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ....core.schedule import Size
+from ....families.base import TransformerShape
 from ..common.rows import ANY, OpenDims, Shapes, Weights, first, modulate, stand_in, tokens_of
 from ..common.steps import Step
 from .block_steps import LARGER, SIZE
@@ -42,7 +43,7 @@ class SamplingHeadStep(Step, ABC):
 
     def __init__(
         self,
-        config: Any,
+        config: TransformerShape,
         rows: int,
         size: Size,
         final: Size,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ....families.base import TransformerShape, TransformerT
 from ..common.rows import Shapes
 from ..common.tensor_shapes import module_shapes
 from ..common.weights import Role, Sources, State, WeightSource, getter
@@ -29,7 +29,7 @@ class Official:
     prefix: str = ""
 
     @classmethod
-    def of(cls, make: Any, config: Any, state: State) -> Official:
+    def of(cls, make: Callable[[TransformerT], nn.Module], config: TransformerT, state: State) -> Official:
         """The tensors of a transformer, which `make` builds from a configuration whose layers are not chunked."""
         return cls(module_shapes(make, replace(config, depth=1)), state)
 
@@ -57,7 +57,12 @@ def all_layers(depth: int, layer: Callable[[int], Sources]) -> Sources:
 
 
 def attention_weights(
-    config: Any, official: Official, key: str, qkv: str, unit_queries: bool = True, order: Tensor | None = None
+    config: TransformerShape,
+    official: Official,
+    key: str,
+    qkv: str,
+    unit_queries: bool = True,
+    order: Tensor | None = None,
 ) -> Sources:
     """One layer's "sa.*" from the self-attention under `key`, where `qkv` is the key of the fused matrix.
 

@@ -32,6 +32,8 @@ class Conditioning(ImageStep):
     output of that norm, flat [R, 6 C].
     """
 
+    config: VarConfig
+
     inputs = ("labels",)
     outputs = ("x", "pooled", "head_modulation")
 
@@ -90,6 +92,8 @@ class Qkv(ModulatedQkv):
 class SamplingHead(CodeSamplingHead):
     """VAR's sampling head: the caller sets top-k; every token of all scales has a learned position."""
 
+    config: VarConfig
+
     place_table = "position.weight"
 
     def further_inputs(self) -> tuple[str, ...]:
@@ -108,7 +112,10 @@ class SamplingHead(CodeSamplingHead):
         return {**found, "index": alike}
 
 
-class VarAdapter(CodebookAdapter):
+Context = ExportContext[VarConfig, VqTokenizerConfig]
+
+
+class VarAdapter(CodebookAdapter[VarConfig]):
     """VAR: a class enters by modulation and as the first token."""
 
     family = VAR
@@ -116,25 +123,26 @@ class VarAdapter(CodebookAdapter):
     transformer = VarTransformer
     qkv = Qkv
     attn_mlp = ModulatedAttnMlp
+    image_tokenizer_files = ("vae_ch160v4096z32.pth",)
     derived = DERIVED
 
     def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> VarConfig:
         return infer_transformer(shapes, settings)
 
-    def conditioning(self, context: ExportContext) -> StepGraph:
+    def conditioning(self, context: Context) -> StepGraph:
         return StepGraph(f"conditioning-{context.label}", Conditioning, self._arguments(context), SHARED_PREFIX)
 
-    def layer_conditioning(self, context: ExportContext) -> StepGraph:
+    def layer_conditioning(self, context: Context) -> StepGraph:
         kind = SharedModulation if context.transformer.shared_modulation else LayerModulation
         return StepGraph(f"modulation-{context.label}", kind, self._arguments(context), LAYER_PREFIX)
 
-    def _arguments(self, context: ExportContext) -> dict[str, Any]:
+    def _arguments(self, context: Context) -> dict[str, Any]:
         return {"config": context.transformer, "rows": context.rows}
 
-    def sampling_head(self, context: ExportContext, step: StepPlan) -> StepGraph:
+    def sampling_head(self, context: Context, step: StepPlan) -> StepGraph:
         plan = context.plan
         scales = len(plan.schedule)
-        arguments = {"index": step.index, "scales": scales, "ratio": step.index / max(scales - 1, 1)}
+        arguments: dict[str, Any] = {"index": step.index, "scales": scales, "ratio": step.index / max(scales - 1, 1)}
         arguments |= {"config": context.transformer, "rows": step.rows(context.rows), "text_rows": context.rows}
         return sampling_head_graph(SamplingHead, {**arguments, "smooth": plan.sampling_mode.smooth}, context, step)
 

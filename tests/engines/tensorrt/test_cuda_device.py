@@ -14,7 +14,9 @@ from fastvar.engines.tensorrt import cuda_device as cuda
 from fastvar.engines.tensorrt.cuda_device import NO_DRIVER, CudaDevice, CudaError, GpuFacts
 from fastvar.errors import BackendError
 from tests.engines.conftest import COUNT, STAGING_BYTES, Buffers
-from tests.fakes.cuda import CUresult, CUstream_flags, CUstreamCaptureMode, FakeDriver, memory
+from tests.fakes.cuda import FakeDriver
+from tests.fakes.cuda_gpu import memory
+from tests.fakes.cuda_handles import CUresult, CUstream_flags, CUstreamCaptureMode
 
 # The fake itself
 

@@ -14,7 +14,8 @@ from fastvar.engines.tensorrt import cuda_device as cuda
 from fastvar.engines.tensorrt.cuda_device import CudaDevice, CudaError
 from fastvar.errors import BackendError, DeviceMemoryError
 from tests.engines.conftest import Buffers
-from tests.fakes.cuda import CUresult, FakeDriver
+from tests.fakes.cuda import FakeDriver
+from tests.fakes.cuda_handles import CUresult
 
 # Recording
 

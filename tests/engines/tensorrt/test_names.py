@@ -1,4 +1,4 @@
-"""Every name of TensorRT that is used is in its published stubs: of TensorRT 10.13; what only TensorRT-RTX has is listed.
+"""Every name of TensorRT that is used is in the stubs of TensorRT 10.13; what only TensorRT-RTX has is listed.
 
 The stubs do not parse in places, so that no type checker reads them; names are read off by line.
 """
@@ -18,7 +18,17 @@ SOURCES = Path(backend.__file__).parent
 # Of TensorRT-RTX alone, behind its own backend class or a look whether they are there.
 RTX = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
 RTX |= {"create_runtime_cache", "set_runtime_cache", "deserialize", "serialize"}
-LIBRARY = {"trt", "builder", "network", "config", "parser", "engine", "context", "first", "tensor"}  # what holds objects
+LIBRARY = {
+    "trt",
+    "builder",
+    "network",
+    "config",
+    "parser",
+    "engine",
+    "context",
+    "first",
+    "tensor",
+}  # what holds objects
 
 
 @pytest.fixture(scope="module")

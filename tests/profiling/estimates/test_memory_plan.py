@@ -25,7 +25,7 @@ from fastvar.profiling.memory_run import memory_run_apart
 from fastvar.profiling.records import Request
 from fastvar.runtime.memory.fit import total_need
 from fastvar.runtime.memory.layout import build_layout
-from tests.runtime.test_bindings import Played
+from tests.fakes.recording import Played
 
 GIB = 2**30
 

@@ -13,7 +13,7 @@ from fastvar.profiling.tuning.report import best_line, front_plot, front_table, 
 from fastvar.profiling.tuning.search import Constraints, Quality, Timing, Trial, Tuning
 from fastvar.profiling.tuning.space import PolicySpace
 
-SPACE = PolicySpace(schedule_for((256, 256)), 8)
+SPACE = PolicySpace(schedule_for((256, 256)), 8, (3, 8))
 FAST, FASTER, WORSE = SPACE.policy({6: 0.5}), SPACE.policy({}, skipped=1), SPACE.policy({5: 0.5, 6: 0.5})
 
 

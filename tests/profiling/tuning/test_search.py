@@ -10,7 +10,7 @@ from fastvar.families.infinity_presets import fastvar_policy, schedule_for
 from fastvar.profiling.tuning.search import Constraints, Quality, Timing, Trial, Tuning, front, search
 from fastvar.profiling.tuning.space import PolicySpace
 
-SPACE = PolicySpace(schedule_for((256, 256)), 8)
+SPACE = PolicySpace(schedule_for((256, 256)), 8, (3, 8))
 FASTVAR = fastvar_policy(SPACE.schedule, 8)
 
 
@@ -101,7 +101,7 @@ def test_dense_is_the_best_where_nothing_else_will_do():
 
 
 def test_a_model_too_shallow_for_the_published_policy():
-    shallow = PolicySpace(SPACE.schedule, 2)
+    shallow = PolicySpace(SPACE.schedule, 2, (2, 2))
     published = fastvar_policy(SPACE.schedule, 2)  # prunes nothing here
     judge, clock = lambda p: Quality(inf if p == DENSE else 30.0, 1.0), lambda p: Timing(shallow.share(p), 1.0, 3)
     found = search(shallow, judge, clock, published, Constraints(), lambda: 0.0)

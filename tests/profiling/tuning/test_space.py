@@ -4,8 +4,8 @@ from fastvar.core.policy import DENSE, PruningPolicy, ScaleRule
 from fastvar.families.infinity_presets import fastvar_policy, official_schedules, schedule_for
 from fastvar.profiling.tuning.space import GRID, PolicySpace, name_of, spread
 
-SMALL = PolicySpace(schedule_for((256, 256)), 8)
-LARGE = PolicySpace(schedule_for((1024, 1024)), 32)
+SMALL = PolicySpace(schedule_for((256, 256)), 8, (3, 8))
+LARGE = PolicySpace(schedule_for((1024, 1024)), 32, (3, 28))
 
 
 def test_late_scales_are_those_with_many_tokens():
@@ -32,7 +32,7 @@ def test_policies_that_run_the_same_are_one():
     nothing = PruningPolicy("another name", {6: ScaleRule(1.0)}, 0, 8, 4)
     assert SMALL.key(nothing) == SMALL.key(DENSE)
     assert SMALL.distinct([nothing, DENSE]) == []
-    shallow = PolicySpace(SMALL.schedule, 2)  # no layer is in the published range: only skipping is left
+    shallow = PolicySpace(SMALL.schedule, 2, (2, 2))  # no layer is in the published range: only skipping is left
     assert {policy.name for policy in shallow.grid()} == {"6x", "5x-6x"}
 
 
@@ -80,7 +80,7 @@ def test_a_cached_scale_is_kept_where_it_still_comes_first():
 @pytest.mark.parametrize("schedule", official_schedules().values(), ids=lambda s: "x".join(map(str, s.pixels)))
 @pytest.mark.parametrize("depth", [1, 4, 32])
 def test_every_policy_can_be_planned(schedule, depth: int):
-    space = PolicySpace(schedule, depth)
+    space = PolicySpace(schedule, depth, (min(3, depth), min(28, depth)))
     grid = space.grid()
     for policy in (*grid, *space.neighbours(grid[0], 0.125), *space.neighbours(grid[-1], 0.0625)):
         assert 0 < space.share(policy) < 1, policy  # make_plan raises for what does not fit

@@ -1,4 +1,4 @@
-"""Images that users give: every kind that Pillow reads, upright; what is no image, or does not fit, is told plainly."""
+"""Images that users give: every kind that Pillow reads, upright; what is no image is told plainly."""
 
 from __future__ import annotations
 
@@ -10,42 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from fastvar.errors import InputError
 from fastvar.runtime.editing.source_image import (
-    aspect_box,
-    box_to_use,
-    check_same_aspect,
     read_image,
     read_mask,
-    same_part,
-    touched,
 )
-
-RED = (200, 30, 40)
-RIGHT_HALF = np.arange(6)[None].repeat(4, 0) >= 3
-
-
-def red(mode: str) -> Image.Image:
-    return Image.new("RGB", (6, 4), RED).convert(mode, palette=Image.Palette.ADAPTIVE)
-
-
-def grey16() -> Image.Image:
-    return Image.fromarray(np.full((4, 6), 130 * 257, np.uint16))
-
-
-def see_through(mode: str) -> Image.Image:
-    """Its right half is transparent."""
-    image = Image.new("RGBA", (6, 4), (*RED, 255))
-    image.paste((0, 0, 0, 0), (3, 0, 6, 4))
-    if mode != "PA":
-        return image.convert(mode)
-    palette = red("P")
-    palette.putalpha(image.getchannel("A"))
-    return palette
+from tests.runtime.editing.pictures import RED, RIGHT_HALF, grey16, red, see_through
 
 
 @pytest.mark.parametrize(
@@ -129,7 +101,7 @@ def test_missing_file_folder_and_what_is_no_path(tmp_path: Path):
         read_image(tmp_path)
     for wrong in (7, None, ["a.png"], object()):
         with pytest.raises(InputError, match=f"the mask is a {type(wrong).__name__}") as error:
-            read_mask(wrong)  # type: ignore[arg-type]
+            read_mask(wrong)
         assert "numpy array" in error.value.expected
 
 
@@ -156,7 +128,7 @@ def test_a_file_by_its_path_its_bytes_or_opened(tmp_path: Path):
     with pytest.raises(InputError, match="the image cannot be read"):
         read_image(file)
     with (tmp_path / "a.png").open() as file, pytest.raises(InputError, match="opened as text") as error:
-        read_image(file)  # type: ignore[arg-type]
+        read_image(file)
     assert "rb" in error.value.fix
     with pytest.raises(InputError, match="the image cannot be read"):
         read_image(b"no image")
@@ -205,7 +177,7 @@ def test_wide_integers_are_of_8_bits_where_no_level_is_above():
 )
 def test_levels_that_would_come_out_black_are_refused(given: object, named: str):
     with pytest.raises(InputError, match=named) as error:
-        read_image(given)  # type: ignore[arg-type]
+        read_image(given)
     assert error.value.expected
 
 
@@ -295,115 +267,3 @@ def test_arrays_that_could_mean_anything(array: np.ndarray, named: str, fix: str
             read(array)
         assert error.value.expected
         assert re.search(fix, error.value.fix)
-
-
-# Aspect ratio
-
-
-@pytest.mark.parametrize("size", [(256, 256), (100, 100), (1, 1), (129, 128)])
-def test_right_aspect_ratio_is_used_whole(size: tuple[int, int]):
-    assert box_to_use(size, (256, 256), "exact") == (0, 0, size[1], size[0])
-
-
-def test_another_aspect_ratio_says_which_crop_would_do():
-    with pytest.raises(InputError, match="the image is 640x480, the bundle draws 256x512") as error:
-        box_to_use((480, 640), (512, 256), "exact")
-    assert "crop it to 240x480 pixels" in error.value.fix
-    assert box_to_use((480, 640), (512, 256), "crop") == (200, 0, 440, 480)
-
-
-@settings(deadline=None)
-@given(*[st.integers(1, 300)] * 4)
-def test_crop_lies_inside_has_the_aspect_ratio_and_touches_two_edges(h: int, w: int, rows: int, columns: int):
-    left, top, right, bottom = aspect_box((h, w), (rows, columns))
-    assert left >= 0
-    assert top >= 0
-    assert right - left == w or bottom - top == h
-    assert abs((right - left) * rows - (bottom - top) * columns) <= max(rows, columns)
-
-
-def test_unknown_fit():
-    with pytest.raises(InputError, match="fit 'stretch' not understood"):
-        box_to_use((4, 4), (4, 4), "stretch")
-
-
-def test_mask_of_another_aspect_ratio():
-    check_same_aspect((50, 100), (100, 200))
-    check_same_aspect((50, 101), (100, 200))
-    with pytest.raises(InputError, match="the mask is 90x50, the image 200x100"):
-        check_same_aspect((50, 90), (100, 200))
-
-
-def test_same_part_of_a_smaller_picture():
-    assert same_part((200, 0, 440, 480), (480, 640), (240, 320)) == (100, 0, 220, 240)
-
-
-# Masks
-
-
-def hole_in(levels: object, alpha: int = 0) -> Image.Image:
-    """A picture with its right half erased; what is left of its colours there must not matter."""
-    colours = np.broadcast_to(np.asarray(levels, np.uint8), (4, 6, 3))
-    return Image.fromarray(np.dstack([colours, np.where(RIGHT_HALF, alpha, 255).astype(np.uint8)]))
-
-
-GRADIENT = (np.arange(72) * 3).reshape(4, 6, 3)
-
-
-@pytest.mark.parametrize("alpha", [0, 1, 127])
-@pytest.mark.parametrize("levels", [GRADIENT, 0, 90, 240], ids=["photo", "black", "dark", "light"])
-def test_the_hole_in_a_picture_is_redrawn(levels: object, alpha: int):
-    np.testing.assert_array_equal(read_mask(hole_in(levels, alpha)), RIGHT_HALF)
-    np.testing.assert_array_equal(read_mask(np.asarray(hole_in(levels, alpha))), RIGHT_HALF)
-
-
-def test_everything_erased():
-    assert read_mask(Image.new("RGBA", (6, 4))).all()
-
-
-def test_white_paint_with_transparent_parts_could_mean_either():
-    strokes = np.where(np.arange(6) == 0, 0, 255)[None, :, None]
-    for painted in (255, 250, strokes):
-        with pytest.raises(InputError, match="either could be what is to be redrawn") as error:
-            read_mask(hole_in(painted))
-        assert "put black behind it" in error.value.fix
-
-
-def test_colours_count_where_nothing_is_erased():
-    bright = np.where(RIGHT_HALF, 255, 0)[..., None]
-    np.testing.assert_array_equal(read_mask(hole_in(bright, 255)), RIGHT_HALF)
-    np.testing.assert_array_equal(read_mask(hole_in(bright, 200)), RIGHT_HALF)
-
-
-@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.int32, np.int64, np.float32, np.float64])
-def test_masks_of_0_and_1(dtype: type):
-    array = RIGHT_HALF.astype(dtype)
-    np.testing.assert_array_equal(read_mask(array), RIGHT_HALF)
-    assert not read_mask(np.zeros((4, 6), dtype)).any()
-    assert read_mask(np.ones((4, 6), dtype)).all()
-    if dtype in (np.uint8, np.uint16, np.int32):
-        np.testing.assert_array_equal(read_mask(Image.fromarray(array)), RIGHT_HALF)
-
-
-def test_masks_of_two_colours():
-    np.testing.assert_array_equal(read_mask(Image.fromarray(RIGHT_HALF)), RIGHT_HALF)  # mode "1"
-    np.testing.assert_array_equal(read_mask(np.repeat(RIGHT_HALF[..., None], 3, 2).astype(np.uint8)), RIGHT_HALF)
-
-
-@pytest.mark.parametrize("level", [2, 100, 127])
-def test_a_mask_without_white_names_its_brightest_level(level: int):
-    with pytest.raises(InputError, match=f"its brightest level is {level} of 255, so it holds no white"):
-        read_mask(np.where(RIGHT_HALF, level, 0).astype(np.uint8))
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
-def test_a_cell_is_touched_where_any_part_of_a_pixel_falls_into_it(h: int, w: int, rows: int, columns: int, seed: int):
-    mask = np.random.default_rng(seed).random((h, w)) < 0.15
-    expected = np.zeros((rows, columns), bool)
-    for y, x in np.argwhere(mask):
-        for i in range(rows):
-            for j in range(columns):
-                meets = y * rows < (i + 1) * h and i * h < (y + 1) * rows
-                expected[i, j] |= meets and x * columns < (j + 1) * w and j * w < (x + 1) * columns
-    np.testing.assert_array_equal(touched(mask, (rows, columns)), expected)

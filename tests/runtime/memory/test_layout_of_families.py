@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastvar.core.noise import DRAWN, SCALARS
-from fastvar.core.plan import SamplingMode
+from fastvar.core.plan import SamplingMode, make_plan
 from fastvar.core.policy import PruningPolicy, ScaleRule
 from fastvar.core.precision import Precision
 from fastvar.engines.bundle.manifest import Manifest
@@ -14,8 +14,12 @@ from fastvar.export.checkpoints.random_weights import random_checkpoint_for
 from fastvar.export.describe import describe
 from fastvar.families import family_of
 from fastvar.families.codebook import VqTokenizerConfig
+from fastvar.families.hart import HART
 from fastvar.families.var import VarConfig
 from fastvar.runtime.memory.layout import Layout, View, build_layout
+from tests.models import tiny_hart
+from tests.models.described_engines import manifest_for, model
+from tests.runtime.memory.generations import LADDER
 
 SCALES = (1, 2, 3, 5, 8)
 VAR_TINY = VarConfig(depth=3, width=32, heads=2, mlp_width=64, classes=5, codes=16, code_channels=4, scales=SCALES)
@@ -95,3 +99,23 @@ def _copied(call, copy) -> str:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_var(policy, sampling_mode, rows):
     play(manifest_of(VAR_TINY, POLICIES[policy], sampling_mode), rows)
+
+
+def test_what_heads_read_from_the_host_goes_by_the_names_it_knows():
+    """Everything else that a step reads is a weight, or what an engine before it has written."""
+    everything = SamplingMode(smooth=True, final_iterations=2)
+    hart = HART.plan(tiny_hart.CONFIG.schedule, PruningPolicy("dense"), tiny_hart.CONFIG, everything)
+    made = random_checkpoint_for(tiny_hart.CONFIG, tiny_hart.TOKENIZER, dtype=torch.float32)
+    manifests = (
+        manifest_of(VAR_TINY, POLICIES["dense"], SamplingMode(smooth=True)),
+        describe(made, hart, backend_class("onnxruntime"), Precision()),
+        manifest_for(make_plan(LADDER, PruningPolicy("dense"), 2), model(2)),
+    )
+    read: set[str] = set()
+    for manifest in manifests:
+        written = {tensor.name for spec in manifest.engines.values() for tensor in spec.outputs}
+        for step in (step for own in manifest.sets for step in own.steps):
+            for name in filter(None, (step.sampling_head, step.pick, step.residual)):
+                spec = manifest.engines[name]
+                read |= {tensor.name for tensor in spec.inputs if tensor.name not in spec.weights} - written
+    assert read - {"summed"} == {*DRAWN, *SCALARS}, "the sum begins with zeros"

@@ -65,7 +65,7 @@ def test_what_serves_two_needs_is_as_large_and_lives_as_long_as_both():
 @pytest.mark.parametrize("value", [BufferRequest(1, Phase.TEXT, Phase.TEXT), Buffer("x", 0, 1, Phase.TEXT, Phase.TEXT)])
 def test_places_are_values(value: BufferRequest | Buffer):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        value.size = 2  # type: ignore[misc]
+        value.size = 2
 
 
 def test_nothing_to_place():

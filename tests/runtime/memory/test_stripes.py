@@ -34,7 +34,8 @@ from tests.fakes.cuda import FakeDriver
 from tests.fakes.tensorrt import FakeBackend, fake_gpu_bundle
 from tests.models import tiny_models as tiny
 from tests.models.described_engines import manifest_for, model
-from tests.runtime.memory.test_layout import Play, border, extent, views
+from tests.runtime.memory.play import Play, extent, views
+from tests.runtime.memory.test_layout import border
 
 Label = tuple[str, int]
 Writer = tuple[Label, str]  # a launch, and its tensor

@@ -21,8 +21,8 @@ from fastvar.export.checkpoints.checkpoint import load_checkpoint
 from fastvar.export.checkpoints.random_weights import RandomWeights
 from fastvar.export.checkpoints.text_encoders import load_text_encoder
 from fastvar.export.models.codebook.tokenizer import VqTokenizer
+from fastvar.export.models.common.qwen2_encoder import qwen2_shapes
 from fastvar.export.models.hart.reference import Draws, Prompt, Sampling, generate_scales
-from fastvar.export.models.hart.text_encoder import qwen2_shapes
 from fastvar.families.base import PromptFormat
 from fastvar.families.hart import HART, HartConfig
 from tests.conftest import TOKENIZER

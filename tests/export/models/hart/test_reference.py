@@ -14,9 +14,9 @@ from fastvar.export.models.hart.diffusion import DiffusionNet, diffusion_steps, 
 from fastvar.export.models.hart.model import image_rotary
 from fastvar.export.models.hart.reference import Prompt, Sampling, generate_scales
 from fastvar.export.models.transformer.pruning import select
-from tests.comparison import Comparison
 from tests.models.tiny_hart import CONFIG, DRAWS, PRUNED, model, prompt, tokenizer
-from tests.parity_hart import compare_hart_folder
+from tests.parity.comparison import Comparison
+from tests.parity.hart import compare_hart_folder
 
 FOLDER = Path(__file__).parents[3] / "golden" / "hart_tiny"
 HARD = Sampling(smooth=False, guidance_scale=2.0)

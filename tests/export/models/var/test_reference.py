@@ -13,7 +13,7 @@ from fastvar.export.models.var.model import VarTransformer
 from fastvar.export.models.var.reference import Noise, VarSampling, generate_scales, teacher_logits
 from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.var import VarConfig
-from tests.parity_var import compare_var_folder
+from tests.parity.var import compare_var_folder
 
 RECORDED = Path(__file__).parents[3] / "golden" / "var_tiny"
 CONFIG = VarConfig(

@@ -25,7 +25,7 @@ from fastvar.export.models.hart.model import HartTransformer, image_rotary, infe
 from fastvar.export.models.hart.reference import Draws, PassTrace, Prompt, Sampling, condition_rows, generate_scales
 from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.hart import HartConfig, fastvar_policy, settings_of
-from tests.comparison import Comparison, compare_crops
+from tests.parity.comparison import Comparison, compare_crops
 
 Tensors = dict[str, Tensor]
 

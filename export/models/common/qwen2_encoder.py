@@ -1,4 +1,4 @@
-"""HART's text encoder as a step graph: a Qwen2 decoder whose last hidden states are the features. Weights are inputs.
+"""A Qwen2 decoder as text encoder, as a step graph: its last hidden states are the features. Weights are inputs.
 
 The prompt's tokens stand behind those of a system prompt, whose features are cut off again. What a tokenizer does, and
 which system prompt that is, is not known here.
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ....errors import CheckpointError
-from ..common.rows import Shapes, Weights
-from ..common.steps import Step
-from ..common.weights import Role
+from .rows import Shapes, Weights
+from .steps import Step
+from .weights import Role
 
 if TYPE_CHECKING:
     from transformers import Qwen2Config

@@ -28,7 +28,7 @@ from fastvar.export.models.var.model import DERIVED, VarTransformer, infer_trans
 from fastvar.export.models.var.reference import Noise, ScaleTrace, VarSampling, generate_scales, teacher_logits
 from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.var import VAR
-from tests.comparison import Comparison, Tensors, compare_crops
+from tests.parity.comparison import Comparison, Tensors, compare_crops
 
 TOLERANCE = {"block_in": 1e-4, "block_out": 5e-4, "logits": 5e-4, "f_hat": 1e-5, "img": 1e-3, "tf_logits": 5e-4}
 SMOOTH_TOLERANCE = {"codes": 5e-3, "logits": 5e-3, "mixture": 5e-3, "f_hat": 1e-5}

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastvar.export.models.var.reference import VarSampling
-from tests.comparison import Comparison, crop
-from tests.parity_var import compare_var_folder
-from tests.parity_var_engines import compare_var_engines
+from tests.parity.comparison import Comparison, crop
+from tests.parity.var import compare_var_folder
+from tests.parity.var_engines import compare_var_engines
 from tests.record_var import IMAGES, ODD, RUNS, Run, record
 
 
@@ -115,9 +115,9 @@ def test_crops_of_any_size(height: int, width: int):
         part = crop(image, name)
         assert part is not None
         assert part.shape == (1, 1, 8, 8)
-    assert int(crop(image, "tl8")[0, 0, 0, 0]) == 0  # type: ignore[index]
-    assert int(crop(image, "br8")[0, 0, -1, -1]) == height * width - 1  # type: ignore[index]
-    assert int(crop(image, "center8")[0, 0, 0, 0]) == (height - 8) // 2 * width + (width - 8) // 2  # type: ignore[index]
+    assert int(crop(image, "tl8")[0, 0, 0, 0]) == 0
+    assert int(crop(image, "br8")[0, 0, -1, -1]) == height * width - 1
+    assert int(crop(image, "center8")[0, 0, 0, 0]) == (height - 8) // 2 * width + (width - 8) // 2
     assert torch.equal(crop(image, "stride4"), image[..., ::4, ::4])
     assert torch.equal(crop(image, "tl999"), image)
     assert torch.equal(crop(image, "full"), image)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.comparison import Comparison
-from tests.parity import compare_folder
+from tests.parity.comparison import Comparison
+from tests.parity.folders import compare_folder
 
-FOLDER = Path(__file__).parent / "golden" / "infinity_tiny"
+FOLDER = Path(__file__).parents[1] / "golden" / "infinity_tiny"
 
 
 def check(comparison: Comparison) -> None:

@@ -1,7 +1,8 @@
-"""`python -m tests.parity FOLDER`: recorded runs of the published program against the torch reference and the engines.
+"""Recorded runs of Infinity's published program against the torch reference and the engines.
 
 A folder holds `weights.safetensors` and, per run, `<case>.json` with `<case>.safetensors`; optionally `vae.*` with
-`weights_vae.safetensors`. Both sides are fed the recorded bits (teacher forcing), so every tensor is comparable.
+`weights_vae.safetensors` (image_tokenizer.py). Both sides are fed the recorded bits (teacher forcing), so every tensor
+is comparable.
 """
 
 from __future__ import annotations
@@ -10,52 +11,34 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import typer
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fastvar.core.plan import GenerationPlan, make_plan
 from fastvar.core.policy import DENSE, PruningPolicy, ScaleRule
-from fastvar.core.precision import Precision
 from fastvar.core.schedule import ScaleSchedule
-from fastvar.core.tensors import TensorRef
-from fastvar.engines.base import PROGRAM
 from fastvar.engines.bundle.bundle import Bundle
-from fastvar.engines.registry import get_backend
-from fastvar.engines.spec import EngineSpec
 from fastvar.export.build import build_bundle
 from fastvar.export.checkpoints.checkpoint import Checkpoint
 from fastvar.export.checkpoints.random_weights import random_checkpoint_for
-from fastvar.export.models.common.step_graph import WeightShape
-from fastvar.export.models.common.weights import Role
 from fastvar.export.models.infinity.model import InfinityTransformer
 from fastvar.export.models.infinity.reference import Sampling, generate_scales
-from fastvar.export.models.infinity.steps import InfinityImageDecoder, InfinityImageEncoder
-from fastvar.export.models.infinity.tokenizer import ImageTokenizer
 from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
-from fastvar.export.tracing.onnx import trace
-from fastvar.export.tracing.torch_export import trace_program
 from fastvar.families.infinity import ImageTokenizerConfig, TransformerConfig, transformer_from_json
 from fastvar.families.infinity_presets import official_schedules
 from fastvar.runtime.memory.layout import StepCalls
 from fastvar.runtime.session import Session
 from fastvar.runtime.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
-from tests.comparison import Comparison, Tensors, compare_crops
-from tests.models.stage_chain import tiled
+from tests.parity.comparison import Comparison, Tensors
 
 DEFAULT_TOLERANCE = {"block_in": 1e-4, "block_out": 3e-4, "logits": 2e-4, "summed_codes": 1e-5, "cond": 1e-4}
-VAE_TOLERANCE = {"h": 5e-5, "z": 1e-5, "recon": 1e-4, "recon2": 1e-4}
 SUB_LAYERS = ("sa", "ca", "ffn")
-STRIPE = 5
 
 
 @dataclass
@@ -226,90 +209,6 @@ def _by_row(x: Tensor, rows: int) -> Tensor:
     return x.view(-1, rows, x.shape[-1]).transpose(0, 1)
 
 
-def compare_image_tokenizer(folder: Path) -> Comparison:
-    """Encoder, quantiser and decoder against the recording."""
-    meta = json.loads((folder / "vae.json").read_text())
-    recorded = load_file(folder / "vae.safetensors")
-    model = ImageTokenizer(image_tokenizer_config(meta)).eval()
-    model.load_state_dict({k: v.float() for k, v in load_file(folder / "weights_vae.safetensors").items()})
-    result = Comparison("image tokenizer: torch reference", VAE_TOLERANCE)
-    latent = model.encoder(recorded["image"].float())
-    result.tensor("encode", "h", latent, recorded["h"])
-    bits, total = model.quantize(latent, [(h, w) for h, w in meta["schedule"]])
-    for i, found in enumerate(bits):
-        expected = recorded[f"s{i:02d}.bits"].bool()
-        result.same(f"scale {i} bits", torch.equal(found.reshape(expected.shape), expected))
-    result.tensor("encode", "z", total, recorded["z"])
-    compare_decoded(model.decode, recorded, result)
-    return result
-
-
-def compare_decoder_stages(folder: Path) -> Comparison:
-    """The decoder in stripes of rows against the recording."""
-    meta = json.loads((folder / "vae.json").read_text())
-    config = image_tokenizer_config(meta)
-    model = ImageTokenizer(config).eval()
-    model.load_state_dict({k: v.float() for k, v in load_file(folder / "weights_vae.safetensors").items()})
-    result = Comparison(f"image tokenizer: decoder in stripes of {STRIPE} latent rows", VAE_TOLERANCE)
-    decode = partial(tiled, model.decoder, config, tile=STRIPE)
-    compare_decoded(decode, load_file(folder / "vae.safetensors"), result)
-    return result
-
-
-def compare_decoded(decode: Any, recorded: Tensors, result: Comparison) -> None:
-    for name in sorted(recorded):
-        number = name.removeprefix("z")
-        if name.startswith("z") and (not number or number.isdecimal()):
-            compare_crops(result, "decode", f"recon{number}", decode(recorded[name]), recorded, f"recon{number}")
-
-
-def image_tokenizer_config(meta: dict[str, Any]) -> ImageTokenizerConfig:
-    return ImageTokenizerConfig(
-        bits=meta["codebook_dim"],
-        base_channels=meta["base_ch"],
-        channel_multipliers=tuple(meta["ch_mult"]),
-        residual_blocks=meta["num_res_blocks"],
-    )
-
-
-def compare_coder_engines(folder: Path, backend: str) -> Comparison:
-    """Encoder and decoder engines against the recording."""
-    meta = json.loads((folder / "vae.json").read_text())
-    recorded = load_file(folder / "vae.safetensors")
-    state = {k: v.float() for k, v in load_file(folder / "weights_vae.safetensors").items()}
-    config, grid = image_tokenizer_config(meta), tuple(meta["schedule"][-1])
-    result = Comparison(f"image tokenizer: {backend} engines", VAE_TOLERANCE)
-    encode = CoderEngine(backend, InfinityImageEncoder(config, grid), "encoder.", state)
-    decode = CoderEngine(backend, InfinityImageDecoder(config, grid), "decoder.", state)
-    result.tensor("encode", "h", encode(recorded["image"].float()), recorded["h"])
-    compare_decoded(decode, recorded, result)
-    return result
-
-
-class CoderEngine:
-    """One engine outside a bundle, called with a tensor."""
-
-    def __init__(self, backend: str, module: Any, prefix: str, state: Tensors) -> None:
-        weights = {name: state[prefix + name].contiguous() for name in module.weights}
-        shapes = {name: WeightShape(tuple(w.shape), Role.EXACT) for name, w in weights.items()}
-        compiler = get_backend(backend)
-        traced = (trace_program if compiler.graph_form == PROGRAM else trace)(module, shapes)
-        target, version = compiler.resolve_target(None, Precision()), compiler.version()
-        engine = compiler.build(traced.graph, target).engine
-        spec = EngineSpec("coder", "", "", len(engine), traced.inputs, traced.outputs, {}, backend, target, version)
-        self._input = torch.empty(next(iter(module.input_shapes().values())))
-        self._output = torch.empty(traced.outputs[0].shape)
-        tensors = {**weights, module.inputs[0]: self._input, module.outputs[0]: self._output}
-        refs = {n: TensorRef(t.data_ptr(), "float32", tuple(t.shape)) for n, t in tensors.items()}
-        self._alive = tensors
-        self._launch = compiler.load(engine, spec).prepare(refs)
-
-    def __call__(self, value: Tensor) -> Tensor:
-        self._input.copy_(value)
-        self._launch()
-        return self._output.clone()
-
-
 def load_runs(folder: Path) -> list[Run]:
     state = {k: v.float() for k, v in load_file(folder / "weights.safetensors").items()}
     runs = []
@@ -331,63 +230,3 @@ def checkpoint_of(run: Run) -> Checkpoint:
     images = ImageTokenizerConfig(run.config.bits, 32, patches, 1)
     made = random_checkpoint_for(run.config, images, name=run.name)
     return replace(made, transformer_weights=dict(run.model.state_dict()))
-
-
-def compare_folder(folder: Path, backend: str = "onnxruntime") -> Iterator[Comparison]:
-    """Every comparison a folder allows, of whichever family its files are."""
-    manifest = json.loads((folder / "manifest.json").read_text()) if (folder / "manifest.json").exists() else {}
-    if (folder / "weights_var.safetensors").exists():
-        from tests.parity_var import compare_var_folder
-        from tests.parity_var_engines import compare_var_engines
-
-        yield from compare_var_folder(folder)
-        with tempfile.TemporaryDirectory() as cache:
-            yield from compare_var_engines(folder, backend, Path(cache))
-        return
-    if "cases" in manifest:  # HART's
-        from tests.parity_hart import compare_hart_folder
-        from tests.parity_hart_engines import compare_hart_engines
-
-        yield from compare_hart_folder(folder)
-        with tempfile.TemporaryDirectory() as cache:
-            yield from compare_hart_engines(folder, backend, Path(cache))
-        return
-    with torch.no_grad(), tempfile.TemporaryDirectory() as cache:
-        for run in load_runs(folder):
-            yield compare_reference(run)
-            yield compare_engines(run, checkpoint_of(run), backend, Path(cache))
-        if (folder / "vae.json").exists():
-            yield compare_image_tokenizer(folder)
-            yield compare_decoder_stages(folder)
-            yield compare_coder_engines(folder, backend)
-
-
-def show(console: Console, result: Comparison) -> None:
-    names = list(dict.fromkeys(name for _, name in result.errors))
-    table = Table("scale", *names, title=result.title, title_justify="left")
-    for scale in dict.fromkeys(scale for scale, _ in result.errors):
-        cells = [f"{result.errors[scale, n]:.1e}" if (scale, n) in result.errors else "" for n in names]
-        table.add_row(scale, *cells)
-    console.print(table)
-    verdict = "[green]ok[/green]" if not result.failures else f"[red]{len(result.failures)} failures[/red]"
-    console.print(f"{verdict}: largest {max(result.errors.values()):.1e}, {result.checked_sets} sets compared\n")
-    for failure in result.failures[:10]:
-        console.print(f"  {failure}", style="red")
-
-
-def main(folder: Path, backend: str = "onnxruntime") -> None:
-    """Compare the torch reference and the chained engines with every recorded run in FOLDER."""
-    console = Console(width=150)
-    results = []
-    for result in compare_folder(folder, backend):
-        show(console, result)
-        results.append(result)
-    if not results:
-        raise SystemExit(f"{folder} holds no recorded run")
-    failed = [r.title for r in results if r.failures]
-    console.print(f"{len(results) - len(failed)} of {len(results)} comparisons within tolerance")
-    raise typer.Exit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    typer.run(main)

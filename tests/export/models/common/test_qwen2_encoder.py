@@ -11,8 +11,8 @@ from fastvar.engines.registry import get_backend
 from fastvar.engines.spec import EngineSpec
 from fastvar.errors import CheckpointError
 from fastvar.export.checkpoints.random_weights import RandomWeights
+from fastvar.export.models.common.qwen2_encoder import Qwen2Encoder, qwen2_role, qwen2_shapes, qwen2_vl_text
 from fastvar.export.models.common.weights import plain_weights
-from fastvar.export.models.hart.text_encoder import Qwen2Encoder, qwen2_role, qwen2_shapes, qwen2_vl_text
 from fastvar.export.tracing.onnx import layer_weights, trace
 
 LENGTH, PREFIX, COUNTED = 14, 5, 10

@@ -29,8 +29,8 @@ from fastvar.runtime.memory.layout import StepCalls
 from fastvar.runtime.session import Session
 from fastvar.runtime.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
-from tests.comparison import Comparison, Tensors, compare_crops
-from tests.parity_var import SMOOTH_TOLERANCE, Recorded, compare, read_folder
+from tests.parity.comparison import Comparison, Tensors, compare_crops
+from tests.parity.var import SMOOTH_TOLERANCE, Recorded, compare, read_folder
 
 ROWS = 2
 

@@ -29,8 +29,8 @@ from fastvar.runtime.memory.layout import EngineCall, StepCalls
 from fastvar.runtime.session import Session
 from fastvar.runtime.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
-from tests.comparison import Comparison, compare_crops
-from tests.parity_hart import SWAPPED, HartRun, compare_far, compare_stored, load_hart_runs
+from tests.parity.comparison import Comparison, compare_crops
+from tests.parity.hart import SWAPPED, HartRun, compare_far, compare_stored, load_hart_runs
 
 
 def compare_hart_engines(folder: Path, backend: str, cache: Path) -> Iterator[Comparison]:
