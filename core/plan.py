@@ -1,4 +1,4 @@
-"""The pruning policy, and the generation plan it gives for a schedule: every shape, known beforehand.
+"""The generation plan that a schedule gives under a pruning policy: every shape, known beforehand.
 
 Keyed by scale index and keep ratio, never by width, so that every aspect ratio is planned alike.
 """
