@@ -139,21 +139,22 @@ class Backend(ABC):
                 fix=f"install {self.name} {spec.library_version}, or rebuild the bundle",
             )
 
-    def check_precision(self, precision: Precision) -> None:
+    @classmethod
+    def check_precision(cls, precision: Precision) -> None:
         """Refuse element types that the backend does not compute in.
 
         Raises:
             BuildError: not one of `precisions`, or quantised activations where it has none.
         """
-        if precision.compute not in self.precisions:
+        if precision.compute not in cls.precisions:
             raise BuildError(
-                f"{self.name} does not compute in {precision.compute}",
-                expected=f"one of {', '.join(self.precisions)}",
+                f"{cls.name} does not compute in {precision.compute}",
+                expected=f"one of {', '.join(cls.precisions)}",
                 fix="choose another --precision or another --backend",
             )
-        if precision.activations and not self.quantises_activations:
+        if precision.activations and not cls.quantises_activations:
             raise BuildError(
-                f"{self.name} does not quantise activations",
+                f"{cls.name} does not quantise activations",
                 expected=f"--backend {' or '.join(_quantising())} for --weights w8a8",
                 fix="build with --weights int8, which quantises the weights alone",
             )

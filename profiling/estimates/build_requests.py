@@ -85,7 +85,10 @@ def _describe(checkpoint: Checkpoint, options: BuildOptions, choice: MemoryOptio
 
 
 def _precision(options: BuildOptions, choice: MemoryOptions) -> Precision:
-    return parse_precision(options.precision, choice.weights, default=backend_class(options.backend).precisions[0])
+    backend = backend_class(options.backend)
+    found = parse_precision(options.precision, choice.weights, default=backend.precisions[0])
+    backend.check_precision(found)
+    return found
 
 
 def _limits(checkpoint: Checkpoint, options: BuildOptions, schedule: ScaleSchedule, precision: Precision) -> Limits:

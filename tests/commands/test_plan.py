@@ -79,3 +79,31 @@ def test_a_built_bundle_takes_no_build_options(run, tiny_bundle: Path):
     code, _, err = run("plan", tiny_bundle, "--policy", "dense")
     assert code == 2
     assert "--policy cannot change a bundle that is built" in err
+
+
+def test_a_precision_that_the_backend_does_not_compute_in_is_refused(run):
+    code, out, err = run("plan", "--model", "infinity_2b", "--backend", "onnxruntime", "--precision", "bf16")
+    assert (code, out) == (2, "")
+    assert "onnxruntime does not compute in bfloat16" in err
+
+
+def test_a_gpu_by_name_takes_what_the_library_allocates_there(run):
+    """Neither is the arena given scratch memory that AOTInductor does not use, nor is its own forgotten."""
+    options = (
+        "--model",
+        "infinity_2b",
+        "--size",
+        "1024x1024",
+        "--backend",
+        "aotinductor",
+        "--precision",
+        "bf16",
+        "--json",
+    )
+    code, out, _ = run("plan", *options, "--target", "cuda-sm90")
+    on_gpu = json.loads(out)
+    code, out, _ = run("plan", *options)
+    on_cpu = json.loads(out)
+    assert code == 0
+    assert on_gpu["allocated"]["arena_bytes"] == on_cpu["allocated"]["arena_bytes"]
+    assert 64 << 20 < on_gpu["allocated"]["library_bytes"] < on_cpu["allocated"]["library_bytes"]

@@ -67,7 +67,7 @@ def test_what_a_backend_does_not_do_is_refused(words, error, message):
 def test_only_aotinductor_quantises_activations(name):
     backend = backend_class(name)
     with pytest.raises(BuildError, match=rf"{name} does not quantise activations\nexpected: --backend aotinductor"):
-        backend.check_precision(backend.__new__(backend), W8A8)
+        backend.check_precision(W8A8)
 
 
 def test_quantised_activations_need_integer_products(monkeypatch):
