@@ -60,10 +60,33 @@ def test_refuses_what_it_cannot_build_for(backend: AotInductorBackend):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there():
-    for act in (lambda b: b.resolve_target("cuda", BF16), lambda b: b.device()):
-        with pytest.raises(BackendError, match="torch finds no GPU") as caught:
-            act(AotInductorBackend(target="cuda"))
-        assert "leave --target away" in caught.value.fix
+    with pytest.raises(BackendError, match="torch finds no GPU") as caught:
+        AotInductorBackend(target="cuda").device()
+    assert "leave --target away" in caught.value.fix
+    with pytest.raises(BuildError, match=r"target cuda means the GPU in this machine: there is none\nexpected: .*sm90"):
+        AotInductorBackend(target="cuda").resolve_target("cuda", BF16)
+
+
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [("cuda-sm90", "cuda-sm90"), ("cuda-sm86-cudnn", "cuda-sm86-cudnn"), ("cuda-sm80-flash", "cuda-sm80")],
+)
+def test_gpus_by_name(given: str, resolved: str):
+    assert AotInductorBackend(target=given).resolve_target(given, BF16) == resolved
+
+
+@pytest.mark.parametrize("given", ["cuda-sm75", "cuda-sm90-triton", "cuda-flash-sm90", "cuda-sm90-x-cudnn"])
+def test_no_such_gpu(given: str):
+    with pytest.raises(BuildError, match=f"builds for no GPU '{given}'\nexpected: cuda or one of cuda-sm80, "):
+        AotInductorBackend(target=given).resolve_target(given, BF16)
+
+
+def test_the_attention_of_a_gpu_is_chosen_and_of_nothing_else():
+    choose = AotInductorBackend.with_attention
+    assert (choose("cuda", "cudnn"), choose("cuda-sm90-cudnn", "flash")) == ("cuda-cudnn", "cuda-sm90")
+    for target, kernel in ((None, "flash"), ("cpu-avx2", "cudnn"), ("cuda", "triton")):
+        with pytest.raises(BuildError, match="expected: flash or cudnn, with --target cuda"):
+            choose(target, kernel)
 
 
 def test_refuses_bytes_that_are_no_program(backend: AotInductorBackend):
