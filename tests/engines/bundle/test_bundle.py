@@ -1,23 +1,20 @@
+"""A bundle is opened as a whole or not at all: every file is checked, and held from then on."""
+
 import dataclasses
-import errno
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastvar.engines.bundle import bundle as bundle_module
-from fastvar.engines.bundle.bundle import MANIFEST, Bundle, BundleWriter
-from fastvar.engines.bundle.manifest import FORMAT_VERSION
+from fastvar.engines.bundle.bundle import MANIFEST, Bundle, Opening, is_bundle
+from fastvar.engines.bundle.manifest import FORMAT_VERSION, FileRecord
 from fastvar.engines.bundle.weight_file import WeightFile
-from fastvar.engines.cache.lock import FolderLock
-from fastvar.errors import BundleError, InternalError
-from tests.models.small_bundle import ROOT, make_bundle, write_bundle
+from fastvar.errors import BundleError
+from tests.models.small_bundle import make_bundle
 
 
 def names(folder: Path) -> list[str]:
@@ -44,193 +41,6 @@ def test_equal_builds_have_equal_digests_and_others_do_not(tmp_path):
         make_bundle(tmp_path / name, engine)
     digest = {name: Bundle.open(tmp_path / name).digest for name in "abc"}
     assert digest["a"] == digest["b"] != digest["c"]
-
-
-def test_equal_engines_are_stored_once(tmp_path):
-    with BundleWriter(tmp_path / "b") as writer:
-        first = writer.add_engine("block/9 dense", b"same", ".onnx")
-        assert writer.add_engine("block 12", b"same", ".onnx") == first
-        assert writer.add_engine("block 12", b"other", ".onnx")[0] != first[0]
-        assert len(names(writer.path("engines"))) == 2
-    assert first[1:] == (hashlib.sha256(b"same").hexdigest(), 4)
-
-
-def test_a_new_bundle_replaces_the_old(tmp_path):
-    make_bundle(tmp_path / "b", value=1)
-    old = WeightFile(tmp_path / "b" / "weights.safetensors")
-    make_bundle(tmp_path / "b", value=2)
-    assert WeightFile(tmp_path / "b" / "weights.safetensors")["layer.0.w"][0, 0] == 2
-    assert old["layer.0.w"][0, 0] == 1  # who had it open keeps what it had
-    assert names(tmp_path) == ["b"]
-
-
-def test_through_a_symbolic_link(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    make_bundle(tmp_path / "link")
-    assert (tmp_path / "link").is_symlink()
-    Bundle.open(tmp_path / "real")
-
-
-@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
-def test_an_exception_leaves_the_old_bundle_and_no_trace(tmp_path, failure):
-    make_bundle(tmp_path / "b")
-    before = Bundle.open(tmp_path / "b").digest
-
-    def interrupted() -> None:
-        with BundleWriter(tmp_path / "b") as writer:
-            write_bundle(writer, b"new")
-            raise failure
-
-    with pytest.raises(failure):
-        interrupted()
-    assert Bundle.open(tmp_path / "b", verify="all").digest == before
-    assert names(tmp_path) == ["b"]
-
-
-def test_leaving_without_commit_builds_nothing(tmp_path):
-    with BundleWriter(tmp_path / "b") as writer:
-        write_bundle(writer)
-    assert names(tmp_path) == []
-
-
-def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(BundleError, match="is not a bundle"):
-        make_bundle(tmp_path)
-    with pytest.raises(BundleError, match="is not a bundle"):
-        make_bundle(tmp_path / "thesis.tex")
-    assert names(tmp_path) == ["thesis.tex"]
-    with pytest.raises(BundleError, match="a folder with a name"):
-        BundleWriter("/")
-
-
-def test_an_output_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(BundleError, match=r"cannot write .*file"):
-        make_bundle(tmp_path / "file" / "b")
-
-
-def test_a_full_disk(tmp_path, monkeypatch):
-    make_bundle(tmp_path / "b")
-
-    def full(path, data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    monkeypatch.setattr(bundle_module, "write_whole", full)
-    with pytest.raises(BundleError, match="No space left on device"):
-        make_bundle(tmp_path / "b", b"new")
-    monkeypatch.undo()
-    assert Bundle.open(tmp_path / "b").manifest.engines["linear"].size_bytes == len(b"engine")
-    assert names(tmp_path) == ["b"]
-
-
-def test_a_swap_that_fails_brings_the_old_bundle_back(tmp_path, monkeypatch):
-    """Where folders cannot trade places in one step, they are renamed one after the other."""
-    make_bundle(tmp_path / "b")
-    monkeypatch.setattr(bundle_module, "exchange", lambda first, second: False)
-    rename = Path.rename
-
-    def refuse(path, target):
-        if ".building-" in path.name:
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(BundleError, match="Permission denied"):
-        make_bundle(tmp_path / "b", b"new")
-    monkeypatch.undo()
-    assert Bundle.open(tmp_path / "b").manifest.engines["linear"].size_bytes == len(b"engine")
-    assert names(tmp_path) == ["b"]
-
-
-def test_a_manifest_that_names_an_unwritten_file_is_a_bug(tmp_path):
-    with BundleWriter(tmp_path / "b") as writer:
-        manifest = write_bundle(writer)
-        writer.path("weights.safetensors").unlink()
-        with pytest.raises(InternalError, match=r"weights\.safetensors"):
-            writer.commit(manifest)
-
-
-def test_only_one_builder_at_a_time(tmp_path):
-    with BundleWriter(tmp_path / "b"):
-        with pytest.raises(BundleError, match=r"another build into .* is running"):
-            make_bundle(tmp_path / "b")
-        make_bundle(tmp_path / "c")
-    make_bundle(tmp_path / "b")
-
-
-_BUILDER = """
-import sys
-from pathlib import Path
-from fastvar.engines.bundle.bundle import BundleWriter
-from tests.models.small_bundle import write_bundle
-with BundleWriter(Path(sys.argv[1])) as writer:
-    manifest = write_bundle(writer, b"from the other process")
-    print("written", flush=True)
-    sys.stdin.read()
-    writer.commit(manifest)
-"""
-
-
-def _start_builder(out: Path) -> "subprocess.Popen[str]":
-    builder = subprocess.Popen(
-        [sys.executable, "-c", _BUILDER, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert builder.stdout is not None
-    assert builder.stdout.readline() == "written\n"
-    return builder
-
-
-def test_two_processes_building_into_one_folder(tmp_path):
-    with _start_builder(tmp_path / "b") as other:
-        with pytest.raises(BundleError, match=r"another build into .* is running"):
-            make_bundle(tmp_path / "b")
-        other.communicate("go")
-    assert other.returncode == 0
-    opened = Bundle.open(tmp_path / "b", verify="all")
-    assert opened.read_engine(opened.manifest.engines["linear"]) == b"from the other process"
-    assert names(tmp_path) == ["b"]
-
-
-def test_after_a_killed_builder_the_old_bundle_stands_and_the_next_build_runs(tmp_path):
-    make_bundle(tmp_path / "b")
-    with _start_builder(tmp_path / "b") as other:
-        other.send_signal(signal.SIGKILL)
-    assert len(names(tmp_path)) == 3  # the bundle, a half-built one, a lock file
-    opened = Bundle.open(tmp_path / "b", verify="all")
-    assert opened.read_engine(opened.manifest.engines["linear"]) == b"engine"
-    make_bundle(tmp_path / "b", b"new")
-    assert names(tmp_path) == ["b"]
-
-
-def test_killed_between_the_two_renames(tmp_path):
-    make_bundle(tmp_path / "b")
-    (tmp_path / "b").rename(tmp_path / ".b.replaced-123")
-    (tmp_path / ".b.building-123").mkdir()
-    (tmp_path / ".b.building-mine").mkdir()  # not ours to clear
-    with BundleWriter(tmp_path / "b"):
-        Bundle.open(tmp_path / "b")
-    assert names(tmp_path) == [".b.building-mine", "b"]
-
-
-def test_a_lock_file_removed_while_waiting_is_not_taken_for_the_lock(tmp_path, monkeypatch):
-    lock, real = FolderLock(tmp_path / "b"), FolderLock._lock
-    seen = []
-
-    def removed_once(self, handle):
-        if not seen:
-            self._path.unlink()
-        seen.append(handle)
-        real(self, handle)
-
-    monkeypatch.setattr(FolderLock, "_lock", removed_once)
-    lock.acquire()
-    assert len(seen) == 2
-    assert (tmp_path / "b.lock").exists()
-    lock.release()
-    lock.release()
-    assert names(tmp_path) == []
 
 
 def _flip(file: Path) -> None:
@@ -334,6 +144,50 @@ def test_a_manifest_must_not_lead_outside_its_bundle(tmp_path, file):
     opened = dataclasses.replace(make_bundle(tmp_path / "c").engines["linear"], file=file)
     with pytest.raises(BundleError, match="expected: a file inside the bundle"):
         Bundle.open(tmp_path / "c").read_engine(opened)
+
+
+def test_weights_up_to_256_mib_are_hashed_without_asking():
+    """As `Bundle.open` says."""
+    assert Opening().hashes(FileRecord("weights.safetensors", "", 268_435_456))
+    assert not Opening().hashes(FileRecord("weights.safetensors", "", 268_435_457))
+    assert Opening("all").hashes(FileRecord("weights.safetensors", "", 268_435_457))
+
+
+def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    """By an equal one, so that no digest tells: files of two builds are not mixed even then."""
+    make_bundle(tmp_path / "b")
+    read, times = bundle_module.read_checked, []
+
+    def replaced_once(path, record):
+        if not times:
+            times.append(record)
+            make_bundle(tmp_path / "b")
+        return read(path, record)
+
+    monkeypatch.setattr(bundle_module, "read_checked", replaced_once)
+    monkeypatch.setattr(bundle_module, "_SWAP_SECONDS", 0)
+    assert Bundle.open(tmp_path / "b").is_current()
+
+
+def test_a_bundle_that_is_replaced_again_and_again_is_given_up(tmp_path, monkeypatch):
+    make_bundle(tmp_path / "b")
+    read = bundle_module.read_checked
+
+    def replaced(path, record):
+        make_bundle(tmp_path / "b")
+        return read(path, record)
+
+    monkeypatch.setattr(bundle_module, "read_checked", replaced)
+    monkeypatch.setattr(bundle_module, "_SWAP_SECONDS", 0)
+    with pytest.raises(BundleError, match="is replaced again and again while it is read"):
+        Bundle.open(tmp_path / "b")
+
+
+def test_what_is_taken_for_a_bundle(tmp_path):
+    make_bundle(tmp_path / "b")
+    assert is_bundle(tmp_path / "b")
+    assert not is_bundle(tmp_path)
+    assert not is_bundle(tmp_path / "b" / MANIFEST)
 
 
 def test_unknown_way_to_verify(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from fastvar.engines.bundle.bundle import Bundle, BundleWriter
+from fastvar.engines.bundle.bundle import Bundle, BundleWriter, Opening
 from fastvar.engines.bundle.files import hub_model
 from fastvar.engines.cache import lock as lock_module
 from fastvar.engines.cache.engine_cache import save_shared
@@ -114,6 +114,14 @@ def test_native_code_from_a_hub_is_run_only_when_asked_for(tmp_path):
     assert "trust_remote_code=True (--trust-remote-code)" in caught.value.expected
     assert Bundle.open(snapshot, trust_remote_code=True).holds_native_code
     assert Bundle.open(local).holds_native_code, "a local folder was put there by its user"
+
+
+def test_who_asks_for_nothing_trusts_nothing(tmp_path):
+    """As another process is told to open a bundle."""
+    snapshot = in_hub_cache(tmp_path / "hub", aot_bundle(tmp_path / "b"))
+    assert Opening() == Opening("auto", trust_remote_code=False, public_key=None)
+    with pytest.raises(BundleError, match="came from a hub and holds native code"):
+        Bundle.open_with(snapshot, Opening())
 
 
 def test_a_hub_bundle_of_graphs_needs_no_trust(tmp_path):
