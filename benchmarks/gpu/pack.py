@@ -1,0 +1,53 @@
+"""Engines of the whole day made beforehand, on any Linux machine: what the GPU's machine need not compile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.gpu.recipes import Recipe
+from fastvar.core.dtypes import human_bytes
+from fastvar.engines.cache.engine_cache import EngineCache
+from fastvar.errors import BuildError
+from fastvar.profiling.memory_run import run_apart
+
+MOST_BYTES = 60 << 20
+
+
+def pack(wanted: Sequence[Recipe], folder: Path, tell: Callable[[str], None] = print) -> int:
+    """Put every engine of these recipes into a cache folder, and leave nothing else there; gives its bytes.
+
+    Programs are traced anew for each process that needs them: only engines are packed.
+
+    Raises:
+        BuildError: an engine cannot be made, or all together are more than fits on the way.
+    """
+    made = folder.with_name(f"{folder.name}.making")
+    for recipe in wanted:
+        compiled, cached = run_apart(f"compiled {recipe.name}", compile_recipe, recipe, made)
+        tell(f"{recipe.name}: {compiled} compiled, {cached} there")
+    keep_engines(made, folder)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    tell(f"{folder}: {len(list(folder.iterdir()))} files, {human_bytes(size)}")
+    if size > MOST_BYTES:
+        raise BuildError(f"the packed engines take {size} bytes", expected=f"at most {MOST_BYTES}")
+    return size
+
+
+def compile_recipe(recipe: Recipe, folder: Path) -> tuple[int, int]:
+    """What another process runs."""
+    return recipe.compile(EngineCache(folder))
+
+
+def keep_engines(cache: Path, folder: Path) -> None:
+    """Copy a cache's engines without its traced programs, which are needed only where something is compiled."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    for entry in sorted(cache.glob("*.json")):
+        digest = json.loads(entry.read_bytes())["sha256"]
+        engine = cache / f"{digest}.engine"
+        shutil.copy(entry, folder)
+        shutil.copy(engine, folder)
