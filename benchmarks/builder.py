@@ -1,4 +1,4 @@
-"""`fastvar build` for who measures: in processes of their own, so that what is timed shares its process with no torch."""
+"""`fastvar build` for who measures: in processes of their own, for what is timed shares its process with no torch."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def pack(
     model: Annotated[str, typer.Option(help="Model that will be timed.")] = MODEL,
     capability: Annotated[str, typer.Option(help="Of the GPU that the engines are for.")] = "sm90",
 ) -> None:
-    """Compile all engines of the day beforehand; needs a CUDA build of torch of the GPU machine's version, and no GPU."""
+    """Compile all engines of the day beforehand, without a GPU, with a CUDA build of the torch that its machine has."""
     from benchmarks.gpu.pack import pack as pack_recipes
     from benchmarks.gpu.recipes import is_for_gpu, recipes
 
