@@ -114,9 +114,9 @@ def pack(
 ) -> None:
     """Compile all engines of the day beforehand, without a GPU, with a CUDA build of the torch that its machine has."""
     from benchmarks.gpu.pack import pack as pack_recipes
-    from benchmarks.gpu.recipes import is_for_gpu, recipes
+    from benchmarks.gpu.recipes import recipes
 
-    pack_recipes([recipe for recipe in recipes(model, capability) if is_for_gpu(recipe)], out.resolve())
+    pack_recipes(list(recipes(model, capability)), out.resolve())
 
 
 def section_command(section: Section, work: Path, identity: Identity) -> list[str]:

@@ -14,12 +14,11 @@ from fastvar.errors import BuildError
 from fastvar.profiling.memory_run import run_apart
 
 MOST_BYTES = 60 << 20
+PROGRAM_START = b"PK"  # a traced program is a zip archive; neither an engine nor an ONNX graph is
 
 
 def pack(wanted: Sequence[Recipe], folder: Path, tell: Callable[[str], None] = print) -> int:
     """Put every engine of these recipes into a cache folder, and leave nothing else there; gives its bytes.
-
-    Programs are traced anew for each process that needs them: only engines are packed.
 
     Raises:
         BuildError: an engine cannot be made, or all together are more than fits on the way.
@@ -42,12 +41,15 @@ def compile_recipe(recipe: Recipe, folder: Path) -> tuple[int, int]:
 
 
 def keep_engines(cache: Path, folder: Path) -> None:
-    """Copy a cache's engines without its traced programs, which are needed only where something is compiled."""
+    """Copy a cache without its traced programs: they are large, and needed only where one is compiled."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     for entry in sorted(cache.glob("*.json")):
         digest = json.loads(entry.read_bytes())["sha256"]
         engine = cache / f"{digest}.engine"
+        with engine.open("rb") as handle:
+            if handle.read(len(PROGRAM_START)) == PROGRAM_START:
+                continue
         shutil.copy(entry, folder)
         shutil.copy(engine, folder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.builder import DEMO
 from benchmarks.models import Model
 from fastvar.core.policy import PruningPolicy, ScaleRule
-from fastvar.engines.aotinductor.gpus import CUDA, CUDNN, GpuTarget
+from fastvar.engines.aotinductor.gpus import CUDNN, GpuTarget
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.hart import HartConfig
@@ -163,7 +163,3 @@ def recipes(model: str, capability: str) -> Iterator[Recipe]:
         yield Recipe(name, model, program, gpu, "bf16", size, policy, like=FIRST)
     with_cudnn = str(GpuTarget(capability, CUDNN))
     yield Recipe(WITH_CUDNN, model, program, with_cudnn, "bf16", "1024x1024", "fastvar", like=FIRST)
-
-
-def is_for_gpu(recipe: Recipe) -> bool:
-    return recipe.target is not None and recipe.target.startswith(CUDA)
