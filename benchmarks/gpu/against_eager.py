@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from itertools import permutations
+from functools import partial
 from typing import Any
 
 from benchmarks.contenders import Contender, EngineContender, Entry
@@ -23,6 +23,13 @@ ENTRIES = {
     "engines": (Entry("aotinductor", "bf16", "fastvar"), FIRST),
     "engines-dense": (Entry("aotinductor", "bf16", "dense"), DENSE),
 }
+RATIOS = (
+    ("eager-pruned", "eager-dense"),
+    ("engines", "eager-dense"),
+    ("engines", "eager-pruned"),
+    ("engines-dense", "eager-dense"),
+    ("engines", "engines-dense"),
+)
 
 
 def measure(context: Context) -> None:
@@ -31,12 +38,12 @@ def measure(context: Context) -> None:
     contest = Contest(context)
     for name in ENTRIES:
         context.log.measure(f"agreement of {name}", lambda name=name: contest.agreement(name))
-    rounds = image_rounds(context, RUNS, contest.contenders)
+    contest.let_go()
+    rounds = image_rounds(context, RUNS, {name: partial(contest.contender, name) for name in ENTRIES})
     context.log.measure("medians", lambda: medians(rounds))
-    for faster, slower in permutations(ENTRIES, 2):
-        if (slower.startswith("eager"), faster.startswith("eager")) in ((True, False), (True, True)):
-            name = f"{faster} against {slower}"
-            context.log.measure(name, lambda slower=slower, faster=faster: asdict(ratio_of(rounds, slower, faster)))
+    for faster, slower in RATIOS:
+        name = f"{faster} against {slower}"
+        context.log.measure(name, lambda slower=slower, faster=faster: asdict(ratio_of(rounds, slower, faster)))
 
 
 def peaks() -> dict[str, float]:
@@ -57,7 +64,7 @@ class Contest:
 
     def agreement(self, name: str) -> dict[str, Any]:
         """With eager fp32 of the same plan, on equal text and forced bits."""
-        entry, contender = ENTRIES[name][0], self._contender(name)
+        entry, contender = ENTRIES[name][0], self.contender(name)
         if entry.policy not in self._expected:
             self._expected[entry.policy] = forced_logits(self._models.contender("fp32", contender.plan))
         scales = [step.index for step in contender.plan.steps]
@@ -69,14 +76,12 @@ class Contest:
             return {"ok": False, **asdict(found), "why": str(error)}
         return {"ok": True, **asdict(found)}
 
-    def contenders(self) -> dict[str, Contender]:
-        """All of them, without what was there for comparisons alone."""
-        found = {name: self._contender(name) for name in ENTRIES}
+    def let_go(self) -> None:
+        """What is there for comparisons alone."""
         self._expected.clear()
         self._models.keep_only({"bf16"})
-        return found
 
-    def _contender(self, name: str) -> Contender:
+    def contender(self, name: str) -> Contender:
         if name not in self._opened:
             entry, bundle = ENTRIES[name]
             if bundle is None:

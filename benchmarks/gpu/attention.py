@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
+from benchmarks.contenders import EngineContender
+from benchmarks.gpu.drawing import contender_of, forced, relative_error
 from benchmarks.gpu.recipes import FIRST, WITH_CUDNN
 from benchmarks.gpu.rounds import image_rounds, ratio_of
 from benchmarks.gpu.sections import Context
-from benchmarks.gpu.truth import contender_of, forced, relative_error
 
 RUNS = 5
 CONTENDERS = {"flash": FIRST, "cudnn": WITH_CUDNN}
@@ -20,10 +22,13 @@ def measure(context: Context) -> None:
         context.log.measure("cudnn", lambda: {"skipped": "cuDNN has no stand-in; its engines were built"})
         return
     context.log.measure("equal", lambda: equal(context))
-    rounds = image_rounds(
-        context, RUNS, lambda: {name: contender_of(context.bundle(found)) for name, found in CONTENDERS.items()}
-    )
+    openers = {name: partial(opened, context, bundle) for name, bundle in CONTENDERS.items()}
+    rounds = image_rounds(context, RUNS, openers)
     context.log.measure("ratio", lambda: asdict(ratio_of(rounds, "cudnn", "flash")))
+
+
+def opened(context: Context, bundle: str) -> EngineContender:
+    return contender_of(context.bundle(bundle))
 
 
 def equal(context: Context) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from benchmarks.gpu.journal import WHOLE, Journal, tell
 from benchmarks.gpu.sections import Section
 
 SHORTEST = 3.0  # seconds: with less left, nothing is begun
-LAST_LINES = 5  # of a section's output, in the line that says how it failed
+LAST_LINES = 2  # of a section's output, in the line that says how it failed
 
 
 @dataclass

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from benchmarks.gpu.drawing import WAYS, contender_of, forced, parity, scales_record, timed_runs
 from benchmarks.gpu.recipes import FAMILIES
 from benchmarks.gpu.sections import Context
-from benchmarks.gpu.speed import scales_record, timed_runs
-from benchmarks.gpu.truth import WAYS, contender_of, forced, parity
 
 PRECISION = "bf16"
 

@@ -92,7 +92,6 @@ class Measuring:
         try:
             values = function()
         except Exception as error:  # noqa: BLE001 the day goes on, and the journal says what happened
-            self.failed.append(name)
             self.note_error(name, error, time.monotonic() - begun)
             return None
         line = self.journal.append(self.section, name, self.digest, time.monotonic() - begun, values)
@@ -100,6 +99,8 @@ class Measuring:
         return line["values"]
 
     def note_error(self, name: str, error: Exception, seconds: float) -> None:
+        """A line for what failed."""
+        self.failed.append(name)
         kind = "" if isinstance(error, FastvarError) else f"{type(error).__name__}: "
         tell(self.journal.append(self.section, name, self.digest, seconds, error=f"{kind}{error}"))
 

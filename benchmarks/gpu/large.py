@@ -5,10 +5,9 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
+from benchmarks.gpu.drawing import contender_of, scales_record, timed_runs
 from benchmarks.gpu.recipes import LARGE, WIDE
 from benchmarks.gpu.sections import Context
-from benchmarks.gpu.speed import scales_record, timed_runs
-from benchmarks.gpu.truth import contender_of
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.errors import BackendError
 from fastvar.profiling.sampler import Sampler, sampler_for

@@ -18,7 +18,6 @@ class Recorder:
         if report.when != "call" and not (report.when == "setup" and report.outcome != "passed"):
             return
         if report.outcome == "failed":
-            self._log.failed.append(report.nodeid)
             self._log.note_error(report.nodeid, AssertionError(str(report.longrepr)), report.duration)
             return
         why = {"why": str(report.longrepr[2])} if isinstance(report.longrepr, tuple) else {}

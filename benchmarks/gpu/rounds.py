@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -14,26 +15,36 @@ Round = dict[str, dict[str, Any]]  # contender -> its image
 DECODED = 2  # rounds that run the decoder too
 
 
-def image_rounds(context: Context, runs: int, opened: Callable[[], Mapping[str, Contender]]) -> list[Round]:
+def image_rounds(context: Context, runs: int, openers: Mapping[str, Callable[[], Contender]]) -> list[Round]:
     """Rounds of one image each; those that the journal has are taken from it. Contenders are opened if one is missing.
 
-    The first round of a process warms up, and is not counted.
+    The first round of a process warms up, and is not counted. A contender that fails has a line that says so, and
+    leaves.
     """
     contenders: dict[str, Contender] = {}
 
+    def each(names: Iterable[str], what: str, function: Callable[[str], Any]) -> dict[str, Any]:
+        found = {}
+        for name in list(names):
+            try:
+                found[name] = function(name)
+            except Exception as error:  # noqa: BLE001 the others go on
+                context.log.note_error(f"{name}, {what}", error, 0.0)
+                contenders.pop(name, None)
+        if not found:
+            raise ValueError("no contender is left")
+        return found
+
     def play(number: int) -> Round:
         if not contenders:
-            contenders.update(opened())
-            _round(contenders, 0, decode=True)
-        return _round(contenders, number, decode=number < DECODED)
+            contenders.update(each(openers, "opening", lambda name: openers[name]()))
+            each(contenders, "warming up", lambda name: one_image(contenders[name], 0, decode=True))
+        decode = number < DECODED
+        images = each(contenders, f"round {number}", lambda name: one_image(contenders[name], number, decode=decode))
+        return {name: {"scales_ms": run.scales_ms, **vars(run)} for name, run in images.items()}
 
-    found = [context.log.measure(f"round {number}", lambda number=number: play(number)) for number in range(runs)]
-    return [each for each in found if each is not None]
-
-
-def _round(contenders: Mapping[str, Contender], number: int, *, decode: bool) -> Round:
-    images = {name: one_image(contender, number, decode=decode) for name, contender in contenders.items()}
-    return {name: {"scales_ms": run.scales_ms, **vars(run)} for name, run in images.items()}
+    found = [context.log.measure(f"round {number}", partial(play, number)) for number in range(runs)]
+    return [one for one in found if one is not None]
 
 
 def medians(rounds: Sequence[Round]) -> dict[str, Any]:

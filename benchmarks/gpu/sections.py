@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from fastvar.errors import InputError
 HERE = Path(__file__).parent
 BUNDLES, JOURNAL, LOGS = "bundles", "journal.jsonl", "logs"
 OUTSIDE = {"benchmarks", "build", "demo", "dist", "docs", "tests"}
+BOOKS = {"journal", "sections"}
+IMPORTED = re.compile(r"^\s*from benchmarks\.([\w.]+) import", re.MULTILINE)
 SOURCES = {".py", ".c", ".h", ".cpp"}
 
 
@@ -89,14 +92,29 @@ def context_of(work: Path, section: Section, identity: Identity) -> Context:
 
 
 def digest_of(section: Section, identity: Identity) -> str:
-    """All that a section's measurements depend on: the package's source, the section's own, and the machine.
+    """All that a section's measurements depend on: the package's source, that of what it imports here, the machine.
 
     The source of another section is left out: to mend one does not measure all others again.
     """
     digest = hashlib.sha256(json.dumps(asdict(identity)).encode())
-    for path in (*_package_sources(), *sorted(HERE.parent.glob("*.py")), HERE / f"{section.module}.py"):
+    for path in (*_package_sources(), *modules_behind(HERE / f"{section.module}.py")):
         digest.update(f"{path.relative_to(ROOT)} ".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def modules_behind(file: Path) -> list[Path]:
+    """A file of the benchmarks, and those that it imports, sorted; not those that only keep the books."""
+    found: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        path = waiting.pop()
+        if path in found or path.stem in BOOKS:
+            continue
+        found.add(path)
+        for name in IMPORTED.findall(path.read_text(encoding="utf-8")):
+            module = HERE.parent.joinpath(*name.split(".")).with_suffix(".py")
+            waiting += [module] if module.is_file() else []
+    return sorted(found)
 
 
 def _package_sources() -> Iterator[Path]:

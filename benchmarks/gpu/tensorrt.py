@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.util
 
 from benchmarks.builder import DEMO, Builder
+from benchmarks.gpu.drawing import TOLERANCES, contender_of, forced, parity, scales_record, timed_runs
 from benchmarks.gpu.sections import BUNDLES, Context
-from benchmarks.gpu.speed import scales_record, timed_runs
-from benchmarks.gpu.truth import TOLERANCES, contender_of, forced, parity
 
 LIBRARIES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 # Sizes and policies that are timed.

@@ -79,7 +79,7 @@ def test_engines_draw_what_onnxruntime_draws(
     """Bits are forced, so that a rounding cannot send the two different ways."""
     from benchmarks.builder import GUIDED
     from benchmarks.contenders import EngineContender
-    from benchmarks.gpu.truth import relative_error
+    from benchmarks.gpu.drawing import relative_error
     from benchmarks.timing import forced_logits
     from fastvar.profiling.profiled_bundle import random_features
 

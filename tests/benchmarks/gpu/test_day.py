@@ -15,7 +15,7 @@ import pytest
 from benchmarks.gpu.day import Day
 from benchmarks.gpu.identity import Identity
 from benchmarks.gpu.journal import WHOLE, Journal
-from benchmarks.gpu.sections import SECTIONS, Section, digest_of, section_named
+from benchmarks.gpu.sections import HERE, SECTIONS, Section, digest_of, modules_behind, section_named
 from fastvar.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -157,3 +157,15 @@ def test_a_digest_depends_on_machine_library_model_and_section():
     }
     assert len(found) == 6
     assert digest_of(section_named("truth"), identity) in found
+
+
+def test_and_on_the_source_behind_the_section_alone():
+    found = {
+        section.name: {path.stem for path in modules_behind(HERE / f"{section.module}.py")} for section in SECTIONS
+    }
+    assert {"truth", "drawing", "recipes", "timing", "contenders"} <= found["truth"]
+    assert {"against_eager", "rounds", "eager", "models", "machine_peak"} <= found["eager"]
+    assert "eager" not in found["tests"]
+    for section in SECTIONS:
+        others = {other.module for other in SECTIONS} - {section.module}
+        assert not others & found[section.name], "to mend one section measures no other again"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks.builder import DEMO, Builder
-from benchmarks.gpu import truth
+from benchmarks.gpu import drawing, truth
+from benchmarks.gpu.drawing import contender_of, forced, parity, relative_error
 from benchmarks.gpu.identity import Identity
 from benchmarks.gpu.journal import Journal, Measuring
 from benchmarks.gpu.sections import BUNDLES, Context
 from benchmarks.gpu.tensorrt import built_target
-from benchmarks.gpu.truth import contender_of, forced, parity, relative_error
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.build import build_bundle
 from fastvar.export.checkpoints.random_weights import random_checkpoint_for
@@ -25,7 +25,7 @@ from tests.models import tiny_hart
 
 def test_parity_of_a_tiny_model(tiny_bundle: Path, engine_cache: Path, tmp_path: Path, monkeypatch):
     """With itself, and with a pruning of its last scale that is another."""
-    monkeypatch.setitem(truth.TOLERANCES, "fp32", 1e-6)
+    monkeypatch.setitem(drawing.TOLERANCES, "fp32", 1e-6)
     expected = forced(Bundle.open(tiny_bundle))
     found = parity(expected, forced(Bundle.open(tiny_bundle)), "fp32")
     assert (found["ok"], found["logits_relative_error"], found["image_relative_error"]) == (True, [0.0] * 3, 0.0)
@@ -40,7 +40,7 @@ def test_parity_of_a_tiny_model(tiny_bundle: Path, engine_cache: Path, tmp_path:
 def stand_in(tmp_path: Path, engine_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Builder:
     """Builds for onnxruntime what is meant for the GPU."""
     monkeypatch.setenv("FASTVAR_CACHE", str(engine_cache))
-    monkeypatch.setitem(truth.TOLERANCES, "fp32", 1e-6)
+    monkeypatch.setitem(drawing.TOLERANCES, "fp32", 1e-6)
     return Builder(tmp_path, "onnxruntime", "cpu")
 
 
