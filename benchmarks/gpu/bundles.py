@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from benchmarks.gpu.recipes import Recipe, recipes
 from benchmarks.gpu.sections import BUNDLES, Context
+from fastvar.core.platform import usable_cores
 from fastvar.engines.bundle.folder import MANIFEST
 from fastvar.profiling.memory_run import run_apart
 
@@ -28,15 +28,19 @@ def measure(context: Context) -> None:
 
 def build_all(context: Context, wanted: Sequence[Recipe], folder: Path) -> None:
     """All recipes; one that takes over weights begins when these are there. Those first in the list begin first."""
+    cores = usable_cores()
+    at_once = max(1, min(MOST_AT_ONCE, cores // 2))
+    jobs = min(
+        cores, max(1, 2 * cores // at_once)
+    )  # where all compile, twice as many as cores: they wait for files too
 
     def build(recipe: Recipe) -> None:
         context.log.measure(
             recipe.name,
-            lambda: run_apart(f"built {recipe.name}", make, recipe, folder),
+            lambda: run_apart(f"built {recipe.name}", make, recipe, folder, jobs),
             stands=(folder / recipe.name / MANIFEST).is_file,
         )
 
-    at_once = max(1, min(MOST_AT_ONCE, (os.cpu_count() or 1) // 2))
     with ThreadPoolExecutor(at_once) as pool:
         first = {recipe.name: pool.submit(build, recipe) for recipe in wanted if not recipe.like}
         for name in dict.fromkeys(recipe.like for recipe in wanted if recipe.like):
@@ -46,9 +50,9 @@ def build_all(context: Context, wanted: Sequence[Recipe], folder: Path) -> None:
                     pool.submit(build, recipe)
 
 
-def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def make(recipe: Recipe, folder: Path, jobs: int) -> dict[str, Any]:
     """What another process runs."""
-    return recipe.make(folder)
+    return recipe.make(folder, jobs)
 
 
 def gpu_facts() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -10,6 +11,7 @@ from benchmarks.gpu.recipes import LARGE, WIDE
 from benchmarks.gpu.sections import Context
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.errors import BackendError
+from fastvar.profiling.memory_run import run_apart
 from fastvar.profiling.sampler import Sampler, sampler_for
 from fastvar.runtime.memory.fit import device_need
 from fastvar.runtime.memory.layout import build_layout
@@ -19,13 +21,14 @@ ROWS, RUNS = 2, 3
 
 
 def measure(context: Context) -> None:
-    """A line a size."""
+    """A line a size, each from a process of its own: of what one has drawn with, torch keeps memory for the next."""
     for name in (LARGE, WIDE):
-        context.log.measure(name, lambda name=name: large_image(context.bundle(name)))
+        context.log.measure(name, lambda name=name: run_apart(f"drew {name}", large_image, context.path(name)))
 
 
-def large_image(bundle: Bundle) -> dict[str, Any]:
+def large_image(path: Path) -> dict[str, Any]:
     """Scales, decoder and memory, from before the bundle is opened on the GPU to behind its last image."""
+    bundle = Bundle.open(path)
     sampler, why = nvml_sampler()
     if sampler is None:
         found = {"peak_bytes": None, "fits_card": None, "no_nvml": why}

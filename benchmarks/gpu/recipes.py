@@ -85,15 +85,15 @@ class Recipe:
     policy: str = ""
     like: str = ""
 
-    def make(self, folder: Path) -> dict[str, Any]:
-        """Build it there; what it took, for the record."""
+    def make(self, folder: Path, jobs: int | None = None) -> dict[str, Any]:
+        """Build it there, by so many processes at most; what it took, for the record."""
         if self.like:
-            report = self._make_like(Bundle.open(folder / self.like), folder / self.name)
+            report = self._make_like(Bundle.open(folder / self.like), folder / self.name, jobs)
         else:
             from fastvar.export.build import build_bundle
 
             checkpoint, plan, options, toolchain = self.parts()
-            report = build_bundle(checkpoint, plan, folder / self.name, options, toolchain=toolchain)
+            report = build_bundle(checkpoint, plan, folder / self.name, options, toolchain=toolchain, jobs=jobs)
         return {name: getattr(report, name) for name in TOLD}
 
     def compile(self, cache: EngineCache) -> tuple[int, int]:
@@ -132,7 +132,7 @@ class Recipe:
             return random_checkpoint_for(FAMILIES[self.source], SMALL_IMAGES, name=self.source)
         return load_checkpoint(Path(DEMO[0]), name=self.source)
 
-    def _make_like(self, source: Bundle, out: Path) -> Any:
+    def _make_like(self, source: Bundle, out: Path, jobs: int | None) -> Any:
         """Engines for another policy, size or attention kernel of the same GPU."""
         from fastvar.export.rebuild import rebuild
 
@@ -140,7 +140,7 @@ class Recipe:
         if self.target is not None:
             manifest = replace(manifest, target=self.target)
         plan = Model(self.source, PROMPT_TOKENS).plan(self.size, self.policy)
-        return rebuild(replace(source, manifest=manifest), out, policy=plan.policy, size=self.size)
+        return rebuild(replace(source, manifest=manifest), out, policy=plan.policy, size=self.size, jobs=jobs)
 
 
 def recipes(model: str, capability: str) -> Iterator[Recipe]:
