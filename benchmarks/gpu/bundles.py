@@ -30,9 +30,7 @@ def build_all(context: Context, wanted: Sequence[Recipe], folder: Path) -> None:
     """All recipes; one that takes over weights begins when these are there. Those first in the list begin first."""
     cores = usable_cores()
     at_once = max(1, min(MOST_AT_ONCE, cores // 2))
-    jobs = min(
-        cores, max(1, 2 * cores // at_once)
-    )  # where all compile, twice as many as cores: they wait for files too
+    jobs = min(cores, 2 * cores // at_once)  # each; where all compile at once, twice as many as there are cores
 
     def build(recipe: Recipe) -> None:
         context.log.measure(
