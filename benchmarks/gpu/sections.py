@@ -49,7 +49,7 @@ SECTIONS = (
     Section("eager", 180, "against_eager"),
     Section("families", 60, "families"),
     Section("attention", 45, "attention"),
-    Section("tests", 120, "marked_tests"),
+    Section("tests", 180, "marked_tests"),
     Section("tensorrt", 180, "tensorrt"),
 )
 
