@@ -12,6 +12,7 @@ STUBS := tensorrt-stubs==10.13.0.35.1
 CUDA_VENV := .venv-cuda
 CUDA_TORCH ?= torch==2.13.0
 GPU_VENV := .venv-gpu
+CAPABILITY := sm90
 LOWEST_VENV := .venv-lowest
 LOWEST_BUNDLE := $(LOWEST_VENV)/bundle
 
@@ -103,22 +104,26 @@ tune-demo: $(STAMP) ## search pruning policies for the demo, half an hour; write
 precisions: $(STAMP) ## score the demo in fp32, fp16, bf16 and with 8-bit weights; writes JSON to benchmarks/results
 	$(BIN)/python -m demo.measuring.precisions
 
-# The package is used where it lies: linked into the environment, so that nothing has to be built without a network.
+# A Python that has torch for CUDA is used as it is; the package is used where it lies: nothing has to be built without
+# a network. GPU_RUN is a program that runs what was prepared.
+GPU_RUN := build/gpu/python
 define GPU_INSTALL
-	test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv --system-site-packages $(GPU_VENV)
-	$(GPU_VENV)/bin/python benchmarks/gpu_install.py $(if $(WHEELS),--wheels "$(WHEELS)")
+	$(PYTHON) -m benchmarks.gpu_install --prepare build/gpu --venv $(GPU_VENV) $(if $(WHEELS),--wheels "$(WHEELS)")
 endef
 
-gpu: ## on a machine with an NVIDIA GPU: gpu tests, parity, timings, one JSON; WHEELS=FOLDER installs from there, offline
+gpu: ## on a machine with an NVIDIA GPU: truth, timings, gpu tests, one JSON, and on again after a stop; CACHE, WHEELS, GPU=OPTIONS
 	$(GPU_INSTALL)
-	$(GPU_VENV)/bin/python -m benchmarks.gpu_check
+	$(if $(CACHE),FASTVAR_CACHE="$(abspath $(CACHE))") $(GPU_RUN) -m benchmarks.gpu $(GPU)
 
-gpu-bench: ## there too: engines against eager torch, infinity_2b to 2048x2048; as bench and gpu, with BENCH and WHEELS
+gpu-bench: ## there too: engines against eager torch, infinity_2b to 2048x2048; as bench and gpu, with BENCH, CACHE and WHEELS
 	$(GPU_INSTALL)
-	$(GPU_VENV)/bin/python -m benchmarks --device cuda --keep-going $(BENCH)
+	$(if $(CACHE),FASTVAR_CACHE="$(abspath $(CACHE))") $(GPU_RUN) -m benchmarks --device cuda --keep-going $(BENCH)
 
-gpu-pack: $(STAMP) ## pack the TensorRT-RTX library for WHEELS=FOLDER: 228 MiB become 61, in four minutes
-	$(BIN)/python benchmarks/gpu_install.py --pack dist/gpu
+# PYTHON has a CUDA build of the torch that the GPU's machine has.
+gpu-pack: $(if $(PACK_RTX),$(STAMP)) ## engines of make gpu for CAPABILITY=sm90, made without a GPU; PACK_RTX=whole or halves packs that library
+	$(GPU_INSTALL)
+	$(GPU_RUN) -m benchmarks.gpu pack --out dist/gpu/cache --capability $(CAPABILITY) $(GPU)
+	$(if $(PACK_RTX),$(BIN)/python -m benchmarks.gpu_install --pack dist/gpu/wheels $(if $(filter halves,$(PACK_RTX)),--halves))
 
 docs: $(STAMP) ## build the documentation site into build/site; warnings are errors
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"

@@ -18,7 +18,7 @@ from fastvar.core.precision import COMPUTE
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.registry import BACKEND_NAMES, backend_class, get_backend
 from fastvar.errors import BackendError, InputError
-from fastvar.runtime.inputs import TextInput
+from fastvar.runtime.inputs import LabelInput, TextInput
 from fastvar.runtime.memory.layout import EngineCall, StepCalls
 from fastvar.runtime.prompt import TokenizedPrompt
 from fastvar.runtime.session import Session
@@ -135,6 +135,7 @@ class EngineContender:
 
     Args:
         text: ids [1, T] of a prompt where the bundle has a text encoder, else features [2, T, Ct]; every token counts.
+            Of families that draw classes, a class.
         cuda_graphs: on a GPU, record the launches of a scale and replay them as one.
 
     Raises:
@@ -144,7 +145,7 @@ class EngineContender:
     def __init__(
         self,
         bundle: Bundle,
-        text: NDArray[Any],
+        text: NDArray[Any] | LabelInput,
         settings: SamplingSettings,
         threads: int | None = None,
         cuda_graphs: bool = True,
@@ -183,9 +184,11 @@ class EngineContender:
         return self._device.elapsed_ms(start, end)
 
 
-def give_text(workspace: Workspace, text: NDArray[Any]) -> None:
-    """Ids [1, T], or features [2, T, Ct], of which every token counts."""
-    if text.ndim == 2:
+def give_text(workspace: Workspace, text: NDArray[Any] | LabelInput) -> None:
+    """Ids [1, T], or features [2, T, Ct], of which every token counts; or a class."""
+    if isinstance(text, LabelInput):
+        workspace.give(text)
+    elif text.ndim == 2:
         length, width = text.shape[1], workspace.manifest.text_length
         ids = np.zeros((2, 1, width), np.int64)
         ids[0, :, :length], ids[1, :, :length] = text, 1

@@ -19,6 +19,7 @@ from benchmarks.records import Record, memory_record
 from benchmarks.timing import noise_of
 from fastvar.core.plan import GenerationPlan, make_plan
 from fastvar.core.schedule import parse_size
+from fastvar.engines.aotinductor.gpus import CUDA, GPUS, GpuTarget, capability_here
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.registry import BACKEND_NAMES, backend_class
 from fastvar.errors import BuildError, InputError
@@ -249,6 +250,17 @@ class Engines:
         return out
 
 
+def by_name(target: str) -> str:
+    """The GPU in this machine under its own name, where AOTInductor knows it: engines for that may be in the cache,
+    wherever they were compiled."""
+    if target != CUDA:
+        return target
+    import torch
+
+    here = capability_here(torch)
+    return str(GpuTarget(here)) if here in GPUS else target
+
+
 def build_engines(model: Model, entry: Entry, size: str, target: str, out: Path, like: Path | None) -> None:
     """What `Engines` runs in another process."""
     from fastvar.export.build import build_bundle
@@ -259,5 +271,5 @@ def build_engines(model: Model, entry: Entry, size: str, target: str, out: Path,
     if like is not None:
         rebuild(like, out, policy=plan.policy, size=size)
         return
-    toolchain = make_toolchain(entry.engine, target, entry.compute, entry.weights)
+    toolchain = make_toolchain(entry.engine, by_name(target), entry.compute, entry.weights)
     build_bundle(model.checkpoint(), plan, out, model.options, toolchain=toolchain)

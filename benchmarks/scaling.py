@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from benchmarks.builder import GUIDED, RESULTS, ROOT, Builder
 from benchmarks.contenders import Contender, EngineContender
-from benchmarks.gpu_check import GUIDED, RESULTS, ROOT, Builder
 from benchmarks.timing import timed_in_turn
 from fastvar.core.dtypes import human_bytes
 from fastvar.core.files import write_json, write_text

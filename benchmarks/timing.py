@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.contenders import Contender
-from fastvar.core.noise import Noise, uniform_noise
+from fastvar.core.noise import CHOICE, Noise, seeded_noise, uniform_noise
 from fastvar.errors import NumericsError
 from fastvar.runtime.settings import SamplingSettings
 
@@ -130,7 +130,7 @@ def come_to_rest() -> None:
 
 def noise_of(seed: int) -> Noise:
     """The runtime's own."""
-    return lambda scale, shape: uniform_noise(seed, scale, shape)
+    return seeded_noise(seed)
 
 
 def paired(slower: Sequence[float], faster: Sequence[float]) -> Ratio | None:
@@ -139,11 +139,18 @@ def paired(slower: Sequence[float], faster: Sequence[float]) -> Ratio | None:
     return Ratio(median(ratios), min(ratios), max(ratios), len(ratios)) if ratios else None
 
 
-def forced_logits(contender: Contender) -> list[Logits]:
-    """Logits of every scale under bits drawn beforehand: -1 forces a one, 2 a zero."""
+def forced_logits(contender: Contender, codes: int = 0) -> list[Logits]:
+    """Logits of every scale under choices drawn beforehand: -1 forces a bit to one, 2 to zero.
 
-    def forced(scale: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        return np.where(uniform_noise(FORCED_SEED, scale, shape) < 0.5, np.float32(-1), np.float32(2))
+    Args:
+        codes: of families that choose codes in place of bits, how many there are: -1 - i forces code i.
+    """
+
+    def forced(scale: int, shape: tuple[int, ...], stream: str = CHOICE) -> NDArray[Any]:
+        drawn = uniform_noise(FORCED_SEED, scale, shape, stream)
+        if stream.split(".")[0] != CHOICE:
+            return drawn
+        return -1 - np.floor(drawn * codes) if codes else np.where(drawn < 0.5, np.float32(-1), np.float32(2))
 
     contender.text()
     return contender.logits(forced)

@@ -1,4 +1,4 @@
-"""Programs on their way to a GPU. They were traced and saved on the CPU, which leaves four things to mend."""
+"""Programs on their way to a GPU. They were traced and saved on the CPU, which leaves five things to mend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ...core.platform import import_extra
 from .gpus import CUDNN
-from .graph import tidy
+from .graph import Insert, tidy, value_of
 
 
 def moved_to_gpu(torch: Any, program: Any, device: str) -> Any:
@@ -27,6 +27,7 @@ def mend(torch: Any, program: Any) -> None:
     tidy(torch, program)
     _materialise(torch, program)
     _hint_sizes(torch, program)
+    _join_channels(torch, program)
 
 
 def _materialise(torch: Any, program: Any) -> None:
@@ -55,6 +56,16 @@ def _hint_sizes(torch: Any, program: Any) -> None:
             if len(unknown) == 1:
                 (solution,) = sympy.solve(expression - value, unknown[0])
                 hints[unknown[0]] = sympy.Integer(solution)
+
+
+def _join_channels(torch: Any, program: Any) -> None:
+    """Attention takes channels that lie side by side: no kernel of a GPU reads others, as those of a convolution."""
+    aten, graph = torch.ops.aten, program.graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
+        add = Insert(torch, graph, node)
+        joined = [x if value_of(x).stride(-1) == 1 else add(aten.contiguous.default, x) for x in node.args[:3]]
+        node.args = (*joined, *node.args[3:])
+    program.graph_module.recompile()
 
 
 def gpu_options(torch: Any) -> dict[str, Any]:

@@ -150,12 +150,7 @@ def constant_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
 
 def fused_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, width: int) -> Tensor:
     """rows.attention as one operator: q [k, R * heads, hd] over keys, values [S, R * heads, hd] -> [k * R, C]."""
-    # [1, R * heads, ., hd]; fused kernels take vectors whose numbers lie side by side, as an image tokenizer's do not.
-    q, keys, values = (_dense(t).transpose(0, 1).unsqueeze(0) for t in (q, keys, values))
+    q, keys, values = (t.transpose(0, 1).unsqueeze(0) for t in (q, keys, values))  # [1, R * heads, ., hd]
     mask = None if bias is None else bias.to(q.dtype).unsqueeze(0)  # [1, R * heads, 1, S]
     out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=1.0)
     return out.squeeze(0).transpose(0, 1).reshape(-1, width)
-
-
-def _dense(t: Tensor) -> Tensor:
-    return t if t.stride(-1) == 1 else t.contiguous()

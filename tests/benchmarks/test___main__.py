@@ -155,3 +155,11 @@ def test_texts():
     assert demo.settings.tau == 0.5
     with pytest.raises(InputError, match="no model"):
         Model("infinity_9b", 64)
+
+
+@pytest.mark.parametrize(("capability", "target"), [("sm90", "cuda-sm90"), ("sm999", "cuda"), ("", "cuda")])
+def test_the_gpu_at_hand_goes_by_its_name_where_that_is_known(monkeypatch, capability: str, target: str):
+    """Engines made for it elsewhere are found in the cache."""
+    monkeypatch.setattr(bench_subject, "capability_here", lambda torch: capability)
+    assert bench_subject.by_name("cuda") == target
+    assert bench_subject.by_name("cpu-avx2") == "cpu-avx2"

@@ -77,8 +77,9 @@ def test_engines_draw_what_onnxruntime_draws(
     engines: str, tolerance: float, tiny_bundle: Path, request: pytest.FixtureRequest
 ):
     """Bits are forced, so that a rounding cannot send the two different ways."""
+    from benchmarks.builder import GUIDED
     from benchmarks.contenders import EngineContender
-    from benchmarks.gpu_check import GUIDED, relative_error
+    from benchmarks.gpu.drawing import relative_error
     from benchmarks.timing import forced_logits
     from fastvar.profiling.profiled_bundle import random_features
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fastvar.core.precision import Precision
 from fastvar.engines.aotinductor.backend import AotInductorBackend
-from fastvar.engines.aotinductor.gpu_program import gpu_options, known_options, mend
+from fastvar.engines.aotinductor.gpu_program import _join_channels, gpu_options, known_options, mend
+from fastvar.engines.aotinductor.graph import value_of
 from fastvar.errors import BuildError
 from fastvar.export.assembly import assemble
 from fastvar.export.models.common.step_graph import StepGraph
@@ -116,3 +118,28 @@ def test_options_are_those_that_the_installed_torch_knows():
     wanted = {"shape_padding": False, "no_such_option": 1}
     assert known_options(torch, wanted) == {"shape_padding": False}
     assert gpu_options(torch)["aot_inductor.embed_kernel_binary"] is True
+
+
+SDPA = torch.ops.aten.scaled_dot_product_attention.default
+
+
+class OfAConvolution(nn.Module):
+    """Attention over a grid, whose channels lie as a convolution leaves them; values side by side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels_last = x.flatten(2).transpose(1, 2)[:, None]  # [B, 1, h * w, C]
+        return nn.functional.scaled_dot_product_attention(channels_last, channels_last, channels_last.contiguous())
+
+
+def test_attention_is_given_channels_that_lie_side_by_side():
+    x = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(OfAConvolution(), (x,))
+    expected = program.module()(x)
+    (call,) = program.graph.find_nodes(op="call_function", target=SDPA)
+    assert [value_of(argument).stride(-1) == 1 for argument in call.args] == [False, False, True]
+    _join_channels(torch, program)
+    (call,) = program.graph.find_nodes(op="call_function", target=SDPA)
+    assert all(value_of(argument).stride(-1) == 1 for argument in call.args)
+    contiguous = program.graph.find_nodes(op="call_function", target=torch.ops.aten.contiguous.default)
+    assert len(contiguous) == 3, "the one that was there, and those of queries and keys"
+    torch.testing.assert_close(program.module()(x), expected)

@@ -1,0 +1,93 @@
+"""Section "eager": engines against eager torch as the published programs work, in one process and in turn."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from benchmarks.contenders import Contender, EngineContender, Entry
+from benchmarks.gpu.recipes import DENSE, FIRST, PROMPT_TOKENS
+from benchmarks.gpu.rounds import image_rounds, medians, ratio_of
+from benchmarks.gpu.sections import Context
+from benchmarks.models import EagerModels, Model, Opener, Place
+from benchmarks.timing import Logits, compare, forced_logits, require_agreement
+from fastvar.errors import NumericsError
+
+SIZE, RUNS = "1024x1024", 5
+PLACE = Place("cuda")
+# Name -> entry, and the bundle of those that are engines.
+ENTRIES = {
+    "eager-pruned": (Entry("eager-pruned", "bf16", "fastvar"), None),
+    "eager-dense": (Entry("eager-dense", "bf16", "dense"), None),
+    "engines": (Entry("aotinductor", "bf16", "fastvar"), FIRST),
+    "engines-dense": (Entry("aotinductor", "bf16", "dense"), DENSE),
+}
+RATIOS = (
+    ("eager-pruned", "eager-dense"),
+    ("engines", "eager-dense"),
+    ("engines", "eager-pruned"),
+    ("engines-dense", "eager-dense"),
+    ("engines", "engines-dense"),
+)
+
+
+def measure(context: Context) -> None:
+    """Lines of the machine's peaks, of each contender's agreement with eager fp32, of rounds, medians and ratios."""
+    context.log.measure("peaks", peaks)
+    contest = Contest(context)
+    for name in ENTRIES:
+        context.log.measure(f"agreement of {name}", lambda name=name: contest.agreement(name))
+    contest.let_go()
+    rounds = image_rounds(context, RUNS, {name: partial(contest.contender, name) for name in ENTRIES})
+    context.log.measure("medians", lambda: medians(rounds))
+    for faster, slower in RATIOS:
+        name = f"{faster} against {slower}"
+        context.log.measure(name, lambda slower=slower, faster=faster: asdict(ratio_of(rounds, slower, faster)))
+
+
+def peaks() -> dict[str, float]:
+    from benchmarks.machine_peak import measured_peaks
+
+    return measured_peaks(["bf16"], PLACE.device)
+
+
+class Contest:
+    """Contenders opened once, and only when something of them is not in the journal yet."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._model = Model(context.identity.model, PROMPT_TOKENS)
+        self._models = EagerModels(self._model, PLACE)
+        self._opened: dict[str, Contender] = {}
+        self._expected: dict[str, list[Logits]] = {}
+
+    def agreement(self, name: str) -> dict[str, Any]:
+        """With eager fp32 of the same plan, on equal text and forced bits."""
+        entry, contender = ENTRIES[name][0], self.contender(name)
+        if entry.policy not in self._expected:
+            self._expected[entry.policy] = forced_logits(self._models.contender("fp32", contender.plan))
+        scales = [step.index for step in contender.plan.steps]
+        settings = self._model.settings
+        found = compare(forced_logits(contender), self._expected[entry.policy], scales, settings.top_p)
+        try:
+            require_agreement(name, entry.precision, found, settings)
+        except NumericsError as error:
+            return {"ok": False, **asdict(found), "why": str(error)}
+        return {"ok": True, **asdict(found)}
+
+    def let_go(self) -> None:
+        """What is there for comparisons alone."""
+        self._expected.clear()
+        self._models.keep_only({"bf16"})
+
+    def contender(self, name: str) -> Contender:
+        if name not in self._opened:
+            entry, bundle = ENTRIES[name]
+            if bundle is None:
+                opener = Opener(self._model, entry, SIZE, PLACE, self._model.text())
+                self._opened[name] = opener.open(self._models)
+            else:
+                opened = self._context.bundle(bundle)
+                self._opened[name] = EngineContender(opened, self._model.text(), self._model.settings)
+        return self._opened[name]

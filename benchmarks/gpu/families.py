@@ -1,0 +1,27 @@
+"""Section "families": small models of the other families, truth and milliseconds."""
+
+from __future__ import annotations
+
+from benchmarks.gpu.drawing import WAYS, contender_of, forced, parity, scales_record, timed_runs
+from benchmarks.gpu.recipes import FAMILIES
+from benchmarks.gpu.sections import Context
+
+PRECISION = "bf16"
+
+
+def measure(context: Context) -> None:
+    """Lines of truth, then one of time, for each family."""
+    for name in FAMILIES:
+        for way, graphs in WAYS.items():
+            context.log.measure(f"{name} truth, {way}", lambda name=name, graphs=graphs: truth(context, name, graphs))
+        context.log.measure(f"{name} speed", lambda name=name: speed(context, name))
+
+
+def truth(context: Context, name: str, graphs: bool) -> dict[str, object]:
+    expected = forced(context.bundle(f"{name}-cpu"))
+    return parity(expected, forced(context.bundle(f"{name}-gpu"), graphs), PRECISION)
+
+
+def speed(context: Context, name: str) -> dict[str, object]:
+    contender = contender_of(context.bundle(f"{name}-gpu"))
+    return scales_record(contender.plan, timed_runs(contender))

@@ -1,0 +1,40 @@
+"""Section "tests": the tests that need a GPU, a line each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.builder import ROOT
+from benchmarks.gpu.sections import Context
+
+
+class Recorder:
+    """A plugin of pytest that writes how each test ended."""
+
+    def __init__(self, context: Context) -> None:
+        self._log = context.log
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when != "call" and not (report.when == "setup" and report.outcome != "passed"):
+            return
+        if report.outcome == "failed":
+            self._log.note_error(report.nodeid, AssertionError(str(report.longrepr)), report.duration)
+            return
+        why = {"why": str(report.longrepr[2])} if isinstance(report.longrepr, tuple) else {}
+        self._log.measure(report.nodeid, lambda: {"outcome": report.outcome, "test_s": report.duration, **why})
+
+    def pytest_collection_modifyitems(self, items: list[Any], config: Any) -> None:
+        """Tests that passed before are not run again."""
+        left = [i for i in items if not self._log.journal.find(self._log.section, i.nodeid, self._log.digest)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in left])
+        items[:] = left
+
+
+def measure(context: Context) -> None:
+    """Engines are kept where pytest keeps what it keeps: in the work folder here."""
+    import pytest
+
+    arguments = ["-q", "-m", "gpu", "-p", "no:xdist", "-o", f"cache_dir={context.work / 'pytest'}", str(ROOT / "tests")]
+    status = pytest.main(arguments, plugins=[Recorder(context)])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise RuntimeError(f"pytest ended with status {int(status)}")
