@@ -9,6 +9,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 PACKED = ("tensorrt_rtx*", "tensorrt_rtx_libs")
 MOST_BYTES = 2 << 30  # of an unpacked archive: TensorRT-RTX takes a quarter of it
@@ -67,12 +68,13 @@ class _Joined(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
+        if self._file.closed:  # behind the last one
+            return 0
         while not (count := self._file.readinto(buffer)):
             self._file.close()
             following = next(self._left, None)
             if following is None:
-                self._left, self._file = iter(()), io.BytesIO()  # type: ignore[assignment]
                 return 0
             self._file = following.open("rb")
         return count
@@ -91,9 +93,9 @@ def unpack(archive: Path, packages: Path, parts: Sequence[Path] = ()) -> None:
     bytes_left, files_left = MOST_BYTES, MOST_FILES
     try:
         with (
-            io.BufferedReader(_Joined(parts or [archive])) as whole,
+            io.BufferedReader(cast(io.RawIOBase, _Joined(parts or [archive]))) as whole,
             lzma.LZMAFile(whole) as packed,
-            tarfile.open(fileobj=_Limited(archive, packed, MOST_BYTES + (MOST_FILES << 10)), mode="r|") as members,
+            tarfile.open(fileobj=cast(io.BytesIO, limited(archive, packed)), mode="r|") as members,
         ):
             for member in _checked(archive, members):
                 bytes_left, files_left = bytes_left - member.size, files_left - 1
@@ -107,7 +109,9 @@ def unpack(archive: Path, packages: Path, parts: Sequence[Path] = ()) -> None:
         sys.exit(f"error: {archive} is no whole archive: {error}")
 
 
-_SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # 3.10 and 3.11 have it since their later ones
+_SAFELY: Any = (
+    {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+)  # 3.10 and 3.11 have it since their later ones
 
 
 def _checked(archive: Path, members: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -116,6 +120,10 @@ def _checked(archive: Path, members: tarfile.TarFile) -> Iterator[tarfile.TarInf
         if outside or not (member.isfile() or member.isdir()):
             _refuse(archive, "files of one environment", member.name)
         yield member
+
+
+def limited(archive: Path, packed: lzma.LZMAFile) -> _Limited:
+    return _Limited(archive, packed, MOST_BYTES + (MOST_FILES << 10))
 
 
 class _Limited:

@@ -28,7 +28,18 @@ from benchmarks.gpu_archives import HALVES, halve, pack, unpack
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = "export,onnxruntime,tensorrt-rtx,nvml,dev"
 # By the name under which each is imported. Without the second kind some measurements are left out, and say so.
-NEEDED = ("numpy", "safetensors", "tokenizers", "PIL", "msgspec", "typer", "rich", "torch", "onnx", "onnxruntime")
+NEEDED: tuple[str, ...] = (
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "PIL",
+    "msgspec",
+    "typer",
+    "rich",
+    "torch",
+    "onnx",
+    "onnxruntime",
+)
 NEEDED += ("onnx_ir", "onnxscript", "transformers")
 WANTED = ("pynvml", "cuda.bindings", "pytest", "filelock", "hypothesis", "jinja2")
 # Where drivers put their library, beside the folders that the loader knows.

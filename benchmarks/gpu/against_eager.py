@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from benchmarks.contenders import Contender, EngineContender, Entry
 from benchmarks.gpu.recipes import DENSE, FIRST, PROMPT_TOKENS
-from benchmarks.gpu.rounds import image_rounds, medians, ratio_of
+from benchmarks.gpu.rounds import Round, image_rounds, medians, ratio_of
 from benchmarks.gpu.sections import Context
 from benchmarks.models import EagerModels, Model, Opener, Place
 from benchmarks.timing import Logits, compare, forced_logits, require_agreement
@@ -37,13 +38,17 @@ def measure(context: Context) -> None:
     context.log.measure("peaks", peaks)
     contest = Contest(context)
     for name in ENTRIES:
-        context.log.measure(f"agreement of {name}", lambda name=name: contest.agreement(name))
+        context.log.measure(f"agreement of {name}", partial(contest.agreement, name))
     contest.let_go()
     rounds = image_rounds(context, RUNS, {name: partial(contest.contender, name) for name in ENTRIES})
     context.log.measure("medians", lambda: medians(rounds))
     for faster, slower in RATIOS:
         name = f"{faster} against {slower}"
-        context.log.measure(name, lambda slower=slower, faster=faster: asdict(ratio_of(rounds, slower, faster)))
+        context.log.measure(name, partial(ratio_record, rounds, slower, faster))
+
+
+def ratio_record(rounds: Sequence[Round], slower: str, faster: str) -> dict[str, Any]:
+    return asdict(ratio_of(rounds, slower, faster))
 
 
 def peaks() -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from benchmarks.gpu.drawing import WAYS, contender_of, forced, parity, scales_record, timed_runs
 from benchmarks.gpu.recipes import FAMILIES
 from benchmarks.gpu.sections import Context
@@ -13,8 +15,8 @@ def measure(context: Context) -> None:
     """Lines of truth, then one of time, for each family."""
     for name in FAMILIES:
         for way, graphs in WAYS.items():
-            context.log.measure(f"{name} truth, {way}", lambda name=name, graphs=graphs: truth(context, name, graphs))
-        context.log.measure(f"{name} speed", lambda name=name: speed(context, name))
+            context.log.measure(f"{name} truth, {way}", partial(truth, context, name, graphs))
+        context.log.measure(f"{name} speed", partial(speed, context, name))
 
 
 def truth(context: Context, name: str, graphs: bool) -> dict[str, object]:

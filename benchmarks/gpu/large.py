@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +24,7 @@ ROWS, RUNS = 2, 3
 def measure(context: Context) -> None:
     """A line a size, each from a process of its own: of what one has drawn with, torch keeps memory for the next."""
     for name in (LARGE, WIDE):
-        context.log.measure(name, lambda name=name: run_apart(f"drew {name}", large_image, context.path(name)))
+        context.log.measure(name, partial(run_apart, f"drew {name}", large_image, context.path(name)))
 
 
 def large_image(path: Path) -> dict[str, Any]:
@@ -31,18 +32,18 @@ def large_image(path: Path) -> dict[str, Any]:
     bundle = Bundle.open(path)
     sampler, why = nvml_sampler()
     if sampler is None:
-        found = {"peak_bytes": None, "fits_card": None, "no_nvml": why}
-        return {**_images(bundle), "planned_bytes": planned_bytes(bundle), "memory": found}
+        missing = {"peak_bytes": None, "fits_card": None, "no_nvml": why}
+        return {**_images(bundle), "planned_bytes": planned_bytes(bundle), "memory": missing}
     with sampler:
         images = _images(bundle)
     recording = sampler.recording
-    found = {
+    found: dict[str, Any] = {
         "before_bytes": recording.device_before_bytes,
         "device_peak_bytes": recording.device_peak_bytes,
-        "peak_bytes": recording.peak.bytes,
+        "peak_bytes": recording.peak_bytes,
         "source": recording.peak.source,
         "card_bytes": CARD_BYTES,
-        "fits_card": recording.peak.bytes <= CARD_BYTES,
+        "fits_card": recording.peak_bytes <= CARD_BYTES,
     }
     return {**images, "planned_bytes": planned_bytes(bundle), "memory": found}
 

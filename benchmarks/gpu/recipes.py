@@ -138,7 +138,8 @@ class Recipe:
 
         manifest = source.manifest
         if self.target is not None:
-            manifest = replace(manifest, target=self.target)
+            engines = {name: replace(spec, target=self.target) for name, spec in manifest.engines.items()}
+            manifest = replace(manifest, engines=engines)
         plan = Model(self.source, PROMPT_TOKENS).plan(self.size, self.policy)
         return rebuild(replace(source, manifest=manifest), out, policy=plan.policy, size=self.size, jobs=jobs)
 

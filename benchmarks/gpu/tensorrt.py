@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 
 from benchmarks.builder import DEMO, Builder
 from benchmarks.gpu.drawing import TOLERANCES, contender_of, forced, parity, scales_record, timed_runs
@@ -17,7 +18,7 @@ def measure(context: Context) -> None:
     """Lines of truth and of time for each library that is there."""
     for backend, library in LIBRARIES.items():
         if importlib.util.find_spec(library) is None:
-            context.log.measure(backend, lambda library=library: {"skipped": f"{library} is not installed"})
+            context.log.measure(backend, partial(dict, skipped=f"{library} is not installed"))
             continue
         measure_library(context, backend)
 
@@ -28,17 +29,18 @@ def measure_library(context: Context, backend: str) -> None:
     for precision in TOLERANCES:
         context.log.measure(
             f"{backend} {precision}",
-            lambda precision=precision: parity(
-                forced(context.bundle("demo-cpu")),
-                forced(builder.gpu(f"demo-{backend}-{precision}", *DEMO, "--precision", precision)),
-                precision,
-            ),
+            partial(truth, context, builder, backend, precision),
         )
     for size, policy in TIMED:
         context.log.measure(
             f"{backend} {size} {policy}",
-            lambda size=size, policy=policy: timing(builder, context.identity.model, backend, size, policy),
+            partial(timing, builder, context.identity.model, backend, size, policy),
         )
+
+
+def truth(context: Context, builder: Builder, backend: str, precision: str) -> dict[str, object]:
+    bundle = builder.gpu(f"demo-{backend}-{precision}", *DEMO, "--precision", precision)
+    return parity(forced(context.bundle("demo-cpu")), forced(bundle), precision)
 
 
 def timing(builder: Builder, model: str, backend: str, size: str, policy: str) -> dict[str, object]:

@@ -12,9 +12,8 @@ def measure(context: Context) -> None:
     expected = forced(context.bundle("demo-cpu"))
     for precision in DEMO_PRECISIONS:
         for way, graphs in WAYS.items():
-            context.log.measure(
-                f"{precision}, {way}",
-                lambda precision=precision, graphs=graphs: parity(
-                    expected, forced(context.bundle(f"demo-{precision}"), graphs), precision
-                ),
-            )
+
+            def compared(precision: str = precision, graphs: bool = graphs) -> dict[str, object]:
+                return parity(expected, forced(context.bundle(f"demo-{precision}"), graphs), precision)
+
+            context.log.measure(f"{precision}, {way}", compared)
