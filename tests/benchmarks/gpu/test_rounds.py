@@ -80,3 +80,12 @@ def test_one_that_fails_leaves_and_the_others_go_on(context: Context):
 def test_none_left(context: Context):
     assert image_rounds(context, 1, {"a": lambda: Stopwatch(1, [], fails_at=1)}) == []
     assert context.log.failed == ["a, warming up", "round 0"]
+
+
+def test_who_computes_something_else_is_not_timed():
+    from benchmarks.gpu.against_eager import is_timed
+
+    assert is_timed({"ok": True}, stand_in=False)
+    assert not is_timed({"ok": False}, stand_in=False)
+    assert not is_timed(None, stand_in=False), "it could not be compared"
+    assert is_timed(None, stand_in=True), "a rehearsal goes all the way"
