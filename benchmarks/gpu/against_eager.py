@@ -39,15 +39,16 @@ def measure(context: Context) -> None:
     context.log.measure("peaks", peaks)
     if context.identity.stand_in:  # for cuDNN there is none
         torch.backends.cudnn.enabled = False
+        torch.backends.cuda.enable_cudnn_sdp(False)
     contest = Contest(context)
     found = {name: context.log.measure(f"agreement of {name}", partial(contest.agreement, name)) for name in ENTRIES}
     contest.let_go()
     timed = [name for name in ENTRIES if is_timed(found[name], context.identity.stand_in)]
     rounds = image_rounds(context, RUNS, {name: partial(contest.contender, name) for name in timed})
-    context.log.measure("medians", lambda: medians(rounds))
+    context.log.conclude("medians", lambda: medians(rounds))
     for faster, slower in RATIOS:
         name = f"{faster} against {slower}"
-        context.log.measure(name, lambda slower=slower, faster=faster: asdict(ratio_of(rounds, slower, faster)))
+        context.log.conclude(name, lambda slower=slower, faster=faster: asdict(ratio_of(rounds, slower, faster)))
 
 
 def is_timed(agreement: dict[str, Any] | None, stand_in: bool) -> bool:
