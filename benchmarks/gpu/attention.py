@@ -24,7 +24,7 @@ def measure(context: Context) -> None:
     context.log.measure("equal", lambda: equal(context))
     openers = {name: partial(opened, context, bundle) for name, bundle in CONTENDERS.items()}
     rounds = image_rounds(context, RUNS, openers)
-    context.log.measure("ratio", lambda: asdict(ratio_of(rounds, "cudnn", "flash")))
+    context.log.conclude("ratio", lambda: asdict(ratio_of(rounds, "cudnn", "flash")))
 
 
 def opened(context: Context, bundle: str) -> EngineContender:

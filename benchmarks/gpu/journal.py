@@ -98,6 +98,10 @@ class Measuring:
         tell(line)
         return line["values"]
 
+    def conclude(self, name: str, function: Callable[[], Any]) -> Any:
+        """What follows from measurements: no measurement, so it is made anew each time."""
+        return self.measure(name, function, stands=lambda: False)
+
     def note_error(self, name: str, error: Exception, seconds: float) -> None:
         """A line for what failed."""
         self.failed.append(name)

@@ -16,7 +16,8 @@ DECODED = 2  # rounds that run the decoder too
 
 
 def image_rounds(context: Context, runs: int, openers: Mapping[str, Callable[[], Contender]]) -> list[Round]:
-    """Rounds of one image each; those that the journal has are taken from it. Contenders are opened if one is missing.
+    """Rounds of one image each; those that the journal has, of the same contenders, are taken from it. Contenders are
+    opened if one is missing.
 
     The first round of a process warms up, and is not counted. A contender that fails has a line that says so, and
     leaves.
@@ -43,7 +44,8 @@ def image_rounds(context: Context, runs: int, openers: Mapping[str, Callable[[],
         images = each(contenders, f"round {number}", lambda name: one_image(contenders[name], number, decode=decode))
         return {name: {"scales_ms": run.scales_ms, **vars(run)} for name, run in images.items()}
 
-    found = [context.log.measure(f"round {number}", partial(play, number)) for number in range(runs)]
+    who = ", ".join(openers)
+    found = [context.log.measure(f"round {number} of {who}", partial(play, number)) for number in range(runs)]
     return [one for one in found if one is not None]
 
 

@@ -14,6 +14,7 @@ from fastvar.engines.aotinductor.stand_in_gpu import NONSENSE
 from fastvar.errors import InputError
 
 Record = dict[str, Any]
+LONGEST = 160  # characters of a line for people
 REHEARSAL = "a stand-in for a GPU measured some of this: it computes nothing, and all figures are nonsense"
 
 
@@ -72,7 +73,8 @@ def text_of(record: Record) -> str:
     said = [f"{REHEARSAL}\n({NONSENSE})"] if record["nonsense"] else []
     for section, names in record["sections"].items():
         whole = names.get(WHOLE, {})
-        said.append(f"{section}: {whole.get('error', 'done')} ({whole.get('seconds', 0):.0f} s)")
+        ended = "; ".join(whole.get("error", "done").splitlines())[:LONGEST]
+        said.append(f"{section}: {ended} ({whole.get('seconds', 0):.0f} s)")
         said += [f"  {name}: {_short(line)}" for name, line in names.items() if name != WHOLE]
     failed = record["failed"]
     said.append(f"failed: {len(failed)}" if failed else "all passed")
@@ -81,14 +83,14 @@ def text_of(record: Record) -> str:
 
 def _short(line: Record) -> str:
     if "error" in line:
-        return f"error: {line['error'].splitlines()[0][:160]}"
+        return f"error: {line['error'].splitlines()[0][:LONGEST]}"
     values = line["values"]
     if not isinstance(values, dict):
-        return str(values)[:160]
+        return str(values)[:LONGEST]
     found = [f"{name} {_number(value)}" for name, value in values.items() if isinstance(value, int | float | str)]
     if isinstance(errors := values.get("logits_relative_error"), list):
         found.append(f"worst scale {_number(max(errors, key=float))}")
-    return ", ".join(found)[:160]
+    return ", ".join(found)[:LONGEST]
 
 
 def _number(value: Any) -> str:

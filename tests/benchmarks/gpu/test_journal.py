@@ -70,7 +70,11 @@ def test_under_another_digest_it_is(journal: Journal):
     assert measuring(journal).measure("a", lambda: pytest.fail("measured again")) == 1, "that of its own digest"
 
 
-def test_and_so_is_what_no_longer_stands(journal: Journal):
+def test_what_follows_from_measurements_is_made_anew(journal: Journal):
+    assert [measuring(journal).conclude("ratio", lambda value=value: value) for value in (1, 2)] == [1, 2]
+
+
+def test_what_no_longer_stands_is_measured_again(journal: Journal):
     measuring(journal).measure("a", lambda: 1)
     assert measuring(journal).measure("a", lambda: 2, stands=lambda: False) == 2
 

@@ -44,7 +44,9 @@ def test_in_turn_behind_a_round_that_warms_up(context: Context):
     log: list[float] = []
     rounds = image_rounds(context, 3, {"slow": lambda: Stopwatch(4, log), "fast": lambda: Stopwatch(1, log)})
     assert log == [4, 1] * 4
-    assert [line["name"] for line in context.log.journal.lines()] == ["round 0", "round 1", "round 2"]
+    assert [line["name"] for line in context.log.journal.lines()] == [
+        f"round {number} of slow, fast" for number in range(3)
+    ]
     found = medians(rounds)
     assert found["slow"] == {"rounds": 3, "text_ms": 1, "scales_ms": 12, "scale_ms": [4, 8], "decode_ms": 5}
     assert vars(ratio_of(rounds, "slow", "fast")) == {"median": 4, "min": 4, "max": 4, "rounds": 3}
@@ -58,6 +60,8 @@ def test_rounds_of_the_journal_are_not_played_again(context: Context):
     rounds = image_rounds(context, 3, {"a": lambda: Stopwatch(7, log)})
     assert log == [7, 7], "it warms up, and plays the round that is missing"
     assert [each["a"]["scales_ms"] for each in rounds] == [3, 3, 21]
+    both = image_rounds(context, 1, {"a": lambda: Stopwatch(1, []), "b": lambda: Stopwatch(2, [])})
+    assert list(both[0]) == ["a", "b"], "rounds of others are other rounds"
 
 
 def test_one_that_fails_leaves_and_the_others_go_on(context: Context):
@@ -79,4 +83,13 @@ def test_one_that_fails_leaves_and_the_others_go_on(context: Context):
 
 def test_none_left(context: Context):
     assert image_rounds(context, 1, {"a": lambda: Stopwatch(1, [], fails_at=1)}) == []
-    assert context.log.failed == ["a, warming up", "round 0"]
+    assert context.log.failed == ["a, warming up", "round 0 of a"]
+
+
+def test_who_computes_something_else_is_not_timed():
+    from benchmarks.gpu.against_eager import is_timed
+
+    assert is_timed({"ok": True}, stand_in=False)
+    assert not is_timed({"ok": False}, stand_in=False)
+    assert not is_timed(None, stand_in=False), "it could not be compared"
+    assert is_timed(None, stand_in=True), "a rehearsal goes all the way"
