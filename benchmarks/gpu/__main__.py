@@ -100,7 +100,7 @@ def section(
     os.environ.update(gpu_install.linker_variables(work / "lib"))
     wanted = section_named(name)
     context = context_of(work, wanted, Identity(**json.loads(identity)))
-    import_module(f"benchmarks.gpu.{wanted.module}").measure(context)
+    import_module(f"benchmarks.gpu.measured.{wanted.module}").measure(context)
     if context.log.failed:
         print(f"failed: {', '.join(context.log.failed)}", flush=True)
         raise typer.Exit(1)

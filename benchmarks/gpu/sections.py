@@ -1,6 +1,6 @@
 """The sections of a GPU's day, the one that tells most of truth in a minute first, and what each depends on.
 
-A section is a module of this folder with a function `measure(context)`. It runs in a process of its own.
+A section is a module of measured/ with a function `measure(context)`. It runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Section:
     """Args:
     name: of the section.
     seconds: its time box.
-    module: of this folder, whose `measure` it is.
+    module: of measured/, whose `measure` it is.
     makes_files: it is run again even if it was done, for its files may be gone.
     """
 
@@ -97,7 +97,7 @@ def digest_of(section: Section, identity: Identity) -> str:
     The source of another section is left out: to mend one does not measure all others again.
     """
     digest = hashlib.sha256(json.dumps(asdict(identity)).encode())
-    for path in (*_package_sources(), *modules_behind(HERE / f"{section.module}.py")):
+    for path in (*_package_sources(), *modules_behind(HERE / "measured" / f"{section.module}.py")):
         digest.update(f"{path.relative_to(ROOT)} ".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import pack as packing
-from benchmarks.gpu.bundles import build_all
 from benchmarks.gpu.identity import Identity
 from benchmarks.gpu.journal import Journal, Measuring
+from benchmarks.gpu.measured.bundles import build_all
 from benchmarks.gpu.pack import keep_engines, pack
 from benchmarks.gpu.recipes import FIRST, WITH_CUDNN, Recipe, recipes
 from benchmarks.gpu.sections import Context

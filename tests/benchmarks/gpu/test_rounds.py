@@ -87,7 +87,7 @@ def test_none_left(context: Context):
 
 
 def test_who_computes_something_else_is_not_timed():
-    from benchmarks.gpu.against_eager import is_timed
+    from benchmarks.gpu.measured.against_eager import is_timed
 
     assert is_timed({"ok": True}, stand_in=False)
     assert not is_timed({"ok": False}, stand_in=False)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import marked_tests
 from benchmarks.gpu.identity import Identity
 from benchmarks.gpu.journal import Journal, Measuring
+from benchmarks.gpu.measured import marked_tests
 from benchmarks.gpu.sections import Context
 
 TESTS = """

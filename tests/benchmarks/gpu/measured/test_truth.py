@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from benchmarks.builder import DEMO, Builder
-from benchmarks.gpu import drawing, truth
+from benchmarks.gpu import drawing
 from benchmarks.gpu.drawing import contender_of, forced, parity, relative_error
 from benchmarks.gpu.identity import Identity
 from benchmarks.gpu.journal import Journal, Measuring
+from benchmarks.gpu.measured import truth
+from benchmarks.gpu.measured.tensorrt import built_target
 from benchmarks.gpu.sections import BUNDLES, Context
-from benchmarks.gpu.tensorrt import built_target
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.build import build_bundle
 from fastvar.export.checkpoints.random_weights import random_checkpoint_for
