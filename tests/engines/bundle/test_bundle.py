@@ -164,9 +164,41 @@ def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monk
             make_bundle(tmp_path / "b")
         return read(path, record)
 
+    slept: list[float] = []
+    monkeypatch.setattr(bundle_module, "read_checked", replaced_once)
+    monkeypatch.setattr(bundle_module.time, "sleep", slept.append)
+    assert Bundle.open(tmp_path / "b").is_current()
+    assert slept == [0.2], "a swap takes less"
+
+
+def test_a_bundle_whose_files_go_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    """The new one has other files; where none has taken the place, the error stands."""
+    make_bundle(tmp_path / "b")
+    read, times = bundle_module.read_checked, []
+
+    def replaced_once(path, record):
+        if not times:
+            times.append(record)
+            make_bundle(tmp_path / "b", b"new")
+        return read(path, record)
+
     monkeypatch.setattr(bundle_module, "read_checked", replaced_once)
     monkeypatch.setattr(bundle_module, "_SWAP_SECONDS", 0)
-    assert Bundle.open(tmp_path / "b").is_current()
+    opened = Bundle.open(tmp_path / "b")
+    assert opened.read_engine(opened.manifest.engines["linear"]) == b"new"
+    engine_file(tmp_path / "b").unlink()
+    with pytest.raises(BundleError, match="cannot be read"):
+        Bundle.open(tmp_path / "b")
+
+
+def test_shown_it_is_told_by_its_place_and_digest_and_not_by_its_content(tmp_path):
+    make_bundle(tmp_path / "b")
+    opened = Bundle.open(tmp_path / "b")
+    shown = repr(opened)
+    assert str(tmp_path / "b") in shown
+    assert opened.digest in shown
+    for hidden in ("b'engine'", "_stamp", "text=b", "weights=<"):
+        assert hidden not in shown
 
 
 def test_a_bundle_that_is_replaced_again_and_again_is_given_up(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastvar.engines.bundle import bundle as bundle_module
-from fastvar.engines.bundle.bundle import Bundle, BundleWriter
+from fastvar.engines.bundle.bundle import MANIFEST, Bundle, BundleWriter
 from fastvar.engines.bundle.folder import JOURNAL
 from fastvar.engines.bundle.weight_file import WeightFile
 from fastvar.engines.cache.lock import FolderLock
@@ -21,6 +21,12 @@ from tests.models.small_bundle import ROOT, make_bundle, write_bundle
 
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
+
+
+def test_an_engine_is_named_for_people_and_by_its_content(tmp_path):
+    with BundleWriter(tmp_path / "b") as writer:
+        file, digest, _ = writer.add_engine("block/9 dense", b"same", ".onnx")
+    assert file == f"engines/block-9-dense-{digest[:8]}.onnx"
 
 
 def test_equal_engines_are_stored_once(tmp_path):
@@ -71,6 +77,42 @@ def test_leaving_without_commit_builds_nothing(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_folders_on_the_way_are_made(tmp_path):
+    make_bundle(tmp_path / "some" / "where" / "b")
+    make_bundle(tmp_path / "some" / "where" / "c")
+    assert names(tmp_path / "some" / "where") == ["b", "c"]
+
+
+def test_what_may_not_be_replaced_is_refused_before_anything_is_built(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").touch()
+    with pytest.raises(BundleError, match="is not a bundle"):
+        BundleWriter(tmp_path / "b").__enter__()
+    assert names(tmp_path) == ["b"], "the lock is given back, and no folder is left"
+
+
+def test_everything_is_on_the_disk_before_it_takes_the_place(tmp_path, monkeypatch):
+    """And the trade of places behind it."""
+    synced: list[tuple[str, bool]] = []
+    for function in ("sync_file", "sync_folder"):
+        real = getattr(bundle_module, function)
+
+        def noted(path, real=real):
+            synced.append((path.name, (tmp_path / "b").exists()))
+            real(path)
+
+        monkeypatch.setattr(bundle_module, function, noted)
+    with BundleWriter(tmp_path / "b") as writer:
+        manifest = write_bundle(writer)
+        building = writer.path(MANIFEST).parent.name
+        writer.commit(manifest)
+    assert synced[-1] == (tmp_path.name, True)
+    before = {name for name, placed in synced[:-1] if not placed}
+    engine = Path(manifest.engines["linear"].file).name
+    assert before >= {building, "engines", engine, "weights.safetensors", "tokenizer.json", MANIFEST}
+    assert len(before) == len({name for name, _ in synced[:-1]})
+
+
 def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(BundleError, match="is not a bundle"):
@@ -119,6 +161,18 @@ def test_a_swap_that_fails_brings_the_old_bundle_back(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert Bundle.open(tmp_path / "b").manifest.engines["linear"].size_bytes == len(b"engine")
     assert names(tmp_path) == ["b"]
+
+
+def test_the_old_bundle_goes_where_folders_cannot_trade_places(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle_module, "exchange", lambda first, second: False)
+    make_bundle(tmp_path / "b")
+    renamed = []
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, target: (renamed.append(target.name), rename(path, target))[1])
+    make_bundle(tmp_path / "b", b"new")
+    assert names(tmp_path) == ["b"]
+    assert Bundle.open(tmp_path / "b").manifest.engines["linear"].size_bytes == len(b"new")
+    assert renamed == [f".b.replaced-{os.getpid()}", "b"], "by that name the next build finds it, were this one killed"
 
 
 def test_a_manifest_that_names_an_unwritten_file_is_a_bug(tmp_path):
@@ -189,6 +243,16 @@ def test_killed_between_the_two_renames(tmp_path):
     with BundleWriter(tmp_path / "b"):
         Bundle.open(tmp_path / "b")
     assert names(tmp_path) == [".b.building-mine", "b"]
+
+
+def test_of_several_builds_killed_between_the_two_renames_the_last_is_restored(tmp_path):
+    for number, engine in ((123, b"older"), (124, b"newer")):
+        make_bundle(tmp_path / "b", engine)
+        (tmp_path / "b").rename(tmp_path / f".b.replaced-{number}")
+    with BundleWriter(tmp_path / "b"):
+        opened = Bundle.open(tmp_path / "b")
+        assert opened.read_engine(opened.manifest.engines["linear"]) == b"newer"
+    assert names(tmp_path) == ["b"]
 
 
 def test_a_lock_file_removed_while_waiting_is_not_taken_for_the_lock(tmp_path, monkeypatch):
