@@ -140,7 +140,7 @@ def test_sections_come_in_the_order_of_truth_a_minute():
     names = [section.name for section in SECTIONS]
     assert names[:5] == ["build", "truth", "speed", "large", "eager"]
     assert names[-1] == "tensorrt"
-    assert all((ROOT / "benchmarks" / "gpu" / f"{section.module}.py").is_file() for section in SECTIONS)
+    assert all((ROOT / "benchmarks" / "gpu" / "measured" / f"{section.module}.py").is_file() for section in SECTIONS)
     with pytest.raises(InputError, match="truth"):
         section_named("lies")
 
@@ -161,7 +161,8 @@ def test_a_digest_depends_on_machine_library_model_and_section():
 
 def test_and_on_the_source_behind_the_section_alone():
     found = {
-        section.name: {path.stem for path in modules_behind(HERE / f"{section.module}.py")} for section in SECTIONS
+        section.name: {path.stem for path in modules_behind(HERE / "measured" / f"{section.module}.py")}
+        for section in SECTIONS
     }
     assert {"truth", "drawing", "recipes", "timing", "contenders"} <= found["truth"]
     assert {"against_eager", "rounds", "eager", "models", "machine_peak"} <= found["eager"]
