@@ -95,7 +95,7 @@ class CoderEngine:
 
     def __init__(self, backend: str, module: Any, prefix: str, state: Tensors) -> None:
         weights = {name: state[prefix + name].contiguous() for name in module.weights}
-        shapes = {name: WeightShape(tuple(w.shape), Role.EXACT) for name, w in weights.items()}
+        shapes = {name: WeightShape(tuple(w.shape), Role.FP32) for name, w in weights.items()}
         compiler = get_backend(backend)
         traced = (trace_program if compiler.graph_form == PROGRAM else trace)(module, shapes)
         target, version = compiler.resolve_target(None, Precision()), compiler.version()
