@@ -136,12 +136,18 @@ class Recipe:
         """Engines for another policy, size or attention kernel of the same GPU."""
         from fastvar.export.rebuild import rebuild
 
-        manifest = source.manifest
         if self.target is not None:
-            engines = {name: replace(spec, target=self.target) for name, spec in manifest.engines.items()}
-            manifest = replace(manifest, engines=engines)
+            source = retargeted(source, self.target)
         plan = Model(self.source, PROMPT_TOKENS).plan(self.size, self.policy)
-        return rebuild(replace(source, manifest=manifest), out, policy=plan.policy, size=self.size, jobs=jobs)
+        return rebuild(source, out, policy=plan.policy, size=self.size, jobs=jobs)
+
+
+def retargeted(bundle: Bundle, target: str) -> Bundle:
+    """A bundle as if its engines had been asked for with another attention kernel. What `rebuild` takes over of it, the
+    image decoder, has the same kernels either way: for heads as wide as its own there is one."""
+    manifest = bundle.manifest
+    engines = {name: replace(spec, target=target) for name, spec in manifest.engines.items()}
+    return replace(bundle, manifest=replace(manifest, engines=engines))
 
 
 def recipes(model: str, capability: str) -> Iterator[Recipe]:

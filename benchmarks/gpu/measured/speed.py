@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.contenders import EngineContender
+from benchmarks.eager import release_memory
 from benchmarks.gpu.drawing import WAYS, contender_of, decoder_record, scales_record, timed_runs
 from benchmarks.gpu.recipes import DENSE, FIRST
 from benchmarks.gpu.sections import Context
@@ -27,3 +28,5 @@ def measure_bundle(context: Context, name: str, way: str, graphs: bool) -> None:
     context.log.measure(f"{name}, {way}", lambda: scales_record(contender().plan, timed_runs(contender())))
     if graphs:
         context.log.measure(f"{name}, decoder", lambda: decoder_record(contender()))
+    opened.clear()
+    release_memory()  # else torch keeps it, and of recorded graphs nothing else may use it

@@ -11,7 +11,7 @@ from benchmarks.gpu.identity import Identity
 from benchmarks.gpu.journal import Journal, Measuring
 from benchmarks.gpu.measured.bundles import build_all
 from benchmarks.gpu.pack import keep_engines, pack
-from benchmarks.gpu.recipes import FIRST, WITH_CUDNN, Recipe, recipes
+from benchmarks.gpu.recipes import FIRST, WITH_CUDNN, Recipe, recipes, retargeted
 from benchmarks.gpu.sections import Context
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.cache.engine_cache import CachedEngine, EngineCache
@@ -29,6 +29,13 @@ def test_weights_are_made_before_they_are_taken_over():
     assert [bool(recipe.like) for recipe in of_model] == [False, True, True, True, True], "random weights are made once"
     targets = {recipe.name: recipe.target for recipe in found}
     assert (targets[FIRST], targets[WITH_CUDNN], targets["demo-cpu"]) == ("cuda-sm90", "cuda-sm90-cudnn", None)
+
+
+def test_a_bundle_that_is_rebuilt_with_another_attention(tiny_bundle: Path):
+    """Its target is that of its engines, all of them."""
+    found = retargeted(Bundle.open(tiny_bundle), "cuda-sm90-cudnn").manifest
+    assert found.target == "cuda-sm90-cudnn"
+    assert {spec.target for spec in found.engines.values()} == {found.target}
 
 
 @pytest.fixture
