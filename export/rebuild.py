@@ -102,7 +102,8 @@ def _toolchain(old: Manifest) -> Toolchain:
     """What the bundle was compiled with; engines that were not fused are accepted where it holds some already."""
     backend, target = get_backend(old.backend, target=old.target), old.target
     unfused = any(e.report.kernels > 0 and e.report.fused_attentions < e.attentions for e in old.engines.values())
-    return Toolchain(backend, backend.resolve_target(target, old.precision), old.precision, allow_unfused=unfused)
+    resolved = backend.resolve_target(target, old.precision)
+    return Toolchain(backend, resolved, old.precision, allow_unfused=unfused, via=backend.graph_form)
 
 
 def _holds_encoder(weights: WeightFile) -> bool:

@@ -11,9 +11,12 @@ import pytest
 
 import fastvar
 from fastvar import Pipeline
+from fastvar.engines.aotinductor.backend import AotInductorBackend
+from fastvar.engines.base import ONNX, PROGRAM
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.bundle.manifest import SamplingDefaults
 from fastvar.errors import BackendError, BundleError, PlanError
+from fastvar.export import rebuild as rebuilding
 from fastvar.export.rebuild import rebuild
 from fastvar.families.infinity import INFINITY
 from fastvar.families.infinity_presets import schedule_for
@@ -138,3 +141,14 @@ def test_a_damaged_weight_file_is_refused(tiny_bundle, other_policy, tmp_path: P
         file.write(b"\xff")
     with pytest.raises(BundleError, match="damaged"):
         rebuild(source, tmp_path / "b", policy=other_policy)
+
+
+def test_a_rebuild_goes_the_way_of_its_backend(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """AOTInductor takes programs, not ONNX."""
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert rebuilding._toolchain(manifest).via == ONNX
+    monkeypatch.setattr(AotInductorBackend, "resolve_target", lambda self, target, precision: target)
+    target = "cpu-avx2"
+    engines = {n: replace(s, backend="aotinductor", target=target) for n, s in manifest.engines.items()}
+    found = rebuilding._toolchain(replace(manifest, engines=engines))
+    assert (found.backend.name, found.target, found.via) == ("aotinductor", target, PROGRAM)
