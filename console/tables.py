@@ -58,7 +58,9 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "fastvar_version": manifest.fastvar_version,
         "format_version": manifest.format_version,
         "weight_bytes": manifest.weights.size_bytes,
-        "activation_bytes": {str(s.rows): sound_layout(manifest, s.rows).arena_bytes for s in manifest.sets},
+        "activation_bytes": {
+            str(s.rows): sound_layout(manifest, *s.batch).arena_bytes for s in manifest.sets if s.images == 1
+        },
         "scales": [_scale_facts(manifest, position, step) for position, step in enumerate(plan.steps)],
         "skipped_scales": [i for i in range(len(plan.schedule)) if policy.rule(i).skip],
         "totals": {

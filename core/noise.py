@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ MAX_SEED = 2**63 - 1
 DRAWN_SEED_BITS = 32  # of a seed that nobody chose: short enough to type again
 ORDER = "order"
 CHOICE = "noise"  # one uniform number for each choice of a bit or of a code
-SCALARS = ("guidance", "tau", "cut", "top_k")  # settings, each an input [1]
+SCALARS = ("guidance", "tau", "cut", "top_k")  # settings, each an input with a number for every image
 # What the host draws for a scale, by the name of the input.
 DRAWN = (
     CHOICE,  # uniform
@@ -84,6 +84,19 @@ def draw(noise: Noise, step: StepPlan, shape: tuple[int, ...], name: str) -> NDA
         return _positions(noise, step)
     stream = name if not step.part else f"{name}.{step.part}"
     return noise(step.index, shape) if stream == CHOICE else noise(step.index, shape, stream)
+
+
+def draw_all(
+    noises: Sequence[Noise], step: StepPlan, shape: tuple[int, ...], name: str
+) -> NDArray[np.float32] | NDArray[np.int64]:
+    """The same input of several images, each with its own noise: token by token, the images side by side."""
+    if len(noises) == 1:
+        return draw(noises[0], step, shape, name)
+    axis = 1 if name == "residual_noise" else 0
+    one = (*shape[:axis], shape[axis] // len(noises), *shape[axis + 1 :])
+    drawn = np.stack([draw(noise, step, one, name) for noise in noises], axis=axis + 1)
+    joined: NDArray[Any] = drawn.reshape(shape)
+    return joined
 
 
 def _positions(noise: Noise, step: StepPlan) -> NDArray[np.int64]:

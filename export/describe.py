@@ -108,7 +108,7 @@ def assemble_checkpoint(checkpoint: Checkpoint, plan: GenerationPlan, options: B
         checkpoint.image_tokenizer,
         checkpoint.text_encoder,
         text_length_of(checkpoint.transformer, options.text_length),
-        options.rows,
+        options.batches,
         options.with_encoder,
         options.decoder_tile,
         checkpoint.prefix_length,

@@ -1,9 +1,10 @@
-"""A bundle brought to life on one device: its weights, its engines, its memory, and a workspace per guidance mode."""
+"""A bundle brought to life on one device: weights, engines, memory, and a workspace for each kind of pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from ..core.plan import Batch
 from ..engines.base import Backend, Engine
 from ..engines.bundle.bundle import Bundle
 from ..engines.registry import get_backend
@@ -47,7 +48,7 @@ class Session:
         )
         self.device = self._backend.device()
         offloads = offload_text_encoder and not self.device.shares_host_memory
-        layouts = [sound_layout(self.manifest, s.rows, offload_text_encoder=offloads) for s in self.manifest.sets]
+        layouts = [sound_layout(self.manifest, *s.batch, offload_text_encoder=offloads) for s in self.manifest.sets]
         check_weights(self.manifest, layouts, self.weights)
         need = total_need(self.manifest, layouts, on_host=self.device.shares_host_memory)
         require_fit(
@@ -60,22 +61,23 @@ class Session:
         )
         self.engines = LazyEngines(bundle, self._backend)
         self._memory = Memory(self.device, layouts, self.weights)
-        self._workspaces: dict[int, Workspace] = {}
+        self._workspaces: dict[Batch, Workspace] = {}
         self._settled = 0
 
-    def workspace(self, rows: int) -> Workspace:
-        """The workspace of a number of guidance rows; made when first asked for.
+    def workspace(self, rows: int, images: int = 1) -> Workspace:
+        """The workspace of a pass: so many images with so many guidance rows each; made when first asked for.
 
         Raises:
             BundleError: the bundle holds no engines for it.
         """
-        if rows not in self._workspaces:
-            self.manifest.engine_set(rows)
+        batch = Batch(rows, images)
+        if batch not in self._workspaces:
+            self.manifest.engine_set(*batch)
             uncond = self.weights[UNCONDITIONAL] if UNCONDITIONAL in self.weights else None  # noqa: SIM401 no mapping
-            self._workspaces[rows] = Workspace(
-                self.manifest, self.engines, self._memory, rows, uncond, captures=self._cuda_graphs
+            self._workspaces[batch] = Workspace(
+                self.manifest, self.engines, self._memory, rows, uncond, captures=self._cuda_graphs, images=images
             )
-        return self._workspaces[rows]
+        return self._workspaces[batch]
 
     def save_compiled_kernels(self) -> None:
         """After an image: keep what the library compiled for engines that ran for the first time."""

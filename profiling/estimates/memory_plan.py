@@ -74,7 +74,7 @@ def memory_plan(manifest: Manifest, *, offload_text_encoder: bool = False) -> Me
     """The plan of a bundle on its device, with the timeline of the guidance mode that needs most memory."""
     on_host = backend_class(manifest.backend).runs_on_host(manifest.target)
     offload_text_encoder = offload_text_encoder and not on_host
-    layouts = [build_layout(manifest, s.rows, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
+    layouts = [build_layout(manifest, *s.batch, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
     largest = max(layouts, key=lambda layout: layout.arena_bytes)
     need = total_need(manifest, layouts, on_host=on_host)
     resident = {**_resident(layouts), Part.LIBRARY: need.library_bytes}

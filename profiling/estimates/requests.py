@@ -30,7 +30,7 @@ def bundle_request(path: Path, asked: MemoryOptions) -> PlanRequest:
     """A bundle: all is decided but for where its text encoder stays."""
     manifest = Bundle.open(path, verify="auto", trust_remote_code=True).manifest  # nothing of it is run
     for engine_set in manifest.sets:
-        sound_layout(manifest, engine_set.rows)
+        sound_layout(manifest, *engine_set.batch)
     height, width = manifest.plan.schedule.pixels
     title = f"{manifest.model}, {width}x{height}, policy {manifest.plan.policy.name}, {manifest.backend}, "
     return PlanRequest(

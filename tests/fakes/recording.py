@@ -141,14 +141,16 @@ class Played:
 
     def __post_init__(self) -> None:
         self.layouts = [
-            build_layout(self.manifest, s.rows, offload_text_encoder=self.offload) for s in self.manifest.sets
+            build_layout(self.manifest, *s.batch, offload_text_encoder=self.offload) for s in self.manifest.sets
         ]
         self.memory = Memory(self.device, self.layouts, DescribedWeights(self.manifest))
         self.uploads = [entry.ref for entry in self.device.log if isinstance(entry, Written)]
         engines = {n: RecordingEngine(s, self.device, self.prepared) for n, s in self.manifest.engines.items()}
         uncond = np.zeros((TEXT_LENGTH, TEXT_WIDTH), np.float32)
         self.workspaces = {
-            layout.rows: Workspace(self.manifest, engines, self.memory, layout.rows, uncond) for layout in self.layouts
+            layout.rows: Workspace(self.manifest, engines, self.memory, layout.rows, uncond)
+            for layout in self.layouts
+            if layout.images == 1
         }
 
     @property

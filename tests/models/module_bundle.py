@@ -15,15 +15,22 @@ from fastvar.export.checkpoints.checkpoint import Checkpoint
 from fastvar.export.checkpoints.weight_sources import engine_weights, preview_weights
 from fastvar.export.describe import describe
 from fastvar.export.module_backend import ModuleBackend
+from fastvar.export.options import BuildOptions
 from fastvar.runtime.session import Session
 
 
 class ModuleBundle:
     """In place of engines/bundle/bundle.py's: a manifest, and a weight file in a folder."""
 
-    def __init__(self, checkpoint: Checkpoint, plan: GenerationPlan, folder: Path) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: GenerationPlan,
+        folder: Path,
+        options: BuildOptions = BuildOptions(),  # noqa: B008  it is frozen
+    ) -> None:
         self.path, precision = folder, Precision()
-        self.manifest: Manifest = describe(checkpoint, plan, backend_class("onnxruntime"), precision)
+        self.manifest: Manifest = describe(checkpoint, plan, backend_class("onnxruntime"), precision, options)
         sources = engine_weights(checkpoint, False, precision) | preview_weights(checkpoint)
         _write_weights(folder / self.manifest.weights.file, sources, precision)
         self.weights = WeightFile(folder / self.manifest.weights.file)

@@ -104,12 +104,12 @@ class EngineRun:
     def force_sum(self, calls: StepCalls, summed: Tensor) -> None:
         """Put another running sum in place of a scale's, and what the next scale begins with."""
         run, workspace = self.run, self.workspace
-        workspace._memory.write(workspace.layout, calls.summed, summed.numpy())
+        workspace._bound.write(calls.summed, summed.numpy())
         following = calls.step.next_index
         assert following is not None
         x = run.model.embed(area_pool(summed, run.plan().schedule.sizes[following])) + run.model.level(following)
         rows = x.expand(2, -1, -1).transpose(0, 1).flatten(0, 1)
-        workspace._write(calls.sampling_head, "x_next", rows.numpy())
+        workspace.write(calls.sampling_head, "x_next", rows.numpy())
 
 
 def compare_image(run: HartRun, engines: EngineRun, to: Comparison) -> Comparison:

@@ -143,8 +143,8 @@ class VarAdapter(CodebookAdapter[VarConfig]):
         plan = context.plan
         scales = len(plan.schedule)
         arguments: dict[str, Any] = {"index": step.index, "scales": scales, "ratio": step.index / max(scales - 1, 1)}
-        arguments |= {"config": context.transformer, "rows": step.rows(context.rows), "text_rows": context.rows}
-        return sampling_head_graph(SamplingHead, {**arguments, "smooth": plan.sampling_mode.smooth}, context, step)
+        arguments |= {"config": context.transformer, "smooth": plan.sampling_mode.smooth}
+        return sampling_head_graph(SamplingHead, arguments, context, step)
 
     def weights(self, transformer: VarConfig, state: State, images: VqTokenizerConfig, images_state: State) -> Sources:
         official = Official.of(VarTransformer, transformer, state)
