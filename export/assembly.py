@@ -44,7 +44,8 @@ class Assembly:
 
     def add(self, graph: StepGraph) -> str:
         """A graph's name; graphs of one name are one graph."""
-        if self.graphs.setdefault(graph.name, graph) != graph:
+        held = self.graphs.setdefault(graph.name, graph)
+        if (held.factory, held.arguments) != (graph.factory, graph.arguments):
             raise InternalError(f"two graphs are named {graph.name!r}")
         return graph.name
 
