@@ -139,7 +139,7 @@ def test_a_class_is_upscaled_by_label(run, var_editing_bundle, files, tmp_path):
 WRONG_SUBJECTS = {
     "neither a prompt nor --class-label given": (),
     "both a prompt and --class-label given": ("a goldfish", "--class-label", 3),
-    "class 10 is out of range": ("--class-label", 10),
+    "class '10' is out of range": ("--class-label", 10),
     "no class is named 'a goldfish'": ("a goldfish",),
 }
 

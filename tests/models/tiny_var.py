@@ -50,7 +50,9 @@ def tokenizer() -> VqTokenizer:
 
 def build(out: Path, cache: Path, backend: str = "onnxruntime") -> None:
     """A pruned bundle with the encoder."""
-    build_bundle(checkpoint(), plan(), out, WITH_ENCODER, toolchain=make_toolchain(backend), cache=cache)
+    build_bundle(
+        checkpoint(), plan(), out, WITH_ENCODER, toolchain=make_toolchain(backend, precision="fp32"), cache=cache
+    )
 
 
 def modules(folder: Path, policy: PruningPolicy = PRUNED, *, smooth: bool = False, guidance: str = "both") -> Pipeline:

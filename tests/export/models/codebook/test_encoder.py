@@ -13,6 +13,7 @@ from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.models.codebook.steps import VqImageEncoder
 from fastvar.export.models.common.weights import Role
 from fastvar.export.models.var.steps import VarAdapter
+from fastvar.export.rebuild import rebuild
 from tests.models import tiny_var
 from tests.parity.image_tokenizer import CoderEngine
 
@@ -45,6 +46,14 @@ def test_it_is_in_the_bundle_with_all_its_weights(var_editing_bundle):
     assert {name.removeprefix("image_tokenizer.") for name in encoder.weights.values()} == read
     for name in read:
         np.testing.assert_array_equal(bundle.weights[f"image_tokenizer.{name}"], state[name].numpy())
+
+
+def test_a_rebuilt_bundle_has_it_too(var_editing_bundle, engine_cache, tmp_path):
+    report = rebuild(var_editing_bundle, tmp_path / "out", policy=tiny_var.PRUNED, cache=engine_cache)
+    assert report.engines_copied == 2, "encoder and decoder"
+    old, new = (Bundle.open(path).manifest for path in (var_editing_bundle, tmp_path / "out"))
+    assert new.encoder == old.encoder == "encoder-8x8"
+    assert new.engines[new.encoder] == old.engines[old.encoder]
 
 
 def test_the_latent_is_fp32_whatever_is_computed_in():
