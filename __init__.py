@@ -10,15 +10,17 @@ from .errors import PipelineBusy
 if TYPE_CHECKING:
     from .export.build import build
     from .export.options import BuildOptions
+    from .runtime.inputs import UNCONDITIONAL
     from .runtime.params import SamplingParams
     from .runtime.pipeline import Pipeline
 
-__all__ = ["BuildOptions", "Pipeline", "PipelineBusy", "SamplingParams", "__version__", "build"]
+__all__ = ["UNCONDITIONAL", "BuildOptions", "Pipeline", "PipelineBusy", "SamplingParams", "__version__", "build"]
 # Imported when first used, so that `import fastvar` costs milliseconds and the runtime never meets torch.
 _LAZY = {
     "BuildOptions": ".export.options",
     "Pipeline": ".runtime.pipeline",
     "SamplingParams": ".runtime.params",
+    "UNCONDITIONAL": ".runtime.inputs",
     "build": ".export.build",
 }
 

@@ -19,11 +19,12 @@ MAX_SEED = 2**63 - 1
 DRAWN_SEED_BITS = 32  # of a seed that nobody chose: short enough to type again
 ORDER = "order"
 CHOICE = "noise"  # one uniform number for each choice of a bit or of a code
+GUMBEL = "gumbel"  # one number for each code of each token, where codes are mixed
 SCALARS = ("guidance", "tau", "cut", "top_k")  # settings, each an input with a number for every image
 # What the host draws for a scale, by the name of the input.
 DRAWN = (
     CHOICE,  # uniform
-    "gumbel",  # Gumbel [L, codes]: weights of a smooth embedding
+    GUMBEL,  # Gumbel [L, codes]: weights of a smooth embedding
     "residual_noise",  # normal [steps + 1, L, channels]: what the diffusion head starts from, and adds
     "positions",  # [tokens of the part] int64: the scale's tokens in a random order, in parts
 )
@@ -66,7 +67,7 @@ def uniform_noise(seed: int, scale: int, shape: tuple[int, ...], stream: str = C
     generator = np.random.Generator(np.random.Philox(key=key))
     if kind == CHOICE:
         return generator.random(shape, dtype=np.float32)
-    if kind == "gumbel":
+    if kind == GUMBEL:
         return -np.log(generator.standard_exponential(shape, dtype=np.float32))
     if kind == ORDER:
         return generator.permutation(shape[0]).astype(np.float32)

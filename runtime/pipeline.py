@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,8 @@ class Pipeline:
         Args:
             prompt: one text, or several.
             params: how they are sampled; the bundle's own way by default.
-            class_labels: one class or several, by number, or by name where the checkpoint has names.
+            class_labels: one class or several, by number, or by name where the checkpoint has names; "unconditional"
+                (`fastvar.UNCONDITIONAL`) for an image of no class, which guidance has no effect on.
             callback_on_scale_end: called with a `ScaleEvent` after every scale; may not draw with this pipeline.
             callback_on_image_end: called with a `GeneratedImage` as soon as each image is complete; may draw.
             timeout: seconds to wait for others before the first image; `busy_timeout` by default.
@@ -201,16 +202,17 @@ class Pipeline:
         Warns:
             UnknownWordsWarning: the tokenizer does not know some words of a prompt.
         """
-        chosen = self._chosen(params, changes)
+        subjects, chosen = self._asked(self._subjects.of, prompt, class_labels, params, changes)
         callbacks = (callback_on_scale_end, callback_on_image_end)
-        return self._draw(self._subjects.of(prompt, class_labels), chosen, callbacks, timeout)
+        return self._draw(subjects, chosen, callbacks, timeout)
 
     def upscale(
         self,
         image: ImageSource,
-        prompt: str | Iterable[str],
+        prompt: str | Iterable[str] | None = None,
         params: SamplingParams | None = None,
         *,
+        class_labels: Label | Iterable[Label] | None = None,
         keep_scales: int | None = None,
         fit: str = "exact",
         consistency: bool = True,
@@ -225,6 +227,7 @@ class Pipeline:
             image: a PIL image; a file by path, as bytes, or opened in binary; or an array [H, W] or [H, W, 3 or 4] of
                 uint8, or of floats from 0 to 1.
             prompt: what the image shows; of several, each is drawn.
+            class_labels: the same, of models that draw classes.
             keep_scales: how many scales are the image's; by default those whose token grid, at 16 pixels a token,
                 does not exceed the image.
             fit: "crop" to cut another aspect ratio around the centre; "exact" refuses it.
@@ -237,19 +240,20 @@ class Pipeline:
             PipelineBusy, BundleError: as a call.
         """
         self._require_encoder()
-        chosen = self._chosen(params, changes)
+        subjects, chosen = self._asked(self._subjects.of, prompt, class_labels, params, changes)
         plan = self.manifest.plan
         edit = upscaling(read_image(image), plan, keep_scales=keep_scales, fit=fit, consistency=consistency)
         callbacks = (callback_on_scale_end, callback_on_image_end)
-        return self._draw(self._subjects.of(prompt), chosen, callbacks, timeout, edit)
+        return self._draw(subjects, chosen, callbacks, timeout, edit)
 
     def inpaint(
         self,
         image: ImageSource,
         mask: ImageSource,
-        prompt: str | Iterable[str],
+        prompt: str | Iterable[str] | None = None,
         params: SamplingParams | None = None,
         *,
+        class_labels: Label | Iterable[Label] | None = None,
         fit: str = "exact",
         composite: bool = True,
         callback_on_scale_end: OnScaleEnd | None = None,
@@ -264,6 +268,7 @@ class Pipeline:
             mask: of the image's aspect ratio, given in the same ways, or an array of booleans: white, True or 1 is
                 redrawn. Of a picture with holes, the holes are: where it is transparent.
             prompt: what the whole image shall show; of several, each is drawn.
+            class_labels: the same, of models that draw classes: another class than the image's edits what it shows.
             fit: "crop" to cut another aspect ratio around the centre, of image and mask; "exact" refuses it.
             composite: put the image's own pixels back outside the mask, with a soft edge.
 
@@ -275,10 +280,10 @@ class Pipeline:
             PipelineBusy, BundleError: as a call.
         """
         self._require_encoder()
-        chosen = self._chosen(params, changes)
+        subjects, chosen = self._asked(self._subjects.of, prompt, class_labels, params, changes)
         edit = inpainting(read_image(image), read_mask(mask), self.manifest.plan, fit=fit, composite=composite)
         callbacks = (callback_on_scale_end, callback_on_image_end)
-        return self._draw(self._subjects.of(prompt), chosen, callbacks, timeout, edit)
+        return self._draw(subjects, chosen, callbacks, timeout, edit)
 
     def _require_encoder(self) -> None:
         if not self.manifest.encoder:
@@ -328,22 +333,31 @@ class Pipeline:
         Warns:
             UnknownWordsWarning: as a call.
         """
-        params, settings = self._chosen(params, changes)
+        subjects, (params, settings) = self._asked(self._subjects.one, prompt, class_label, params, changes)
         if params.num_images != 1:
             raise InputError(f"num_images {params.num_images} of a stream", expected="1: a stream draws one image")
-        subject = self._subjects.one(prompt, class_label)
-        (given,) = self._subjects.inputs([subject], params.negative_prompt, settings)
+        (given,) = self._subjects.inputs(subjects, params.negative_prompt, settings)
         (seed,) = seeds_from(params.seed, 1)
         turn = StreamTurn(self._turns, self._sampler.scales(given, seed, settings), seconds("timeout", timeout))
         return Stream(turn, seed, recorded(self.manifest, settings, params.negative_prompt))
 
-    def _chosen(self, params: SamplingParams | None, changes: dict[str, Any]) -> Chosen:
+    def _asked(
+        self,
+        subjects_of: Callable[[Any, Any], list[Subject]],
+        prompt: object,
+        labels: object,
+        params: SamplingParams | None,
+        changes: dict[str, Any],
+    ) -> tuple[list[Subject], Chosen]:
+        """What is drawn, and how: both checked."""
         if self.closed:
             raise closed()
         if params is not None and not isinstance(params, SamplingParams):
             raise InputError(f"params {shown(params)} is a {type(params).__name__}", expected="SamplingParams")
         found = (params or SamplingParams()).changed(**changes)
-        return found, chosen_settings(self.manifest, **found.settings)
+        subjects = subjects_of(prompt, labels)
+        settings = chosen_settings(self.manifest, steered=self._subjects.steered(subjects), **found.settings)
+        return subjects, (found, settings)
 
 
 def _load_again(cls: type[Pipeline], path: Path, arguments: dict[str, Any], digest: str) -> Pipeline:

@@ -14,7 +14,8 @@ from ..core.noise import Noise, seeded_noise
 from ..core.plan import StepPlan
 from ..core.schedule import Size
 from ..families import family_named
-from .editing.edits import Editing, given_tokens
+from .editing.edits import Editing
+from .editing.given_tokens import given_tokens
 from .inputs import ImageInput, Subject
 from .output import GeneratedImage, ImageTimings, Output, ScaleEvent, ScaleTiming
 from .preview import Colours, Previews, to_image
@@ -104,7 +105,7 @@ class ImageSampler:
             session = self.session
             latent = session.workspace(settings.rows).encode_image(edit.pixels)
             session.save_compiled_kernels()
-        return given_tokens(latent, edit.kept, session.manifest.plan, session.manifest.transformer).noise
+        return given_tokens(latent, edit.kept, session.manifest, session.weights).noise
 
     def _image(
         self, given: ImageInput, noise: Noise, request: Request, timeout: float | None

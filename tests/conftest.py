@@ -196,3 +196,12 @@ def editing_bundle(shared: Path, tiny_checkpoint, tiny_policy: Path, engine_cach
         fastvar.build(tiny_checkpoint, out=out, cache=engine_cache, **options)
 
     return made_once(shared / "editing", build)
+
+
+@pytest.fixture(scope="session")
+def var_editing_bundle(shared: Path, engine_cache: Path) -> Path:
+    """A tiny class-conditional bundle with an image encoder; read only."""
+    trace_fast()
+    from tests.models import tiny_var
+
+    return made_once(shared / "var-editing", lambda out: tiny_var.build(out, engine_cache))

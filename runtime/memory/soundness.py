@@ -16,10 +16,12 @@ from ...engines.bundle.manifest import EngineSet, Manifest
 from ...engines.bundle.weight_file import WeightFile
 from ...engines.spec import EngineSpec, TensorSpec
 from ...errors import BundleError, InternalError
+from ...families.codebook import VqTokenizerConfig, phis_of
 from .layout import HOST_GIVEN, EngineCall, Layout, View, WeightView, build_layout
 from .stripes import BUFFER
 
 UNCONDITIONAL = "transformer.cfg_uncond"  # where a family learns the features of no text
+CODEBOOK, PHI = "transformer.codebook.weight", "transformer.phi."  # where tokens are codes; the phis are numbered
 # What the first stage of a tiled decoder has beside its weights, and what the others.
 _FIRST_STAGE = {"summed", "stripe_out", "statistics_out"}
 _STAGES = (
@@ -139,9 +141,12 @@ def _drawn_problems(m: Manifest, step: StepPlan, images: int, names: tuple[str, 
 
 
 def _decoder_problems(m: Manifest) -> Iterator[str]:
-    height, width = (side * m.transformer.patch * m.image_tokenizer.patch_size for side in m.plan.schedule.final)
+    grid = [side * m.transformer.patch for side in m.plan.schedule.final]
+    height, width = (side * m.image_tokenizer.patch_size for side in grid)
     if m.encoder and _shape(m.engines[m.encoder], "image") != (1, 3, height, width):
         yield f"engine {m.encoder!r} reads images of another size than {width}x{height}"
+    if m.encoder and _shape(m.engines[m.encoder], "latent") != (1, m.image_tokenizer.code_channels, *grid):
+        yield f"engine {m.encoder!r} makes a latent of another size than the decoder's"
     if m.tiles is None:
         yield from _lacking(m, m.decoder, {"summed"}, {"image"})
         if _shape(m.engines[m.decoder], "image") != (1, 3, height, width):
@@ -256,6 +261,7 @@ def _call_problems(call: EngineCall, spec: EngineSpec, written: _Written) -> Ite
 def _weight_problems(m: Manifest, layouts: Sequence[Layout], weights: WeightFile) -> Iterator[str]:
     channels = m.image_tokenizer.code_channels
     needed = [("preview.weight", "float32", (3, channels)), ("preview.bias", "float32", (3,))]
+    needed += _quantiser_weights(m) if m.encoder else ()
     for layout in layouts:
         bound = (binding for call in layout.calls() for binding in call.tensors.values())
         needed += [(w.name, w.dtype, w.shape) for w in bound if isinstance(w, WeightView)]
@@ -270,3 +276,14 @@ def _weight_problems(m: Manifest, layouts: Sequence[Layout], weights: WeightFile
         learned = (weights.dtype(UNCONDITIONAL), *weights.shape(UNCONDITIONAL)[1:])
         if learned != ("float32", m.transformer.text_width):
             yield f"tensor {UNCONDITIONAL!r} of its weight file is not of the text's width"
+
+
+def _quantiser_weights(m: Manifest) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, element type and shape of what the host quantises the latent of a given image with."""
+    images = m.image_tokenizer
+    if isinstance(images, VqTokenizerConfig):
+        channels = images.code_channels
+        yield CODEBOOK, "float32", (images.codes, channels)
+        for phi in phis_of(m.plan).values():
+            yield f"{PHI}{phi}.weight", "float32", (channels, channels, 3, 3)
+            yield f"{PHI}{phi}.bias", "float32", (channels,)

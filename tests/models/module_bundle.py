@@ -16,11 +16,14 @@ from fastvar.export.checkpoints.weight_sources import engine_weights, preview_we
 from fastvar.export.describe import describe
 from fastvar.export.module_backend import ModuleBackend
 from fastvar.export.options import BuildOptions
+from fastvar.runtime.pipeline import Pipeline
 from fastvar.runtime.session import Session
 
 
 class ModuleBundle:
     """In place of engines/bundle/bundle.py's: a manifest, and a weight file in a folder."""
+
+    digest = ""
 
     def __init__(
         self,
@@ -31,7 +34,7 @@ class ModuleBundle:
     ) -> None:
         self.path, precision = folder, Precision()
         self.manifest: Manifest = describe(checkpoint, plan, backend_class("onnxruntime"), precision, options)
-        sources = engine_weights(checkpoint, False, precision) | preview_weights(checkpoint)
+        sources = engine_weights(checkpoint, options.with_encoder, precision) | preview_weights(checkpoint)
         _write_weights(folder / self.manifest.weights.file, sources, precision)
         self.weights = WeightFile(folder / self.manifest.weights.file)
         self.kernel_folder = folder
@@ -44,4 +47,10 @@ class ModuleBundle:
         return True
 
     def session(self) -> Session:
-        return Session(self, backend=ModuleBackend(self.manifest, self._text_encoder))
+        return Session(self, backend=self._backend())
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline(self, backend=self._backend())
+
+    def _backend(self) -> ModuleBackend:
+        return ModuleBackend(self.manifest, self._text_encoder)

@@ -6,7 +6,7 @@ Each is a torch module with weights as inputs and every shape static; activation
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,14 @@ from ....core.resize import area_matrix, bicubic_matrix
 from ....core.schedule import Size
 from ....families.base import SquareScales, TransformerT
 from ....families.codebook import VqTokenizerConfig, phi_index
-from ..common.coders import ImageDecoder
+from ..common.coders import ImageDecoder, ImageEncoder, image_tokenizer_role
 from ..common.rows import ANY, OpenDims, Shapes, Weights, largest, tokens_of
 from ..common.steps import ImageStep
-from ..common.weights import Sources, State, WeightSource, getter
+from ..common.weights import Role, Sources, State, WeightSource, getter
 from ..transformer.adapter import ModelAdapter
 from ..transformer.block_steps import Tensors
 from ..transformer.sampling_head import SamplingHeadStep
-from .tokenizer import LatentDecoder, VqTokenizer, infer_vq_tokenizer
+from .tokenizer import LatentDecoder, LatentEncoder, VqTokenizer, infer_vq_tokenizer
 
 HIDDEN = -1e30  # a logit that is out of the running
 BLOCK = 64  # of running sums
@@ -227,18 +227,29 @@ class VqImageDecoder(ImageDecoder):
     kind = LatentDecoder
 
 
+class VqImageEncoder(ImageEncoder):
+    """The encoder of a VQ tokenizer, with the convolution behind it."""
+
+    kind = LatentEncoder
+
+
 class CodebookAdapter(ModelAdapter[TransformerT, VqTokenizerConfig]):
     """The common adapter of families that choose codes from a VQ tokenizer's codebook."""
 
     image_tokenizer = VqTokenizer
     decoder = VqImageDecoder
-    encoder = None
+    encoder: ClassVar[type[ImageEncoder] | None] = None
     tiles_decoder = False
-    decoder_prefix = "image_tokenizer."
+    decoder_prefix = encoder_prefix = "image_tokenizer."
     decoder_parts = ("decoder.", "post_quant_conv.")
+    encoder_parts = ("encoder.", "quant_conv.")
 
     def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> VqTokenizerConfig:
         return infer_vq_tokenizer(shapes)
+
+    def image_role(self, name: str) -> Role:
+        """The encoder's last convolution is fp32: in 16 bits its latent would have other nearest codes."""
+        return Role.FP32 if name.startswith("quant_conv.") else image_tokenizer_role(name)
 
 
 def codebook_weights(images: VqTokenizerConfig, state: State) -> Sources:

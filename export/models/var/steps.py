@@ -12,7 +12,7 @@ from torch import Tensor
 from ....core.plan import StepPlan
 from ....families.codebook import VqTokenizerConfig, phi_index
 from ....families.var import VAR, VarConfig
-from ..codebook.steps import CodebookAdapter, CodeSamplingHead, LayerModulation, codebook_weights
+from ..codebook.steps import CodebookAdapter, CodeSamplingHead, LayerModulation, VqImageEncoder, codebook_weights
 from ..common.rows import Shapes, Weights, tokens_of, unit
 from ..common.step_graph import StepGraph
 from ..common.steps import ImageStep
@@ -123,6 +123,7 @@ class VarAdapter(CodebookAdapter[VarConfig]):
     transformer = VarTransformer
     qkv = Qkv
     attn_mlp = ModulatedAttnMlp
+    encoder = VqImageEncoder
     image_tokenizer_files = ("vae_ch160v4096z32.pth",)
     derived = DERIVED
 
