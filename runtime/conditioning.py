@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ..core.tensors import Launch
 from ..engines.bundle.manifest import Manifest
 from ..errors import InternalError
-from .bound_layout import BoundLayout
 from .inputs import ImageInput, LabelInput, TextInput
+from .memory.bound_layout import BoundLayout
 from .memory.layout import EngineCall, View
 from .prompt import TokenizedPrompt
 

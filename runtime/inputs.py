@@ -90,17 +90,22 @@ class ConditioningInputs:
 
     def given(self, subject: Subject, negative: str | None, settings: SamplingSettings) -> ImageInput:
         """As `inputs`, for one subject."""
-        return self.inputs([subject], negative, settings)[0]
+        return self.inputs([subject], [negative], [settings])[0]
 
-    def inputs(self, subjects: Sequence[Subject], negative: str | None, settings: SamplingSettings) -> list[ImageInput]:
-        """What the workspace is given for each subject. Warns once of every text that holds unknown words.
+    def inputs(
+        self, subjects: Sequence[Subject], negatives: Sequence[str | None], settings: Sequence[SamplingSettings]
+    ) -> list[ImageInput]:
+        """What the workspace is given for each subject, with its own negative prompt and settings.
+
+        Warns once of every text that holds unknown words.
 
         Raises:
             InputError: no text encoder, a text too long for the bundle, or a negative prompt that has no effect.
                 Of several subjects it says which one is meant.
         """
-        if negative is not None:
-            self._check_negative(negative, settings)
+        for negative, own in zip(negatives, settings, strict=True):
+            if negative is not None:
+                self._check_negative(negative, own)
         if self._labels:
             return [LabelInput(self._row(subject)) for subject in subjects]
         tokenizer = self.tokenizer
@@ -109,13 +114,20 @@ class ConditioningInputs:
                 "this bundle has no text encoder, so it cannot read a prompt",
                 fix="build it from a checkpoint with a text encoder",
             )
-        encoded = None if negative is None else tokenizer.encode(negative, "negative prompt")
+        encoded = {
+            negative: tokenizer.encode(negative, "negative prompt")
+            for negative in dict.fromkeys(negatives)
+            if negative is not None
+        }
         prompts = self._each(subjects, tokenizer.encode)
         for subject, prompt in dict(zip(subjects, prompts, strict=True)).items():
             _warn_of_unknown(prompt, "prompt", of=str(subject) if len(subjects) > 1 else "")
-        if encoded is not None:
-            _warn_of_unknown(encoded, "negative prompt")
-        return [TextInput(prompt, encoded) for prompt in prompts]
+        for negative, found in encoded.items():
+            _warn_of_unknown(found, "negative prompt", of=negative if len(encoded) > 1 else "")
+        return [
+            TextInput(prompt, None if negative is None else encoded[negative])
+            for prompt, negative in zip(prompts, negatives, strict=True)
+        ]
 
     def _row(self, label: Subject) -> int:
         """The row of a class in the class embedding; that of no class lies behind all others."""

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ..core.arguments import byte_count, callback, flag, seconds, shown, whole
-from ..core.noise import seeds_from
 from ..core.schedule import Size
 from ..engines.base import Backend
 from ..engines.bundle.bundle import Bundle
 from ..errors import BundleError, InputError
 from .editing.edits import Editing, inpainting, upscaling
-from .editing.source_image import ImageSource, read_image, read_mask
+from .editing.source_image import ImageSource, read_image, read_mask, several
 from .inputs import ConditioningInputs, Label, Subject
 from .output import Output
-from .params import SamplingParams
-from .sampling import ImageSampler, OnImageEnd, OnScaleEnd, Request
+from .params import MAX_IMAGES, SamplingParams, params_of_each, seeds_of_each
+from .passes import Asked, ImageRequest
+from .sampling import ImageSampler, Listeners, OnImageEnd, OnScaleEnd
 from .session import Session
-from .settings import SamplingSettings, chosen_settings, recorded
+from .settings import chosen_settings, recorded
 from .stream import Stream, StreamTurn
 from .turns import Turns, closed
 
 MAX_THREADS = 4096
-Chosen = tuple[SamplingParams, SamplingSettings]  # what was asked for, and what it comes to with this bundle
 
 
 class Pipeline:
@@ -44,6 +44,7 @@ class Pipeline:
         cuda_graphs: bool = True,
         memory_budget: str | int | None = None,
         busy_timeout: float | None = None,
+        batch: int | None = None,
         backend: Backend | None = None,
     ) -> None:
         self._bundle: Bundle | None = bundle
@@ -56,6 +57,7 @@ class Pipeline:
             cuda_graphs=flag("cuda_graphs", cuda_graphs),
             memory_budget=None if memory_budget is None else byte_count("memory_budget", memory_budget),
             backend=backend,
+            batch=None if batch is None else whole("batch", batch, 1, MAX_IMAGES),
         )
         self._sampler = ImageSampler(session, self._turns)
         self._subjects = ConditioningInputs(bundle)
@@ -74,6 +76,7 @@ class Pipeline:
         trust_remote_code: bool = False,
         require_signature: str | Path | bytes | None = None,
         busy_timeout: float | None = None,
+        batch: int | None = None,
     ) -> Pipeline:
         """Open a bundle, check its digests, place its weights and memory on the device.
 
@@ -85,6 +88,8 @@ class Pipeline:
                 drawing uses afterwards; no effect on the CPU.
             cuda_graphs: on a GPU, replay the launches of a scale as one; no effect on the CPU.
             memory_budget: "15GiB", or bytes: refuse a bundle that would take more, rather than fail while drawing.
+            batch: most images that are drawn in one pass, of the numbers that the bundle has engines for; by default
+                the most that fit into memory and budget.
             trust_remote_code: run the native code of a bundle in a Hugging Face hub cache.
             require_signature: a public Ed25519 key in PEM, or its file: refuse a bundle that its owner did not sign.
             busy_timeout: seconds that a call waits for others to draw theirs, before `PipelineBusy`. None waits for as
@@ -112,6 +117,7 @@ class Pipeline:
             cuda_graphs=cuda_graphs,
             memory_budget=memory_budget,
             busy_timeout=busy_timeout,
+            batch=batch,
         )
         pipe._origin = bundle.path, arguments
         return pipe
@@ -131,6 +137,11 @@ class Pipeline:
         if self._bundle is None:
             raise closed()
         return self._bundle
+
+    @property
+    def batch_sizes(self) -> dict[str, list[int]]:
+        """How many images one pass may draw, in rising order, with guidance "on" and "off"; empty without engines."""
+        return {name: self._session.batch_sizes(rows) for name, rows in (("on", 2), ("off", 1))}
 
     @property
     def closed(self) -> bool:
@@ -172,7 +183,7 @@ class Pipeline:
     def __call__(
         self,
         prompt: str | Iterable[str] | None = None,
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         class_labels: Label | Iterable[Label] | None = None,
         callback_on_scale_end: OnScaleEnd | None = None,
@@ -184,33 +195,34 @@ class Pipeline:
 
         Args:
             prompt: one text, or several.
-            params: how they are sampled; the bundle's own way by default.
+            params: how they are sampled; the bundle's own way by default. A list holds those of each prompt or label.
             class_labels: one class or several, by number, or by name where the checkpoint has names; "unconditional"
                 (`fastvar.UNCONDITIONAL`) for an image of no class, which guidance has no effect on.
             callback_on_scale_end: called with a `ScaleEvent` after every scale; may not draw with this pipeline.
             callback_on_image_end: called with a `GeneratedImage` as soon as each image is complete; may draw.
             timeout: seconds to wait for others before the first image; `busy_timeout` by default.
             changes: fields of `SamplingParams` by name (seed, guidance_scale, tau or temperature, top_p, top_k,
-                num_images, negative_prompt), in place of those of `params`.
+                num_images, negative_prompt), in place of those of `params`; a list holds one for each prompt or
+                label, a list of seeds perhaps one for each image.
 
         Raises:
             InputError: a parameter out of range or unknown to the family, a prompt too long for the bundle, or a class
                 that it does not know. Nothing was drawn then.
             PipelineBusy: the time to wait for others is over, or this is a callback of a drawing that has not ended.
             BundleError: the bundle has no engines for this guidance.
+            ImagesFailed: numbers of some images are not finite; its `output` holds the others.
 
         Warns:
             UnknownWordsWarning: the tokenizer does not know some words of a prompt.
         """
-        subjects, chosen = self._asked(self._subjects.of, prompt, class_labels, params, changes)
-        callbacks = (callback_on_scale_end, callback_on_image_end)
-        return self._draw(subjects, chosen, callbacks, timeout)
+        asked = self._asked(self._subjects.of, prompt, class_labels, params, changes)
+        return self._draw(asked, (callback_on_scale_end, callback_on_image_end), timeout)
 
     def upscale(
         self,
-        image: ImageSource,
+        image: ImageSource | Sequence[ImageSource],
         prompt: str | Iterable[str] | None = None,
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         class_labels: Label | Iterable[Label] | None = None,
         keep_scales: int | None = None,
@@ -240,18 +252,20 @@ class Pipeline:
             PipelineBusy, BundleError: as a call.
         """
         self._require_encoder()
-        subjects, chosen = self._asked(self._subjects.of, prompt, class_labels, params, changes)
+        asked = self._asked(self._subjects.of, prompt, class_labels, params, changes)
         plan = self.manifest.plan
-        edit = upscaling(read_image(image), plan, keep_scales=keep_scales, fit=fit, consistency=consistency)
-        callbacks = (callback_on_scale_end, callback_on_image_end)
-        return self._draw(subjects, chosen, callbacks, timeout, edit)
+        edits = [
+            upscaling(read_image(one), plan, keep_scales=keep_scales, fit=fit, consistency=consistency)
+            for one in several("image", image, len(asked))
+        ]
+        return self._draw(asked, (callback_on_scale_end, callback_on_image_end), timeout, edits)
 
     def inpaint(
         self,
-        image: ImageSource,
-        mask: ImageSource,
+        image: ImageSource | Sequence[ImageSource],
+        mask: ImageSource | Sequence[ImageSource],
         prompt: str | Iterable[str] | None = None,
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         class_labels: Label | Iterable[Label] | None = None,
         fit: str = "exact",
@@ -280,10 +294,14 @@ class Pipeline:
             PipelineBusy, BundleError: as a call.
         """
         self._require_encoder()
-        subjects, chosen = self._asked(self._subjects.of, prompt, class_labels, params, changes)
-        edit = inpainting(read_image(image), read_mask(mask), self.manifest.plan, fit=fit, composite=composite)
-        callbacks = (callback_on_scale_end, callback_on_image_end)
-        return self._draw(subjects, chosen, callbacks, timeout, edit)
+        asked = self._asked(self._subjects.of, prompt, class_labels, params, changes)
+        images, masks = several("image", image, len(asked)), several("mask", mask, len(asked))
+        pairs = zip(images, masks, strict=True) if len(images) == len(masks) else product(images, masks)
+        edits = [
+            inpainting(read_image(one), read_mask(own), self.manifest.plan, fit=fit, composite=composite)
+            for one, own in pairs
+        ]
+        return self._draw(asked, (callback_on_scale_end, callback_on_image_end), timeout, edits)
 
     def _require_encoder(self) -> None:
         if not self.manifest.encoder:
@@ -294,24 +312,23 @@ class Pipeline:
 
     def _draw(
         self,
-        subjects: list[Subject],
-        chosen: Chosen,
+        asked: Sequence[Asked],
         callbacks: tuple[OnScaleEnd | None, OnImageEnd | None],
         timeout: float | None,
-        edit: Editing | None = None,
+        edits: Sequence[Editing] = (),
     ) -> Output:
-        params, settings = chosen
-        request = Request(
-            subjects,
-            self._subjects.inputs(subjects, params.negative_prompt, settings),
-            seeds_from(params.seed, params.num_images),
-            settings,
-            recorded(self.manifest, settings, params.negative_prompt),
-            edit,
-            callback("callback_on_scale_end", callbacks[0]),
-            callback("callback_on_image_end", callbacks[1]),
+        """edits: one for each subject, or one for all."""
+        listeners = Listeners(
+            callback("callback_on_scale_end", callbacks[0]), callback("callback_on_image_end", callbacks[1])
         )
-        return self._sampler.images(request, seconds("timeout", timeout))
+        requests: list[ImageRequest] = []
+        for place, one in enumerate(asked):
+            edit = edits[place % len(edits)] if edits else None
+            record = recorded(self.manifest, one.settings, one.params.negative_prompt)
+            for seed in one.seeds:
+                own = (one.subject, one.given, seed, one.settings, record, edit)
+                requests.append(ImageRequest(len(requests), *own))
+        return self._sampler.images(requests, listeners, seconds("timeout", timeout))
 
     def stream(
         self,
@@ -333,31 +350,36 @@ class Pipeline:
         Warns:
             UnknownWordsWarning: as a call.
         """
-        subjects, (params, settings) = self._asked(self._subjects.one, prompt, class_label, params, changes)
-        if params.num_images != 1:
-            raise InputError(f"num_images {params.num_images} of a stream", expected="1: a stream draws one image")
-        (given,) = self._subjects.inputs(subjects, params.negative_prompt, settings)
-        (seed,) = seeds_from(params.seed, 1)
-        turn = StreamTurn(self._turns, self._sampler.scales(given, seed, settings), seconds("timeout", timeout))
-        return Stream(turn, seed, recorded(self.manifest, settings, params.negative_prompt))
+        (asked,) = self._asked(self._subjects.one, prompt, class_label, params, changes)
+        if asked.params.num_images != 1:
+            found = asked.params.num_images
+            raise InputError(f"num_images {found} of a stream", expected="1: a stream draws one image")
+        events = self._sampler.scales(asked.given, asked.seeds[0], asked.settings)
+        turn = StreamTurn(self._turns, events, seconds("timeout", timeout))
+        return Stream(turn, asked.seeds[0], recorded(self.manifest, asked.settings, asked.params.negative_prompt))
 
     def _asked(
         self,
         subjects_of: Callable[[Any, Any], list[Subject]],
         prompt: object,
         labels: object,
-        params: SamplingParams | None,
+        params: SamplingParams | Sequence[SamplingParams] | None,
         changes: dict[str, Any],
-    ) -> tuple[list[Subject], Chosen]:
-        """What is drawn, and how: both checked."""
+    ) -> list[Asked]:
+        """What is drawn, and how: checked, an entry for each subject."""
         if self.closed:
             raise closed()
-        if params is not None and not isinstance(params, SamplingParams):
-            raise InputError(f"params {shown(params)} is a {type(params).__name__}", expected="SamplingParams")
-        found = (params or SamplingParams()).changed(**changes)
         subjects = subjects_of(prompt, labels)
-        settings = chosen_settings(self.manifest, steered=self._subjects.steered(subjects), **found.settings)
-        return subjects, (found, settings)
+        seeds = changes.get("seed")
+        if isinstance(seeds, list | tuple) and len(seeds) != len(subjects):
+            changes = {**changes, "seed": None}  # one for each image
+        else:
+            seeds = None
+        each, steered = params_of_each(params, changes, len(subjects)), self._subjects.steered(subjects)
+        settings = [chosen_settings(self.manifest, steered=steered, **own.settings) for own in each]
+        given = self._subjects.inputs(subjects, [own.negative_prompt for own in each], settings)
+        parts = zip(subjects, given, each, settings, seeds_of_each(each, seeds), strict=True)
+        return [Asked(*part) for part in parts]
 
 
 def _load_again(cls: type[Pipeline], path: Path, arguments: dict[str, Any], digest: str) -> Pipeline:

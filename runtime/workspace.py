@@ -20,10 +20,10 @@ from ..engines.base import Engine
 from ..engines.bundle.manifest import Manifest
 from ..engines.device import run_sequentially
 from ..errors import InternalError, NumericsError
-from .bound_layout import BoundLayout
 from .conditioning import Conditioning, TextFeatures
 from .inputs import ImageInput, TextInput
 from .memory.arena import Memory
+from .memory.bound_layout import BoundLayout
 from .memory.layout import EngineCall, StepCalls, View
 from .settings import SamplingSettings
 

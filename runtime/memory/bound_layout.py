@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.tensors import Launch
-from ..engines.base import Engine
-from ..errors import InternalError
-from .memory.arena import Memory
-from .memory.layout import EngineCall, Layout, View
+from ...core.tensors import Launch
+from ...engines.base import Engine
+from ...errors import InternalError
+from .arena import Memory
+from .layout import EngineCall, Layout, View
 
 
 class BoundLayout:
