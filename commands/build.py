@@ -10,7 +10,15 @@ import typer
 from rich.progress import Progress
 
 from ..console.family_facts import families_with, policy_names
-from ..console.options import RequireSignature, TrustRemoteCode, as_typed, given_parameters, progress_bar
+from ..console.options import (
+    Batch,
+    RequireSignature,
+    TrustRemoteCode,
+    as_typed,
+    batch_sizes,
+    given_parameters,
+    progress_bar,
+)
 from ..console.streams import tell
 from ..core.platform import needs_extra
 from ..engines.registry import DEFAULT
@@ -79,6 +87,7 @@ def build(
     guidance: Annotated[
         str, typer.Option(help="Engines with classifier-free guidance (on), without (off), or both.")
     ] = "both",
+    batch: Batch = "1",
     text_length: Annotated[
         int | None,
         typer.Option(help="Longest prompt in tokens; shorter is faster. [dim]default: the model's[/dim]", min=1),
@@ -174,6 +183,7 @@ def build(
         allow_unfused=allow_unfused,
         via=via,
         guidance=guidance,
+        batch=batch_sizes(batch),
         text_length=text_length,
         with_encoder=with_encoder,
         decoder_tile=decoder_tile,

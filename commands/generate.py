@@ -38,6 +38,7 @@ def generate(
     offload_text_encoder: sampling.OffloadTextEncoder = False,
     no_cuda_graphs: sampling.NoCudaGraphs = False,
     memory: sampling.Memory = None,
+    batch: sampling.MaxBatch = None,
     trust_remote_code: TrustRemoteCode = False,
     require_signature: RequireSignature = None,
     timings: sampling.Timings = False,
@@ -48,7 +49,7 @@ def generate(
     params = SamplingParams(guidance_scale, tau, top_p, top_k, seed, num_images, negative_prompt)
     with destination(out, image_format, quality, prompts, num_images, negative_prompt) as target:
         trust = (trust_remote_code, require_signature)
-        pipe = sampling.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
+        pipe = sampling.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust, batch)
         count = len(prompts) * num_images * len(pipe.manifest.plan.steps)
         with progress_bar() as progress:
             output = pipe(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..console.family_facts import policy_names
-from ..console.options import AsJson, as_typed, given_parameters, print_json, print_tables
+from ..console.options import AsJson, Batch, as_typed, batch_sizes, given_parameters, print_json, print_tables
 from ..console.streams import check_printed, tell
 from ..core.platform import needs_extra
 from ..engines.registry import DEFAULT_OF_PLANS
@@ -28,6 +28,7 @@ BUILD_OPTIONS = (
     "weights",
     "guidance",
     "text_length",
+    "batch",
     "decoder_tile",
 )
 
@@ -65,6 +66,7 @@ def plan(
     text_length: Annotated[
         int | None, typer.Option(help="Longest prompt in tokens. [dim]default: the model's[/dim]", min=2)
     ] = None,
+    batch: Batch = "1",
     decoder_tile: Annotated[
         int | None, typer.Option(metavar="ROWS", min=1, help="Image decoder in stripes of so many latent rows.")
     ] = None,
@@ -99,7 +101,16 @@ def plan(
         with needs_extra("export"):
             from ..profiling.estimates.build_requests import build_request, find_checkpoint
 
-            options = BuildOptions(size, policy, backend, target, precision, guidance=guidance, text_length=text_length)
+            options = BuildOptions(
+                size,
+                policy,
+                backend,
+                target,
+                precision,
+                guidance=guidance,
+                batch=batch_sizes(batch),
+                text_length=text_length,
+            )
             request = build_request(find_checkpoint(source, model), options, choice)
     fit = None if budget is None else first_fit(request.plan_of, request.asked, request.limits, budget)
     shown = fit or Fit(choice, request.plan_of(choice))

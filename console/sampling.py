@@ -79,6 +79,14 @@ Memory = Annotated[
     str | None,
     typer.Option("--memory", metavar="BYTES", help="A budget, 15GiB say: refuse a bundle that would take more."),
 ]
+MaxBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch",
+        min=1,
+        help="Most images in one pass, of the numbers that the bundle was built for. [dim]default: what fits[/dim]",
+    ),
+]
 Timings = Annotated[bool, typer.Option("--timings", help="Print milliseconds per scale.")]
 
 # Of the commands that start from an image.
@@ -142,6 +150,7 @@ def load(
     memory: str | None,
     trust_remote_code: bool = False,
     require_signature: Path | None = None,
+    batch: int | None = None,
 ) -> Pipeline:
     from ..runtime.pipeline import Pipeline
 
@@ -153,6 +162,7 @@ def load(
         memory_budget=memory,
         trust_remote_code=trust_remote_code,
         require_signature=require_signature,
+        batch=batch,
     )
 
 

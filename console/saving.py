@@ -46,7 +46,9 @@ class Destination:
             # A pipe may be full and nobody read it: there a signal need not wait.
             with signals_deferred() if self.pipe is None else contextlib.nullcontext():
                 where = self._save(drawn, digest)
-                tell(f"wrote {where} (seed {drawn.seed}, {drawn.timings.total_ms / 1e3:.2f} s)")
+                count = drawn.timings.images
+                together = f" for {count} images" if count > 1 else ""
+                tell(f"wrote {where} (seed {drawn.seed}, {drawn.timings.total_ms / 1e3:.2f} s{together})")
 
         return save
 
