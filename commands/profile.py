@@ -31,6 +31,9 @@ def profile(
     guidance_scale: Annotated[
         float | None, typer.Option("--guidance-scale", "--cfg", help="Classifier-free guidance. [dim]bundle's[/dim]")
     ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Images of a pass, drawn with seeds in a row; times are those of all of them.")
+    ] = 1,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. [dim]default: the library's choice[/dim]")
     ] = None,
@@ -54,7 +57,7 @@ def profile(
     from ..profiling.report.files import check_folder, to_json, write
 
     budget = parse_bytes(memory) if memory is not None else None
-    request = Request(prompt, seed, runs, warm_up, guidance_scale, threads, budget)
+    request = Request(prompt, seed, runs, warm_up, guidance_scale, threads, budget, batch)
     read = partial(Bundle.open, trust_remote_code=trust_remote_code, require_signature=require_signature)
     opened = read(bundle)
     other = read(against) if against is not None else None
