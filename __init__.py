@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .core.version import __version__
-from .errors import PipelineBusy
+from .errors import ImagesFailed, PipelineBusy
 
 if TYPE_CHECKING:
     from .export.build import build
@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from .runtime.params import SamplingParams
     from .runtime.pipeline import Pipeline
 
-__all__ = ["UNCONDITIONAL", "BuildOptions", "Pipeline", "PipelineBusy", "SamplingParams", "__version__", "build"]
+__all__ = [
+    "UNCONDITIONAL",
+    "BuildOptions",
+    "ImagesFailed",
+    "Pipeline",
+    "PipelineBusy",
+    "SamplingParams",
+    "__version__",
+    "build",
+]
 # Imported when first used, so that `import fastvar` costs milliseconds and the runtime never meets torch.
 _LAZY = {
     "BuildOptions": ".export.options",
