@@ -21,6 +21,7 @@ ORDER = (
     ("families",),
     ("engines",),
     ("engines.cache",),
+    ("hub",),
     ("engines.bundle",),
     ("engines.aotinductor", "engines.onnxruntime", "engines.tensorrt"),
     ("doctor",),
