@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 Weights = Mapping[str, Tensor]
 Adapter = ModelAdapter[Any, Any]  # of whichever family
 
-PUBLISHED_TOKENIZERS = (file for adapter in ADAPTERS.values() for file in adapter.image_tokenizer_files)
+PUBLISHED_TOKENIZERS = (
+    f"{name}.pth" for adapter in ADAPTERS.values() for row in adapter.published for name in row.image_tokenizers
+)
 IMAGE_TOKENIZER_FILES = ("image_tokenizer.safetensors", "image_tokenizer.pth", *PUBLISHED_TOKENIZERS)
 CLASS_NAMES = "class_names.json"
 TRANSFORMER_WRAPPERS = ("trainer", "gpt_fsdp", "gpt_wo_ddp")
