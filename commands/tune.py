@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ..console.options import BundlePath, RequireSignature, TrustRemoteCode
+from ..console.options import BundlePath, RequireSignature, TrustRemoteCode, local_bundle
 from ..console.streams import tell
 from ..errors import InputError
 
@@ -86,6 +86,7 @@ def tune(
     texts = read_prompts(prompts)
     setup = TuningSetup(texts, images or len(texts), seed, runs)
     found = None if scorer is None else load_scorer(scorer)
+    bundle = local_bundle(bundle)
     opened = Bundle.open(bundle, trust_remote_code=trust_remote_code, require_signature=require_signature)
     make_folder(out)
     with (

@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from ..errors import InputError
 from .family_facts import families_with_setting, guidance_off
+from .options import local_bundle
 
 if TYPE_CHECKING:
     from ..runtime.output import Output, ScaleEvent
@@ -113,7 +114,7 @@ def load(
     from ..runtime.pipeline import Pipeline
 
     return Pipeline.load(
-        bundle,
+        local_bundle(bundle),
         threads=threads,
         offload_text_encoder=offload_text_encoder,
         cuda_graphs=not no_cuda_graphs,

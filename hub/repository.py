@@ -86,21 +86,6 @@ class Repository:
         sizes = {name: self.listing.files[name].size for name in dict.fromkeys(names)}
         return sorted((name for name in sizes if not self._is_here(name)), key=lambda name: (sizes[name], name))
 
-    def check_space(self, names: Collection[str]) -> None:
-        """Raises:
-        HubError: the disk of the cache has no room for what is missing.
-        """
-        needed, place = self.listing.bytes_of(self.missing(names)), self.access.root
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        free = shutil.disk_usage(place).free
-        if needed > free:
-            raise HubError(
-                f"{self.reference} takes {human_bytes(needed)} more, and {human_bytes(free)} are free on the disk of "
-                f"{self.access.root}",
-                fix="free some space, or move the cache with HF_HOME",
-            )
-
     def fetch(self, names: Collection[str]) -> Path:
         """Bring files here, and check all of them against their digests.
 
@@ -117,7 +102,7 @@ class Repository:
                 f"{_some(missing)}",
                 fix=OFFLINE_FIX,
             )
-        self.check_space(names)
+        check_space(self.access, self.listing.bytes_of(missing))
         # The first one is asked for by the revision's own name: so the library notes which commit that is.
         named = self.reference.revision
         if named != self.commit and not self.access.is_offline and (missing or self._noted_commit() != self.commit):
@@ -161,6 +146,21 @@ class Repository:
                 expected="the file as the hub lists it",
                 fix=f"remove {path.resolve()} and start again",
             )
+
+
+def check_space(access: HubAccess, needed: int) -> None:
+    """Raises:
+    HubError: the disk of the cache has no room for so many bytes.
+    """
+    place = access.root
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise HubError(
+            f"the download takes {human_bytes(needed)}, and {human_bytes(free)} are free on the disk of {access.root}",
+            fix="free some space, or move the cache with HF_HOME",
+        )
 
 
 def _asked(reference: HubReference, access: HubAccess) -> Listing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..core.noise import seeds_from
 from ..core.schedule import Size
 from ..engines.base import Backend
 from ..engines.bundle.bundle import Bundle
+from ..engines.bundle.hub_bundle import found_bundle
 from ..errors import BundleError, InputError
 from .editing.edits import Editing, inpainting, upscaling
 from .editing.source_image import ImageSource, read_image, read_mask
@@ -115,6 +117,39 @@ class Pipeline:
         )
         pipe._origin = bundle.path, arguments
         return pipe
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_folder: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **load_options: Any,
+    ) -> Pipeline:
+        """`load` a bundle that lies in a folder here, or in a repository of the Hugging Face hub.
+
+        What its manifest names is downloaded, once, into the hub's cache, by huggingface_hub. Native code in it is run
+        with `trust_remote_code` alone.
+
+        Args:
+            repo_or_folder: a folder; or "ORG/NAME" or "hub:ORG/NAME".
+            revision: a branch, tag or commit of the repository; its main branch by default.
+            token: an access token, or False for none; by default HF_TOKEN, or that of `hf auth login`.
+            cache_dir: where downloads are kept; the hub's cache by default.
+            local_files_only: take what was downloaded before, and ask nobody; as HF_HUB_OFFLINE.
+            load_options: arguments of `load`.
+
+        Raises:
+            HubError: the repository cannot be read or downloaded; says why.
+            BackendError, BundleError, DeviceMemoryError, PlanError, InputError: as `load`; huggingface_hub is not
+                installed; the repository holds no bundle; a revision of a folder.
+        """
+        signature(cls.load).bind(repo_or_folder, **load_options)  # before anything is downloaded
+        folder = found_bundle(repo_or_folder, revision, token, cache_dir, flag("local_files_only", local_files_only))
+        return cls.load(folder, **load_options)
 
     @property
     def size(self) -> Size:

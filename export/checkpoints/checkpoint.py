@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...engines.bundle.manifest import HubSource
 from ...errors import CheckpointError
 from ...families import family_of
 from ...families.base import Family, ImageTokenizerShape, PromptFormat, TransformerShape, to_json
@@ -62,6 +63,7 @@ class Checkpoint:
     digest: str
     class_names: Path | None = None  # JSON list of names, one entry for each class
     prompt_format: PromptFormat = field(default_factory=PromptFormat)
+    hub_sources: tuple[HubSource, ...] = ()  # repositories of the hub that its parts came from
 
     @property
     def prefix_length(self) -> int:

@@ -115,6 +115,11 @@ def published_files(names: Iterable[str], model: str | None = None) -> Published
     )
 
 
+def text_encoder_files(names: Iterable[str], folder: str = ".") -> tuple[str, ...]:
+    """What a text encoder takes of a folder as transformers writes it: one format of weights, and what lies beside."""
+    return _Listing(names).text_encoder(folder)
+
+
 class _Listing:
     """Names of files, by folder."""
 
@@ -158,6 +163,12 @@ class _Listing:
         """Those of the names that lie in a file's folder."""
         folder = str(Path(file).parent)
         yield from (str(Path(folder) / name) for name in names if name in self.folders.get(folder, set()))
+
+    def text_encoder(self, folder: str) -> tuple[str, ...]:
+        """The files of a text encoder."""
+        weights = self.weights(folder)
+        beside = self.beside(f"{folder}/{CONFIG}", BESIDE_TEXT_WEIGHTS)
+        return (*beside, *(_shards(self, weights) if weights else ()))
 
 
 def _candidates(listing: _Listing) -> list[list[_Candidate]]:
@@ -228,11 +239,7 @@ def _image_tokenizer_names() -> tuple[str, ...]:
 
 def _text_encoder(listing: _Listing, names: tuple[str, ...], root: str) -> Part | None:
     folder = _best(listing.folders_by_name(names), root, ordered=False)
-    if folder is None:
-        return None
-    weights = listing.weights(folder)
-    beside = listing.beside(f"{folder}/{CONFIG}", BESIDE_TEXT_WEIGHTS)
-    return Part(folder, (*beside, *(_shards(listing, weights) if weights else ())))
+    return None if folder is None else Part(folder, listing.text_encoder(folder))
 
 
 def _best(found: list[list[tuple[str, str]]], root: str, *, ordered: bool) -> str | None:
