@@ -50,7 +50,7 @@ def upscale(
     from ..runtime.params import SamplingParams
 
     params = SamplingParams(guidance_scale, tau, top_p, None, seed, num_images, negative_prompt)
-    with destination(out, image_format, quality, [prompt], num_images, negative_prompt) as target:
+    with destination(out, image_format, quality, [prompt], num_images, [negative_prompt]) as target:
         trust = (trust_remote_code, require_signature)
         pipe = sampling.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
         sampling.check_size(pipe, size)

@@ -149,8 +149,8 @@ def on_scale(progress: Progress, count: int) -> Callable[[ScaleEvent], None]:
     return report
 
 
-def show_timings(output: Output) -> None:
+def show_timings(*outputs: Output) -> None:
     """Print milliseconds per scale, of every image."""
     from .tables import timing_table
 
-    Console().print(timing_table(output.timings))
+    Console().print(timing_table([timings for output in outputs for timings in output.timings]))
