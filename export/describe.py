@@ -75,7 +75,6 @@ def manifest_of(
         address_alignment=backend.address_alignment,
         sampling=checkpoint.family.sampling,
         prompt_format=checkpoint.prompt_format,
-        hub_sources=checkpoint.hub_sources,
     )
 
 

@@ -85,16 +85,6 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class HubSource:
-    """Where a part of the checkpoint came from: a file or folder of a repository of the Hugging Face hub."""
-
-    part: str  # transformer, image_tokenizer or text_encoder
-    repository: str  # ORG/NAME
-    commit: str  # 40 hexadecimal digits
-    path: str  # in the repository; "." is the whole of it
-
-
-@dataclass(frozen=True)
 class Manifest:
     """Everything the runtime needs to know; written as manifest.json."""
 
@@ -119,7 +109,6 @@ class Manifest:
     encoder: str = ""  # engine name; empty in a bundle without an image encoder
     class_names: FileRecord | None = None  # JSON list: the names of every class, commas between them
     prompt_format: PromptFormat = field(default_factory=PromptFormat)
-    hub_sources: tuple[HubSource, ...] = ()  # of the checkpoint's parts that came from a hub
     format_version: int = FORMAT_VERSION
 
     @property

@@ -5,13 +5,13 @@ Everything is looked up before anything is downloaded: what is missing, what it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...core.dtypes import human_bytes
-from ...engines.bundle.manifest import HubSource
 from ...errors import CheckpointError
+from ...hub.listing import Listing
 from ...hub.reference import HubReference, is_reference, parse_reference
 from ...hub.repository import HubAccess, Repository, check_space
 from ..models.registry import ADAPTERS
@@ -32,91 +32,72 @@ class _Part:
     repository: Repository | None = None
     files: tuple[str, ...] = ()
 
-    def fetched(self) -> Path:
-        """Where it lies."""
+    @property
+    def place(self) -> Path:
+        """Where it lies, when it is downloaded."""
         return Path(self.path) if self.repository is None else self.repository.snapshot / self.path
 
 
 @dataclass(frozen=True)
-class HubCheckpoint:
-    """A model whose parts are downloaded, and ready to be read."""
+class FoundCheckpoint:
+    """A model all of whose parts lie on this disk.
 
-    name: str
-    transformer: Path
-    image_tokenizer: Path
-    text_encoder: Path | None  # None where the model reads no prompts
-    hub_sources: tuple[HubSource, ...]
+    source: the transformer, or the folder of the model.
+    model: which of several in the folder.
+    name: what it is called; as it is published, or as `source`, for None.
+    image_tokenizer, text_encoder: where they do not lie where the model's own would.
+    origins: of each part that came from a hub, its name there, with the commit.
+    """
+
+    source: Path
+    model: str | None = None
+    name: str | None = None
+    image_tokenizer: Path | None = None
+    text_encoder: Path | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> Checkpoint:
         """Read the files, as `load_checkpoint`."""
         found = load_checkpoint(
-            self.transformer, image_tokenizer=self.image_tokenizer, text_encoder=self.text_encoder, name=self.name
+            self.source,
+            model=self.model,
+            image_tokenizer=self.image_tokenizer,
+            text_encoder=self.text_encoder,
+            name=self.name,
         )
-        return replace(found, hub_sources=self.hub_sources)
+        return replace(found, origin=tuple(self._with_repository(line) for line in found.origin))
+
+    def _with_repository(self, line: str) -> str:
+        """A line of the origin, with the name on the hub in place of that on this disk."""
+        part, _, file = line.partition(": ")
+        found, keys = self.origins.get(part.replace(" ", "_")), file.partition(" (")[2]
+        return line if found is None else f"{part}: {found}" + (f" ({keys}" if keys else "")
 
 
-def names_hub(*paths: str | Path | None) -> bool:
-    """Whether any of these is to be had from the hub."""
-    return any(is_reference(path) for path in paths)
-
-
-def fetch_checkpoint(
-    transformer: HubReference,
+def find_checkpoint(
+    source: str | Path,
     *,
     model: str | None = None,
     image_tokenizer: str | Path | None = None,
     text_encoder: str | Path | None = None,
     access: HubAccess = HubAccess(),  # noqa: B008  it is frozen
     told: Tell = lambda _: None,
-) -> HubCheckpoint:
-    """Download what a model of a repository is made of.
+) -> FoundCheckpoint:
+    """Where a model lies; what of it is named as hub:ORG/NAME is downloaded.
 
     Args:
-        transformer: the repository that it is published in.
+        source: a folder or a transformer as `load_checkpoint` takes it, or the repository that a model is published in.
         model: which of several models there.
         image_tokenizer, text_encoder: in place of those that the model is published with: a file and a folder, or
             hub:ORG/NAME/FILE and hub:ORG/NAME.
         told: called with a line for each repository, before anything is downloaded.
 
     Raises:
-        CheckpointError: no such model there, or none that its parts can be told of.
+        CheckpointError: no such model there, or a part of it that cannot be told.
         HubError: a repository cannot be read or downloaded, or the disk has no room.
     """
-    repository = Repository.open(transformer.whole(), access)
-    try:
-        found = published_files(repository.listing.files, model)
-    except CheckpointError as error:
-        problem = f"{repository.reference}: {error.problem}"
-        raise CheckpointError(problem, expected=error.expected, fix=error.fix) from error
-    parts = {
-        TRANSFORMER: _Part(found.transformer.path, repository, found.transformer.files),
-        IMAGE_TOKENIZER: _image_tokenizer(found, repository, image_tokenizer, access),
-    }
-    text = _text_encoder(found, repository, text_encoder, access)
-    if text is not None:
-        _check_text_encoder(text, found)
-        parts[TEXT_ENCODER] = text
-    _fetch(parts.values(), {repository: found.model}, access, told)
-    return HubCheckpoint(
-        found.model,
-        parts[TRANSFORMER].fetched(),
-        parts[IMAGE_TOKENIZER].fetched(),
-        None if text is None else text.fetched(),
-        _sources(parts),
-    )
-
-
-def fetch_parts(
-    image_tokenizer: str | Path | None,
-    text_encoder: str | Path | None,
-    access: HubAccess = HubAccess(),  # noqa: B008  it is frozen
-    told: Tell = lambda _: None,
-) -> tuple[Path | None, Path | None, tuple[HubSource, ...]]:
-    """Image tokenizer and text encoder of a checkpoint on the disk, where they are to be had from the hub.
-
-    Raises:
-        HubError, CheckpointError: as `fetch_checkpoint`.
-    """
+    if is_reference(source):
+        return _from_hub(parse_reference(source).whole(), model, (image_tokenizer, text_encoder), access, told)
     parts = {}
     if image_tokenizer is not None:
         parts[IMAGE_TOKENIZER] = _given_file(image_tokenizer, access)
@@ -124,8 +105,39 @@ def fetch_parts(
         parts[TEXT_ENCODER] = _given_folder(text_encoder, access)
         _check_text_encoder(parts[TEXT_ENCODER])
     _fetch(parts.values(), {}, access, told)
-    paths = {name: part.fetched() for name, part in parts.items()}
-    return paths.get(IMAGE_TOKENIZER), paths.get(TEXT_ENCODER), _sources(parts)
+    paths = {name: part.place for name, part in parts.items()}
+    return FoundCheckpoint(
+        Path(source), model, None, paths.get(IMAGE_TOKENIZER), paths.get(TEXT_ENCODER), _origins(parts)
+    )
+
+
+def _from_hub(
+    reference: HubReference,
+    model: str | None,
+    given: tuple[str | Path | None, str | Path | None],
+    access: HubAccess,
+    told: Tell,
+) -> FoundCheckpoint:
+    """A published model; `given` are an image tokenizer and a text encoder in place of its own."""
+    repository = Repository.open(reference, access)
+    try:
+        found = published_files(repository.listing.files, model)
+    except CheckpointError as error:
+        problem = f"{repository.reference}: {error.problem}"
+        raise CheckpointError(problem, expected=error.expected, fix=error.fix) from error
+    parts = {
+        TRANSFORMER: _Part(found.transformer.path, repository, found.transformer.files),
+        IMAGE_TOKENIZER: _image_tokenizer(found, repository, given[0], access),
+    }
+    text = _text_encoder(found, repository, given[1], access)
+    if text is not None:
+        _check_text_encoder(text, found)
+        parts[TEXT_ENCODER] = text
+    _fetch(parts.values(), {repository.reference: found.model}, access, told)
+    paths = {name: part.place for name, part in parts.items()}
+    return FoundCheckpoint(
+        paths[TRANSFORMER], None, found.model, paths[IMAGE_TOKENIZER], paths.get(TEXT_ENCODER), _origins(parts)
+    )
 
 
 def _image_tokenizer(
@@ -152,10 +164,8 @@ def _text_encoder(
         return _Part(found.text_encoder.path, repository, found.text_encoder.files)
     if found.text_encoder_repository:
         return _given_folder(f"hub:{found.text_encoder_repository}", access)
-    if found.family is not None and ADAPTERS[found.family].family.draws != "prompt":
-        return None
-    if found.family is None and not found.text_encoders:
-        return None
+    if found.family is None or ADAPTERS[found.family].family.draws != "prompt":
+        return None  # or it cannot be told from names: reading the transformer will tell
     raise CheckpointError(
         f"{repository.reference} has no text encoder for {found.model}",
         expected="a folder text_encoder/ beside the model, or its repository",
@@ -211,33 +221,36 @@ def _check_text_encoder(part: _Part, found: PublishedFiles | None = None) -> Non
         )
 
 
-def _fetch(parts: Iterable[_Part], names: dict[Repository, str], access: HubAccess, told: Tell) -> None:
+def _fetch(parts: Iterable[_Part], names: Mapping[HubReference, str], access: HubAccess, told: Tell) -> None:
     """Tell what is downloaded, see that the disk has room for it, and bring it."""
-    wanted: dict[Repository, list[str]] = {}
+    wanted: dict[HubReference, tuple[Repository, dict[str, None]]] = {}
     for part in parts:
         if part.repository is not None:
-            own = next((one for one in wanted if one.reference == part.repository.reference), part.repository)
-            wanted.setdefault(own, []).extend(part.files)
-    for repository, files in wanted.items():
-        told(_announcement(repository, files, names.get(repository, repository.reference.name)))
-    missing = {repository: repository.missing(files) for repository, files in wanted.items()}
-    check_space(access, sum(repository.listing.bytes_of(files) for repository, files in missing.items()))
-    for repository, files in wanted.items():
+            _, files = wanted.setdefault(part.repository.reference, (part.repository, {}))
+            files |= dict.fromkeys(part.files)
+    needed = 0
+    for reference, (repository, files) in wanted.items():
+        missing, listing = repository.missing(files), repository.listing
+        needed += listing.bytes_of(missing)
+        told(f"{names.get(reference, reference.name)}: {_counted(files, listing)}, of {_pinned(repository)}")
+        if missing:
+            told(f"  to download: {_counted(missing, listing)}, into {access.root}")
+    check_space(access, needed)
+    for repository, files in wanted.values():
         repository.fetch(files)
 
 
-def _announcement(repository: Repository, files: list[str], name: str) -> str:
-    files = list(dict.fromkeys(files))
-    missing, listing = repository.missing(files), repository.listing
-    here = "all here" if not missing else f"{len(missing)} to download, {human_bytes(listing.bytes_of(missing))}"
-    count = f"{len(files)} file{'s' * (len(files) != 1)}"
-    source = f"{repository.reference.repository}@{repository.commit}"
-    return f"{name}: {count}, {human_bytes(listing.bytes_of(files))}, of {source}; {here}"
+def _counted(files: Collection[str], listing: Listing) -> str:
+    return f"{len(files)} file{'s' * (len(files) != 1)}, {human_bytes(listing.bytes_of(files))}"
 
 
-def _sources(parts: dict[str, _Part]) -> tuple[HubSource, ...]:
-    return tuple(
-        HubSource(name, part.repository.reference.repository, part.repository.commit, part.path)
+def _pinned(repository: Repository) -> str:
+    return str(HubReference(repository.reference.repository, repository.commit))
+
+
+def _origins(parts: Mapping[str, _Part]) -> dict[str, str]:
+    return {
+        name: _pinned(part.repository) + (f"/{part.path}" if part.path != "." else "")
         for name, part in parts.items()
         if part.repository is not None
-    )
+    }

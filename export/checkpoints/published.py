@@ -50,6 +50,7 @@ class PublishedFiles:
     image_tokenizer, text_encoder: None where no name, or more than one, could be it.
     image_tokenizers, text_encoders: what they go by, for who has to say what is missing.
     text_encoder_repository: where the text encoder is published by itself; empty where none is known.
+    rivals: several names that could be the image tokenizer.
     """
 
     model: str
@@ -60,6 +61,7 @@ class PublishedFiles:
     image_tokenizers: tuple[str, ...]
     text_encoders: tuple[str, ...]
     text_encoder_repository: str = ""
+    rivals: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -100,7 +102,8 @@ def published_files(names: Iterable[str], model: str | None = None) -> Published
     image_names = (IMAGE_TOKENIZER, *(published.image_tokenizers if published else _image_tokenizer_names()))
     text_names = (TEXT_ENCODER, *dict.fromkeys(row.text_encoder for row in _rows(published) if row.text_encoder))
     root = str(Path(chosen.path).parent)
-    images = _best(listing.parts_by_name(image_names), root, ordered=published is not None)
+    choices = _best(listing.parts_by_name(image_names), root, ordered=published is not None)
+    images = choices[0] if len(choices) == 1 else None
     weights = _shards(listing, chosen.weights)
     beside = listing.beside(chosen.weights, BESIDE_TRANSFORMER)
     return PublishedFiles(
@@ -112,12 +115,20 @@ def published_files(names: Iterable[str], model: str | None = None) -> Published
         image_names,
         text_names if published is None or published.text_encoder else (),
         published.text_encoder_repository if published else "",
+        tuple(choices) if len(choices) > 1 else (),
     )
 
 
 def text_encoder_files(names: Iterable[str], folder: str = ".") -> tuple[str, ...]:
     """What a text encoder takes of a folder as transformers writes it: one format of weights, and what lies beside."""
     return _Listing(names).text_encoder(folder)
+
+
+def is_transformer_folder(name: str, held: Iterable[str]) -> bool:
+    """Whether a folder is the transformer itself, as some model is published: by its name, and the files in it."""
+    rows = [row for row in _rows(None) if re.fullmatch(row.transformer, name)]
+    listing = _Listing(held)
+    return any(listing.weights(".", row.weight_files) for row in rows)
 
 
 class _Listing:
@@ -218,7 +229,8 @@ def _chosen(groups: list[list[_Candidate]], model: str | None) -> _Candidate:
 
 def _shown(candidate: _Candidate) -> str:
     name = Path(candidate.path).name
-    return candidate.path if candidate.model in (name, TRANSFORMER) else f"{candidate.model} ({candidate.path})"
+    named = candidate.published is not None and candidate.model != name
+    return f"{candidate.model} ({candidate.path})" if named else candidate.path
 
 
 def _unnamed(path: str) -> _Candidate:
@@ -238,12 +250,13 @@ def _image_tokenizer_names() -> tuple[str, ...]:
 
 
 def _text_encoder(listing: _Listing, names: tuple[str, ...], root: str) -> Part | None:
-    folder = _best(listing.folders_by_name(names), root, ordered=False)
-    return None if folder is None else Part(folder, listing.text_encoder(folder))
+    choices = _best(listing.folders_by_name(names), root, ordered=False)
+    return Part(choices[0], listing.text_encoder(choices[0])) if len(choices) == 1 else None
 
 
-def _best(found: list[list[tuple[str, str]]], root: str, *, ordered: bool) -> str | None:
-    """Of what goes by each of some names, the one that is meant: beside the transformer, or else anywhere.
+def _best(found: list[list[tuple[str, str]]], root: str, *, ordered: bool) -> list[str]:
+    """Of what goes by each of some names, the one that is meant, or several that may be: beside the transformer, or
+    else anywhere.
 
     The first name, which is ours, comes before all others. Of those the first that is there counts if they are
     `ordered`; else there must be but one.
@@ -252,8 +265,8 @@ def _best(found: list[list[tuple[str, str]]], root: str, *, ordered: bool) -> st
         own, *others = [[what for path, what in some if not near or str(Path(path).parent) == root] for some in found]
         other = next((some for some in others if some), []) if ordered else [what for some in others for what in some]
         if choices := own or other:
-            return choices[0] if len(choices) == 1 else None
-    return None
+            return choices
+    return []
 
 
 def _own_config(listing: _Listing, weights: str) -> Iterator[str]:

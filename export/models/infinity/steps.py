@@ -23,7 +23,7 @@ from ..common.step_graph import StepGraph
 from ..common.steps import ImageStep
 from ..common.weights import Sources, State, affine
 from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, ModelAdapter, sampling_head_graph
-from ..transformer.published_models import PublishedModel
+from ..transformer.published_models import PublishedModel, TrainingKeys
 from ..transformer.sampling_head import SamplingHeadStep
 from .blocks import AttnMlp, Qkv
 from .model import InfinityTransformer, infer_transformer
@@ -215,6 +215,7 @@ class InfinityAdapter(ModelAdapter[TransformerConfig, ImageTokenizerConfig]):
         _published("infinity_8b_weights", "infinity_8b", "infinity_vae_d56_f8_14_patchify"),
         _published("infinity_8b_512x512_weights", "infinity_8b_512x512", "infinity_vae_d56_f8_14_patchify"),
     )
+    training_keys = TrainingKeys(("gpt_ema_fsdp", "gpt_ema_for_vis"), ("gpt_fsdp", "gpt_wo_ddp"))
     image_tokenizers = tuple(f"infinity_vae_{kind}" for kind in ("d24", "d32", "d32_rdn_short", "d64"))
 
     def check_parts(self, transformer: TransformerConfig, images: ImageTokenizerConfig) -> None:

@@ -19,7 +19,7 @@ from ..common.rows import Shapes
 from ..common.step_graph import StepGraph
 from ..common.weights import Role, Sources, State
 from .block_steps import AttnMlpStep, QkvStep
-from .published_models import PublishedModel
+from .published_models import PublishedModel, TrainingKeys
 
 LAYER_PREFIX = "transformer.blocks.{layer}."
 SHARED_PREFIX = "transformer."
@@ -72,6 +72,7 @@ class ModelAdapter(ABC, Generic[TransformerT, ImagesT]):
     encoder_parts: ClassVar[tuple[str, ...]] = ("encoder.",)
     published: ClassVar[tuple[PublishedModel, ...]] = ()  # names that the family's models are published under
     image_tokenizers: ClassVar[tuple[str, ...]] = ()  # further names of image tokenizers, of no published model
+    training_keys: ClassVar[TrainingKeys] = TrainingKeys()  # keys of its training program's checkpoints
     text_encoders: ClassVar[tuple[str, ...]] = ()  # kinds that the family's models are published with
     derived: ClassVar[re.Pattern[str]] = re.compile(r"$^")  # stored tensors that follow from the configuration
 

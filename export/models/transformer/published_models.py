@@ -1,4 +1,4 @@
-"""The names that a family's models are published under: each family has a table of them, in its adapter.
+"""The names that a family's models are published and saved under: each family has a table of them, in its adapter.
 
 Names alone: nothing here is opened.
 """
@@ -30,3 +30,18 @@ class PublishedModel:
     text_encoder: str = ""
     text_encoder_repository: str = ""
     weight_files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingKeys:
+    """The keys that a family's training program saves parts of a model under.
+
+    Args:
+        averaged: the transformer's weights averaged over training (EMA), which come first.
+        trained: the transformer's weights themselves.
+        image_tokenizer: those of the image tokenizer.
+    """
+
+    averaged: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
+    image_tokenizer: tuple[str, ...] = ("vae_local", "vae")

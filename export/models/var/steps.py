@@ -21,7 +21,7 @@ from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, sa
 from ..transformer.block_steps import Tensors
 from ..transformer.layers import QUARTER
 from ..transformer.modulated_steps import ModulatedAttnMlp, ModulatedQkv
-from ..transformer.published_models import PublishedModel
+from ..transformer.published_models import PublishedModel, TrainingKeys
 from ..transformer.weights import Official, all_layers, attention_weights
 from .model import DERIVED, VarTransformer, infer_transformer
 
@@ -124,6 +124,7 @@ class VarAdapter(CodebookAdapter[VarConfig]):
     transformer = VarTransformer
     qkv = Qkv
     attn_mlp = ModulatedAttnMlp
+    training_keys = TrainingKeys(trained=("var_wo_ddp", "var"))
     published = (PublishedModel(r"var_d\d+", image_tokenizers=("vae_ch160v4096z32",)),)
     derived = DERIVED
 

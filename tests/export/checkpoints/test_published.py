@@ -101,7 +101,7 @@ def test_a_repository_beside_that_of_its_text_encoder():
     [
         (VAR, "var_d16 (var_d16.pth), var_d20 (var_d20.pth)"),
         (INFINITY, "infinity_2b (infinity_2b_reg.pth), infinity_8b (infinity_8b_weights)"),
-        (["a.pth", "b.safetensors"], "a (a.pth), b (b.safetensors)"),
+        (["a.pth", "b.safetensors"], "a.pth, b.safetensors"),
         (["transformer.pth", "var_d16.pth"], "transformer.pth, var_d16 (var_d16.pth)"),
     ],
 )
@@ -144,6 +144,7 @@ def test_a_transformer_of_its_own_name_takes_the_only_tokenizer_there_is():
     assert found.files == ("finetune.pth", "infinity_vae_d24.pth", "flan-t5-xl/config.json")
     two = published_files(["finetune.pth", "infinity_vae_d24.pth", "infinity_vae_d32reg.pth"])
     assert two.image_tokenizer is None
+    assert two.rivals == ("infinity_vae_d32reg.pth", "infinity_vae_d24.pth")
     ours = published_files(["finetune.pth", "infinity_vae_d24.pth", "image_tokenizer.pth"])
     assert ours.image_tokenizer is not None
     assert ours.image_tokenizer.path == "image_tokenizer.pth"
