@@ -10,7 +10,7 @@ import typer
 from rich.progress import Progress
 
 from ..console.family_facts import families_with, policy_names
-from ..console.options import RequireSignature, TrustRemoteCode, as_typed, given_parameters, progress_bar
+from ..console.options import RequireSignature, TrustRemoteCode, as_typed, given_parameters, local_bundle, progress_bar
 from ..console.streams import tell
 from ..core.platform import needs_extra
 from ..engines.registry import DEFAULT
@@ -18,7 +18,9 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..export.checkpoints.checkpoint import Checkpoint
+    from ..export.checkpoints.hub_models import FoundCheckpoint
     from ..export.construction import BuildReport
+    from ..export.options import BuildOptions
 
 TRUST = ("trust_remote_code", "require_signature")  # what they are asked about is a bundle
 # Parameters that --from-bundle goes with.
@@ -32,8 +34,8 @@ def build(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="Checkpoint folder, as published or with transformer, image_tokenizer, text_encoder/; or the "
-            "transformer alone.",
+            help="Checkpoint folder, as published or with transformer, image_tokenizer, text_encoder/; the transformer "
+            "alone; or hub:ORG/NAME, which is downloaded, at a revision with hub:ORG/NAME@REVISION.",
             show_default=False,
         ),
     ] = None,
@@ -90,11 +92,16 @@ def build(
         typer.Option(metavar="NAME", help="Which of several models in the checkpoint folder: infinity_2b, say."),
     ] = None,
     image_tokenizer: Annotated[
-        Path | None, typer.Option(help="Image tokenizer file, where it is not in the checkpoint folder.")
+        Path | None,
+        typer.Option(help="Image tokenizer file, where it is not in the checkpoint folder; or hub:ORG/NAME/FILE."),
     ] = None,
     text_encoder: Annotated[
-        Path | None, typer.Option(help="Text encoder folder, where it is not in the checkpoint folder.")
+        Path | None,
+        typer.Option(help="Text encoder folder, where it is not in the checkpoint folder; or hub:ORG/NAME."),
     ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Of hub:ORG/NAME, take what was downloaded before, and ask nobody.")
+    ] = False,
     random_weights: Annotated[
         str | None,
         typer.Option(
@@ -203,17 +210,13 @@ def build(
     _check_size(size, random_weights)
     compiler = get_backend(backend, target=target)
     compiler.resolve_target(target, parse_precision(precision, weights, default=compiler.default_precision))
-    with needs_extra("export"), progress_bar() as progress:
+    with needs_extra("export"):
         from ..export.build import build as build_bundle
 
-        report = build_bundle(
-            _source(checkpoint, random_weights, with_text_encoder, model),
-            out=out,
-            options=options,
-            cache=found,
-            jobs=jobs,
-            progress=_on_graph(progress, "reading the checkpoint"),
-        )
+        source = _source(checkpoint, random_weights, with_text_encoder, options, offline)
+        with progress_bar() as progress:
+            told = _on_graph(progress, "reading the checkpoint")
+            report = build_bundle(source, out=out, options=options, cache=found, jobs=jobs, progress=told)
     _tell(report)
 
 
@@ -239,7 +242,7 @@ def _rebuild(
     from ..families import family_named
 
     # What is wrong with the options is told before torch takes its seconds to import.
-    source = Bundle.open(bundle, "all", trust_remote_code=trust[0], require_signature=trust[1])
+    source = Bundle.open(local_bundle(bundle), "all", trust_remote_code=trust[0], require_signature=trust[1])
     old = source.manifest
     family, transformer, plan = family_named(old.family), old.transformer, old.plan
     schedule = plan.schedule if size is None else family.schedule_for(family.size(size, transformer), transformer)
@@ -268,7 +271,7 @@ def _replace_weights(
         raise InputError(f"no checkpoint {transformer}", expected="a transformer", fix="check the path")
     from ..engines.bundle.bundle import Bundle
 
-    source = Bundle.open(bundle, "all", trust_remote_code=trust[0], require_signature=trust[1])
+    source = Bundle.open(local_bundle(bundle), "all", trust_remote_code=trust[0], require_signature=trust[1])
     with needs_extra("export"):
         from ..export.new_weights import replace_weights
 
@@ -304,15 +307,15 @@ def _tell(report: BuildReport) -> None:
 
 
 def _source(
-    checkpoint: Path | None, random_weights: str | None, with_text_encoder: bool, model: str | None
-) -> Path | Checkpoint:
+    checkpoint: Path | None, random_weights: str | None, with_text_encoder: bool, options: BuildOptions, offline: bool
+) -> FoundCheckpoint | Checkpoint:
     if (checkpoint is None) == (random_weights is None):
         raise InputError(
             "nothing to build from" if checkpoint is None else "CHECKPOINT and --random-weights exclude each other",
             expected="a CHECKPOINT, --random-weights MODEL, or --from-bundle BUNDLE",
         )
     if random_weights is not None:
-        if model is not None:
+        if options.model is not None:
             raise InputError("--model goes with a CHECKPOINT", fix="name the model with --random-weights alone")
         from ..export.checkpoints.random_weights import random_checkpoint
 
@@ -322,9 +325,18 @@ def _source(
         raise InputError(
             "--with-text-encoder goes with --random-weights", fix="drop it: a checkpoint brings its text encoder"
         )
-    if not checkpoint.exists():
-        raise InputError(f"no checkpoint {checkpoint}", expected="a folder or a transformer file", fix="check the path")
-    return checkpoint
+    from ..export.checkpoints.hub_models import find_checkpoint
+    from ..hub.reference import is_reference
+    from ..hub.repository import HubAccess
+
+    if not is_reference(checkpoint) and not checkpoint.exists():
+        raise InputError(
+            f"no checkpoint {checkpoint}",
+            expected="a folder, a transformer file, or hub:ORG/NAME",
+            fix="check the path",
+        )
+    parts = {"image_tokenizer": options.image_tokenizer, "text_encoder": options.text_encoder}
+    return find_checkpoint(checkpoint, model=options.model, **parts, access=HubAccess(offline=offline), told=tell)
 
 
 def _on_graph(progress: Progress, first: str) -> Callable[[str, int, int], None]:

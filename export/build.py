@@ -14,7 +14,8 @@ from ..engines.cache.engine_cache import EngineCache
 from ..engines.registry import BACKEND_NAMES, backend_class
 from ..errors import BuildError
 from .assembly import latent_grid
-from .checkpoints.checkpoint import CLASS_NAMES, Checkpoint, load_checkpoint
+from .checkpoints.checkpoint import CLASS_NAMES, Checkpoint
+from .checkpoints.hub_models import FoundCheckpoint, find_checkpoint
 from .checkpoints.tokenizer_files import check_tokenizer
 from .checkpoints.weight_sources import edge_weights, engine_weights, preview_weights, write_sources
 from .construction import WEIGHTS, BuildReport, Construction, Progress, check_fit, open_cache
@@ -28,7 +29,7 @@ from .toolchain import Toolchain, make_toolchain, toolchain_of
 
 @needs_extra("export")
 def build(
-    checkpoint: str | Path | Checkpoint,
+    checkpoint: str | Path | FoundCheckpoint | Checkpoint,
     *,
     out: str | Path,
     options: BuildOptions | None = None,
@@ -40,7 +41,8 @@ def build(
     """Build a bundle.
 
     Args:
-        checkpoint: folder or transformer in an official format, or a loaded `Checkpoint`.
+        checkpoint: folder or transformer in an official format; "hub:ORG/NAME" or "hub:ORG/NAME@REVISION" for a
+            repository of the Hugging Face hub, whose files are downloaded; or a found or loaded one.
         out: the bundle folder; replaced as a whole when the build is complete.
         options: what the bundle is to be.
         cache: the engine cache: True for the default folder, False for none.
@@ -53,13 +55,12 @@ def build(
     """
     chosen = (options or BuildOptions()).changed(**changes)
     toolchain = toolchain_of(chosen)
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = load_checkpoint(
-            Path(checkpoint),
-            model=chosen.model,
-            image_tokenizer=chosen.image_tokenizer,
-            text_encoder=chosen.text_encoder,
+    if isinstance(checkpoint, str | Path):
+        checkpoint = find_checkpoint(
+            checkpoint, model=chosen.model, image_tokenizer=chosen.image_tokenizer, text_encoder=chosen.text_encoder
         )
+    if isinstance(checkpoint, FoundCheckpoint):
+        checkpoint = checkpoint.load()
     family, transformer = checkpoint.family, checkpoint.transformer
     schedule = family.schedule_for(family.size(chosen.size, transformer), transformer)
     policy = family.policy(chosen.policy, schedule, transformer.depth)

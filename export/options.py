@@ -40,8 +40,8 @@ class BuildOptions:
         sampling_mode: how codes are sampled, where the family offers a choice.
         sampling: the bundle's sampling defaults; the family's own for None.
         model: which of several models in the checkpoint's folder, by its published name or that of its file.
-        image_tokenizer: its file, where it does not lie in the checkpoint's folder.
-        text_encoder: its folder, where it does not lie in the checkpoint's folder.
+        image_tokenizer: its file, where it does not lie in the checkpoint's folder; or hub:ORG/NAME/FILE.
+        text_encoder: its folder, where it does not lie in the checkpoint's folder; or hub:ORG/NAME.
 
     Raises:
         BuildError: a value that no checkpoint could be built with. What depends on the checkpoint is said by the build.
