@@ -109,7 +109,7 @@ def _answered(error: Any, reference: HubReference) -> HubError:
     if status >= 500:
         return HubError(
             f"the hub is in trouble: it answered {status} when asked for {reference}",
-            fix="try again later; what was downloaded is kept",
+            fix="try again later; files that are complete are kept",
         )
     return HubError(f"the hub refused {reference} with status {status}: {_first_line(error)}", fix="try again")
 
@@ -118,7 +118,7 @@ def _unreachable(error: Exception) -> HubError:
     return HubError(
         f"no connection to {_endpoint()}: {_first_line(error)}",
         expected="a network, and a hub at that address (HF_ENDPOINT)",
-        fix="try again, what was downloaded is kept; or work from the cache alone with --offline (local_files_only)",
+        fix="try again, files that are complete are kept; or work from the cache alone: --offline (local_files_only)",
     )
 
 

@@ -179,7 +179,7 @@ def test_a_hub_in_trouble(hub, repository, ask: Ask):
     hub.status = 500
     told = ask(REFERENCE)
     assert told.startswith("the hub is in trouble: it answered 500 when asked for hub:org/model\n")
-    assert "try again later; what was downloaded is kept" in told
+    assert "try again later; files that are complete are kept" in told
 
 
 @pytest.mark.parametrize(
