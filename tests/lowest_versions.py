@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "fakes"))  # its modules, and nothing else of the checkout
 
-from hub import fake_hub  # noqa: E402  not there before
+from hub import fake_hub
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints" / "lowest.txt"
 
