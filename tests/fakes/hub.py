@@ -31,6 +31,7 @@ class FakeRepository:
     cuts: dict[str, int] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     hidden: set[str] = field(default_factory=set)  # listed, and not there
+    stalled: set[str] = field(default_factory=set)  # half of them comes, and the rest when the server ends
 
     @property
     def commit(self) -> str:
@@ -60,6 +61,7 @@ class FakeHub(ThreadingHTTPServer):
         self.asked: list[Asked] = []
         self.token = "hf_right"
         self.status: int | None = None
+        self.ended = threading.Event()
 
     @property
     def endpoint(self) -> str:
@@ -93,6 +95,7 @@ def fake_hub() -> Iterator[FakeHub]:
         try:
             yield hub
         finally:
+            hub.ended.set()
             hub.shutdown()
             thread.join()
 
@@ -162,6 +165,11 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         self._head(status, len(data) - start, headers)
         if self.command == "HEAD":
+            return
+        if file in repository.stalled:
+            self.wfile.write(data[start : len(data) // 2])
+            self.server.ended.wait(60)
+            self.close_connection = True
             return
         cut = repository.cuts.pop(file, None)
         self.wfile.write(data[start:cut])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +125,26 @@ def test_commands_take_the_name_of_a_repository(repository, child, tmp_path: Pat
     done = child("-m", "fastvar", name, "hub:org/other", *options)
     assert done.returncode == 2
     assert done.stderr.startswith("error: the hub has no repository org/other")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of that kind are not there")
+def test_an_interrupted_download_ends_in_words(hub, repository, tmp_path: Path):
+    repository.stalled |= {"weights.safetensors"}
+    command = [sys.executable, "-m", "fastvar", "inspect", f"hub:{NAME}"]
+    environment = hub.environment(tmp_path)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not any("weights" in asked.path and asked.method == "GET" for asked in hub.asked):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+    repository.stalled.clear()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # In this process: nothing is asked
