@@ -114,7 +114,8 @@ DOWN, UP = pair(QKV)
     ("match", "state", "config"),
     [
         (r"base_model\.model\.blocks\.7\.x\.lora_A\.weight changes no matrix", peft(QKV) | {
-            "base_model.model.blocks.7.x.lora_A.weight": DOWN, "base_model.model.blocks.7.x.lora_B.weight": UP}, CONFIG),
+            "base_model.model.blocks.7.x.lora_A.weight": DOWN,
+            "base_model.model.blocks.7.x.lora_B.weight": UP}, CONFIG),
         (r"holds .*lora_magnitude_vector, which is no part", peft(QKV) | {f"{QKV}.lora_magnitude_vector": ONE}, CONFIG),
         (r"holds blocks\.0\.attn\.qkv\.hada_w1_a, which", peft(QKV) | {f"{QKV}.hada_w1_a": ONE}, CONFIG),
         (r"half of a pair for blocks\.0\.attn\.qkv", {f"{QKV}.lora_A.weight": DOWN}, CONFIG),
@@ -125,7 +126,8 @@ DOWN, UP = pair(QKV)
         (r"lora_alpha is 'x'", peft(QKV), {"lora_alpha": "x"}),
         (r"use_dora True", peft(QKV), {**CONFIG, "use_dora": True}),
         (r"of type 'LOHA'", peft(QKV), {**CONFIG, "peft_type": "LOHA"}),
-        (r"holds both .*lora_A\.weight and .*lora_down", peft(QKV, prefix="") | {f"{QKV}.lora_down.weight": DOWN}, CONFIG),
+        (r"holds both .*lora_A\.weight and .*lora_down", peft(QKV, prefix="") | {
+            f"{QKV}.lora_down.weight": DOWN}, CONFIG),
         (r"changes blocks\.0\.attn\.qkv\.weight twice", peft(QKV) | peft(QKV, prefix=""), CONFIG),
         (r"alpha has shape", kohya(QKV, QKV) | {f"{QKV}.alpha": torch.ones(3)}, None),
         (r"is torch\.int8", kohya(QKV, QKV) | {f"{QKV}.lora_down.weight": DOWN.to(torch.int8)}, None),
