@@ -9,17 +9,19 @@ from .errors import PipelineBusy
 
 if TYPE_CHECKING:
     from .export.build import build
+    from .export.conversion.convert import convert
     from .export.options import BuildOptions
     from .runtime.params import SamplingParams
     from .runtime.pipeline import Pipeline
 
-__all__ = ["BuildOptions", "Pipeline", "PipelineBusy", "SamplingParams", "__version__", "build"]
+__all__ = ["BuildOptions", "Pipeline", "PipelineBusy", "SamplingParams", "__version__", "build", "convert"]
 # Imported when first used, so that `import fastvar` costs milliseconds and the runtime never meets torch.
 _LAZY = {
     "BuildOptions": ".export.options",
     "Pipeline": ".runtime.pipeline",
     "SamplingParams": ".runtime.params",
     "build": ".export.build",
+    "convert": ".export.conversion.convert",
 }
 
 

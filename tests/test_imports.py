@@ -34,6 +34,7 @@ ORDER = (
     ("export.models.hart", "export.models.var"),
     ("export.models",),
     ("export.checkpoints", "export.tracing"),
+    ("export.conversion",),
     ("export",),
     ("profiling.estimates",),
     ("profiling",),
