@@ -49,7 +49,7 @@ test-slow: $(STAMP) ## run the slow tests: compilations, processes of their own,
 test-lowest: $(STAMP) ## the runtime, without torch, on the oldest packages that it admits: constraints/lowest.txt
 	rm -rf $(LOWEST_VENV)
 	$(PYTHON) -m venv $(LOWEST_VENV)
-	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints/lowest.txt ".[onnxruntime]"
+	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints/lowest.txt ".[onnxruntime,hub]"
 	mkdir $(LOWEST_VENV)/before
 	ln -s "$$(echo $(CURDIR)/$(LOWEST_VENV)/lib/python*/site-packages/onnxruntime)" $(LOWEST_VENV)/before/onnxruntime
 	PYTHONPATH=$(LOWEST_VENV)/before $(BIN)/python -m fastvar.cli build demo/checkpoint --size 256x256 --guidance off --out $(LOWEST_BUNDLE)

@@ -9,6 +9,7 @@ from .errors import ImagesFailed, PipelineBusy
 
 if TYPE_CHECKING:
     from .export.build import build
+    from .export.conversion.convert import convert
     from .export.options import BuildOptions
     from .runtime.inputs import UNCONDITIONAL
     from .runtime.params import SamplingParams
@@ -23,6 +24,7 @@ __all__ = [
     "SamplingParams",
     "__version__",
     "build",
+    "convert",
 ]
 # Imported when first used, so that `import fastvar` costs milliseconds and the runtime never meets torch.
 _LAZY = {
@@ -31,6 +33,7 @@ _LAZY = {
     "SamplingParams": ".runtime.params",
     "UNCONDITIONAL": ".runtime.inputs",
     "build": ".export.build",
+    "convert": ".export.conversion.convert",
 }
 
 

@@ -32,6 +32,10 @@ class BundleError(FastvarError):
     """A bundle on disk is damaged, incomplete, locked, or made by another version."""
 
 
+class HubError(FastvarError):
+    """A repository of the Hugging Face hub cannot be read, downloaded, or understood."""
+
+
 class BackendError(FastvarError):
     """A backend is not installed, or cannot run what it was given."""
 

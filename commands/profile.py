@@ -11,7 +11,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from ..console.options import AsJson, BundlePath, RequireSignature, TrustRemoteCode, print_json, progress_bar
+from ..console.options import (
+    AsJson,
+    BundlePath,
+    RequireSignature,
+    TrustRemoteCode,
+    local_bundle,
+    print_json,
+    progress_bar,
+)
 from ..console.streams import tell
 
 
@@ -59,8 +67,8 @@ def profile(
     budget = parse_bytes(memory) if memory is not None else None
     request = Request(prompt, seed, runs, warm_up, guidance_scale, threads, budget, batch)
     read = partial(Bundle.open, trust_remote_code=trust_remote_code, require_signature=require_signature)
-    opened = read(bundle)
-    other = read(against) if against is not None else None
+    opened = read(local_bundle(bundle))
+    other = read(local_bundle(against)) if against is not None else None
     folder = out or Path(f"profile-{bundle.resolve().name}")
     check_folder(folder)
     with progress_bar() as progress:

@@ -53,7 +53,7 @@ def upscale(
 
     params = SamplingParams(guidance_scale, tau, top_p, top_k, seed, num_images, negative_prompt)
     subject = sampling.one_subject(prompt, class_label)
-    with destination(out, image_format, quality, [subject], num_images, negative_prompt) as target:
+    with destination(out, image_format, quality, [subject], num_images, [negative_prompt]) as target:
         trust = (trust_remote_code, require_signature)
         pipe = sampling.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
         sampling.check_size(pipe, size)

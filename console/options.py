@@ -14,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from ..errors import InputError
 from .streams import check_printed, tell
 
-BundlePath = Annotated[Path, typer.Argument(help="Folder made by `fastvar build`.", show_default=False)]
+BundlePath = Annotated[
+    Path, typer.Argument(help="Folder made by `fastvar build`, or hub:ORG/NAME for one on a hub.", show_default=False)
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
@@ -63,6 +65,19 @@ def batch_sizes(text: str) -> tuple[int, ...]:
 def as_typed(parameter: str) -> str:
     """A parameter as the user wrote it."""
     return "CHECKPOINT" if parameter == "checkpoint" else f"--{parameter.replace('_', '-')}"
+
+
+def local_bundle(bundle: Path) -> Path:
+    """The folder of a bundle that the command line names; downloaded where it is on a hub.
+
+    Raises:
+        HubError, BundleError: it cannot be, or is no bundle.
+    """
+    if not str(bundle).startswith("hub:"):
+        return bundle
+    from ..engines.bundle.hub_bundle import found_bundle
+
+    return found_bundle(str(bundle))
 
 
 def print_json(data: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from ..errors import InputError
 from .family_facts import families_of_classes, families_with_setting, guidance_off
+from .options import local_bundle
 
 if TYPE_CHECKING:
     from ..runtime.output import Output, ScaleEvent
@@ -155,7 +156,7 @@ def load(
     from ..runtime.pipeline import Pipeline
 
     return Pipeline.load(
-        bundle,
+        local_bundle(bundle),
         threads=threads,
         offload_text_encoder=offload_text_encoder,
         cuda_graphs=not no_cuda_graphs,
@@ -191,8 +192,8 @@ def on_scale(progress: Progress, count: int) -> Callable[[ScaleEvent], None]:
     return report
 
 
-def show_timings(output: Output) -> None:
+def show_timings(*outputs: Output) -> None:
     """Print milliseconds per scale, of every image."""
     from .tables import timing_table
 
-    Console().print(timing_table(output.timings))
+    Console().print(timing_table([timings for output in outputs for timings in output.timings]))

@@ -236,6 +236,7 @@ def build_lines(report: BuildReport) -> list[str]:
         f"         {taken}, others compiled in {report.compile_seconds:.1f} s",
         f"engines  {human_bytes(report.engine_bytes)}, of it transformer steps {human_bytes(report.step_engine_bytes)}",
         f"weights  {human_bytes(report.weight_bytes)}{origin}",
+        *(f"         {line}" for line in report.origin),
     ]
 
 

@@ -75,6 +75,7 @@ def manifest_of(
         address_alignment=backend.address_alignment,
         sampling=checkpoint.family.sampling,
         prompt_format=checkpoint.prompt_format,
+        origin=checkpoint.origin,
     )
 
 

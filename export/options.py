@@ -41,8 +41,9 @@ class BuildOptions:
             image; all of them for None.
         sampling_mode: how codes are sampled, where the family offers a choice.
         sampling: the bundle's sampling defaults; the family's own for None.
-        image_tokenizer: its file, where it does not lie in the checkpoint's folder.
-        text_encoder: its folder, where it does not lie in the checkpoint's folder.
+        model: which of several models in the checkpoint's folder, by its published name or that of its file.
+        image_tokenizer: its file, where it does not lie in the checkpoint's folder; or hub:ORG/NAME/FILE.
+        text_encoder: its folder, where it does not lie in the checkpoint's folder; or hub:ORG/NAME.
 
     Raises:
         BuildError: a value that no checkpoint could be built with. What depends on the checkpoint is said by the build.
@@ -64,6 +65,7 @@ class BuildOptions:
     decoder_tile: int | None = None
     sampling_mode: SamplingMode | None = None
     sampling: SamplingDefaults | None = None
+    model: str | None = None
     image_tokenizer: Path | None = None
     text_encoder: Path | None = None
 

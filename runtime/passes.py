@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..engines.bundle.manifest import Manifest
 from .editing.edits import Editing
-from .inputs import ImageInput, Subject
-from .params import SamplingParams
-from .settings import SamplingSettings
+from .inputs import ConditioningInputs, ImageInput, Subject
+from .params import SamplingParams, params_of_each, seeds_of_each
+from .settings import SamplingSettings, chosen_settings, recorded
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,42 @@ class Asked:
     params: SamplingParams
     settings: SamplingSettings
     seeds: list[int]
+
+
+def asked_of(
+    manifest: Manifest,
+    reader: ConditioningInputs,
+    subjects: Sequence[Subject],
+    params: SamplingParams | Sequence[SamplingParams] | None,
+    changes: dict[str, Any],
+) -> list[Asked]:
+    """The subjects of a call with what is said of them: once for all, or in lists with an entry for each.
+
+    Raises:
+        InputError, BundleError: as a call of the pipeline.
+    """
+    seeds = changes.get("seed")
+    if isinstance(seeds, list | tuple) and len(seeds) != len(subjects):
+        changes = {**changes, "seed": None}  # one for each image
+    else:
+        seeds = None
+    each, steered = params_of_each(params, changes, len(subjects)), reader.steered(subjects)
+    settings = [chosen_settings(manifest, steered=steered, **own.settings) for own in each]
+    given = reader.inputs(subjects, [own.negative_prompt for own in each], settings)
+    parts = zip(subjects, given, each, settings, seeds_of_each(each, seeds), strict=True)
+    return [Asked(*part) for part in parts]
+
+
+def requests_of(manifest: Manifest, asked: Sequence[Asked], edits: Sequence[Editing] = ()) -> list[ImageRequest]:
+    """The images of a call, in order. edits: one for each subject, or one for all."""
+    requests: list[ImageRequest] = []
+    for place, one in enumerate(asked):
+        edit = edits[place % len(edits)] if edits else None
+        record = recorded(manifest, one.settings, one.params.negative_prompt)
+        for seed in one.seeds:
+            own = (one.subject, one.given, seed, one.settings, record, edit)
+            requests.append(ImageRequest(len(requests), *own))
+    return requests
 
 
 def passes(images: Sequence[ImageRequest], sizes: Callable[[int], Sequence[int]]) -> list[list[ImageRequest]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ from ..core.arguments import byte_count, callback, flag, seconds, shown, whole
 from ..core.schedule import Size
 from ..engines.base import Backend
 from ..engines.bundle.bundle import Bundle
+from ..engines.bundle.hub_bundle import found_bundle
 from ..errors import BundleError, InputError
 from .editing.edits import Editing, inpainting, upscaling
 from .editing.source_image import ImageSource, read_image, read_mask, several
 from .inputs import ConditioningInputs, Label, Subject
 from .output import Output
-from .params import MAX_IMAGES, SamplingParams, params_of_each, seeds_of_each
-from .passes import Asked, ImageRequest
+from .params import MAX_IMAGES, SamplingParams
+from .passes import Asked, asked_of, requests_of
 from .sampling import ImageSampler, Listeners, OnImageEnd, OnScaleEnd
 from .session import Session
-from .settings import chosen_settings, recorded
+from .settings import recorded
 from .stream import Stream, StreamTurn
 from .turns import Turns, closed
 
@@ -121,6 +123,39 @@ class Pipeline:
         )
         pipe._origin = bundle.path, arguments
         return pipe
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_folder: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **load_options: Any,
+    ) -> Pipeline:
+        """`load` a bundle that lies in a folder here, or in a repository of the Hugging Face hub.
+
+        What its manifest names is downloaded, once, into the hub's cache, by huggingface_hub. Native code in it is run
+        with `trust_remote_code` alone.
+
+        Args:
+            repo_or_folder: a folder; or "ORG/NAME" or "hub:ORG/NAME".
+            revision: a branch, tag or commit of the repository; its main branch by default.
+            token: an access token, or False for none; by default HF_TOKEN, or that of `hf auth login`.
+            cache_dir: where downloads are kept; the hub's cache by default.
+            local_files_only: take what was downloaded before, and ask nobody; as HF_HUB_OFFLINE.
+            load_options: arguments of `load`.
+
+        Raises:
+            HubError: the repository cannot be read or downloaded; says why.
+            BackendError, BundleError, DeviceMemoryError, PlanError, InputError: as `load`; huggingface_hub is not
+                installed; the repository holds no bundle; a revision of a folder.
+        """
+        signature(cls.load).bind(repo_or_folder, **load_options)  # before anything is downloaded
+        folder = found_bundle(repo_or_folder, revision, token, cache_dir, flag("local_files_only", local_files_only))
+        return cls.load(folder, **load_options)
 
     @property
     def size(self) -> Size:
@@ -321,13 +356,7 @@ class Pipeline:
         listeners = Listeners(
             callback("callback_on_scale_end", callbacks[0]), callback("callback_on_image_end", callbacks[1])
         )
-        requests: list[ImageRequest] = []
-        for place, one in enumerate(asked):
-            edit = edits[place % len(edits)] if edits else None
-            record = recorded(self.manifest, one.settings, one.params.negative_prompt)
-            for seed in one.seeds:
-                own = (one.subject, one.given, seed, one.settings, record, edit)
-                requests.append(ImageRequest(len(requests), *own))
+        requests = requests_of(self.manifest, asked, edits)
         return self._sampler.images(requests, listeners, seconds("timeout", timeout))
 
     def stream(
@@ -369,17 +398,7 @@ class Pipeline:
         """What is drawn, and how: checked, an entry for each subject."""
         if self.closed:
             raise closed()
-        subjects = subjects_of(prompt, labels)
-        seeds = changes.get("seed")
-        if isinstance(seeds, list | tuple) and len(seeds) != len(subjects):
-            changes = {**changes, "seed": None}  # one for each image
-        else:
-            seeds = None
-        each, steered = params_of_each(params, changes, len(subjects)), self._subjects.steered(subjects)
-        settings = [chosen_settings(self.manifest, steered=steered, **own.settings) for own in each]
-        given = self._subjects.inputs(subjects, [own.negative_prompt for own in each], settings)
-        parts = zip(subjects, given, each, settings, seeds_of_each(each, seeds), strict=True)
-        return [Asked(*part) for part in parts]
+        return asked_of(self.manifest, self._subjects, subjects_of(prompt, labels), params, changes)
 
 
 def _load_again(cls: type[Pipeline], path: Path, arguments: dict[str, Any], digest: str) -> Pipeline:

@@ -114,6 +114,7 @@ class Manifest:
     encoder: str = ""  # engine name; empty in a bundle without an image encoder
     class_names: FileRecord | None = None  # JSON list: the names of every class, commas between them
     prompt_format: PromptFormat = field(default_factory=PromptFormat)
+    origin: tuple[str, ...] = ()  # which files the weights were read from, in plain words
     format_version: int = FORMAT_VERSION
 
     @property

@@ -25,6 +25,7 @@ from ..common.steps import ImageStep, Step
 from ..common.weights import Sources, State, affine
 from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, sampling_head_graph, size_label
 from ..transformer.block_steps import KEPT, LARGER, Tensors
+from ..transformer.published_models import PublishedModel
 from .blocks import AttnMlp, Qkv
 from .model import DERIVED, HartTransformer, infer_transformer
 from .residual import Residual, with_tokens
@@ -189,6 +190,16 @@ class HartAdapter(CodebookAdapter[HartConfig]):
     qkv = Qkv
     attn_mlp = AttnMlp
     text_encoders = ("qwen2",)
+    published = (
+        PublishedModel(
+            "llm",
+            "hart_0.7b",
+            image_tokenizers=("tokenizer",),
+            text_encoder="Qwen2-VL-1.5B-Instruct",
+            text_encoder_repository="mit-han-lab/Qwen2-VL-1.5B-Instruct",
+            weight_files=("ema_model.bin",),  # what the published program draws with, unless told otherwise
+        ),
+    )
     derived = DERIVED
 
     def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> HartConfig:

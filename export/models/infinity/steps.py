@@ -23,6 +23,7 @@ from ..common.step_graph import StepGraph
 from ..common.steps import ImageStep
 from ..common.weights import Sources, State, affine
 from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, ModelAdapter, sampling_head_graph
+from ..transformer.published_models import PublishedModel, TrainingKeys
 from ..transformer.sampling_head import SamplingHeadStep
 from .blocks import AttnMlp, Qkv
 from .model import InfinityTransformer, infer_transformer
@@ -195,6 +196,10 @@ class InfinityImageEncoder(ImageEncoder):
 Context = ExportContext[TransformerConfig, ImageTokenizerConfig]
 
 
+def _published(transformer: str, name: str, *image_tokenizers: str) -> PublishedModel:
+    return PublishedModel(transformer, name, image_tokenizers, "flan-t5-xl", "google/flan-t5-xl")
+
+
 class InfinityAdapter(ModelAdapter[TransformerConfig, ImageTokenizerConfig]):
     """Infinity: text enters by cross-attention and modulation; positions are normalised to the 1M grid."""
 
@@ -207,6 +212,14 @@ class InfinityAdapter(ModelAdapter[TransformerConfig, ImageTokenizerConfig]):
     qkv = Qkv
     attn_mlp = AttnMlp
     text_encoders = ("t5",)
+    published = (
+        _published(r"infinity_125[mM]\w*", "infinity_125m", "infinity_vae_d16"),
+        _published("infinity_2b_reg", "infinity_2b", "infinity_vae_d32reg", "infinity_vae_d32_reg"),
+        _published("infinity_8b_weights", "infinity_8b", "infinity_vae_d56_f8_14_patchify"),
+        _published("infinity_8b_512x512_weights", "infinity_8b_512x512", "infinity_vae_d56_f8_14_patchify"),
+    )
+    training_keys = TrainingKeys(("gpt_ema_fsdp", "gpt_ema_for_vis"), ("gpt_fsdp", "gpt_wo_ddp"))
+    image_tokenizers = tuple(f"infinity_vae_{kind}" for kind in ("d24", "d32", "d32_rdn_short", "d64"))
 
     def check_parts(self, transformer: TransformerConfig, images: ImageTokenizerConfig) -> None:
         if transformer.bits != images.bits:

@@ -19,6 +19,7 @@ from ..common.rows import Shapes
 from ..common.step_graph import StepGraph
 from ..common.weights import Role, Sources, State
 from .block_steps import AttnMlpStep, QkvStep
+from .published_models import PublishedModel, TrainingKeys
 
 LAYER_PREFIX = "transformer.blocks.{layer}."
 SHARED_PREFIX = "transformer."
@@ -85,7 +86,9 @@ class ModelAdapter(ABC, Generic[TransformerT, ImagesT]):
     tiles_decoder: ClassVar[bool] = True
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder.",)  # prefixes of the tokenizer's tensors that it reads
     encoder_parts: ClassVar[tuple[str, ...]] = ("encoder.",)
-    image_tokenizer_files: ClassVar[tuple[str, ...]] = ()  # names that image tokenizers are published under
+    published: ClassVar[tuple[PublishedModel, ...]] = ()  # names that the family's models are published under
+    image_tokenizers: ClassVar[tuple[str, ...]] = ()  # further names of image tokenizers, of no published model
+    training_keys: ClassVar[TrainingKeys] = TrainingKeys()  # keys of its training program's checkpoints
     text_encoders: ClassVar[tuple[str, ...]] = ()  # kinds that the family's models are published with
     derived: ClassVar[re.Pattern[str]] = re.compile(r"$^")  # stored tensors that follow from the configuration
 

@@ -21,6 +21,7 @@ from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, sa
 from ..transformer.block_steps import Tensors
 from ..transformer.layers import QUARTER
 from ..transformer.modulated_steps import ModulatedAttnMlp, ModulatedQkv
+from ..transformer.published_models import PublishedModel, TrainingKeys
 from ..transformer.weights import Official, all_layers, attention_weights
 from .model import DERIVED, VarTransformer, infer_transformer
 
@@ -124,7 +125,8 @@ class VarAdapter(CodebookAdapter[VarConfig]):
     qkv = Qkv
     attn_mlp = ModulatedAttnMlp
     encoder = VqImageEncoder
-    image_tokenizer_files = ("vae_ch160v4096z32.pth",)
+    training_keys = TrainingKeys(trained=("var_wo_ddp", "var"))
+    published = (PublishedModel(r"var_d\d+", image_tokenizers=("vae_ch160v4096z32",)),)
     derived = DERIVED
 
     def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> VarConfig:
