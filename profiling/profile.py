@@ -11,7 +11,6 @@ from ..core.noise import check_seed
 from ..engines.bundle.bundle import Bundle
 from ..engines.bundle.manifest import Manifest
 from ..engines.device import Device
-from ..engines.tensorrt.cuda_device import CudaDevice
 from ..errors import InputError
 from ..runtime.output import ImageTimings
 from .environment import environment
@@ -170,4 +169,5 @@ def _settings(profiled: ProfiledBundle, request: Request) -> dict[str, Any]:
 
 
 def _gpu(device: Device) -> dict[str, Any]:
-    return {"gpu": vars(device.facts())} if isinstance(device, CudaDevice) else {}
+    facts = device.gpu_facts()
+    return {} if facts is None else {"gpu": vars(facts)}

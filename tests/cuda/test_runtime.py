@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from fastvar.export.build import build_bundle
-from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import toolchain_of
 from tests.cuda import models
 
@@ -60,7 +59,7 @@ print(json.dumps(found))
 def bundle(
     request: pytest.FixtureRequest, torch_of_cuda: Any, capability: str, program_cache: Path, tmp_path: Path
 ) -> Path:
-    options = BuildOptions(backend="aotinductor", target=f"cuda-{capability}", guidance="both")
+    options = models.options(capability)
     checkpoint, plan = models.SMALL[request.param]()
     build_bundle(checkpoint, plan, tmp_path / "b", options, toolchain=toolchain_of(options), cache=program_cache)
     return tmp_path / "b"
