@@ -79,8 +79,8 @@ def gpu_options(torch: Any) -> dict[str, Any]:
 
 
 def forget_kernels() -> None:
-    """Have the compiler forget the kernels of earlier programs: theirs would say in which order it links the next's."""
-    import_extra("torch._inductor.codecache", "aotinductor").CudaKernelParamCache.cache_clear()
+    """Have the compiler forget the kernels of earlier programs: those would say in which order it links the next's."""
+    import_extra("torch._inductor.utils", "aotinductor").clear_caches()
 
 
 def known_options(torch: Any, wanted: dict[str, Any]) -> dict[str, Any]:
