@@ -12,10 +12,14 @@ from safetensors.torch import save_file
 
 import fastvar
 from fastvar import Pipeline
+from fastvar.core.precision import Precision
 from fastvar.engines.bundle.bundle import Bundle
+from fastvar.engines.bundle.weight_file import WeightFile, write_weights
 from fastvar.errors import BundleError, CheckpointError, NumericsError
+from fastvar.export import new_weights
 from fastvar.export.checkpoints.checkpoint import load_checkpoint, transformer_shapes
 from fastvar.export.checkpoints.random_weights import RandomWeights
+from fastvar.export.checkpoints.weight_sources import engine_weights, preview_weights, write_sources
 from fastvar.export.new_weights import replace_weights
 from tests.models import tiny_layouts as tiny
 
@@ -127,3 +131,23 @@ def test_on_the_command_line(run, tiny_bundle, finetune, tmp_path):
         assert code == 2
         assert message in err
         assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [Precision("bfloat16", "int8", "int8"), Precision("float16", "float8_e4m3fn"), Precision("bfloat16")],
+    ids=lambda precision: precision.label,
+)
+def test_stored_weights_are_derived_as_a_build_derives_them(
+    tiny_checkpoint, tiny_bundle, finetune, tmp_path, precision
+):
+    """In precisions whose engines take minutes to compile: the weight files alone, and they are all that differs."""
+    checkpoints = {"base": tiny_checkpoint, "direct": load_checkpoint(finetune)}
+    for name, checkpoint in checkpoints.items():
+        sources = engine_weights(checkpoint, False, precision) | preview_weights(checkpoint)
+        write_sources(tmp_path / name, sources, precision)
+    old = replace(Bundle.open(tiny_bundle).manifest, precision=precision)
+    tensors = new_weights._Tensors(WeightFile(tmp_path / "base"), old, checkpoints["direct"].transformer_weights)
+    write_weights(tmp_path / "swapped", tensors.specs, tensors.fetch)
+    assert (tmp_path / "swapped").read_bytes() == (tmp_path / "direct").read_bytes()
+    assert (tmp_path / "swapped").read_bytes() != (tmp_path / "base").read_bytes()
