@@ -68,6 +68,9 @@ def test_the_manifest_says_whose_weights_they_are(tiny_bundle, finetune, tmp_pat
     assert manifest.checkpoint_digest != old.checkpoint_digest
     replace_weights(tiny_bundle, tmp_path / "c", transformer=finetune / "transformer.pth")
     assert Bundle.open(tmp_path / "c").manifest.model == "transformer"
+    replace_weights(tmp_path / "b", tmp_path / "d", transformer=finetune)
+    again = Bundle.open(tmp_path / "d").manifest
+    assert (again.model, again.origin) == ("finetune", manifest.origin)
 
 
 def test_a_bundle_can_take_them_in_its_place(tiny_bundle, finetune, tmp_path):
@@ -121,7 +124,7 @@ def test_on_the_command_line(run, tiny_bundle, finetune, tmp_path):
     code, out, err = run("build", "--from-bundle", tiny_bundle, "--weights-from", finetune, "--out", "b")
     assert (code, err) == (0, "")
     assert "transformer: transformer.pth (trainer > gpt_ema_fsdp)" in out
-    assert json.loads(run("inspect", "b", "--json")[1])["model"] == "transformer"
+    assert json.loads(run("inspect", "b", "--json")[1])["model"] == "finetune"
     for given, message in {
         ("--weights-from", "f.pth"): "--weights-from goes with --from-bundle",
         ("--from-bundle", tiny_bundle, "--weights-from", finetune, "--policy", "dense"): "not go with --policy",
