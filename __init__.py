@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from .export.build import build
     from .export.conversion.convert import convert
     from .export.options import BuildOptions
-    from .runtime.inputs import UNCONDITIONAL
-    from .runtime.params import SamplingParams
     from .runtime.pipeline import Pipeline
+    from .runtime.requests.inputs import UNCONDITIONAL
+    from .runtime.requests.params import SamplingParams
 
 __all__ = [
     "UNCONDITIONAL",
@@ -30,8 +30,8 @@ __all__ = [
 _LAZY = {
     "BuildOptions": ".export.options",
     "Pipeline": ".runtime.pipeline",
-    "SamplingParams": ".runtime.params",
-    "UNCONDITIONAL": ".runtime.inputs",
+    "SamplingParams": ".runtime.requests.params",
+    "UNCONDITIONAL": ".runtime.requests.inputs",
     "build": ".export.build",
     "convert": ".export.conversion.convert",
 }

@@ -19,8 +19,8 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..runtime.output import Output
-    from ..runtime.params import SamplingParams
     from ..runtime.pipeline import Pipeline
+    from ..runtime.requests.params import SamplingParams
 
 Load = Callable[[], "Pipeline"]
 Line = tuple[PromptLine, "SamplingParams"]
@@ -67,7 +67,7 @@ def generate(
     timings: sampling.Timings = False,
 ) -> None:
     """Draw images, each saved as it is drawn. Files carry prompt, seed, settings and bundle digest as metadata."""
-    from ..runtime.params import SamplingParams
+    from ..runtime.requests.params import SamplingParams
 
     params = SamplingParams(guidance_scale, tau, top_p, top_k, seed, num_images, negative_prompt)
     if prompts and prompt_file is not None:
@@ -103,7 +103,7 @@ def _draw_given(load: Load, prompts: list[str], params: SamplingParams, going: G
 
 def _draw_file(load: Load, file: Path, params: SamplingParams, going: Going) -> list[Output]:
     """Line after line of a file, all of which are checked before."""
-    from ..runtime.inputs import draws_labels
+    from ..runtime.requests.inputs import draws_labels
 
     lines = read_prompt_file(file)
     asked = params_of(lines, params)

@@ -49,7 +49,7 @@ def upscale(
     timings: sampling.Timings = False,
 ) -> None:
     """Enlarge an image: its coarse scales are kept, the model draws the finer ones. Needs a bundle --with-encoder."""
-    from ..runtime.params import SamplingParams
+    from ..runtime.requests.params import SamplingParams
 
     params = SamplingParams(guidance_scale, tau, top_p, top_k, seed, num_images, negative_prompt)
     subject = sampling.one_subject(prompt, class_label)

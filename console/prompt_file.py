@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FastvarError, InputError
 
 if TYPE_CHECKING:
-    from ..runtime.params import SamplingParams
     from ..runtime.pipeline import Pipeline
+    from ..runtime.requests.params import SamplingParams
 
 STDIN = Path("-")
 JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -136,8 +136,8 @@ def check_lines(pipe: Pipeline, lines: Sequence[PromptLine], params: Sequence[Sa
     Raises:
         InputError, BundleError: what a call would raise; says for which line.
     """
-    from ..runtime.inputs import ConditioningInputs, draws_labels
-    from ..runtime.passes import asked_of
+    from ..runtime.requests.inputs import ConditioningInputs, draws_labels
+    from ..runtime.requests.passes import asked_of
 
     reader, labels = ConditioningInputs(pipe.bundle), draws_labels(pipe.manifest)
     with warnings.catch_warnings():
@@ -200,7 +200,7 @@ def _no_number(text: str) -> None:
 
 def _checked_names(entries: _Pairs) -> dict[str, Any]:
     """Known names, each once."""
-    from ..runtime.params import ALIASES, SamplingParams
+    from ..runtime.requests.params import ALIASES, SamplingParams
 
     known = (*SUBJECTS, *(entry.name for entry in fields(SamplingParams)), *ALIASES)
     names = [name for name, _ in entries]

@@ -115,7 +115,7 @@ Fit = Annotated[
 
 def subjects(pipe: Pipeline, given: list[str]) -> dict[str, Any]:
     """What the command line names, as the argument of the pipeline that it is for."""
-    from ..runtime.inputs import draws_labels
+    from ..runtime.requests.inputs import draws_labels
 
     return {"class_labels" if draws_labels(pipe.manifest) else "prompt": given}
 

@@ -14,12 +14,12 @@ from ..engines.base import Backend
 from ..engines.bundle.bundle import Bundle
 from ..engines.bundle.manifest import Manifest
 from ..errors import InputError
-from ..runtime.inputs import ConditioningInputs, ImageInput, TextInput, draws_labels
 from ..runtime.memory.layout import EngineCall, StepCalls
 from ..runtime.output import ImageTimings, ScaleTiming
 from ..runtime.preview import to_image
+from ..runtime.requests.inputs import ConditioningInputs, ImageInput, TextInput, draws_labels
+from ..runtime.requests.settings import SamplingSettings, default_settings, with_overrides
 from ..runtime.session import Session
-from ..runtime.settings import SamplingSettings, default_settings, with_overrides
 from .records import KeptMap, Request
 
 DEFAULT_PROMPT = "a red circle above a blue square"

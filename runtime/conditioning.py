@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from ..core.tensors import Launch
 from ..engines.bundle.manifest import Manifest
 from ..errors import InternalError
-from .inputs import ImageInput, LabelInput, TextInput
 from .memory.bound_layout import BoundLayout
 from .memory.layout import EngineCall, View
-from .prompt import TokenizedPrompt
+from .requests.inputs import ImageInput, LabelInput, TextInput
+from .requests.prompt import TokenizedPrompt
 
 Counted = NDArray[np.bool_]  # [T]: the tokens of a text that are no padding
 

@@ -14,16 +14,17 @@ from ..core.schedule import Size
 from ..engines.base import Backend
 from ..engines.bundle.bundle import Bundle
 from ..engines.bundle.hub_bundle import found_bundle
-from ..errors import BundleError, InputError
+from ..errors import InputError
 from .editing.edits import Editing, inpainting, upscaling
 from .editing.source_image import ImageSource, read_image, read_mask, several
-from .inputs import ConditioningInputs, Label, Subject
 from .output import Output
-from .params import MAX_IMAGES, SamplingParams
-from .passes import Asked, asked_of, requests_of
+from .pickled import reduced
+from .requests.inputs import ConditioningInputs, Label, Subject
+from .requests.params import MAX_IMAGES, SamplingParams
+from .requests.passes import Asked, asked_of, requests_of
+from .requests.settings import recorded
 from .sampling import ImageSampler, Listeners, OnImageEnd, OnScaleEnd
 from .session import Session
-from .settings import recorded
 from .stream import Stream, StreamTurn
 from .turns import Turns, closed
 
@@ -204,12 +205,7 @@ class Pipeline:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.closed:
             raise closed()
-        if self._origin is None:
-            raise InputError(
-                "this Pipeline was not made by Pipeline.load, so it cannot be pickled or copied",
-                fix="send the bundle's path, and load it where it is needed",
-            )
-        return _load_again, (type(self), *self._origin, self.bundle.digest)
+        return reduced(self, self._origin)
 
     @property
     def _session(self) -> Session:
@@ -399,19 +395,3 @@ class Pipeline:
         if self.closed:
             raise closed()
         return asked_of(self.manifest, self._subjects, subjects_of(prompt, labels), params, changes)
-
-
-def _load_again(cls: type[Pipeline], path: Path, arguments: dict[str, Any], digest: str) -> Pipeline:
-    """What a pickled pipeline becomes.
-
-    Raises:
-        BundleError: another bundle lies there by now, besides what `load` raises.
-    """
-    pipe = cls.load(path, **arguments)
-    if pipe.bundle.digest != digest:
-        raise BundleError(
-            f"{path} is another bundle than the one whose Pipeline was pickled",
-            expected=f"digest {digest[:16]}, found {pipe.bundle.digest[:16]}",
-            fix="load the bundle by its path, or put the former one back",
-        )
-    return pipe

@@ -16,12 +16,12 @@ from ..core.schedule import Size
 from ..errors import ImagesFailed, NumericsError
 from ..families import family_named
 from .editing.given_tokens import GivenTokens, given_tokens
-from .inputs import ImageInput
 from .output import GeneratedImage, ImageTimings, Output, ScaleEvent, ScaleTiming
-from .passes import ImageRequest, passes
 from .preview import Colours, Previews, to_image
+from .requests.inputs import ImageInput
+from .requests.passes import ImageRequest, passes
+from .requests.settings import SamplingSettings
 from .session import Session
-from .settings import SamplingSettings
 from .turns import CallTurn, Turns, closed
 from .workspace import Workspace
 

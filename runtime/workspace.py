@@ -21,11 +21,11 @@ from ..engines.bundle.manifest import Manifest
 from ..engines.device import run_sequentially
 from ..errors import InternalError, NumericsError
 from .conditioning import Conditioning, TextFeatures
-from .inputs import ImageInput, TextInput
 from .memory.arena import Memory
 from .memory.bound_layout import BoundLayout
 from .memory.layout import EngineCall, StepCalls, View
-from .settings import SamplingSettings
+from .requests.inputs import ImageInput, TextInput
+from .requests.settings import SamplingSettings
 
 _Told = TypeVar("_Told")
 

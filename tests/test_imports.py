@@ -27,6 +27,7 @@ ORDER = (
     ("doctor",),
     ("runtime.images", "runtime.memory"),
     ("runtime.editing",),
+    ("runtime.requests",),
     ("runtime",),
     ("export.models.common",),
     ("export.models.transformer",),

@@ -11,7 +11,7 @@ import pytest
 from fastvar.console.prompt_file import PromptLine, params_of, plain_prompts, read_prompt_file, subject_of
 from fastvar.errors import InputError
 from fastvar.runtime.images.formats import read_metadata
-from fastvar.runtime.params import SamplingParams
+from fastvar.runtime.requests.params import SamplingParams
 
 
 @pytest.fixture

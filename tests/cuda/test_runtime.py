@@ -20,9 +20,9 @@ import ctypes, gc, json, sys, torch
 from fastvar.core.noise import seeded_noise
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.profiling.profiled_bundle import random_features
-from fastvar.runtime.inputs import LabelInput, TextInput
+from fastvar.runtime.requests.inputs import LabelInput, TextInput
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import default_settings
+from fastvar.runtime.requests.settings import default_settings
 
 runtime = ctypes.CDLL(None)
 runtime.stand_in_launches.restype = ctypes.c_long

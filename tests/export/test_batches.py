@@ -22,9 +22,9 @@ from fastvar.families.hart import HART
 from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.families.var import VAR
 from fastvar.runtime.conditioning import TextFeatures
-from fastvar.runtime.inputs import LabelInput
+from fastvar.runtime.requests.inputs import LabelInput
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 from tests.export.models.var import test_steps as tiny_var
 from tests.models import tiny_hart, tiny_models
 from tests.models.module_bundle import ModuleBundle

@@ -22,8 +22,8 @@ from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.infinity import ImageTokenizerConfig
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 from tests.models import tiny_models as tiny
 
 CONFIG = replace(tiny.CONFIG, width=64, heads=2)  # a token's keys take 256 bytes, as TensorRT wants them

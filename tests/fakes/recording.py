@@ -14,11 +14,11 @@ from fastvar.engines.base import Engine, check_bindings
 from fastvar.engines.bundle.manifest import Manifest
 from fastvar.engines.device import Allocation, Device
 from fastvar.engines.spec import EngineSpec, TensorSpec
-from fastvar.runtime.inputs import TextInput
 from fastvar.runtime.memory.arena import Memory
 from fastvar.runtime.memory.layout import build_layout
-from fastvar.runtime.prompt import TokenizedPrompt
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.inputs import TextInput
+from fastvar.runtime.requests.prompt import TokenizedPrompt
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
 from tests.models.described_engines import TEXT_LENGTH
 

@@ -26,8 +26,8 @@ from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.hart import HART
 from fastvar.runtime.memory.layout import EngineCall, StepCalls
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
 from tests.parity.comparison import Comparison, compare_crops
 from tests.parity.hart import SWAPPED, HartRun, compare_far, compare_stored, load_hart_runs

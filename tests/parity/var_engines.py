@@ -24,10 +24,10 @@ from fastvar.export.models.var.reference import Noise, ScaleTrace, VarSampling, 
 from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.var import VAR
-from fastvar.runtime.inputs import LabelInput
 from fastvar.runtime.memory.layout import StepCalls
+from fastvar.runtime.requests.inputs import LabelInput
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
 from tests.parity.comparison import Comparison, Tensors, compare_crops
 from tests.parity.var import SMOOTH_TOLERANCE, Recorded, compare, read_folder

@@ -267,7 +267,7 @@ def prompt_files(shop: Workshop) -> Kind:
         import warnings
 
         from fastvar.console.prompt_file import plain_prompts
-        from fastvar.runtime.prompt import PromptTokenizer
+        from fastvar.runtime.requests.prompt import PromptTokenizer
         from tests.conftest import TOKENIZER
 
         path = shop.empty("prompts") / "prompts.txt"

@@ -19,8 +19,8 @@ from fastvar.export.models.infinity.tokenizer import ImageTokenizer
 from fastvar.runtime.editing.edits import FEATHER, back_projected, inpainting, scales_of, upscaling
 from fastvar.runtime.editing.given_tokens import given_tokens
 from fastvar.runtime.editing.source_image import read_mask, touched
-from fastvar.runtime.inputs import TextInput
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.inputs import TextInput
+from fastvar.runtime.requests.settings import SamplingSettings
 
 PROMPT = "a red circle above a blue square"
 EXECUTED = {0: (1, 1), 2: (4, 4), 6: (16, 16)}

@@ -20,9 +20,9 @@ from fastvar.export.models.codebook.tokenizer import area_pool
 from fastvar.runtime.editing.edits import FEATHER, inpainting, upscaling
 from fastvar.runtime.editing.given_tokens import given_tokens
 from fastvar.runtime.editing.source_image import read_mask
-from fastvar.runtime.inputs import LabelInput
 from fastvar.runtime.memory.layout import build_layout
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.inputs import LabelInput
+from fastvar.runtime.requests.settings import SamplingSettings
 from tests.models import tiny_var
 from tests.models.tiny_var import CONFIG, EXECUTED, PRUNED
 

@@ -13,8 +13,8 @@ from PIL import Image
 from fastvar import Pipeline, SamplingParams
 from fastvar.engines.device import HostDevice
 from fastvar.errors import DeviceMemoryError, ImagesFailed, InputError, NumericsError
-from fastvar.runtime.passes import ImageRequest, passes
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.passes import ImageRequest, passes
+from fastvar.runtime.requests.settings import SamplingSettings
 
 PROMPTS = ["a red circle", "a small blue square", "a green triangle", "a circle", "yellow"]
 GUIDED, UNGUIDED = SamplingSettings(3.0, 1.0, 0.9), SamplingSettings(1.0, 1.0, 0.9)

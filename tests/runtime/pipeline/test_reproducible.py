@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from fastvar import Pipeline
 from fastvar.core.noise import MAX_SEED
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.settings import SamplingSettings
 from tests.runtime.pipeline.drawing import PROMPT, SCALES, StoppedError, codes, in_threads, pixels, previews
 
 # Reproducibility

@@ -20,7 +20,7 @@ from fastvar.export.models.hart.reference import PassTrace, Prompt, Sampling, ge
 from fastvar.families.base import PromptFormat
 from fastvar.families.hart import HART, HartConfig
 from fastvar.runtime.memory.layout import StepCalls
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
 from tests.models import tiny_hart as tiny
 from tests.models.module_bundle import ModuleBundle

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from ..core.arguments import shown
-from ..engines.bundle.bundle import Bundle
-from ..engines.bundle.manifest import Manifest
-from ..errors import BundleError, InputError, UnknownWordsWarning
-from ..families import family_named
+from ...core.arguments import shown
+from ...engines.bundle.bundle import Bundle
+from ...engines.bundle.manifest import Manifest
+from ...errors import BundleError, InputError, UnknownWordsWarning
+from ...families import family_named
 from .prompt import PromptTokenizer, TokenizedPrompt
 from .settings import SamplingSettings
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..core.arguments import number, shown, whole
-from ..core.noise import check_seed, seeds_from
-from ..errors import InputError
+from ...core.arguments import number, shown, whole
+from ...core.noise import check_seed, seeds_from
+from ...errors import InputError
 
 MAX_IMAGES = 1024
 MAX_TOP_K = (1 << 31) - 1  # an int32 in the engines

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..engines.bundle.manifest import Manifest
-from .editing.edits import Editing
+from ...engines.bundle.manifest import Manifest
+from ..editing.edits import Editing
 from .inputs import ConditioningInputs, ImageInput, Subject
 from .params import SamplingParams, params_of_each, seeds_of_each
 from .settings import SamplingSettings, chosen_settings, recorded

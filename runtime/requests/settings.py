@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.arguments import number, whole
-from ..engines.bundle.manifest import Manifest
-from ..errors import BundleError, InputError
-from ..families import family_named
+from ...core.arguments import number, whole
+from ...engines.bundle.manifest import Manifest
+from ...errors import BundleError, InputError
+from ...families import family_named
 from .params import MAX_TOP_K, check_ranges
 
 
