@@ -133,7 +133,7 @@ def shown(thing: Any, options: str) -> Iterator[Any]:
     yield thing
     listed = re.search(r"members: \[(.*?)\]", options)
     hidden = re.findall(r'"!\^(\w+)\$"', options)
-    names = listed[1].split(", ") if listed else [name for name in vars(thing) if name[0] != "_"]
+    names = listed[1].split(", ") if listed else [name for name in getattr(thing, "__dict__", {}) if name[0] != "_"]
     for name in names:
         member = inspect.getattr_static(thing, name)
         own = not isinstance(thing, ModuleType) or getattr(member, "__module__", "") == thing.__name__
@@ -253,11 +253,17 @@ def test_examples_of_json_are_json(page: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_examples_run(
-    page: Path, editing_bundle: Path, engine_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    editing_bundle: Path,
+    var_editing_bundle: Path,
+    engine_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    """In a folder with a bundle, two images, and the demo's checkpoint under its name."""
+    """In a folder with two bundles, two images, and the demo's checkpoint under its name."""
     monkeypatch.setenv("FASTVAR_CACHE", str(engine_cache))
     shutil.copytree(editing_bundle, tmp_path / "bundle")
+    shutil.copytree(var_editing_bundle, tmp_path / "class-bundle")
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     Image.new("RGB", (64, 64), "red").save(tmp_path / "small.png")
     Image.new("RGB", (256, 256), "red").save(tmp_path / "photo.png")

@@ -23,7 +23,8 @@ from .settings import SamplingSettings
 MOST_WORDS = 8  # that a warning names
 LONGEST_NUMBER = 20  # digits: what is longer is no class, and Python may refuse to read it
 Read = TypeVar("Read")
-UNCONDITIONAL = "unconditional"  # in place of a class label: an image of no class in particular
+UNCONDITIONAL = "unconditional"
+"""In place of a class label: an image of no class in particular."""
 Subject = str | int  # a prompt, or the number of a class; UNCONDITIONAL of none
 Label = int | str
 
