@@ -169,9 +169,9 @@ def test_prompts_come_through_stdin(tiny_bundle, tmp_path):
         "--cfg",
         "1",
     ]
-    done = subprocess.run(command, cwd=tmp_path, input=b"a\n# no\nb\n", capture_output=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, input=b"red\n# no\nblue\n", capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert sorted(os.listdir(tmp_path)) == ["0001-a-1.png", "0003-b-1.png"]
+    assert sorted(os.listdir(tmp_path)) == ["0001-red-1.png", "0003-blue-1.png"]
     done = subprocess.run(command, cwd=tmp_path, input=b"{]", capture_output=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: stdin, line 1: not JSON")
