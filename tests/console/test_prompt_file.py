@@ -126,14 +126,14 @@ def test_who_draws_all_alike_takes_prompts_alone(write):
 
 
 def test_each_line_is_drawn_its_own_way_under_a_name_that_leads_to_it(run, tiny_bundle, tmp_path, write):
-    path = write(
-        '{"prompt": "a red circle", "seed": 3, "num_images": 2, "cfg": 1}'.replace('"cfg"', '"guidance_scale"')
+    rows = (
+        {"prompt": "a red circle", "seed": 3, "num_images": 2},
+        {"prompt": "a red circle", "seed": 3},
+        {"prompt": "a blue square", "temperature": 0.5},
     )
-    with path.open("a") as file:
-        file.write('\n\n{"prompt": "a red circle", "seed": 3}\n{"prompt": "a blue square", "temperature": 0.5}\n')
-    code, out, err = run(
-        "generate", tiny_bundle, "--prompts", path, "--seed", 5, "--cfg", 1, "--out", "new", "--timings"
-    )
+    first, *others = map(json.dumps, rows)
+    path = write("\n".join((first, "", *others)))
+    code, out, err = run("generate", tiny_bundle, "--prompts", path, "--seed", 5, "--cfg", 1, "--out", "new")
     assert (code, err) == (0, "")
     assert sorted(os.listdir(tmp_path / "new")) == [
         "0001-a-red-circle-3.png",
