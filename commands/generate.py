@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Load = Callable[[], "Pipeline"]
 Line = tuple[PromptLine, "SamplingParams"]
+Show = Callable[..., None]
 Going = tuple[Path, str | None, int | None]  # --out, --format, --quality
 
 
@@ -75,33 +76,35 @@ def generate(
     load = partial(sampling.load, bundle, threads, offload_text_encoder, no_cuda_graphs, memory)
     load = partial(load, trust_remote_code, require_signature, batch)
     going = (out, image_format, quality)
+    show = sampling.show_timings if timings else _show_nothing
     if prompts:
-        outputs = _draw_given(load, prompts, params, going)
+        _draw_given(load, prompts, params, going, show)
     elif prompt_file is not None:
-        outputs = _draw_file(load, prompt_file, params, going)
+        _draw_file(load, prompt_file, params, going, show)
     else:
         raise InputError("nothing to draw", expected="PROMPT..., each in quotes, or --prompts FILE")
-    if timings:
-        sampling.show_timings(*outputs)
 
 
-def _draw_given(load: Load, prompts: list[str], params: SamplingParams, going: Going) -> list[Output]:
+def _show_nothing(*outputs: Output) -> None:
+    pass
+
+
+def _draw_given(load: Load, prompts: list[str], params: SamplingParams, going: Going, show: Show) -> None:
     """What the command line names, in one call."""
     count = len(prompts) * params.num_images
     with destination(*going, prompts, count, [params.negative_prompt]) as target:
         pipe = load()
         with progress_bar() as progress:
-            return [
-                pipe(
-                    **sampling.subjects(pipe, prompts),
-                    params=params,
-                    callback_on_scale_end=sampling.on_scale(progress, count * len(pipe.manifest.plan.steps)),
-                    callback_on_image_end=target.saver(pipe.bundle.digest),
-                )
-            ]
+            output = pipe(
+                **sampling.subjects(pipe, prompts),
+                params=params,
+                callback_on_scale_end=sampling.on_scale(progress, count * len(pipe.manifest.plan.steps)),
+                callback_on_image_end=target.saver(pipe.bundle.digest),
+            )
+        show(output)
 
 
-def _draw_file(load: Load, file: Path, params: SamplingParams, going: Going) -> list[Output]:
+def _draw_file(load: Load, file: Path, params: SamplingParams, going: Going, show: Show) -> None:
     """Line after line of a file, all of which are checked before."""
     from ..runtime.requests.inputs import draws_labels
 
@@ -125,7 +128,7 @@ def _draw_file(load: Load, file: Path, params: SamplingParams, going: Going) -> 
                     callback_on_image_end=target.saver(pipe.bundle.digest, prefixes),
                 )
                 outputs.append(replace(output, images=[]))  # they are saved
-        return outputs
+        show(*outputs)
 
 
 def together(lines: list[Line], most: int) -> Iterator[list[Line]]:

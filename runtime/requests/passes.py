@@ -54,8 +54,12 @@ def asked_of(
         changes = {**changes, "seed": None}  # one for each image
     else:
         seeds = None
-    each, steered = params_of_each(params, changes, len(subjects)), reader.steered(subjects)
-    settings = [chosen_settings(manifest, steered=steered, **own.settings) for own in each]
+    each = params_of_each(params, changes, len(subjects))
+    together = not isinstance(params, list | tuple)  # one way of drawing for all of them
+    settings = [
+        chosen_settings(manifest, steered=reader.steered(subjects if together else [subject]), **own.settings)
+        for subject, own in zip(subjects, each, strict=True)
+    ]
     given = reader.inputs(subjects, [own.negative_prompt for own in each], settings)
     parts = zip(subjects, given, each, settings, seeds_of_each(each, seeds), strict=True)
     return [Asked(*part) for part in parts]

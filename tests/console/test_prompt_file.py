@@ -126,14 +126,14 @@ def test_who_draws_all_alike_takes_prompts_alone(write):
 
 
 def test_each_line_is_drawn_its_own_way_under_a_name_that_leads_to_it(run, tiny_bundle, tmp_path, write):
-    path = write(
-        '{"prompt": "a red circle", "seed": 3, "num_images": 2, "cfg": 1}'.replace('"cfg"', '"guidance_scale"')
+    rows = (
+        {"prompt": "a red circle", "seed": 3, "num_images": 2},
+        {"prompt": "a red circle", "seed": 3},
+        {"prompt": "a blue square", "temperature": 0.5},
     )
-    with path.open("a") as file:
-        file.write('\n\n{"prompt": "a red circle", "seed": 3}\n{"prompt": "a blue square", "temperature": 0.5}\n')
-    code, out, err = run(
-        "generate", tiny_bundle, "--prompts", path, "--seed", 5, "--cfg", 1, "--out", "new", "--timings"
-    )
+    first, *others = map(json.dumps, rows)
+    path = write("\n".join((first, "", *others)))
+    code, out, err = run("generate", tiny_bundle, "--prompts", path, "--seed", 5, "--cfg", 1, "--out", "new")
     assert (code, err) == (0, "")
     assert sorted(os.listdir(tmp_path / "new")) == [
         "0001-a-red-circle-3.png",
@@ -169,9 +169,9 @@ def test_prompts_come_through_stdin(tiny_bundle, tmp_path):
         "--cfg",
         "1",
     ]
-    done = subprocess.run(command, cwd=tmp_path, input=b"a\n# no\nb\n", capture_output=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, input=b"red\n# no\nblue\n", capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert sorted(os.listdir(tmp_path)) == ["0001-a-1.png", "0003-b-1.png"]
+    assert sorted(os.listdir(tmp_path)) == ["0001-red-1.png", "0003-blue-1.png"]
     done = subprocess.run(command, cwd=tmp_path, input=b"{]", capture_output=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: stdin, line 1: not JSON")

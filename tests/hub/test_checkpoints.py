@@ -261,9 +261,8 @@ def test_a_hub_name_becomes_an_image(
     commit = published.repositories[INFINITY].commit
     assert manifest.model == "infinity_2b"
     assert manifest.origin[0].startswith(f"transformer: hub:{INFINITY}@{commit}/infinity_2b_reg.pth")
-    drawn = child(
-        "-m", "fastvar", "generate", "bundle", "a red circle", "--seed", "7", "--cfg", "1", "--out", "hub.png"
-    )
+    draw = ("a red circle", "--seed", "7", "--cfg", "1", "--out")
+    drawn = child("-m", "fastvar", "generate", "bundle", *draw, "hub.png")
     assert (drawn.returncode, drawn.stderr) == (0, "")
     # Offline the same bundle comes of it, and of the files on the disk the same image.
     done = child("-m", "fastvar", "build", f"hub:{INFINITY}", *options, "--offline", "--out", "again")
@@ -271,12 +270,7 @@ def test_a_hub_name_becomes_an_image(
     assert (tmp_path / "again/manifest.json").read_bytes() == (tmp_path / "bundle/manifest.json").read_bytes()
     local = (folders["infinity"], *options, "--text-encoder", folders["t5"])
     assert child("-m", "fastvar", "build", *local, "--out", "local").returncode == 0
-    assert (
-        child(
-            "-m", "fastvar", "generate", "local", "a red circle", "--seed", "7", "--cfg", "1", "--out", "local.png"
-        ).returncode
-        == 0
-    )
+    assert child("-m", "fastvar", "generate", "local", *draw, "local.png").returncode == 0
     with Image.open(tmp_path / "hub.png") as one, Image.open(tmp_path / "local.png") as other:
         assert one.tobytes() == other.tobytes()
 
