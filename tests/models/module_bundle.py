@@ -10,9 +10,8 @@ from fastvar.engines.bundle.manifest import Manifest
 from fastvar.engines.bundle.weight_file import WeightFile
 from fastvar.engines.registry import backend_class
 from fastvar.engines.spec import EngineSpec
-from fastvar.export.build import _write_weights
 from fastvar.export.checkpoints.checkpoint import Checkpoint
-from fastvar.export.checkpoints.weight_sources import engine_weights, preview_weights
+from fastvar.export.checkpoints.weight_sources import engine_weights, preview_weights, write_sources
 from fastvar.export.describe import describe
 from fastvar.export.module_backend import ModuleBackend
 from fastvar.export.options import BuildOptions
@@ -35,7 +34,7 @@ class ModuleBundle:
         self.path, precision = folder, Precision()
         self.manifest: Manifest = describe(checkpoint, plan, backend_class("onnxruntime"), precision, options)
         sources = engine_weights(checkpoint, options.with_encoder, precision) | preview_weights(checkpoint)
-        _write_weights(folder / self.manifest.weights.file, sources, precision)
+        write_sources(folder / self.manifest.weights.file, sources, precision)
         self.weights = WeightFile(folder / self.manifest.weights.file)
         self.kernel_folder = folder
         self._text_encoder = checkpoint.text_encoder
