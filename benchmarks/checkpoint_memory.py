@@ -9,6 +9,7 @@ told besides: the system takes them back whenever it needs room.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -33,16 +34,14 @@ from fastvar.doctor import examine
 from fastvar.errors import FastvarError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
     from fastvar.export.checkpoints.checkpoint import Checkpoint
+    from fastvar.export.checkpoints.random_weights import RandomWeights
 
 TOKENIZER = ROOT / "demo" / "checkpoint" / "text_encoder" / "tokenizer.json"
 FOLDERS = {"infinity_2b": "infinity_2b_reg", "infinity_8b": "infinity_8b_weights"}  # as published
 IMAGE_TOKENIZERS = {"infinity_2b": "infinity_vae_d32reg", "infinity_8b": "infinity_vae_d56_f8_14_patchify"}
 PLAIN_FOLDER = "transformer"  # of other models
+BYTES = 2  # of a number in these checkpoints
 SAMPLE_SECONDS = 0.005
 SHARE_OF_SHARD, ALLOWANCE = 1.3, 2 << 30  # what reading may take: so much of the largest shard, and so many bytes
 
@@ -131,10 +130,12 @@ def write_checkpoint(folder: Path, model: str, pickled: bool, shard_bytes: int) 
     """A published model's folder with random weights in bfloat16."""
     import torch
 
-    from fastvar.export.checkpoints.random_weights import random_checkpoint
+    from fastvar.export.checkpoints.random_weights import RandomWeights, random_checkpoint
 
     checkpoint = random_checkpoint(model, text_encoder=True, dtype=torch.bfloat16)
-    _write_shards(folder / FOLDERS.get(model, PLAIN_FOLDER), checkpoint.transformer_weights, pickled, shard_bytes)
+    weights = checkpoint.transformer_weights
+    assert isinstance(weights, RandomWeights)
+    _write_shards(folder / FOLDERS.get(model, PLAIN_FOLDER), weights, pickled, shard_bytes)
     images = folder / f"{IMAGE_TOKENIZERS.get(model, 'image_tokenizer')}.pth"
     torch.save({"vae": dict(checkpoint.image_tokenizer_weights)}, images)
     _write_text_encoder(folder / "text_encoder", checkpoint, shard_bytes)
@@ -142,14 +143,17 @@ def write_checkpoint(folder: Path, model: str, pickled: bool, shard_bytes: int) 
 
 
 def _write_text_encoder(folder: Path, checkpoint: Checkpoint, shard_bytes: int) -> None:
-    if checkpoint.text_encoder is None:
+    from fastvar.export.checkpoints.random_weights import RandomWeights
+
+    weights = checkpoint.text_encoder_weights
+    if checkpoint.text_encoder is None or not isinstance(weights, RandomWeights):
         return
-    _write_shards(folder, checkpoint.text_encoder_weights, False, shard_bytes)
+    _write_shards(folder, weights, False, shard_bytes)
     checkpoint.text_encoder.save_pretrained(folder)
     shutil.copy(TOKENIZER, folder / "tokenizer.json")
 
 
-def _write_shards(folder: Path, state: Mapping[str, Tensor], pickled: bool, shard_bytes: int) -> None:
+def _write_shards(folder: Path, state: RandomWeights, pickled: bool, shard_bytes: int) -> None:
     """As transformers splits a state dict; one shard in memory at a time."""
     import torch
     from safetensors.torch import save_file
@@ -158,8 +162,8 @@ def _write_shards(folder: Path, state: Mapping[str, Tensor], pickled: bool, shar
     stem, suffix = ("pytorch_model", ".bin") if pickled else ("model", ".safetensors")
     groups: list[list[str]] = [[]]
     filled = 0
-    for name in state:
-        size = state[name].nbytes
+    for name, shape in state.shapes.items():
+        size = math.prod(shape) * BYTES
         if filled + size > shard_bytes and groups[-1]:
             groups.append([])
             filled = 0

@@ -89,7 +89,7 @@ def build(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Which of several models in the checkpoint folder: infinity_2b, say."),
+        typer.Option(metavar="NAME", help="Which of several models in the checkpoint folder, by name or file."),
     ] = None,
     image_tokenizer: Annotated[
         Path | None,

@@ -23,7 +23,7 @@ def convert(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The new .safetensors file.")],
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which of several models in a folder: infinity_2b, say.")
+        str | None, typer.Option(metavar="NAME", help="Which of several models in a folder, by name or file.")
     ] = None,
     lora: Annotated[
         Path | None,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..profiling.estimates.requests import PlanRequest
 
 BUILD_OPTIONS = (
+    "model",
     "size",
     "policy",
     "backend",
@@ -40,7 +41,10 @@ def plan(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="A model that `fastvar sizes --help` names, with its text encoder, instead of a folder."),
+        typer.Option(
+            help="A model that `fastvar sizes --help` names, with its text encoder, instead of a folder; or which of "
+            "several in the folder."
+        ),
     ] = None,
     size: Annotated[
         str | None,
@@ -92,7 +96,7 @@ def plan(
 
     budget = parse_bytes(memory) if memory is not None else None
     choice = MemoryOptions(decoder_tile, offload_text_encoder, weights)
-    if source is not None and model is None and is_bundle(source):
+    if source is not None and is_bundle(source):
         _check_bundle_options(context)
         request = bundle_request(source, choice)
     else:

@@ -33,6 +33,7 @@ from .models.common.weights import Sources
 from .models.registry import adapter_of
 from .models.transformer.adapter import SHARED_PREFIX
 
+REST = "all else: "  # how the line of an origin begins that says where the rest is from
 SHOWN_DIGITS = 12  # of a digest in an origin
 
 
@@ -49,7 +50,7 @@ def replace_weights(
         bundle: folder of the bundle, every digest of which is checked; or that bundle, opened and so checked.
         out: the new bundle's folder; replaced as a whole when it is complete.
         transformer: the other one, as a build takes it: a file of weights, an index, or a folder.
-        name: what the model is called; by default as its file.
+        name: what the model is called; as it is published, or as `transformer`, by default.
 
     Raises:
         CheckpointError: the transformer cannot be read, or is not of the bundle's sizes.
@@ -58,7 +59,8 @@ def replace_weights(
     """
     started = time.perf_counter()
     source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify="all")
-    path, old, out = find_parts(Path(transformer)).transformer, source.manifest, Path(out)
+    parts, old, out = find_parts(Path(transformer)), source.manifest, Path(out)
+    path = parts.transformer
     loaded = _read(path, old)
     tensors = _Tensors(source.weights, old, loaded.weights)
     with BundleWriter(out) as writer:
@@ -66,7 +68,7 @@ def replace_weights(
             if record != old.weights:
                 writer.link_file(source.path / record.file, record)
         weights = write_weights(writer.path(old.weights.file), tensors.specs, tensors.fetch)
-        manifest = _manifest(old, weights, path, loaded.nested, name or path.name.partition(".")[0])
+        manifest = _manifest(old, weights, path, loaded.nested, name or parts.model or Path(transformer).resolve().stem)
         writer.commit(manifest)
     engines = old.engines.values()
     return BuildReport(
@@ -176,7 +178,8 @@ def _step_engines(old: Manifest) -> set[str]:
 def _manifest(old: Manifest, weights: FileRecord, path: Path, nested: str, name: str) -> Manifest:
     origin = [f"transformer: {path.name}" + (f" ({nested})" if nested else "")]
     origin += [line for line in old.origin if not line.startswith("transformer: ")]
-    origin += [f"all else: the bundle of {old.model}, checkpoint {old.checkpoint_digest[:SHOWN_DIGITS]}"]
+    if not any(line.startswith(REST) for line in origin):
+        origin += [f"{REST}the bundle of {old.model}, checkpoint {old.checkpoint_digest[:SHOWN_DIGITS]}"]
     return replace(
         old,
         model=name,

@@ -29,7 +29,9 @@ from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.bundle.renamed import RENAMED
 from fastvar.engines.spec import EngineReport, EngineSpec, TensorSpec
 from fastvar.export.construction import BuildReport
+from fastvar.export.conversion.convert import ConversionReport
 from fastvar.export.models.transformer.adapter import ModelAdapter
+from fastvar.export.new_weights import replace_weights
 from fastvar.export.rebuild import rebuild
 from fastvar.families.base import Family, PromptFormat, SamplingDefaults
 from fastvar.runtime.output import GeneratedImage, ImageTimings, Output, ScaleEvent
@@ -42,7 +44,8 @@ PAGES = [*sorted(DOCS.rglob("*.md")), *(ROOT / f"{name}.md" for name in ("README
 REFERENCE = sorted((DOCS / "reference").glob("*.md"))
 TOP = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"} - {"build", "dist"}
 MADE = ("demo/out",)  # by a command, not there before
-PUBLIC = (rebuild, BuildReport, Stream, Output, GeneratedImage, ImageTimings, ScaleEvent, Bundle, Bundle.open)
+PUBLIC = (rebuild, replace_weights, BuildReport, ConversionReport, Stream, Output, GeneratedImage, ImageTimings)
+PUBLIC += (ScaleEvent, Bundle, Bundle.open)
 AUTHORS = (Backend, Family, ModelAdapter)
 
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

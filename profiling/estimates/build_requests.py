@@ -45,18 +45,14 @@ def build_request(checkpoint: Checkpoint, options: BuildOptions, choice: MemoryO
 
 
 def find_checkpoint(source: Path | None, model: str | None) -> Checkpoint:
-    """A folder's checkpoint, or the shapes of a named model."""
-    if (source is None) == (model is None):
-        raise InputError(
-            "nothing to plan" if source is None else "a folder and --model exclude each other",
-            expected="a bundle, a checkpoint folder, or --model MODEL",
-        )
-    if model is not None:
+    """A folder's checkpoint, of several models the named one; without a folder, the shapes of a named model."""
+    if source is None:
+        if model is None:
+            raise InputError("nothing to plan", expected="a bundle, a checkpoint folder, or --model MODEL")
         return random_checkpoint(model, text_encoder=True)
-    assert source is not None
     if not source.exists():
         raise InputError(f"no checkpoint {source}", expected="a bundle or a checkpoint folder", fix="check the path")
-    return load_checkpoint(source)
+    return load_checkpoint(source, model=model)
 
 
 def _plans(checkpoint: Checkpoint, options: BuildOptions) -> PlanOf:

@@ -12,10 +12,14 @@ from safetensors.torch import save_file
 
 import fastvar
 from fastvar import Pipeline
+from fastvar.core.precision import Precision
 from fastvar.engines.bundle.bundle import Bundle
+from fastvar.engines.bundle.weight_file import WeightFile, write_weights
 from fastvar.errors import BundleError, CheckpointError, NumericsError
+from fastvar.export import new_weights
 from fastvar.export.checkpoints.checkpoint import load_checkpoint, transformer_shapes
 from fastvar.export.checkpoints.random_weights import RandomWeights
+from fastvar.export.checkpoints.weight_sources import engine_weights, preview_weights, write_sources
 from fastvar.export.new_weights import replace_weights
 from tests.models import tiny_layouts as tiny
 
@@ -64,6 +68,9 @@ def test_the_manifest_says_whose_weights_they_are(tiny_bundle, finetune, tmp_pat
     assert manifest.checkpoint_digest != old.checkpoint_digest
     replace_weights(tiny_bundle, tmp_path / "c", transformer=finetune / "transformer.pth")
     assert Bundle.open(tmp_path / "c").manifest.model == "transformer"
+    replace_weights(tmp_path / "b", tmp_path / "d", transformer=finetune)
+    again = Bundle.open(tmp_path / "d").manifest
+    assert (again.model, again.origin) == ("finetune", manifest.origin)
 
 
 def test_a_bundle_can_take_them_in_its_place(tiny_bundle, finetune, tmp_path):
@@ -117,7 +124,7 @@ def test_on_the_command_line(run, tiny_bundle, finetune, tmp_path):
     code, out, err = run("build", "--from-bundle", tiny_bundle, "--weights-from", finetune, "--out", "b")
     assert (code, err) == (0, "")
     assert "transformer: transformer.pth (trainer > gpt_ema_fsdp)" in out
-    assert json.loads(run("inspect", "b", "--json")[1])["model"] == "transformer"
+    assert json.loads(run("inspect", "b", "--json")[1])["model"] == "finetune"
     for given, message in {
         ("--weights-from", "f.pth"): "--weights-from goes with --from-bundle",
         ("--from-bundle", tiny_bundle, "--weights-from", finetune, "--policy", "dense"): "not go with --policy",
@@ -127,3 +134,23 @@ def test_on_the_command_line(run, tiny_bundle, finetune, tmp_path):
         assert code == 2
         assert message in err
         assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [Precision("bfloat16", "int8", "int8"), Precision("float16", "float8_e4m3fn"), Precision("bfloat16")],
+    ids=lambda precision: precision.label,
+)
+def test_stored_weights_are_derived_as_a_build_derives_them(
+    tiny_checkpoint, tiny_bundle, finetune, tmp_path, precision
+):
+    """In precisions whose engines take minutes to compile: the weight files alone, and they are all that differs."""
+    checkpoints = {"base": tiny_checkpoint, "direct": load_checkpoint(finetune)}
+    for name, checkpoint in checkpoints.items():
+        sources = engine_weights(checkpoint, False, precision) | preview_weights(checkpoint)
+        write_sources(tmp_path / name, sources, precision)
+    old = replace(Bundle.open(tiny_bundle).manifest, precision=precision)
+    tensors = new_weights._Tensors(WeightFile(tmp_path / "base"), old, checkpoints["direct"].transformer_weights)
+    write_weights(tmp_path / "swapped", tensors.specs, tensors.fetch)
+    assert (tmp_path / "swapped").read_bytes() == (tmp_path / "direct").read_bytes()
+    assert (tmp_path / "swapped").read_bytes() != (tmp_path / "base").read_bytes()

@@ -174,6 +174,14 @@ def test_a_build_chooses_and_says_what_it_found(run, engine_cache, tmp_path, mod
     assert manifest.origin == (f"transformer: {name}.pth", "image tokenizer: vae_ch160v4096z32.pth")
 
 
+def test_a_plan_chooses_too(run, tmp_path):
+    folder = tiny.var(tmp_path / "var", depths=(16, 30))
+    code, out, _ = run("plan", folder, "--model", "var_d30", "--policy", "dense")
+    assert code == 0
+    assert "var_d30" in out
+    assert run("plan", folder)[0] == 2
+
+
 def test_a_build_of_several_models_names_them(run, tmp_path):
     folder = tiny.var(tmp_path / "var", depths=(16, 30))
     code, _, err = run("build", folder, "--out", "b")
