@@ -39,9 +39,9 @@ def test_it_is_drawn_from_the_row_behind_all_classes(made):
     table = transformer.class_emb.weight.detach()
     assert len(table) == CLASSES + 1
     for label, row in ((UNCONDITIONAL, CLASSES), (4, 4)):
-        subjects, (_, settings) = pipe._asked(pipe._subjects.of, None, label, None, {"guidance_scale": 0})
+        (asked,) = pipe._asked(pipe._subjects.of, None, label, None, {"guidance_scale": 0})
         workspace = pipe._session.workspace(1)
-        workspace.give(*pipe._subjects.inputs(subjects, None, settings))
+        workspace.give(asked.given)
         pooled = torch.from_numpy(workspace.read(workspace.layout.conditioning, "pooled").copy())
         torch.testing.assert_close(pooled[0], torch.nn.functional.silu(table[row]))
 
@@ -69,10 +69,10 @@ def test_guidance_changes_nothing_where_both_rows_are_equal(made):
 def test_without_guidance_half_the_rows_are_run_by_default(made):
     pipe = made("both")
     out = pipe(class_labels=UNCONDITIONAL, seed=5)
-    assert list(pipe._session._workspaces) == [1]
+    assert list(pipe._session._workspaces) == [(1, 1)]
     assert out.settings["guidance_scale"] == 0
     guided = pipe(class_labels=UNCONDITIONAL, seed=5, guidance_scale=4)
-    assert sorted(pipe._session._workspaces) == [1, 2]
+    assert sorted(pipe._session._workspaces) == [(1, 1), (2, 1)]
     assert guided.settings["guidance_scale"] == 4
     assert np.abs(np.asarray(out.images[0]).astype(int) - np.asarray(guided.images[0])).max() <= 1
     mixed = pipe(class_labels=[3, UNCONDITIONAL], seed=5)
@@ -92,7 +92,7 @@ def test_a_bundle_for_one_way_alone_draws_it_by_default(made):
 def test_a_stream_draws_it_too(made):
     pipe = made("both")
     *_, last = pipe.stream(class_label=UNCONDITIONAL, seed=5)
-    assert list(pipe._session._workspaces) == [1]
+    assert list(pipe._session._workspaces) == [(1, 1)]
     assert last.preview().size == (128, 128)
 
 
