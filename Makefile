@@ -17,7 +17,7 @@ LOWEST_VENV := .venv-lowest
 LOWEST_BUNDLE := $(LOWEST_VENV)/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-lowest test-cuda lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
+.PHONY: help venv demo test test-slow test-lowest test-cuda lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -49,7 +49,7 @@ test-slow: $(STAMP) ## run the slow tests: compilations, processes of their own,
 test-lowest: $(STAMP) ## the runtime, without torch, on the oldest packages that it admits: constraints/lowest.txt
 	rm -rf $(LOWEST_VENV)
 	$(PYTHON) -m venv $(LOWEST_VENV)
-	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints/lowest.txt ".[onnxruntime]"
+	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints/lowest.txt ".[onnxruntime,hub]"
 	mkdir $(LOWEST_VENV)/before
 	ln -s "$$(echo $(CURDIR)/$(LOWEST_VENV)/lib/python*/site-packages/onnxruntime)" $(LOWEST_VENV)/before/onnxruntime
 	PYTHONPATH=$(LOWEST_VENV)/before $(BIN)/python -m fastvar.cli build demo/checkpoint --size 256x256 --guidance off --out $(LOWEST_BUNDLE)
@@ -90,6 +90,9 @@ train-var: $(STAMP) ## train a small class-conditional VAR on drawn shapes: thre
 
 var-tradeoff: train-var ## score pruning policies on that model; JSON to benchmarks/results
 	$(BIN)/python -m demo.measuring.var_tradeoff
+
+inpaint-var: train-var ## redraw a shape as another class with that model; draws docs/inpaint_var.png
+	$(BIN)/python -m demo.measuring.inpaint_var
 
 bench-upscale: $(STAMP) ## enlarge 50 held-out scenes: PSNR of ours and of bicubic; draws docs/upscale.png, docs/inpaint.png
 	$(BIN)/python -m demo.measuring.upscale

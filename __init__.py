@@ -5,21 +5,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .core.version import __version__
-from .errors import PipelineBusy
+from .errors import ImagesFailed, PipelineBusy
 
 if TYPE_CHECKING:
     from .export.build import build
+    from .export.conversion.convert import convert
     from .export.options import BuildOptions
-    from .runtime.params import SamplingParams
     from .runtime.pipeline import Pipeline
+    from .runtime.requests.inputs import UNCONDITIONAL
+    from .runtime.requests.params import SamplingParams
 
-__all__ = ["BuildOptions", "Pipeline", "PipelineBusy", "SamplingParams", "__version__", "build"]
+__all__ = [
+    "UNCONDITIONAL",
+    "BuildOptions",
+    "ImagesFailed",
+    "Pipeline",
+    "PipelineBusy",
+    "SamplingParams",
+    "__version__",
+    "build",
+    "convert",
+]
 # Imported when first used, so that `import fastvar` costs milliseconds and the runtime never meets torch.
 _LAZY = {
     "BuildOptions": ".export.options",
     "Pipeline": ".runtime.pipeline",
-    "SamplingParams": ".runtime.params",
+    "SamplingParams": ".runtime.requests.params",
+    "UNCONDITIONAL": ".runtime.requests.inputs",
     "build": ".export.build",
+    "convert": ".export.conversion.convert",
 }
 
 

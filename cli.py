@@ -16,6 +16,7 @@ import typer
 
 from .commands.build import build
 from .commands.cache import cache
+from .commands.convert import convert
 from .commands.doctor import doctor
 from .commands.generate import generate
 from .commands.inpaint import inpaint
@@ -105,7 +106,7 @@ def _fastvar(
     pass
 
 
-for command in (build, generate, upscale, inpaint, profile, tune, inspect, sign, plan, sizes, cache, doctor):
+for command in (build, convert, generate, upscale, inpaint, profile, tune, inspect, sign, plan, sizes, cache, doctor):
     app.command()(command)
 
 

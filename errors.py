@@ -32,6 +32,10 @@ class BundleError(FastvarError):
     """A bundle on disk is damaged, incomplete, locked, or made by another version."""
 
 
+class HubError(FastvarError):
+    """A repository of the Hugging Face hub cannot be read, downloaded, or understood."""
+
+
 class BackendError(FastvarError):
     """A backend is not installed, or cannot run what it was given."""
 
@@ -62,6 +66,25 @@ class RehearsalWarning(UserWarning):
 
 class NumericsError(FastvarError):
     """A weight or an activation is not finite."""
+
+
+class ImagesFailed(NumericsError):  # noqa: N818  some of them; the others are there
+    """Some images of a call have numbers that are not finite. The others were drawn, and are not lost.
+
+    Attributes:
+        failed: what is wrong with each that failed, by its index in the call.
+        output: the `Output` of the others.
+    """
+
+    def __init__(self, failed: dict[int, NumericsError], images: int, output: object) -> None:
+        self.failed, self.output = failed, output
+        named = "; ".join(f"image {index}: {error.problem}" for index, error in sorted(failed.items()))
+        first = next(iter(failed.values()))
+        others = images - len(failed)
+        kept = f"; the {others} others are in this error's `output`" if others else ""
+        super().__init__(
+            f"{len(failed)} of {images} images failed: {named}", expected=first.expected, fix=f"{first.fix}{kept}"
+        )
 
 
 class InternalError(RuntimeError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.errors import BuildError
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.settings import SamplingSettings
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

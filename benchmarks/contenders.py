@@ -18,11 +18,11 @@ from fastvar.core.precision import COMPUTE
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.registry import BACKEND_NAMES, backend_class, get_backend
 from fastvar.errors import BackendError, InputError
-from fastvar.runtime.inputs import LabelInput, TextInput
 from fastvar.runtime.memory.layout import EngineCall, StepCalls
-from fastvar.runtime.prompt import TokenizedPrompt
+from fastvar.runtime.requests.inputs import LabelInput, TextInput
+from fastvar.runtime.requests.prompt import TokenizedPrompt
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
 
 EAGER = {"eager-dense": "dense", "eager-pruned": "fastvar"}  # name -> policy, where none is given

@@ -29,7 +29,7 @@ from fastvar.families.infinity_presets import schedule_for
 from fastvar.profiling.estimates.costs import EngineCosts, engine_costs
 from fastvar.profiling.memory_run import device_kind, run_apart
 from fastvar.profiling.sampler import sampler_for
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.settings import SamplingSettings
 
 if TYPE_CHECKING:
     from benchmarks.eager import EagerModel

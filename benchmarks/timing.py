@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.contenders import Contender
 from fastvar.core.noise import CHOICE, Noise, seeded_noise, uniform_noise
 from fastvar.errors import NumericsError
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.settings import SamplingSettings
 
 _log = logging.getLogger(__name__)
 

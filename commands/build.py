@@ -10,7 +10,16 @@ import typer
 from rich.progress import Progress
 
 from ..console.family_facts import families_with, policy_names
-from ..console.options import RequireSignature, TrustRemoteCode, as_typed, given_parameters, progress_bar
+from ..console.options import (
+    Batch,
+    RequireSignature,
+    TrustRemoteCode,
+    as_typed,
+    batch_sizes,
+    given_parameters,
+    local_bundle,
+    progress_bar,
+)
 from ..console.streams import tell
 from ..core.platform import needs_extra
 from ..engines.registry import DEFAULT
@@ -18,11 +27,14 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..export.checkpoints.checkpoint import Checkpoint
+    from ..export.checkpoints.hub_models import FoundCheckpoint
     from ..export.construction import BuildReport
+    from ..export.options import BuildOptions
 
 TRUST = ("trust_remote_code", "require_signature")  # what they are asked about is a bundle
 # Parameters that --from-bundle goes with.
 WITH_BUNDLE = ("from_bundle", "out", "policy", "size", "jobs", "no_cache", "cache", *TRUST)
+WITH_WEIGHTS = ("from_bundle", "weights_from", "out", *TRUST)  # parameters that --weights-from goes with
 
 
 def build(
@@ -31,7 +43,8 @@ def build(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="Checkpoint folder (transformer, image_tokenizer, text_encoder/), or the transformer file alone.",
+            help="Checkpoint folder, as published or with transformer, image_tokenizer, text_encoder/; the transformer "
+            "alone; or hub:ORG/NAME, which is downloaded, at a revision with hub:ORG/NAME@REVISION.",
             show_default=False,
         ),
     ] = None,
@@ -79,16 +92,26 @@ def build(
     guidance: Annotated[
         str, typer.Option(help="Engines with classifier-free guidance (on), without (off), or both.")
     ] = "both",
+    batch: Batch = "1",
     text_length: Annotated[
         int | None,
         typer.Option(help="Longest prompt in tokens; shorter is faster. [dim]default: the model's[/dim]", min=1),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which of several models in the checkpoint folder, by name or file."),
+    ] = None,
     image_tokenizer: Annotated[
-        Path | None, typer.Option(help="Image tokenizer file, where it is not in the checkpoint folder.")
+        Path | None,
+        typer.Option(help="Image tokenizer file, where it is not in the checkpoint folder; or hub:ORG/NAME/FILE."),
     ] = None,
     text_encoder: Annotated[
-        Path | None, typer.Option(help="Text encoder folder, where it is not in the checkpoint folder.")
+        Path | None,
+        typer.Option(help="Text encoder folder, where it is not in the checkpoint folder; or hub:ORG/NAME."),
     ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Of hub:ORG/NAME, take what was downloaded before, and ask nobody.")
+    ] = False,
     random_weights: Annotated[
         str | None,
         typer.Option(
@@ -137,6 +160,13 @@ def build(
             "only engines. Everything but --policy and --size is as in BUNDLE.",
         ),
     ] = None,
+    weights_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --from-bundle: another transformer of the same sizes, a fine-tune say, in its engines.",
+        ),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", "-j", help="Processes that trace graphs. [dim]default: one per core[/dim]", min=1),
@@ -158,8 +188,13 @@ def build(
     if from_bundle is not None:
         given = given_parameters(context)
         trust = (trust_remote_code, require_signature)
+        if weights_from is not None:
+            _replace_weights(from_bundle, out, weights_from, given, trust)
+            return
         _rebuild(from_bundle, out, policy, size if "size" in given else None, found, jobs, given, trust)
         return
+    if weights_from is not None:
+        raise InputError("--weights-from goes with --from-bundle", fix="give the bundle that has the engines")
     if trust_remote_code or require_signature:
         raise InputError("--trust-remote-code and --require-signature go with --from-bundle", fix="leave them away")
     # What is wrong with the options is told before torch takes its seconds to import.
@@ -174,27 +209,25 @@ def build(
         allow_unfused=allow_unfused,
         via=via,
         guidance=guidance,
+        batch=batch_sizes(batch),
         text_length=text_length,
         with_encoder=with_encoder,
         decoder_tile=decoder_tile,
         sampling_mode=SamplingMode(smooth, final_iterations, not no_residual),
+        model=model,
         image_tokenizer=image_tokenizer,
         text_encoder=text_encoder,
     )
     _check_size(size, random_weights)
     compiler = get_backend(backend, target=target)
     compiler.resolve_target(target, parse_precision(precision, weights, default=compiler.default_precision))
-    with needs_extra("export"), progress_bar() as progress:
+    with needs_extra("export"):
         from ..export.build import build as build_bundle
 
-        report = build_bundle(
-            _source(checkpoint, random_weights, with_text_encoder),
-            out=out,
-            options=options,
-            cache=found,
-            jobs=jobs,
-            progress=_on_graph(progress, "reading the checkpoint"),
-        )
+        source = _source(checkpoint, random_weights, with_text_encoder, options, offline)
+        with progress_bar() as progress:
+            told = _on_graph(progress, "reading the checkpoint")
+            report = build_bundle(source, out=out, options=options, cache=found, jobs=jobs, progress=told)
     _tell(report)
 
 
@@ -209,18 +242,18 @@ def _rebuild(
     trust: tuple[bool, Path | None],
 ) -> None:
     """Another policy or size for a bundle."""
-    refused = [as_typed(name) for name in given if name not in WITH_BUNDLE]
-    if refused:
-        raise InputError(
-            f"--from-bundle does not go with {', '.join(refused)}",
-            expected="--policy, --size, --out and how to build alone: all else is as in the bundle",
-            fix="leave it away, or build from the checkpoint",
-        )
+    _refuse_others(
+        "--from-bundle",
+        given,
+        WITH_BUNDLE,
+        "--policy, --size, --out and how to build alone: all else is as in the bundle",
+        "leave it away, or build from the checkpoint",
+    )
     from ..engines.bundle.bundle import Bundle
     from ..families import family_named
 
     # What is wrong with the options is told before torch takes its seconds to import.
-    source = Bundle.open(bundle, "all", trust_remote_code=trust[0], require_signature=trust[1])
+    source = Bundle.open(local_bundle(bundle), "all", trust_remote_code=trust[0], require_signature=trust[1])
     old = source.manifest
     family, transformer, plan = family_named(old.family), old.transformer, old.plan
     schedule = plan.schedule if size is None else family.schedule_for(family.size(size, transformer), transformer)
@@ -232,6 +265,36 @@ def _rebuild(
             source, out, policy=policy, size=size, cache=cache, jobs=jobs, progress=_on_graph(progress, "starting")
         )
     _tell(report)
+
+
+def _replace_weights(
+    bundle: Path, out: Path, transformer: Path, given: Sequence[str], trust: tuple[bool, Path | None]
+) -> None:
+    """Another transformer for a bundle."""
+    _refuse_others(
+        "--weights-from",
+        given,
+        WITH_WEIGHTS,
+        "--from-bundle and --out alone: all else is as in the bundle",
+        "leave it away; give the new bundle another policy or size in a second step",
+    )
+    if not transformer.exists():
+        raise InputError(f"no checkpoint {transformer}", expected="a transformer", fix="check the path")
+    from ..engines.bundle.bundle import Bundle
+
+    source = Bundle.open(local_bundle(bundle), "all", trust_remote_code=trust[0], require_signature=trust[1])
+    with needs_extra("export"):
+        from ..export.new_weights import replace_weights
+
+        report = replace_weights(source, out, transformer=transformer)
+    _tell(report)
+
+
+def _refuse_others(option: str, given: Sequence[str], allowed: tuple[str, ...], expected: str, fix: str) -> None:
+    """What an option does not go with."""
+    refused = [as_typed(name) for name in given if name not in allowed]
+    if refused:
+        raise InputError(f"{option} does not go with {', '.join(refused)}", expected=expected, fix=fix)
 
 
 def _check_size(size: str | None, random_weights: str | None) -> None:
@@ -254,13 +317,17 @@ def _tell(report: BuildReport) -> None:
         tell(line)
 
 
-def _source(checkpoint: Path | None, random_weights: str | None, with_text_encoder: bool) -> Path | Checkpoint:
+def _source(
+    checkpoint: Path | None, random_weights: str | None, with_text_encoder: bool, options: BuildOptions, offline: bool
+) -> FoundCheckpoint | Checkpoint:
     if (checkpoint is None) == (random_weights is None):
         raise InputError(
             "nothing to build from" if checkpoint is None else "CHECKPOINT and --random-weights exclude each other",
             expected="a CHECKPOINT, --random-weights MODEL, or --from-bundle BUNDLE",
         )
     if random_weights is not None:
+        if options.model is not None:
+            raise InputError("--model goes with a CHECKPOINT", fix="name the model with --random-weights alone")
         from ..export.checkpoints.random_weights import random_checkpoint
 
         return random_checkpoint(random_weights, text_encoder=with_text_encoder)
@@ -269,9 +336,18 @@ def _source(checkpoint: Path | None, random_weights: str | None, with_text_encod
         raise InputError(
             "--with-text-encoder goes with --random-weights", fix="drop it: a checkpoint brings its text encoder"
         )
-    if not checkpoint.exists():
-        raise InputError(f"no checkpoint {checkpoint}", expected="a folder or a transformer file", fix="check the path")
-    return checkpoint
+    from ..export.checkpoints.hub_models import find_checkpoint
+    from ..hub.reference import is_reference
+    from ..hub.repository import HubAccess
+
+    if not is_reference(checkpoint) and not checkpoint.exists():
+        raise InputError(
+            f"no checkpoint {checkpoint}",
+            expected="a folder, a transformer file, or hub:ORG/NAME",
+            fix="check the path",
+        )
+    parts = {"image_tokenizer": options.image_tokenizer, "text_encoder": options.text_encoder}
+    return find_checkpoint(checkpoint, model=options.model, **parts, access=HubAccess(offline=offline), told=tell)
 
 
 def _on_graph(progress: Progress, first: str) -> Callable[[str, int, int], None]:

@@ -15,11 +15,12 @@ from ..console.saving import destination
 def inpaint(
     bundle: BundlePath,
     image: sampling.GivenImage,
-    prompt: sampling.Prompt,
     mask: Annotated[
         Path,
         typer.Option(help="Image of the same aspect ratio: WHITE is redrawn, black is kept.", show_default=False),
     ],
+    prompt: sampling.Prompt = None,
+    class_label: sampling.ClassLabel = None,
     no_composite: Annotated[
         bool,
         typer.Option(
@@ -32,6 +33,7 @@ def inpaint(
     guidance_scale: sampling.GuidanceScale = None,
     tau: sampling.Tau = None,
     top_p: sampling.TopP = None,
+    top_k: sampling.TopK = None,
     num_images: sampling.NumImages = 1,
     negative_prompt: sampling.NegativePrompt = None,
     out: sampling.Out = Path(),
@@ -48,10 +50,11 @@ def inpaint(
     """Redraw the white part of a mask. A token of 16x16 pixels is redrawn if the mask touches it; outside, the image's
     own pixels are put back with a soft edge. Needs a bundle --with-encoder.
     """
-    from ..runtime.params import SamplingParams
+    from ..runtime.requests.params import SamplingParams
 
-    params = SamplingParams(guidance_scale, tau, top_p, None, seed, num_images, negative_prompt)
-    with destination(out, image_format, quality, [prompt], num_images, negative_prompt) as target:
+    params = SamplingParams(guidance_scale, tau, top_p, top_k, seed, num_images, negative_prompt)
+    subject = sampling.one_subject(prompt, class_label)
+    with destination(out, image_format, quality, [subject], num_images, [negative_prompt]) as target:
         trust = (trust_remote_code, require_signature)
         pipe = sampling.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
         sampling.check_size(pipe, size)
@@ -59,8 +62,8 @@ def inpaint(
             output = pipe.inpaint(
                 image,
                 mask,
-                prompt,
-                params,
+                params=params,
+                **sampling.edited_subject(pipe, prompt, class_label),
                 fit=fit,
                 composite=not no_composite,
                 callback_on_scale_end=sampling.on_scale(progress, num_images * len(pipe.manifest.plan.steps)),

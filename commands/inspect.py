@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..console.options import AsJson, BundlePath, RequireSignature, print_json, print_tables
+from ..console.options import AsJson, BundlePath, RequireSignature, local_bundle, print_json, print_tables
 
 
 def inspect(
@@ -23,7 +23,8 @@ def inspect(
     from ..engines.bundle.bundle import Bundle
 
     # Nothing of it is run.
-    opened = Bundle.open(bundle, verify=verify, trust_remote_code=True, require_signature=require_signature)
+    folder = local_bundle(bundle)
+    opened = Bundle.open(folder, verify=verify, trust_remote_code=True, require_signature=require_signature)
     facts = bundle_facts(opened)
     if as_json:
         print_json(facts)

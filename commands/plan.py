@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..console.family_facts import policy_names
-from ..console.options import AsJson, as_typed, given_parameters, print_json, print_tables
+from ..console.options import AsJson, Batch, as_typed, batch_sizes, given_parameters, print_json, print_tables
 from ..console.streams import check_printed, tell
 from ..core.platform import needs_extra
 from ..engines.registry import DEFAULT_OF_PLANS
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..profiling.estimates.requests import PlanRequest
 
 BUILD_OPTIONS = (
+    "model",
     "size",
     "policy",
     "backend",
@@ -28,6 +29,7 @@ BUILD_OPTIONS = (
     "weights",
     "guidance",
     "text_length",
+    "batch",
     "decoder_tile",
 )
 
@@ -40,7 +42,10 @@ def plan(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="A model that `fastvar sizes --help` names, with its text encoder, instead of a folder."),
+        typer.Option(
+            help="A model that `fastvar sizes --help` names, with its text encoder, instead of a folder; or which of "
+            "several in the folder."
+        ),
     ] = None,
     size: Annotated[
         str | None,
@@ -65,6 +70,7 @@ def plan(
     text_length: Annotated[
         int | None, typer.Option(help="Longest prompt in tokens. [dim]default: the model's[/dim]", min=2)
     ] = None,
+    batch: Batch = "1",
     decoder_tile: Annotated[
         int | None, typer.Option(metavar="ROWS", min=1, help="Image decoder in stripes of so many latent rows.")
     ] = None,
@@ -92,14 +98,23 @@ def plan(
 
     budget = parse_bytes(memory) if memory is not None else None
     choice = MemoryOptions(decoder_tile, offload_text_encoder, weights)
-    if source is not None and model is None and is_bundle(source):
+    if source is not None and is_bundle(source):
         _check_bundle_options(context)
         request = bundle_request(source, choice)
     else:
         with needs_extra("export"):
             from ..profiling.estimates.build_requests import build_request, find_checkpoint
 
-            options = BuildOptions(size, policy, backend, target, precision, guidance=guidance, text_length=text_length)
+            options = BuildOptions(
+                size,
+                policy,
+                backend,
+                target,
+                precision,
+                guidance=guidance,
+                batch=batch_sizes(batch),
+                text_length=text_length,
+            )
             request = build_request(find_checkpoint(source, model), options, choice)
     fit = None if budget is None else first_fit(request.plan_of, request.asked, request.limits, budget)
     shown = fit or Fit(choice, request.plan_of(choice))

@@ -11,7 +11,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from ..console.options import AsJson, BundlePath, RequireSignature, TrustRemoteCode, print_json, progress_bar
+from ..console.options import (
+    AsJson,
+    BundlePath,
+    RequireSignature,
+    TrustRemoteCode,
+    local_bundle,
+    print_json,
+    progress_bar,
+)
 from ..console.streams import tell
 
 
@@ -31,6 +39,9 @@ def profile(
     guidance_scale: Annotated[
         float | None, typer.Option("--guidance-scale", "--cfg", help="Classifier-free guidance. [dim]bundle's[/dim]")
     ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Images of a pass, drawn with seeds in a row; times are those of all of them.")
+    ] = 1,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. [dim]default: the library's choice[/dim]")
     ] = None,
@@ -54,10 +65,10 @@ def profile(
     from ..profiling.report.files import check_folder, to_json, write
 
     budget = parse_bytes(memory) if memory is not None else None
-    request = Request(prompt, seed, runs, warm_up, guidance_scale, threads, budget)
+    request = Request(prompt, seed, runs, warm_up, guidance_scale, threads, budget, batch)
     read = partial(Bundle.open, trust_remote_code=trust_remote_code, require_signature=require_signature)
-    opened = read(bundle)
-    other = read(against) if against is not None else None
+    opened = read(local_bundle(bundle))
+    other = read(local_bundle(against)) if against is not None else None
     folder = out or Path(f"profile-{bundle.resolve().name}")
     check_folder(folder)
     with progress_bar() as progress:

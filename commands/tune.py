@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ..console.options import BundlePath, RequireSignature, TrustRemoteCode
+from ..console.options import BundlePath, RequireSignature, TrustRemoteCode, local_bundle
+from ..console.prompt_file import plain_prompts
 from ..console.streams import tell
 from ..errors import InputError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def tune(
     bundle: BundlePath,
-    prompts: Annotated[Path, typer.Option(help="Text file of prompts, one a line.", show_default=False)],
+    prompts: Annotated[Path, typer.Option(help="Text file of prompts, one a line, or JSON Lines.", show_default=False)],
     images: Annotated[
         int | None, typer.Option(help="Images to compare. [dim]default: one for each prompt[/dim]", min=1)
     ] = None,
@@ -83,9 +84,10 @@ def tune(
     constraints = Constraints(min_psnr, max_psnr_drop, min_ssim, min_accuracy)
     if min_accuracy is not None and scorer is None:
         raise InputError("--min-accuracy needs an accuracy", fix="give --scorer MODULE:FUNCTION")
-    texts = read_prompts(prompts)
+    texts = plain_prompts(prompts)
     setup = TuningSetup(texts, images or len(texts), seed, runs)
     found = None if scorer is None else load_scorer(scorer)
+    bundle = local_bundle(bundle)
     opened = Bundle.open(bundle, trust_remote_code=trust_remote_code, require_signature=require_signature)
     make_folder(out)
     with (
@@ -108,25 +110,6 @@ def tune(
     tell(best_line(tuning))
     for path in written:
         tell(f"wrote {path}")
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """Lines of a text file; empty ones do not count.
-
-    Raises:
-        InputError: not a readable text file, or nothing in it.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise InputError(
-            f"cannot read prompts from {path}: {reason}", expected="a text file, a prompt a line"
-        ) from error
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise InputError(f"{path} holds no prompt", expected="one a line")
-    return prompts
 
 
 def load_scorer(name: str) -> Scorer:

@@ -15,7 +15,8 @@ from ..console.saving import destination
 def upscale(
     bundle: BundlePath,
     image: sampling.GivenImage,
-    prompt: sampling.Prompt,
+    prompt: sampling.Prompt = None,
+    class_label: sampling.ClassLabel = None,
     keep_scales: Annotated[
         int | None,
         typer.Option(
@@ -33,6 +34,7 @@ def upscale(
     guidance_scale: sampling.GuidanceScale = None,
     tau: sampling.Tau = None,
     top_p: sampling.TopP = None,
+    top_k: sampling.TopK = None,
     num_images: sampling.NumImages = 1,
     negative_prompt: sampling.NegativePrompt = None,
     out: sampling.Out = Path(),
@@ -47,18 +49,19 @@ def upscale(
     timings: sampling.Timings = False,
 ) -> None:
     """Enlarge an image: its coarse scales are kept, the model draws the finer ones. Needs a bundle --with-encoder."""
-    from ..runtime.params import SamplingParams
+    from ..runtime.requests.params import SamplingParams
 
-    params = SamplingParams(guidance_scale, tau, top_p, None, seed, num_images, negative_prompt)
-    with destination(out, image_format, quality, [prompt], num_images, negative_prompt) as target:
+    params = SamplingParams(guidance_scale, tau, top_p, top_k, seed, num_images, negative_prompt)
+    subject = sampling.one_subject(prompt, class_label)
+    with destination(out, image_format, quality, [subject], num_images, [negative_prompt]) as target:
         trust = (trust_remote_code, require_signature)
         pipe = sampling.load(bundle, threads, offload_text_encoder, no_cuda_graphs, memory, *trust)
         sampling.check_size(pipe, size)
         with progress_bar() as progress:
             output = pipe.upscale(
                 image,
-                prompt,
-                params,
+                params=params,
+                **sampling.edited_subject(pipe, prompt, class_label),
                 keep_scales=keep_scales,
                 fit=fit,
                 consistency=not no_consistency,

@@ -11,9 +11,12 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ..errors import InputError
 from .streams import check_printed, tell
 
-BundlePath = Annotated[Path, typer.Argument(help="Folder made by `fastvar build`.", show_default=False)]
+BundlePath = Annotated[
+    Path, typer.Argument(help="Folder made by `fastvar build`, or hub:ORG/NAME for one on a hub.", show_default=False)
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
@@ -28,6 +31,15 @@ RequireSignature = Annotated[
         help="Public Ed25519 key in PEM: refuse a bundle that its owner did not sign. See `fastvar sign`.",
     ),
 ]
+Batch = Annotated[
+    str,
+    typer.Option(
+        metavar="N,...",
+        help="How many images one pass may draw: engines for each of these numbers beside one. Weights are stored "
+        "once. [dim]default: 1[/dim]",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -38,9 +50,34 @@ def given_parameters(context: typer.Context) -> list[str]:
     return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """The numbers of --batch.
+
+    Raises:
+        InputError: no list of numbers.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and int(part[:9]) > 0 for part in parts):
+        raise InputError(f"--batch {text!r} not understood", expected="numbers of images, as 1,2,4")
+    return tuple(int(part[:9]) for part in parts)
+
+
 def as_typed(parameter: str) -> str:
     """A parameter as the user wrote it."""
     return "CHECKPOINT" if parameter == "checkpoint" else f"--{parameter.replace('_', '-')}"
+
+
+def local_bundle(bundle: Path) -> Path:
+    """The folder of a bundle that the command line names; downloaded where it is on a hub.
+
+    Raises:
+        HubError, BundleError: it cannot be, or is no bundle.
+    """
+    if not str(bundle).startswith("hub:"):
+        return bundle
+    from ..engines.bundle.hub_bundle import found_bundle
+
+    return found_bundle(str(bundle))
 
 
 def print_json(data: dict[str, Any]) -> None:

@@ -33,6 +33,8 @@ def plan_facts(request: PlanRequest, shown: Fit, budget: int | None) -> dict[str
     return {
         "what": request.title,
         "guidance_rows": plan.rows,
+        "images": plan.images,
+        "largest_batch": None if budget is None else _largest_batch(request, shown, budget),
         "choice": vars(shown.choice),
         "chosen": shown.choice.differences(request.asked),
         "workspace_estimated": request.estimated,
@@ -92,7 +94,15 @@ def verdict_lines(request: PlanRequest, shown: Fit, budget: int | None) -> list[
     for command, options in (("build", shown.choice.build_options()), ("generate", shown.choice.load_options())):
         if options and chosen:
             lines.append(f"  fastvar {command} {' '.join(options)}")
-    return lines
+    largest = _largest_batch(request, shown, budget)
+    return lines if largest is None else [*lines, f"largest batch that fits so: {largest} images in one pass"]
+
+
+def _largest_batch(request: PlanRequest, shown: Fit, budget: int) -> int | None:
+    """Where passes of several images were asked for: the largest that fits with what is chosen."""
+    if request.images == 1 or request.largest_batch is None:
+        return None
+    return request.largest_batch(shown.choice, budget)
 
 
 def largest_part(plan: MemoryPlan) -> str:

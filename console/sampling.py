@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..errors import InputError
-from .family_facts import families_with_setting, guidance_off
+from .family_facts import families_of_classes, families_with_setting, guidance_off
+from .options import local_bundle
 
 if TYPE_CHECKING:
     from ..runtime.output import Output, ScaleEvent
@@ -79,13 +80,31 @@ Memory = Annotated[
     str | None,
     typer.Option("--memory", metavar="BYTES", help="A budget, 15GiB say: refuse a bundle that would take more."),
 ]
+MaxBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch",
+        min=1,
+        help="Most images in one pass, of the numbers that the bundle was built for. [dim]default: what fits[/dim]",
+    ),
+]
 Timings = Annotated[bool, typer.Option("--timings", help="Print milliseconds per scale.")]
 
 # Of the commands that start from an image.
 GivenImage = Annotated[
     Path, typer.Argument(metavar="IMAGE", help="Any image file that Pillow reads.", show_default=False)
 ]
-Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What the whole image shows, in quotes.")]
+Prompt = Annotated[
+    str | None, typer.Argument(metavar="PROMPT", help="What the whole image shows, in quotes.", show_default=False)
+]
+ClassLabel = Annotated[
+    str | None,
+    typer.Option(
+        help=f"In place of a prompt, where the model draws classes ({families_of_classes()}): a class by number or "
+        "name, or unconditional for none.",
+        show_default=False,
+    ),
+]
 Size = Annotated[
     str | None, typer.Option(help="Refuse a bundle that draws another size, WIDTHxHEIGHT: the bundle decides it.")
 ]
@@ -96,9 +115,32 @@ Fit = Annotated[
 
 def subjects(pipe: Pipeline, given: list[str]) -> dict[str, Any]:
     """What the command line names, as the argument of the pipeline that it is for."""
-    from ..runtime.inputs import draws_labels
+    from ..runtime.requests.inputs import draws_labels
 
     return {"class_labels" if draws_labels(pipe.manifest) else "prompt": given}
+
+
+def one_subject(prompt: str | None, class_label: str | None) -> str:
+    """What an edited image shall show, however it was said.
+
+    Raises:
+        InputError: it was said twice, or not at all.
+    """
+    given = [text for text in (prompt, class_label) if text is not None]
+    if len(given) != 1:
+        raise InputError(
+            "both a prompt and --class-label given" if given else "neither a prompt nor --class-label given",
+            expected="one of them: what the whole image shows",
+            fix="leave --class-label away where the model reads prompts, and the prompt where it draws classes"
+            if given
+            else "say it in quotes behind the image, or by --class-label where the model draws classes",
+        )
+    return given[0]
+
+
+def edited_subject(pipe: Pipeline, prompt: str | None, class_label: str | None) -> dict[str, Any]:
+    """The argument of the pipeline that says what an edited image shall show."""
+    return subjects(pipe, [prompt]) if prompt is not None else {"class_labels": class_label}
 
 
 def load(
@@ -109,17 +151,19 @@ def load(
     memory: str | None,
     trust_remote_code: bool = False,
     require_signature: Path | None = None,
+    batch: int | None = None,
 ) -> Pipeline:
     from ..runtime.pipeline import Pipeline
 
     return Pipeline.load(
-        bundle,
+        local_bundle(bundle),
         threads=threads,
         offload_text_encoder=offload_text_encoder,
         cuda_graphs=not no_cuda_graphs,
         memory_budget=memory,
         trust_remote_code=trust_remote_code,
         require_signature=require_signature,
+        batch=batch,
     )
 
 
@@ -148,8 +192,8 @@ def on_scale(progress: Progress, count: int) -> Callable[[ScaleEvent], None]:
     return report
 
 
-def show_timings(output: Output) -> None:
+def show_timings(*outputs: Output) -> None:
     """Print milliseconds per scale, of every image."""
     from .tables import timing_table
 
-    Console().print(timing_table(output.timings))
+    Console().print(timing_table([timings for output in outputs for timings in output.timings]))

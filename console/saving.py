@@ -36,8 +36,9 @@ class Destination:
     quality: int | None
     pipe: BinaryIO | None = None  # stdout, where images go there
 
-    def saver(self, digest: str) -> Callable[[GeneratedImage], None]:
-        """A callback that saves an image of the bundle with that digest, and says where.
+    def saver(self, digest: str, prefixes: Sequence[str] = ()) -> Callable[[GeneratedImage], None]:
+        """A callback that saves an image of the bundle with that digest, and says where. In a folder its name begins
+        with the prefix of its place in the call, if there are any.
 
         A signal that arrives meanwhile waits for it: what was drawn is kept.
         """
@@ -45,12 +46,14 @@ class Destination:
         def save(drawn: GeneratedImage) -> None:
             # A pipe may be full and nobody read it: there a signal need not wait.
             with signals_deferred() if self.pipe is None else contextlib.nullcontext():
-                where = self._save(drawn, digest)
-                tell(f"wrote {where} (seed {drawn.seed}, {drawn.timings.total_ms / 1e3:.2f} s)")
+                where = self._save(drawn, digest, prefixes[drawn.index] if prefixes else "")
+                count = drawn.timings.images
+                together = f" for {count} images" if count > 1 else ""
+                tell(f"wrote {where} (seed {drawn.seed}, {drawn.timings.total_ms / 1e3:.2f} s{together})")
 
         return save
 
-    def _save(self, drawn: GeneratedImage, digest: str) -> Path | str:
+    def _save(self, drawn: GeneratedImage, digest: str, prefix: str) -> Path | str:
         from ..runtime.images.file_names import slug
         from ..runtime.images.files import save_image
 
@@ -64,7 +67,7 @@ class Destination:
         if self.pipe is not None:
             _write(self.pipe, self.format.encode(drawn.image, metadata, self.quality))
             return "the image to stdout"
-        name = f"{slug(drawn.prompt)}-{drawn.seed}{self.format.suffixes[0]}"
+        name = f"{prefix}{slug(drawn.prompt)}-{drawn.seed}{self.format.suffixes[0]}"
         return save_image(drawn.image, self.out if self.is_file else self.out / name, metadata, self.quality)
 
 
@@ -74,10 +77,10 @@ def destination(
     format_name: str | None,
     quality: int | None,
     prompts: Sequence[str],
-    images_per_prompt: int,
-    negative_prompt: str | None = None,
+    images: int,
+    negative_prompts: Sequence[str | None] = (),
 ) -> Iterator[Destination]:
-    """Where the images of a command go; checked before anything is loaded.
+    """Where the images of a command go, `images` together; checked before anything is loaded.
 
     While images go to stdout, all else that is printed goes to stderr.
 
@@ -86,13 +89,13 @@ def destination(
     """
     from ..runtime.images.files import check_writable
 
-    images = len(prompts) * images_per_prompt
     is_file = out != STDOUT and _names_file(out)
     if images > 1 and (is_file or out == STDOUT):
         raise InputError(f"--out names one file for {images} images", fix="give a folder")
     chosen = _format(out if is_file else None, format_name)
+    longest = max((text or "" for text in negative_prompts), key=len, default="")
+    settings = json.dumps({"negative_prompt": longest}) + " " * SETTINGS_BYTES
     for prompt in prompts:
-        settings = json.dumps({"negative_prompt": negative_prompt}) + " " * SETTINGS_BYTES
         chosen.check({"prompt": prompt, "settings": settings}, quality)
     if out == STDOUT:
         with _stdout_for_bytes() as pipe:

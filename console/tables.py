@@ -58,7 +58,9 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "fastvar_version": manifest.fastvar_version,
         "format_version": manifest.format_version,
         "weight_bytes": manifest.weights.size_bytes,
-        "activation_bytes": {str(s.rows): sound_layout(manifest, s.rows).arena_bytes for s in manifest.sets},
+        "activation_bytes": {
+            str(s.rows): sound_layout(manifest, *s.batch).arena_bytes for s in manifest.sets if s.images == 1
+        },
         "scales": [_scale_facts(manifest, position, step) for position, step in enumerate(plan.steps)],
         "skipped_scales": [i for i in range(len(plan.schedule)) if policy.rule(i).skip],
         "totals": {
@@ -234,6 +236,7 @@ def build_lines(report: BuildReport) -> list[str]:
         f"         {taken}, others compiled in {report.compile_seconds:.1f} s",
         f"engines  {human_bytes(report.engine_bytes)}, of it transformer steps {human_bytes(report.step_engine_bytes)}",
         f"weights  {human_bytes(report.weight_bytes)}{origin}",
+        *(f"         {line}" for line in report.origin),
     ]
 
 

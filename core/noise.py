@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,12 @@ MAX_SEED = 2**63 - 1
 DRAWN_SEED_BITS = 32  # of a seed that nobody chose: short enough to type again
 ORDER = "order"
 CHOICE = "noise"  # one uniform number for each choice of a bit or of a code
-SCALARS = ("guidance", "tau", "cut", "top_k")  # settings, each an input [1]
+GUMBEL = "gumbel"  # one number for each code of each token, where codes are mixed
+SCALARS = ("guidance", "tau", "cut", "top_k")  # settings, each an input with a number for every image
 # What the host draws for a scale, by the name of the input.
 DRAWN = (
     CHOICE,  # uniform
-    "gumbel",  # Gumbel [L, codes]: weights of a smooth embedding
+    GUMBEL,  # Gumbel [L, codes]: weights of a smooth embedding
     "residual_noise",  # normal [steps + 1, L, channels]: what the diffusion head starts from, and adds
     "positions",  # [tokens of the part] int64: the scale's tokens in a random order, in parts
 )
@@ -66,7 +67,7 @@ def uniform_noise(seed: int, scale: int, shape: tuple[int, ...], stream: str = C
     generator = np.random.Generator(np.random.Philox(key=key))
     if kind == CHOICE:
         return generator.random(shape, dtype=np.float32)
-    if kind == "gumbel":
+    if kind == GUMBEL:
         return -np.log(generator.standard_exponential(shape, dtype=np.float32))
     if kind == ORDER:
         return generator.permutation(shape[0]).astype(np.float32)
@@ -84,6 +85,19 @@ def draw(noise: Noise, step: StepPlan, shape: tuple[int, ...], name: str) -> NDA
         return _positions(noise, step)
     stream = name if not step.part else f"{name}.{step.part}"
     return noise(step.index, shape) if stream == CHOICE else noise(step.index, shape, stream)
+
+
+def draw_all(
+    noises: Sequence[Noise], step: StepPlan, shape: tuple[int, ...], name: str
+) -> NDArray[np.float32] | NDArray[np.int64]:
+    """The same input of several images, each with its own noise: token by token, the images side by side."""
+    if len(noises) == 1:
+        return draw(noises[0], step, shape, name)
+    axis = 1 if name == "residual_noise" else 0
+    one = (*shape[:axis], shape[axis] // len(noises), *shape[axis + 1 :])
+    drawn = np.stack([draw(noise, step, one, name) for noise in noises], axis=axis + 1)
+    joined: NDArray[Any] = drawn.reshape(shape)
+    return joined
 
 
 def _positions(noise: Noise, step: StepPlan) -> NDArray[np.int64]:

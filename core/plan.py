@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 from ..errors import PlanError
 from .policy import PruningPolicy
@@ -34,6 +35,13 @@ class SamplingMode:
     def asked_for(self) -> tuple[str, ...]:
         """Names of what differs from the default."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) != f.default)
+
+
+class Batch(NamedTuple):
+    """What one pass draws: images side by side, each with its guidance rows (2 with guidance, 1 without)."""
+
+    guidance_rows: int
+    images: int = 1
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,9 @@ class StepPlan:
     def guided_past(self, pruned_layer: bool) -> int:
         return self.guided_pruned if pruned_layer else self.guided_dense
 
-    def rows(self, most: int) -> int:
-        """Guidance rows of this scale in a generation that begins with `most`."""
-        return most if self.guided else 1
+    def rows(self, most: int, images: int = 1) -> int:
+        """Rows of this scale for so many images, in a generation that begins with `most` guidance rows of each."""
+        return (most if self.guided else 1) * images
 
     @property
     def prunes(self) -> bool:

@@ -11,6 +11,7 @@ import ctypes
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,16 @@ from ..core.tensors import Launch, TensorRef
 from ..errors import DeviceMemoryError, InternalError
 
 ALIGNMENT = 256  # bytes; what CUDA allocations give, and more than any CPU kernel asks for
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """Facts of a GPU: `capability` as "sm86"; `driver_cuda`, the newest CUDA version that its driver runs, if told."""
+
+    name: str
+    capability: str
+    driver_cuda: tuple[int, int] | None
+    memory_bytes: int
 
 
 class Allocation(ABC):
@@ -48,6 +59,10 @@ class Device(ABC):
     @abstractmethod
     def free_bytes(self) -> int | None:
         """Memory that can still be allocated; None where nobody can say."""
+
+    def gpu_facts(self) -> GpuFacts | None:
+        """Name, generation, driver and memory of a GPU; None of a CPU."""
+        return None
 
     @abstractmethod
     def write(self, target: TensorRef, values: NDArray[Any]) -> None:

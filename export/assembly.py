@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..core.plan import GenerationPlan, StepPlan
+from ..core.plan import Batch, GenerationPlan, StepPlan
 from ..core.schedule import Size
 from ..engines.bundle.manifest import DecoderStage, DecoderTiles, EngineSet, StepEngines
-from ..errors import BuildError
+from ..errors import BuildError, InternalError
 from ..families.base import ImageTokenizerShape, TransformerShape
 from .checkpoints.text_encoders import kind_of
 from .models.common.decoder_stages import ConvIn, StagePlan, Tiling, decoder_stages
@@ -42,7 +43,10 @@ class Assembly:
         return [name for name, graph in self.graphs.items() if graph.prefix.startswith(SHARED_PREFIX)]
 
     def add(self, graph: StepGraph) -> str:
-        self.graphs[graph.name] = graph
+        """A graph's name; graphs of one name are one graph."""
+        held = self.graphs.setdefault(graph.name, graph)
+        if (held.factory, held.arguments) != (graph.factory, graph.arguments):
+            raise InternalError(f"two graphs are named {graph.name!r}")
         return graph.name
 
 
@@ -52,12 +56,12 @@ def assemble(
     image_tokenizer: ImageTokenizerShape,
     text_encoder: PretrainedConfig | None,
     text_length: int,
-    rows: tuple[int, ...],
+    batches: Sequence[Batch],
     with_encoder: bool = False,
     decoder_tile: int | None = None,
     prefix_length: int = 0,
 ) -> Assembly:
-    """All graphs of a bundle: one set of transformer steps for each number of guidance rows, and the coders.
+    """All graphs of a bundle: one set of transformer steps for each kind of pass, and the coders, of one image each.
 
     `decoder_tile`: latent rows that the image decoder holds at a time; None for all of them. `prefix_length`: tokens of
     what goes before every prompt.
@@ -68,8 +72,8 @@ def assemble(
     adapter = adapter_of(transformer)
     _check_asked(adapter, with_encoder, decoder_tile)
     assembly = Assembly()
-    for count in rows:
-        context = ExportContext(plan, transformer, image_tokenizer, text_length, count)
+    for batch in batches:
+        context = ExportContext(plan, transformer, image_tokenizer, text_length, *batch)
         assembly.sets.append(_engine_set(assembly, adapter, context))
     grid = latent_grid(plan, transformer)
     label = size_label(grid)
@@ -134,7 +138,8 @@ def _stage(assembly: Assembly, plan: StagePlan, latent_width: int, tiling: Tilin
 def _engine_set(assembly: Assembly, adapter: Adapter, context: Context) -> EngineSet:
     layer_conditioning = adapter.layer_conditioning(context)
     return EngineSet(
-        rows=context.rows,
+        rows=context.guidance_rows,
+        images=context.images,
         conditioning=assembly.add(adapter.conditioning(context)),
         layer_conditioning=assembly.add(layer_conditioning) if layer_conditioning is not None else "",
         steps=tuple(_step(assembly, adapter, context, step) for step in context.plan.steps),
@@ -142,20 +147,21 @@ def _engine_set(assembly: Assembly, adapter: Adapter, context: Context) -> Engin
 
 
 def _step(assembly: Assembly, adapter: Adapter, context: Context, step: StepPlan) -> StepEngines:
-    plan, rows, own = context.plan, context.rows, step.rows(context.rows)
+    plan, rows, own = context.plan, context.rows, context.rows_of(step)
     grid, suffix = adapter.grid(context, step), context.rows_label(step)
     label = size_label(grid) + ("" if step.part is None else f"-part{step.part}")
     shared: dict[str, object] = {"config": context.transformer, "rows": own, "text_rows": rows, "size": grid}
 
     def qkv(kept: int) -> str:
         arguments = {**shared, "kept": kept, **adapter.qkv_arguments(context, step)}
-        return assembly.add(StepGraph(f"qkv-{label}-k{kept}-{suffix}", adapter.qkv, arguments, LAYER_PREFIX))
+        name = f"qkv-{label}-k{kept}-{suffix}" + (context.of_images if "images" in arguments else "")
+        return assembly.add(StepGraph(name, adapter.qkv, arguments, LAYER_PREFIX))
 
     def attn_mlp(kept: int, pruned: bool) -> str:
         past, fills = step.past(pruned), pruned and step.writes_restore_cache
         guided_past = step.guided_past(pruned) if own < rows else 0
         arguments = {**shared, "kept": kept, "past": past, "fills": fills, "guided_past": guided_past}
-        arguments |= _restoration(plan, step, rows) if kept < step.tokens else {"cached_size": None}
+        arguments |= _restoration(context) if kept < step.tokens else {"cached_size": None}
         arguments |= adapter.attn_mlp_arguments(context, step)
         older = f"of{guided_past}" if guided_past else ""
         extra = ("-fill" if fills else "") + ("-shared" if arguments.get("shared") else "")
@@ -175,10 +181,8 @@ def _step(assembly: Assembly, adapter: Adapter, context: Context, step: StepPlan
     return StepEngines(sampling_head=assembly.add(adapter.sampling_head(context, step)), **names)
 
 
-def _restoration(plan: GenerationPlan, step: StepPlan, rows: int) -> dict[str, object]:
-    """The grid and the guidance rows of the restore scale that restores pruned tokens of a step, and whether a layer's
-    sub-layers share one selection.
-    """
-    filled = next(earlier for earlier in plan.steps if earlier.writes_restore_cache)
-    restoration: dict[str, object] = {"cached_size": filled.size, "cached_rows": filled.rows(rows)}
-    return restoration | ({"shared": True} if plan.policy.shared_selection else {})
+def _restoration(context: Context) -> dict[str, object]:
+    """The grid and the rows of the restore scale, and whether a layer's sub-layers share one selection."""
+    filled = next(step for step in context.plan.steps if step.writes_restore_cache)
+    restoration: dict[str, object] = {"cached_size": filled.size, "cached_rows": context.rows_of(filled)}
+    return restoration | ({"shared": True} if context.plan.policy.shared_selection else {})

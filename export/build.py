@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from ..core.plan import GenerationPlan
 from ..core.platform import needs_extra
-from ..core.precision import Precision
 from ..engines.bundle.bundle import BundleWriter
 from ..engines.bundle.manifest import FileRecord
-from ..engines.bundle.weight_file import write_weights
 from ..engines.cache.engine_cache import EngineCache
 from ..engines.registry import BACKEND_NAMES, backend_class
-from ..engines.spec import TensorSpec
 from ..errors import BuildError
 from .assembly import latent_grid
-from .checkpoints.checkpoint import CLASS_NAMES, Checkpoint, load_checkpoint
+from .checkpoints.checkpoint import CLASS_NAMES, Checkpoint
+from .checkpoints.hub_models import FoundCheckpoint, find_checkpoint
 from .checkpoints.tokenizer_files import check_tokenizer
-from .checkpoints.weight_sources import edge_weights, engine_weights, preview_weights
+from .checkpoints.weight_sources import edge_weights, engine_weights, preview_weights, write_sources
 from .construction import WEIGHTS, BuildReport, Construction, Progress, check_fit, open_cache
 from .describe import assemble_checkpoint, manifest_of, text_length_of
 from .factory import EngineFactory
 from .models.common.decoder_stages import contiguous_bytes
-from .models.common.quantise import quantise_sources
-from .models.common.weights import WeightSource
 from .models.registry import adapter_of
 from .options import BuildOptions
 from .toolchain import Toolchain, make_toolchain, toolchain_of
@@ -38,7 +29,7 @@ from .toolchain import Toolchain, make_toolchain, toolchain_of
 
 @needs_extra("export")
 def build(
-    checkpoint: str | Path | Checkpoint,
+    checkpoint: str | Path | FoundCheckpoint | Checkpoint,
     *,
     out: str | Path,
     options: BuildOptions | None = None,
@@ -50,7 +41,8 @@ def build(
     """Build a bundle.
 
     Args:
-        checkpoint: folder or transformer file in an official format, or a loaded `Checkpoint`.
+        checkpoint: folder or transformer in an official format; "hub:ORG/NAME" or "hub:ORG/NAME@REVISION" for a
+            repository of the Hugging Face hub, whose files are downloaded; or a found or loaded one.
         out: the bundle folder; replaced as a whole when the build is complete.
         options: what the bundle is to be.
         cache: the engine cache: True for the default folder, False for none.
@@ -63,9 +55,12 @@ def build(
     """
     chosen = (options or BuildOptions()).changed(**changes)
     toolchain = toolchain_of(chosen)
-    if not isinstance(checkpoint, Checkpoint):
-        encoder = chosen.text_encoder
-        checkpoint = load_checkpoint(Path(checkpoint), image_tokenizer=chosen.image_tokenizer, text_encoder=encoder)
+    if isinstance(checkpoint, str | Path):
+        checkpoint = find_checkpoint(
+            checkpoint, model=chosen.model, image_tokenizer=chosen.image_tokenizer, text_encoder=chosen.text_encoder
+        )
+    if isinstance(checkpoint, FoundCheckpoint):
+        checkpoint = checkpoint.load()
     family, transformer = checkpoint.family, checkpoint.transformer
     schedule = family.schedule_for(family.size(chosen.size, transformer), transformer)
     policy = family.policy(chosen.policy, schedule, transformer.depth)
@@ -102,7 +97,7 @@ def build_bundle(
         site = Construction(writer, toolchain, factory, progress, total=len(assembly.graphs) + 1)
         engines = site.make_engines(assembly.graphs)
         site.tell("weights")
-        written = _write_weights(writer.path(WEIGHTS), sources, toolchain.precision)
+        written = write_sources(writer.path(WEIGHTS), sources, toolchain.precision)
         manifest = manifest_of(checkpoint, plan, assembly, engines, text_length, toolchain.backend, toolchain.precision)
         manifest = replace(
             manifest,
@@ -113,7 +108,7 @@ def build_bundle(
         )
         writer.commit(manifest)
         site.tell("done")
-    return site.report(out, assembly, engines, written)
+    return replace(site.report(out, assembly, engines, written), origin=checkpoint.origin)
 
 
 def _added(writer: BundleWriter, file: Path | None, name: str) -> FileRecord | None:
@@ -133,18 +128,3 @@ def _check_tile(checkpoint: Checkpoint, plan: GenerationPlan, rows: int, toolcha
                 expected=f"a multiple of {alignment}, where the library accepts addresses",
                 fix=f"build without --decoder-tile, or with --backend {' or '.join(others)}",
             )
-
-
-def _write_weights(path: Path, sources: Mapping[str, WeightSource], precision: Precision) -> FileRecord:
-    sources = quantise_sources(sources, precision)
-    dtypes = {name: source.role.stored_dtype(precision) for name, source in sources.items()}
-    specs = {name: TensorSpec(name, dtypes[name], source.shape) for name, source in sources.items()}
-    return write_weights(path, specs, lambda name: _as_stored(sources[name].fetch(), dtypes[name]))
-
-
-def _as_stored(tensor: Tensor, dtype: str) -> NDArray[Any]:
-    """The tensor's bits as numpy holds them: uint16 for bfloat16, uint8 for float8."""
-    converted = tensor.to(getattr(torch, dtype)).contiguous()
-    bits = {"bfloat16": torch.uint16, "float8_e4m3fn": torch.uint8}.get(dtype)
-    array: NDArray[Any] = (converted if bits is None else converted.view(bits)).numpy()
-    return array

@@ -41,6 +41,7 @@ class BuildReport:
     weight_bytes: int
     engines_copied: int = 0  # from the bundle that was rebuilt
     weights_linked: bool = False  # the weight file is the same file on the disk as that bundle's
+    origin: tuple[str, ...] = ()  # which files the weights were read from, in plain words
 
 
 @dataclass

@@ -75,6 +75,7 @@ def manifest_of(
         address_alignment=backend.address_alignment,
         sampling=checkpoint.family.sampling,
         prompt_format=checkpoint.prompt_format,
+        origin=checkpoint.origin,
     )
 
 
@@ -108,7 +109,7 @@ def assemble_checkpoint(checkpoint: Checkpoint, plan: GenerationPlan, options: B
         checkpoint.image_tokenizer,
         checkpoint.text_encoder,
         text_length_of(checkpoint.transformer, options.text_length),
-        options.rows,
+        options.batches,
         options.with_encoder,
         options.decoder_tile,
         checkpoint.prefix_length,

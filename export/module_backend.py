@@ -34,7 +34,6 @@ class ModuleBackend(Backend):
     precisions: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
 
     def __init__(self, manifest: Manifest, text_encoder: Any = None) -> None:
-        rows = tuple(found.rows for found in manifest.sets)
         self._precision = manifest.precision
         self._graphs: dict[str, StepGraph] = assemble(
             manifest.plan,
@@ -42,7 +41,7 @@ class ModuleBackend(Backend):
             manifest.image_tokenizer,
             text_encoder,
             manifest.text_length,
-            rows,
+            [found.batch for found in manifest.sets],
             decoder_tile=manifest.tiles.rows if manifest.tiles else None,
             with_encoder=bool(manifest.encoder),
         ).graphs

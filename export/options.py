@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.plan import SamplingMode
+from ..core.plan import Batch, SamplingMode
 from ..engines.registry import DEFAULT
 from ..errors import BuildError, RenamedWarning
 from ..families.base import SamplingDefaults
 
+MOST_IMAGES = 64  # in one pass
 GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
 RENAMED = {"drawing": "sampling_mode"}  # read for one version more
 
@@ -33,14 +34,16 @@ class BuildOptions:
         allow_unfused: accept GPU engines whose attention is more than one kernel.
         via: "torch-tensorrt" for TensorRT engines without ONNX, on a GPU machine that has it.
         guidance: engines for classifier-free guidance "on", "off" or "both" ways.
+        batch: how many images one pass draws: engines for each of these numbers, 1 to 64; a 1 goes with them always.
         text_length: static prompt length in tokens; the model's own for None.
         with_encoder: include the image encoder, which images are edited through.
         decoder_tile: latent rows that the image decoder holds at a time, 1 or more, for less memory and the same
             image; all of them for None.
         sampling_mode: how codes are sampled, where the family offers a choice.
         sampling: the bundle's sampling defaults; the family's own for None.
-        image_tokenizer: its file, where it does not lie in the checkpoint's folder.
-        text_encoder: its folder, where it does not lie in the checkpoint's folder.
+        model: which of several models in the checkpoint's folder, by its published name or that of its file.
+        image_tokenizer: its file, where it does not lie in the checkpoint's folder; or hub:ORG/NAME/FILE.
+        text_encoder: its folder, where it does not lie in the checkpoint's folder; or hub:ORG/NAME.
 
     Raises:
         BuildError: a value that no checkpoint could be built with. What depends on the checkpoint is said by the build.
@@ -56,11 +59,13 @@ class BuildOptions:
     allow_unfused: bool = False
     via: str | None = None
     guidance: str = "both"
+    batch: tuple[int, ...] = (1,)
     text_length: int | None = None
     with_encoder: bool = False
     decoder_tile: int | None = None
     sampling_mode: SamplingMode | None = None
     sampling: SamplingDefaults | None = None
+    model: str | None = None
     image_tokenizer: Path | None = None
     text_encoder: Path | None = None
 
@@ -72,10 +77,16 @@ class BuildOptions:
         if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
             raise BuildError(f"decoder tile {tile!r} not understood", expected="a number of latent rows, 1 or more")
 
+        for count in self.batch if isinstance(self.batch, tuple) else (self.batch,):
+            if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_IMAGES:
+                expected = f"a tuple of whole numbers from 1 to {MOST_IMAGES}: (1, 2, 4)"
+                raise BuildError(f"batch {self.batch!r} not understood", expected=expected)
+
     @property
-    def rows(self) -> tuple[int, ...]:
-        """Batch rows that step engines are made for: 2 with guidance, 1 without."""
-        return GUIDANCE_ROWS[self.guidance]
+    def batches(self) -> tuple[Batch, ...]:
+        """What passes engines are made for: every number of images, with and without guidance where both are wanted."""
+        counts = sorted({1, *self.batch})
+        return tuple(Batch(rows, images) for images in counts for rows in GUIDANCE_ROWS[self.guidance])
 
     def changed(self, **changes: Any) -> BuildOptions:
         """These options with some replaced, by name.

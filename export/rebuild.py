@@ -112,8 +112,8 @@ def _holds_encoder(weights: WeightFile) -> bool:
 
 def _assemble(old: Manifest, plan: GenerationPlan, with_encoder: bool) -> Assembly:
     """All graphs of the new bundle but the text encoder, whose configuration is not in a manifest."""
-    rows, tile = tuple(engine_set.rows for engine_set in old.sets), old.tiles.rows if old.tiles else None
-    return assemble(plan, old.transformer, old.image_tokenizer, None, old.text_length, rows, with_encoder, tile)
+    batches, tile = [own.batch for own in old.sets], old.tiles.rows if old.tiles else None
+    return assemble(plan, old.transformer, old.image_tokenizer, None, old.text_length, batches, with_encoder, tile)
 
 
 def _check_weights(weights: WeightFile, sources: Mapping[str, WeightSource], precision: Precision) -> None:

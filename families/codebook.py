@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..core.plan import GenerationPlan
 from ..errors import CheckpointError
 from .base import ImageTokenizerShape
 
@@ -56,3 +57,8 @@ def phi_index(scale: int, scales: int) -> int:
 
     ticks = np.linspace(1 / 3 / PHIS, 1 - 1 / 3 / PHIS, PHIS)
     return int(np.argmin(np.abs(ticks - scale / max(scales - 1, 1))))
+
+
+def phis_of(plan: GenerationPlan) -> dict[int, int]:
+    """The phi convolution of every executed scale, by the scale's index."""
+    return {step.index: phi_index(step.index, len(plan.schedule)) for step in plan.steps}

@@ -11,7 +11,6 @@ from ..core.noise import check_seed
 from ..engines.bundle.bundle import Bundle
 from ..engines.bundle.manifest import Manifest
 from ..engines.device import Device
-from ..engines.tensorrt.cuda_device import CudaDevice
 from ..errors import InputError
 from ..runtime.output import ImageTimings
 from .environment import environment
@@ -76,7 +75,7 @@ def check_request(bundles: Sequence[Bundle], request: Request) -> None:
     check_seed(request.seed)
     for bundle in bundles:
         given_of(bundle, request)
-        bundle.manifest.engine_set(settings_of(bundle, request).rows)
+        bundle.manifest.engine_set(settings_of(bundle, request).rows, request.batch)
     if len(bundles) == 2:
         _check_comparable(*(bundle.manifest for bundle in bundles))
 
@@ -119,7 +118,7 @@ def _bundle_profile(
     label: str, bundle: Bundle, profiled: ProfiledBundle, measured: Measured, memory: MemoryRun
 ) -> BundleProfile:
     manifest = bundle.manifest if profiled.prompt is not None else replace(bundle.manifest, text_encoder="")
-    costs = engine_costs(manifest, profiled.settings.rows)
+    costs = engine_costs(manifest, profiled.settings.rows, profiled.images)
     kept = tuple(profiled.kept_maps())
     return BundleProfile(
         label=label,
@@ -152,6 +151,7 @@ def _facts(bundle: Bundle, profiled: ProfiledBundle) -> dict[str, Any]:
         "text": "prompt" if profiled.prompt is not None else "random features",
         "weight_bytes": manifest.weights.size_bytes,
         "forwarded_tokens": manifest.plan.forwarded_tokens,
+        "batch": profiled.images,
     }
 
 
@@ -161,6 +161,7 @@ def _settings(profiled: ProfiledBundle, request: Request) -> dict[str, Any]:
         "seed": request.seed,
         **vars(profiled.settings),
         "guidance_rows": profiled.settings.rows,
+        "batch": request.batch,
         "runs": request.runs,
         "warm_up": request.warm_up,
         "threads": request.threads,
@@ -168,4 +169,5 @@ def _settings(profiled: ProfiledBundle, request: Request) -> dict[str, Any]:
 
 
 def _gpu(device: Device) -> dict[str, Any]:
-    return {"gpu": vars(device.facts())} if isinstance(device, CudaDevice) else {}
+    facts = device.gpu_facts()
+    return {} if facts is None else {"gpu": vars(facts)}

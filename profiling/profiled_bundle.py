@@ -5,22 +5,21 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.noise import check_seed, uniform_noise
+from ..core.noise import seeded_noise, seeds_from
 from ..engines.base import Backend
 from ..engines.bundle.bundle import Bundle
 from ..engines.bundle.manifest import Manifest
 from ..errors import InputError
-from ..runtime.inputs import ConditioningInputs, ImageInput, TextInput, draws_labels
 from ..runtime.memory.layout import EngineCall, StepCalls
 from ..runtime.output import ImageTimings, ScaleTiming
 from ..runtime.preview import to_image
+from ..runtime.requests.inputs import ConditioningInputs, ImageInput, TextInput, draws_labels
+from ..runtime.requests.settings import SamplingSettings, default_settings, with_overrides
 from ..runtime.session import Session
-from ..runtime.settings import SamplingSettings, default_settings, with_overrides
 from .records import KeptMap, Request
 
 DEFAULT_PROMPT = "a red circle above a blue square"
@@ -29,7 +28,7 @@ Launched = Iterator[tuple[StepCalls | None, EngineCall, float]]
 
 
 class ProfiledBundle:
-    """Draws one image repeatedly, with the same prompt, seed and settings.
+    """Draws one image repeatedly, or a pass of several, with the same prompt, seeds and settings.
 
     A bundle without a text encoder draws from random text features; its scales cost the same.
 
@@ -42,39 +41,42 @@ class ProfiledBundle:
         self.manifest = bundle.manifest
         self.settings = settings_of(bundle, request)
         self.prompt = prompt_of(bundle, request)
-        self._seed = check_seed(request.seed)
+        self.images = request.batch
+        self._noises = [seeded_noise(seed) for seed in seeds_from(request.seed, self.images)]
         self._given = given_of(bundle, request)
-        self._session = Session(bundle, threads=request.threads, backend=backend)
-        self.workspace = self._session.workspace(self.settings.rows)
+        self._session = Session(bundle, threads=request.threads, backend=backend, batch=self.images)
+        self.workspace = self._session.workspace(self.settings.rows, self.images)
+        self._all_settings = [self.settings] * self.images
         self.device = self._session.device
         self._features = random_features(self.manifest)
 
     def timed_image(self) -> ImageTimings:
-        """Draw the image as a pipeline does; the times are the device's, in milliseconds."""
+        """Draw the images as a pipeline does; the times are the device's, in milliseconds, and those of all images."""
         start = self.device.record_event()
         self._give()
         told = self.device.record_event()
         steps = [
-            ScaleTiming(calls.step.index, calls.step.size, calls.step.tokens, calls.step.kept, ms)
-            for calls, ms in self.workspace.run_scales(self._noise, self.settings, wait=False)
+            ScaleTiming(calls.step.index, calls.step.size, calls.step.tokens, calls.step.kept, ms, self.images)
+            for calls, ms in self.workspace.run_scales(self._noises, self._all_settings, wait=False)
         ]
         begun = time.perf_counter()
-        self.workspace.decode()  # waits
+        for image in range(self.images):
+            self.workspace.decode(image)  # waits
         decode_ms = (time.perf_counter() - begun) * 1e3
         self._session.save_compiled_kernels()
-        return ImageTimings(self.device.elapsed_ms(start, told), tuple(steps), decode_ms)
+        return ImageTimings(self.device.elapsed_ms(start, told), tuple(steps), decode_ms, self.images)
 
     def launches(self) -> Launched:
         """Draw the image launch by launch."""
-        text = self._given if isinstance(self._given, TextInput) else None
+        text = [self._given] * self.images if isinstance(self._given, TextInput) else None
         if text is None:
             self._give()
-        yield from self.workspace.timed_launches(self._noise, self.settings, text)
+        yield from self.workspace.timed_launches(self._noises, self._all_settings, text)
 
     def kept_maps(self) -> Iterator[KeptMap]:
         """Draw the image and read, at each pruned scale, which tokens were kept."""
         self._give()
-        for calls, _ in self.workspace.run_scales(self._noise, self.settings):
+        for calls, _ in self.workspace.run_scales(self._noises, self._all_settings):
             if calls.kept:
                 yield self._kept_map(calls)
 
@@ -85,26 +87,23 @@ class ProfiledBundle:
         return file.getvalue()
 
     def _kept_map(self, calls: StepCalls) -> KeptMap:
-        rows, step = self.settings.rows, calls.step
+        rows, step = calls.rows, calls.step
         views = [view for sub_layers in calls.kept.values() for view in sub_layers.values()]
         counts = np.zeros(step.tokens, np.int64)
         for view in views:
-            kept = self.workspace.read_view(view)  # indices into [L * R], guidance rows innermost
+            kept = self.workspace.read_view(view)  # indices into [L * R], rows innermost, the first image's the first
             counts[kept[kept % rows == 0] // rows] += 1
         grid = tuple(tuple(int(n) for n in line) for line in counts.reshape(step.size))
         return KeptMap(step.index, step.size, step.kept, len(views), grid)
 
     def _give(self) -> None:
         if self._given is not None:
-            self.workspace.give(self._given)
+            self.workspace.give([self._given] * self.images)
         else:
             length, conditioning = self._features.shape[1], self.workspace.layout.conditioning
             reads_both = conditioning is not None and "uncond" in conditioning.tensors
             uncond = self._features[1] if reads_both else None
             self.workspace.set_features(self._features[0], uncond, (length,) * self.settings.rows)
-
-    def _noise(self, scale: int, shape: tuple[int, ...], *stream: str) -> NDArray[Any]:
-        return uniform_noise(self._seed, scale, shape, *stream)
 
 
 def settings_of(bundle: Bundle, request: Request) -> SamplingSettings:

@@ -24,6 +24,7 @@ class Request:
     guidance_scale: float | None = None
     threads: int | None = None
     budget_bytes: int | None = None
+    batch: int = 1  # images of a pass, seed by seed
 
 
 @dataclass(frozen=True)

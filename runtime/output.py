@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,29 +14,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScaleTiming:
-    """One executed scale: tokens and kept tokens per guidance row, wall milliseconds."""
+    """One executed scale: tokens and kept tokens per guidance row; wall milliseconds, of all `images` of the pass."""
 
     index: int
     size: Size
     tokens: int
     kept: int
     ms: float
+    images: int = 1
 
 
 @dataclass(frozen=True)
 class ScaleEvent(ScaleTiming):
-    """A scale that has run. `preview()` draws what was known of the image then, at whatever time it is called."""
+    """A scale of an image that has run. `image` is the image's index in the call.
+
+    `preview()` draws what was known of it then, at whatever time it is called.
+    """
 
     preview: Callable[[], Image] = field(repr=False, default=lambda: _no_preview())
+    image: int = 0
 
 
 @dataclass(frozen=True)
 class ImageTimings:
-    """Wall milliseconds of one image. `text_ms` covers text encoder, condition and text keys."""
+    """Wall milliseconds of one image, or of all `images` of its pass: of `text_ms`, which covers text encoder,
+    condition and text keys, and of the scales. `decode_ms` is the image's own.
+    """
 
     text_ms: float
     scales: tuple[ScaleTiming, ...]
     decode_ms: float
+    images: int = 1
 
     @property
     def scales_ms(self) -> float:
@@ -62,7 +70,11 @@ class GeneratedImage:
 
 @dataclass(frozen=True)
 class Output:
-    """Images in order: all images of the first prompt, then of the next."""
+    """Images in order: all images of the first prompt, then of the next.
+
+    `settings` are those that all images share, `image_settings` all of each. `indices` are the images' places in the
+    call.
+    """
 
     images: list[Image]
     prompts: list[str]
@@ -70,6 +82,25 @@ class Output:
     settings: dict[str, Any]
     timings: list[ImageTimings]
     draws: str = "prompt"  # what `prompts` are: prompts, or class labels
+    image_settings: list[dict[str, Any]] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, results: Sequence[GeneratedImage], draws: str) -> Output:
+        """Images of a call, in the order of their indices."""
+        results = sorted(results, key=lambda result: result.index)
+        each = [result.settings for result in results]
+        first = each[0] if each else {}
+        return cls(
+            images=[result.image for result in results],
+            prompts=[result.prompt for result in results],
+            seeds=[result.seed for result in results],
+            settings={name: value for name, value in first.items() if all(own.get(name) == value for own in each)},
+            timings=[result.timings for result in results],
+            draws=draws,
+            image_settings=each,
+            indices=[result.index for result in results],
+        )
 
 
 def _no_preview() -> Image:

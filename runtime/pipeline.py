@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ..core.arguments import byte_count, callback, flag, seconds, shown, whole
-from ..core.noise import seeds_from
 from ..core.schedule import Size
 from ..engines.base import Backend
 from ..engines.bundle.bundle import Bundle
-from ..errors import BundleError, InputError
+from ..engines.bundle.hub_bundle import found_bundle
+from ..errors import InputError
 from .editing.edits import Editing, inpainting, upscaling
-from .editing.source_image import ImageSource, read_image, read_mask
-from .inputs import ConditioningInputs, Label, Subject
+from .editing.source_image import ImageSource, read_image, read_mask, several
 from .output import Output
-from .params import SamplingParams
-from .sampling import ImageSampler, OnImageEnd, OnScaleEnd, Request
+from .pickled import reduced
+from .requests.inputs import ConditioningInputs, Label, Subject
+from .requests.params import MAX_IMAGES, SamplingParams
+from .requests.passes import Asked, asked_of, requests_of
+from .requests.settings import recorded
+from .sampling import ImageSampler, Listeners, OnImageEnd, OnScaleEnd
 from .session import Session
-from .settings import SamplingSettings, chosen_settings, recorded
 from .stream import Stream, StreamTurn
 from .turns import Turns, closed
 
 MAX_THREADS = 4096
-Chosen = tuple[SamplingParams, SamplingSettings]  # what was asked for, and what it comes to with this bundle
 
 
 class Pipeline:
@@ -44,6 +47,7 @@ class Pipeline:
         cuda_graphs: bool = True,
         memory_budget: str | int | None = None,
         busy_timeout: float | None = None,
+        batch: int | None = None,
         backend: Backend | None = None,
     ) -> None:
         self._bundle: Bundle | None = bundle
@@ -56,6 +60,7 @@ class Pipeline:
             cuda_graphs=flag("cuda_graphs", cuda_graphs),
             memory_budget=None if memory_budget is None else byte_count("memory_budget", memory_budget),
             backend=backend,
+            batch=None if batch is None else whole("batch", batch, 1, MAX_IMAGES),
         )
         self._sampler = ImageSampler(session, self._turns)
         self._subjects = ConditioningInputs(bundle)
@@ -74,6 +79,7 @@ class Pipeline:
         trust_remote_code: bool = False,
         require_signature: str | Path | bytes | None = None,
         busy_timeout: float | None = None,
+        batch: int | None = None,
     ) -> Pipeline:
         """Open a bundle, check its digests, place its weights and memory on the device.
 
@@ -85,6 +91,8 @@ class Pipeline:
                 drawing uses afterwards; no effect on the CPU.
             cuda_graphs: on a GPU, replay the launches of a scale as one; no effect on the CPU.
             memory_budget: "15GiB", or bytes: refuse a bundle that would take more, rather than fail while drawing.
+            batch: most images that are drawn in one pass, of the numbers that the bundle has engines for; by default
+                the most that fit into memory and budget.
             trust_remote_code: run the native code of a bundle in a Hugging Face hub cache.
             require_signature: a public Ed25519 key in PEM, or its file: refuse a bundle that its owner did not sign.
             busy_timeout: seconds that a call waits for others to draw theirs, before `PipelineBusy`. None waits for as
@@ -112,9 +120,43 @@ class Pipeline:
             cuda_graphs=cuda_graphs,
             memory_budget=memory_budget,
             busy_timeout=busy_timeout,
+            batch=batch,
         )
         pipe._origin = bundle.path, arguments
         return pipe
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_folder: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **load_options: Any,
+    ) -> Pipeline:
+        """`load` a bundle that lies in a folder here, or in a repository of the Hugging Face hub.
+
+        What its manifest names is downloaded, once, into the hub's cache, by huggingface_hub. Native code in it is run
+        with `trust_remote_code` alone.
+
+        Args:
+            repo_or_folder: a folder; or "ORG/NAME" or "hub:ORG/NAME".
+            revision: a branch, tag or commit of the repository; its main branch by default.
+            token: an access token, or False for none; by default HF_TOKEN, or that of `hf auth login`.
+            cache_dir: where downloads are kept; the hub's cache by default.
+            local_files_only: take what was downloaded before, and ask nobody; as HF_HUB_OFFLINE.
+            load_options: arguments of `load`.
+
+        Raises:
+            HubError: the repository cannot be read or downloaded; says why.
+            BackendError, BundleError, DeviceMemoryError, PlanError, InputError: as `load`; huggingface_hub is not
+                installed; the repository holds no bundle; a revision of a folder.
+        """
+        signature(cls.load).bind(repo_or_folder, **load_options)  # before anything is downloaded
+        folder = found_bundle(repo_or_folder, revision, token, cache_dir, flag("local_files_only", local_files_only))
+        return cls.load(folder, **load_options)
 
     @property
     def size(self) -> Size:
@@ -131,6 +173,11 @@ class Pipeline:
         if self._bundle is None:
             raise closed()
         return self._bundle
+
+    @property
+    def batch_sizes(self) -> dict[str, list[int]]:
+        """How many images one pass may draw, in rising order, with guidance "on" and "off"; empty without engines."""
+        return {name: self._session.batch_sizes(rows) for name, rows in (("on", 2), ("off", 1))}
 
     @property
     def closed(self) -> bool:
@@ -158,12 +205,7 @@ class Pipeline:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.closed:
             raise closed()
-        if self._origin is None:
-            raise InputError(
-                "this Pipeline was not made by Pipeline.load, so it cannot be pickled or copied",
-                fix="send the bundle's path, and load it where it is needed",
-            )
-        return _load_again, (type(self), *self._origin, self.bundle.digest)
+        return reduced(self, self._origin)
 
     @property
     def _session(self) -> Session:
@@ -172,7 +214,7 @@ class Pipeline:
     def __call__(
         self,
         prompt: str | Iterable[str] | None = None,
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         class_labels: Label | Iterable[Label] | None = None,
         callback_on_scale_end: OnScaleEnd | None = None,
@@ -184,33 +226,36 @@ class Pipeline:
 
         Args:
             prompt: one text, or several.
-            params: how they are sampled; the bundle's own way by default.
-            class_labels: one class or several, by number, or by name where the checkpoint has names.
+            params: how they are sampled; the bundle's own way by default. A list holds those of each prompt or label.
+            class_labels: one class or several, by number, or by name where the checkpoint has names; "unconditional"
+                (`fastvar.UNCONDITIONAL`) for an image of no class, which guidance has no effect on.
             callback_on_scale_end: called with a `ScaleEvent` after every scale; may not draw with this pipeline.
             callback_on_image_end: called with a `GeneratedImage` as soon as each image is complete; may draw.
             timeout: seconds to wait for others before the first image; `busy_timeout` by default.
             changes: fields of `SamplingParams` by name (seed, guidance_scale, tau or temperature, top_p, top_k,
-                num_images, negative_prompt), in place of those of `params`.
+                num_images, negative_prompt), in place of those of `params`; a list holds one for each prompt or
+                label, a list of seeds perhaps one for each image.
 
         Raises:
             InputError: a parameter out of range or unknown to the family, a prompt too long for the bundle, or a class
                 that it does not know. Nothing was drawn then.
             PipelineBusy: the time to wait for others is over, or this is a callback of a drawing that has not ended.
             BundleError: the bundle has no engines for this guidance.
+            ImagesFailed: numbers of some images are not finite; its `output` holds the others.
 
         Warns:
             UnknownWordsWarning: the tokenizer does not know some words of a prompt.
         """
-        chosen = self._chosen(params, changes)
-        callbacks = (callback_on_scale_end, callback_on_image_end)
-        return self._draw(self._subjects.of(prompt, class_labels), chosen, callbacks, timeout)
+        asked = self._asked(self._subjects.of, prompt, class_labels, params, changes)
+        return self._draw(asked, (callback_on_scale_end, callback_on_image_end), timeout)
 
     def upscale(
         self,
-        image: ImageSource,
-        prompt: str | Iterable[str],
-        params: SamplingParams | None = None,
+        image: ImageSource | Sequence[ImageSource],
+        prompt: str | Iterable[str] | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        class_labels: Label | Iterable[Label] | None = None,
         keep_scales: int | None = None,
         fit: str = "exact",
         consistency: bool = True,
@@ -225,6 +270,7 @@ class Pipeline:
             image: a PIL image; a file by path, as bytes, or opened in binary; or an array [H, W] or [H, W, 3 or 4] of
                 uint8, or of floats from 0 to 1.
             prompt: what the image shows; of several, each is drawn.
+            class_labels: the same, of models that draw classes.
             keep_scales: how many scales are the image's; by default those whose token grid, at 16 pixels a token,
                 does not exceed the image.
             fit: "crop" to cut another aspect ratio around the centre; "exact" refuses it.
@@ -237,19 +283,22 @@ class Pipeline:
             PipelineBusy, BundleError: as a call.
         """
         self._require_encoder()
-        chosen = self._chosen(params, changes)
+        asked = self._asked(self._subjects.of, prompt, class_labels, params, changes)
         plan = self.manifest.plan
-        edit = upscaling(read_image(image), plan, keep_scales=keep_scales, fit=fit, consistency=consistency)
-        callbacks = (callback_on_scale_end, callback_on_image_end)
-        return self._draw(self._subjects.of(prompt), chosen, callbacks, timeout, edit)
+        edits = [
+            upscaling(read_image(one), plan, keep_scales=keep_scales, fit=fit, consistency=consistency)
+            for one in several("image", image, len(asked))
+        ]
+        return self._draw(asked, (callback_on_scale_end, callback_on_image_end), timeout, edits)
 
     def inpaint(
         self,
-        image: ImageSource,
-        mask: ImageSource,
-        prompt: str | Iterable[str],
-        params: SamplingParams | None = None,
+        image: ImageSource | Sequence[ImageSource],
+        mask: ImageSource | Sequence[ImageSource],
+        prompt: str | Iterable[str] | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        class_labels: Label | Iterable[Label] | None = None,
         fit: str = "exact",
         composite: bool = True,
         callback_on_scale_end: OnScaleEnd | None = None,
@@ -264,6 +313,7 @@ class Pipeline:
             mask: of the image's aspect ratio, given in the same ways, or an array of booleans: white, True or 1 is
                 redrawn. Of a picture with holes, the holes are: where it is transparent.
             prompt: what the whole image shall show; of several, each is drawn.
+            class_labels: the same, of models that draw classes: another class than the image's edits what it shows.
             fit: "crop" to cut another aspect ratio around the centre, of image and mask; "exact" refuses it.
             composite: put the image's own pixels back outside the mask, with a soft edge.
 
@@ -275,10 +325,14 @@ class Pipeline:
             PipelineBusy, BundleError: as a call.
         """
         self._require_encoder()
-        chosen = self._chosen(params, changes)
-        edit = inpainting(read_image(image), read_mask(mask), self.manifest.plan, fit=fit, composite=composite)
-        callbacks = (callback_on_scale_end, callback_on_image_end)
-        return self._draw(self._subjects.of(prompt), chosen, callbacks, timeout, edit)
+        asked = self._asked(self._subjects.of, prompt, class_labels, params, changes)
+        images, masks = several("image", image, len(asked)), several("mask", mask, len(asked))
+        pairs = zip(images, masks, strict=True) if len(images) == len(masks) else product(images, masks)
+        edits = [
+            inpainting(read_image(one), read_mask(own), self.manifest.plan, fit=fit, composite=composite)
+            for one, own in pairs
+        ]
+        return self._draw(asked, (callback_on_scale_end, callback_on_image_end), timeout, edits)
 
     def _require_encoder(self) -> None:
         if not self.manifest.encoder:
@@ -289,24 +343,17 @@ class Pipeline:
 
     def _draw(
         self,
-        subjects: list[Subject],
-        chosen: Chosen,
+        asked: Sequence[Asked],
         callbacks: tuple[OnScaleEnd | None, OnImageEnd | None],
         timeout: float | None,
-        edit: Editing | None = None,
+        edits: Sequence[Editing] = (),
     ) -> Output:
-        params, settings = chosen
-        request = Request(
-            subjects,
-            self._subjects.inputs(subjects, params.negative_prompt, settings),
-            seeds_from(params.seed, params.num_images),
-            settings,
-            recorded(self.manifest, settings, params.negative_prompt),
-            edit,
-            callback("callback_on_scale_end", callbacks[0]),
-            callback("callback_on_image_end", callbacks[1]),
+        """edits: one for each subject, or one for all."""
+        listeners = Listeners(
+            callback("callback_on_scale_end", callbacks[0]), callback("callback_on_image_end", callbacks[1])
         )
-        return self._sampler.images(request, seconds("timeout", timeout))
+        requests = requests_of(self.manifest, asked, edits)
+        return self._sampler.images(requests, listeners, seconds("timeout", timeout))
 
     def stream(
         self,
@@ -328,35 +375,23 @@ class Pipeline:
         Warns:
             UnknownWordsWarning: as a call.
         """
-        params, settings = self._chosen(params, changes)
-        if params.num_images != 1:
-            raise InputError(f"num_images {params.num_images} of a stream", expected="1: a stream draws one image")
-        subject = self._subjects.one(prompt, class_label)
-        (given,) = self._subjects.inputs([subject], params.negative_prompt, settings)
-        (seed,) = seeds_from(params.seed, 1)
-        turn = StreamTurn(self._turns, self._sampler.scales(given, seed, settings), seconds("timeout", timeout))
-        return Stream(turn, seed, recorded(self.manifest, settings, params.negative_prompt))
+        (asked,) = self._asked(self._subjects.one, prompt, class_label, params, changes)
+        if asked.params.num_images != 1:
+            found = asked.params.num_images
+            raise InputError(f"num_images {found} of a stream", expected="1: a stream draws one image")
+        events = self._sampler.scales(asked.given, asked.seeds[0], asked.settings)
+        turn = StreamTurn(self._turns, events, seconds("timeout", timeout))
+        return Stream(turn, asked.seeds[0], recorded(self.manifest, asked.settings, asked.params.negative_prompt))
 
-    def _chosen(self, params: SamplingParams | None, changes: dict[str, Any]) -> Chosen:
+    def _asked(
+        self,
+        subjects_of: Callable[[Any, Any], list[Subject]],
+        prompt: object,
+        labels: object,
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        changes: dict[str, Any],
+    ) -> list[Asked]:
+        """What is drawn, and how: checked, an entry for each subject."""
         if self.closed:
             raise closed()
-        if params is not None and not isinstance(params, SamplingParams):
-            raise InputError(f"params {shown(params)} is a {type(params).__name__}", expected="SamplingParams")
-        found = (params or SamplingParams()).changed(**changes)
-        return found, chosen_settings(self.manifest, **found.settings)
-
-
-def _load_again(cls: type[Pipeline], path: Path, arguments: dict[str, Any], digest: str) -> Pipeline:
-    """What a pickled pipeline becomes.
-
-    Raises:
-        BundleError: another bundle lies there by now, besides what `load` raises.
-    """
-    pipe = cls.load(path, **arguments)
-    if pipe.bundle.digest != digest:
-        raise BundleError(
-            f"{path} is another bundle than the one whose Pipeline was pickled",
-            expected=f"digest {digest[:16]}, found {pipe.bundle.digest[:16]}",
-            fix="load the bundle by its path, or put the former one back",
-        )
-    return pipe
+        return asked_of(self.manifest, self._subjects, subjects_of(prompt, labels), params, changes)

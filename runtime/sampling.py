@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.noise import Noise, seeded_noise
 from ..core.plan import StepPlan
 from ..core.schedule import Size
+from ..errors import ImagesFailed, NumericsError
 from ..families import family_named
-from .editing.edits import Editing, given_tokens
-from .inputs import ImageInput, Subject
+from .editing.given_tokens import GivenTokens, given_tokens
 from .output import GeneratedImage, ImageTimings, Output, ScaleEvent, ScaleTiming
 from .preview import Colours, Previews, to_image
+from .requests.inputs import ImageInput
+from .requests.passes import ImageRequest, passes
+from .requests.settings import SamplingSettings
 from .session import Session
-from .settings import SamplingSettings
 from .turns import CallTurn, Turns, closed
 from .workspace import Workspace
 
@@ -31,15 +33,9 @@ OnImageEnd = Callable[[GeneratedImage], object]
 
 
 @dataclass(frozen=True)
-class Request:
-    """A call, checked: each subject is drawn with each seed. `record` is what the output tells of the settings."""
+class Listeners:
+    """The callbacks of a call."""
 
-    subjects: list[Subject]
-    given: list[ImageInput]
-    seeds: list[int]
-    settings: SamplingSettings
-    record: dict[str, Any]
-    edit: Editing | None = None
     on_scale_end: OnScaleEnd | None = None
     on_image_end: OnImageEnd | None = None
 
@@ -72,92 +68,156 @@ class ImageSampler:
     def _free(self) -> None:
         self._session = None
 
-    def images(self, request: Request, timeout: float | None) -> Output:
-        """Draw all of a request; `timeout` is for its first turn."""
-        record, edit = request.record, request.edit
-        noise_of: Callable[[int], Noise] = seeded_noise
-        if edit is not None:
-            noise_of, timeout = self._noise_around(edit, request.settings, timeout), inf
-            record = record | dict(edit.record)
-        draws = family_named(self.session.manifest.family).draws
+    def images(self, requests: Sequence[ImageRequest], listeners: Listeners, timeout: float | None) -> Output:
+        """Draw images, in as few passes as the bundle has engines for; `timeout` is for the first turn.
+
+        Raises:
+            ImagesFailed: some have numbers that are not finite; the others are in its output.
+            NumericsError: the only one has.
+        """
+        session, draws = self.session, family_named(self.session.manifest.family).draws
         results: list[GeneratedImage] = []
-        for subject, given in zip(request.subjects, request.given, strict=True):
-            for seed in request.seeds:
-                image, timings = self._image(given, noise_of(seed), request, timeout)
-                timeout = inf  # what was begun is not lost because others draw in between
-                image = edit.finish(image) if edit else image
-                results.append(GeneratedImage(len(results), image, str(subject), seed, record, timings, draws))
-                if request.on_image_end is not None:
-                    request.on_image_end(results[-1])
-        return Output(
-            images=[result.image for result in results],
-            prompts=[result.prompt for result in results],
-            seeds=[result.seed for result in results],
-            settings=record,
-            timings=[result.timings for result in results],
-            draws=draws,
-        )
+        failed: dict[int, NumericsError] = {}
+        for together in passes(requests, session.batch_sizes):
+            drawn = self._pass(together, failed, draws, listeners.on_scale_end, timeout)
+            timeout = inf  # what was begun is not lost because others draw in between
+            for result in drawn:
+                results.append(result)
+                if listeners.on_image_end is not None:
+                    listeners.on_image_end(result)
+        output = Output.of(results, draws)
+        if failed and len(requests) == 1:
+            raise failed[requests[0].index]
+        if failed:
+            raise ImagesFailed(failed, len(requests), output)
+        return output
 
-    def _noise_around(self, edit: Editing, settings: SamplingSettings, timeout: float | None) -> Callable[[int], Noise]:
-        """Seed -> noise that forces the tokens kept of an image. Encodes the image."""
-        with self._turns.taken(CallTurn(), timeout):
-            session = self.session
-            latent = session.workspace(settings.rows).encode_image(edit.pixels)
-            session.save_compiled_kernels()
-        return given_tokens(latent, edit.kept, session.manifest.plan, session.manifest.transformer).noise
-
-    def _image(
-        self, given: ImageInput, noise: Noise, request: Request, timeout: float | None
-    ) -> tuple[Image, ImageTimings]:
+    def _pass(
+        self,
+        requests: Sequence[ImageRequest],
+        failed: dict[int, NumericsError],
+        draws: str,
+        on_scale_end: OnScaleEnd | None,
+        timeout: float | None,
+    ) -> list[GeneratedImage]:
+        """Images of one pass, those that are sound; what is wrong with the others goes into `failed`."""
         turn = CallTurn()
         with self._turns.taken(turn, timeout):
             session = self.session
-            workspace = session.workspace(request.settings.rows)
+            workspace = session.workspace(requests[0].settings.rows, len(requests))
             device = workspace.device
+            noises = self._noises(workspace, requests)
             start = device.record_event()
-            workspace.give(given)
+            workspace.give([request.given for request in requests])
             encoded = device.record_event()
-            if request.on_scale_end is None:  # nobody listens: the device is given all scales at once
-                run = workspace.run_scales(noise, request.settings, wait=False)
-                scales = [ScaleTiming(*_facts(calls.step), ms) for calls, ms in run]
-            else:
-                scales = self._tell(self._events(workspace, noise, request.settings), turn, request.on_scale_end)
-            begun = time.perf_counter()
-            image = to_image(workspace.decode())
-            decode_ms = (time.perf_counter() - begun) * 1e3
+            try:
+                scales = self._scales(workspace, noises, requests, turn, on_scale_end)
+            except NumericsError as error:
+                failed.update({request.index: error for request in requests})
+                return []
+            failed.update({requests[place].index: error for place, error in workspace.failed.items()})
+            decoded = [self._decoded(workspace, place, request, failed) for place, request in enumerate(requests)]
             session.save_compiled_kernels()
-            return image, ImageTimings(device.elapsed_ms(start, encoded), tuple(scales), decode_ms)
+            text_ms = device.elapsed_ms(start, encoded)
+        return [
+            GeneratedImage(
+                request.index,
+                request.edit.finish(image) if request.edit else image,
+                str(request.subject),
+                request.seed,
+                request.record | (dict(request.edit.record) if request.edit else {}),
+                ImageTimings(text_ms, tuple(scales), decode_ms, len(requests)),
+                draws,
+            )
+            for request, (image, decode_ms) in zip(requests, decoded, strict=True)
+            if image is not None
+        ]
 
-    def _tell(
-        self, all_events: Generator[ScaleEvent, None, None], turn: CallTurn, listener: OnScaleEnd
+    def _noises(self, workspace: Workspace, requests: Sequence[ImageRequest]) -> list[Noise]:
+        """Each image's noise; of an edited one it forces the tokens that are kept. Encodes what is edited, once."""
+        session, tokens = self.session, dict[int, GivenTokens]()
+        for edit in (request.edit for request in requests):
+            if edit is not None and id(edit) not in tokens:
+                latent = workspace.encode_image(edit.pixels)
+                tokens[id(edit)] = given_tokens(latent, edit.kept, session.manifest, session.weights)
+        return [
+            seeded_noise(request.seed) if request.edit is None else tokens[id(request.edit)].noise(request.seed)
+            for request in requests
+        ]
+
+    def _scales(
+        self,
+        workspace: Workspace,
+        noises: Sequence[Noise],
+        requests: Sequence[ImageRequest],
+        turn: CallTurn,
+        listener: OnScaleEnd | None,
     ) -> list[ScaleTiming]:
         """Run all scales, and tell of each."""
+        settings, count = [request.settings for request in requests], len(requests)
+        if listener is None:  # nobody listens: the device is given all scales at once
+            run = workspace.run_scales(noises, settings, wait=False)
+            return [ScaleTiming(*_facts(calls.step), ms, count) for calls, ms in run]
         scales: list[ScaleTiming] = []
-        with closing(all_events) as events:
-            for event in events:
-                scales.append(ScaleTiming(event.index, event.size, event.tokens, event.kept, event.ms))
+        indices = [request.index for request in requests]
+        with closing(self._events(workspace, noises, settings, indices)) as events:
+            for told in events:
+                event = told[0]
+                scales.append(ScaleTiming(event.index, event.size, event.tokens, event.kept, event.ms, count))
                 with turn.in_callback():
-                    listener(event)
-                del event  # unless the listener holds it, its preview need not be kept
+                    for event in told:
+                        listener(event)
+                del event, told  # unless the listener holds them, their previews need not be kept
         return scales
+
+    def _decoded(
+        self, workspace: Workspace, place: int, request: ImageRequest, failed: dict[int, NumericsError]
+    ) -> tuple[Image | None, float]:
+        """An image of the pass and the milliseconds that it took; none that has failed."""
+        if place in workspace.failed:
+            return None, 0.0
+        begun = time.perf_counter()
+        try:
+            image = to_image(workspace.decode(place))
+        except NumericsError as error:
+            failed[request.index] = error
+            return None, 0.0
+        return image, (time.perf_counter() - begun) * 1e3
 
     def scales(self, given: ImageInput, seed: int, settings: SamplingSettings) -> Generator[ScaleEvent, None, None]:
         """What a stream steps through, its turn once taken."""
         session = self.session
         workspace = session.workspace(settings.rows)
         workspace.give(given)
-        yield from self._events(workspace, seeded_noise(seed), settings)
+        with closing(self._events(workspace, [seeded_noise(seed)], [settings], [0])) as events:
+            for told in events:
+                yield told.pop()
         session.save_compiled_kernels()
 
     def _events(
-        self, workspace: Workspace, noise: Noise, settings: SamplingSettings
-    ) -> Generator[ScaleEvent, None, None]:
-        previews = Previews(self._colours)
-        for calls, ms in workspace.run_scales(noise, settings):
+        self,
+        workspace: Workspace,
+        noises: Sequence[Noise],
+        settings: Sequence[SamplingSettings],
+        indices: Sequence[int],
+    ) -> Generator[list[ScaleEvent], None, None]:
+        """After every scale an event for each image of the pass."""
+        previews = [Previews(self._colours) for _ in indices]
+        for calls, ms in workspace.run_scales(noises, settings):
             try:
-                yield ScaleEvent(*_facts(calls.step), ms, previews.of(partial(workspace.summed_codes, calls)))
+                yield [
+                    ScaleEvent(
+                        *_facts(calls.step),
+                        ms,
+                        len(indices),
+                        own.of(partial(workspace.summed_codes, calls, place)),
+                        index,
+                    )
+                    for place, (own, index) in enumerate(zip(previews, indices, strict=True))
+                ]
             finally:  # also where the reader stops here, and others draw
-                previews.keep()
+                for own in previews:
+                    own.keep()
 
     @cached_property
     def _colours(self) -> Colours:

@@ -1,4 +1,4 @@
-"""One image at a time: launches prepared once on static memory, then the loop over scales as a generator.
+"""One pass at a time: launches prepared once on static memory, then the loop over scales as a generator.
 
 Knows backends only through `Engine.prepare`, devices only through `Device`, and memory only through `Memory`.
 """
@@ -6,25 +6,28 @@ Knows backends only through `Engine.prepare`, devices only through `Device`, and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.dtypes import all_finite
-from ..core.noise import SCALARS, Noise, draw
+from ..core.noise import SCALARS, Noise, draw_all
 from ..core.tensors import Launch
 from ..engines.base import Engine
 from ..engines.bundle.manifest import Manifest
 from ..engines.device import run_sequentially
 from ..errors import InternalError, NumericsError
-from .inputs import ImageInput, TextInput
+from .conditioning import Conditioning, TextFeatures
 from .memory.arena import Memory
+from .memory.bound_layout import BoundLayout
 from .memory.layout import EngineCall, StepCalls, View
-from .prompt import TokenizedPrompt
-from .settings import SamplingSettings
+from .requests.inputs import ImageInput, TextInput
+from .requests.settings import SamplingSettings
+
+_Told = TypeVar("_Told")
 
 
 @dataclass
@@ -37,10 +40,11 @@ class PreparedStep:
 
 
 class Workspace:
-    """Static memory and prepared launches for one image with a given number of guidance rows.
+    """Static memory and prepared launches for a pass: so many images, each with a given number of guidance rows.
 
-    `uncond` is the learned unconditional text [<= T, Ct], fp32, where the model has one. Without `captures` launches
-    are made one by one, on a device too that can capture those of a scale as one graph.
+    What is said of an image is said once, or, for several images, in a list with an entry for each. `uncond` is the
+    learned unconditional text [<= T, Ct], fp32, where the model has one. Without `captures` launches are made one by
+    one, on a device too that can capture those of a scale as one graph.
     """
 
     def __init__(
@@ -51,60 +55,40 @@ class Workspace:
         rows: int,
         uncond: NDArray[np.float32] | None,
         captures: bool = True,
+        images: int = 1,
     ) -> None:
-        self.manifest, self.layout = manifest, memory.layout(rows)
-        self._format = manifest.prompt_format
-        self.device = memory.device
-        self._engines, self._memory, self._uncond = engines, memory, uncond
+        self.manifest, self.images, self.device = manifest, images, memory.device
+        self.layout = layout = memory.layout(rows, images)
+        self._bound = BoundLayout(layout, engines, memory)
         self._captured = self.device.capture_graph if captures else run_sequentially
-        layout = self.layout
-        self._text_encoder = self._prepare(layout.text_encoder)
-        self._uncond_encoder = self._prepare(layout.uncond_encoder)
-        self._condition_launches = [self._prepare(call) for call in self._condition_calls]
-        self._condition = self._captured(self._condition_launches)
+        self._conditioning = Conditioning(self._bound, manifest, uncond, self._captured)
         self._steps = [self._prepare_step(calls) for calls in layout.steps]
-        self._decode_launches = [self._prepare(call) for call in layout.decode]
+        self._decode_launches = [self._bound.prepare(call) for call in layout.decode]
         self._decode = self._captured(self._decode_launches)
+        self.failed: dict[int, NumericsError] = {}  # images of the last pass, where others are sound
 
     def _prepare_step(self, calls: StepCalls) -> PreparedStep:
-        launches = [self._prepare(call) for call in calls.calls]
+        launches = [self._bound.prepare(call) for call in calls.calls]
         return PreparedStep(calls, launches, self._captured(launches))
-
-    def _prepare(self, call: EngineCall | None) -> Launch:
-        if call is None:
-            return _nothing
-        engine = self._engines[call.engine]
-        tensors = {name: self._memory.ref(self.layout, binding) for name, binding in call.tensors.items()}
-        launch = engine.prepare(tensors, self._memory.scratch(self.layout, call.scratch, engine.scratch_bytes))
-        return self._with_copies(launch, call) if call.copies else launch
-
-    def _with_copies(self, launch: Launch, call: EngineCall) -> Launch:
-        copies = [tuple(self._memory.ref(self.layout, view) for view in (c.target, c.source)) for c in call.copies]
-        device = self.device  # not `self`: memory goes with the workspace, not with the next garbage collection
-
-        def run() -> None:
-            launch()
-            for target, source in copies:
-                device.copy(target, source)
-
-        return run
 
     def read(self, call: EngineCall, name: str) -> NDArray[Any]:
         """The tensor an engine call is bound to: on the CPU a live view, from a GPU a copy; bfloat16 as uint16."""
-        return self._memory.read(self.layout, self._view(call, name))
+        return self._bound.read(self._bound.view(call, name))
 
     def read_view(self, view: View) -> NDArray[Any]:
         """The tensor at a place of the layout."""
-        return self._memory.read(self.layout, view)
+        return self._bound.read(view)
 
-    def _write(self, call: EngineCall, name: str, values: Any) -> None:
-        self._memory.write(self.layout, self._view(call, name), np.asarray(values))
+    def write(self, call: EngineCall, name: str, values: Any) -> None:
+        """Give an engine call other values than an earlier one wrote."""
+        self._bound.write(self._bound.view(call, name), values)
 
-    def _view(self, call: EngineCall, name: str) -> View:
-        view = call.tensors[name]
-        if not isinstance(view, View):
-            raise InternalError(f"{call.engine}: {name} is a weight")
-        return view
+    def _each(self, told: _Told | Sequence[_Told]) -> Sequence[_Told]:
+        """What was told of every image."""
+        found = told if isinstance(told, Sequence) else [told]
+        if len(found) != self.images:
+            raise InternalError(f"{len(found)} of {self.images} images are told of")
+        return found
 
     def encode_image(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """An image [3, H, W] in [-1, 1] -> its latent [bits, h, w], before quantisation. Before the text, if at all:
@@ -115,7 +99,7 @@ class Workspace:
         """
         if self.layout.encoder is None:
             raise InternalError("the bundle has no image encoder")
-        self._write(self.layout.encoder, "image", image[None])
+        self.write(self.layout.encoder, "image", image[None])
         self._encode_image()
         latent: NDArray[np.float32] = np.array(self.read(self.layout.encoder, "latent")[0])
         if not np.isfinite(latent).all():
@@ -125,91 +109,30 @@ class Workspace:
     @cached_property
     def _encode_image(self) -> Launch:
         """Prepared when first used: who only draws never loads the engine."""
-        return self._prepare(self.layout.encoder)
+        return self._bound.prepare(self.layout.encoder)
 
-    def give(self, given: ImageInput) -> None:
-        """Tell what the image is drawn from: condition, and what it gives to each layer."""
-        if isinstance(given, TextInput):
-            self.encode_text(given)
-            return
-        classes = self.manifest.transformer.classes
-        self._write(self._condition_call, "labels", [given.label, classes][: self.layout.rows])
-        self._condition()
+    def give(self, given: ImageInput | Sequence[ImageInput]) -> None:
+        """Tell what the images are drawn from: condition, and what it gives to each layer."""
+        self._conditioning.give(self._each(given))
 
-    def encode_text(self, text: TextInput) -> None:
-        """Run the text encoder for the prompt, and for the negative prompt or with the learned rows."""
-        self._finish_text(self._encode_texts(text))
-
-    def _encode_texts(self, text: TextInput) -> list[NDArray[np.bool_]]:
-        """Features of every guidance row; gives which of them count."""
-        self._memory.bring_text_encoder(self.layout)
-        counted = [self._encode(text.prompt, self.layout.text_encoder, self._text_encoder)]
-        if self.layout.rows == 2 and self._uncond is not None and text.negative is None:
-            # The learned text is cut to the prompt's length, so its effect depends on that length (upstream).
-            self._set_features("uncond", self._uncond, text.prompt.length)
-            counted *= 2
-        elif text.negative is not None:
-            counted.append(self._encode(text.negative, self.layout.uncond_encoder, self._uncond_encoder))
-        return counted
-
-    def _encode(self, prompt: TokenizedPrompt, call: EngineCall | None, launch: Launch) -> NDArray[np.bool_]:
-        if call is None:
-            raise InternalError("the bundle has no text encoder; give text features instead")
-        self._write(call, "ids", prompt.ids)
-        self._write(call, "attention_mask", prompt.mask)
-        launch()
-        view = self._view(call, "features")
-        counted: NDArray[np.bool_] = prompt.mask[0, -view.shape[0] :].astype(bool)  # without the prefix
-        if not self._format.keeps_padding:
-            self._clear_padding(view, counted)
-        return counted
+    def encode_text(self, text: TextInput | Sequence[TextInput]) -> None:
+        """The same, of texts: run the text encoder for prompts, and for negative ones or with the learned rows."""
+        self._conditioning.give(self._each(text))
 
     def set_features(self, cond: NDArray[Any], uncond: NDArray[Any] | None, lengths: tuple[int, ...]) -> None:
-        """Text features [<= T, Ct] of each guidance row and how many of them count; then condition and text keys."""
-        for name, features, length in zip(("cond", "uncond"), (cond, uncond), lengths, strict=False):
-            if features is not None and name in self._condition_call.tensors:
-                self._set_features(name, features, length)
-        self._finish_text([self._counted(length) for length in lengths])
+        """The same from text features [<= T, Ct] of each guidance row, of which so many count; for all images alike."""
+        self._conditioning.give_features([TextFeatures(cond, uncond, lengths)] * self.images)
 
-    def _set_features(self, name: str, features: NDArray[Any], length: int) -> None:
-        view = self._view(self._condition_call, name)
-        padded = np.zeros(view.shape, np.float32)
-        own = features if self._format.keeps_padding else features[:length]
-        padded[: len(own)] = own
-        self._memory.write(self.layout, view, padded)
-
-    def _clear_padding(self, view: View, counted: NDArray[np.bool_]) -> None:
-        """Rows beside the text: they are masked, not left out, so they must be finite."""
-        padding, row_bytes = np.flatnonzero(~counted), view.size // view.shape[0]
-        if padding.size:
-            start = view.start + int(padding[0]) * row_bytes
-            beside = replace(view, start=start, shape=(padding.size, view.shape[1]))
-            self._memory.write(self.layout, beside, np.zeros(1))
-
-    def _counted(self, length: int) -> NDArray[np.bool_]:
-        """Which tokens count, where so many do."""
-        tokens = np.arange(self.manifest.text_length)
-        return tokens >= len(tokens) - length if self._format.pad_left else tokens < length
-
-    def _finish_text(self, counted: Sequence[NDArray[np.bool_]]) -> None:
-        self._write_mask(counted)
-        self._condition()
-
-    def _write_mask(self, counted: Sequence[NDArray[np.bool_]]) -> None:
-        view = self._view(self._condition_call, "mask")  # of the rows that are given text
-        self._memory.write(self.layout, view, np.stack(counted[: view.shape[0]]))
-
-    @property
-    def _condition_call(self) -> EngineCall:
-        assert self.layout.conditioning is not None
-        return self.layout.conditioning
-
-    @property
-    def _condition_calls(self) -> tuple[EngineCall, ...]:
-        return (self._condition_call, *self.layout.layer_conditioning)
+    def give_features(self, features: Sequence[TextFeatures]) -> None:
+        """The same, for each image its own."""
+        self._conditioning.give_features(self._each(features))
 
     def run_scales(
-        self, noise: Noise, settings: SamplingSettings, *, wait: bool = True
+        self,
+        noise: Noise | Sequence[Noise],
+        settings: SamplingSettings | Sequence[SamplingSettings],
+        *,
+        wait: bool = True,
     ) -> Iterator[tuple[StepCalls, float]]:
         """Run scale after scale; yields each step with its milliseconds on the device.
 
@@ -217,51 +140,69 @@ class Workspace:
         to one, 2 to zero; where codes are chosen it is [L, 1], and -1 - i forces code i.
         `wait`: yield every step when it is done; else the device is given all of them, and all are yielded then.
 
+        Of several images those whose numbers are not finite are in `failed` afterwards.
+
         Raises:
-            NumericsError: a scale gave numbers that are not finite; names scale and layer.
+            NumericsError: a scale gave numbers that are not finite, of the only image or of all; names scale and layer.
         """
-        self._reset(settings)
+        noises, all_settings = self._each(noise), self._each(settings)
+        self._reset(all_settings)
         given: list[tuple[PreparedStep, Any, Any]] = []
         for step in self._steps:
-            self._draw_noise(step.calls, noise)
+            self._draw_noise(step.calls, noises)
             start = self.device.record_event()
             step.run()
             given.append((step, start, self.device.record_event()))
             if wait:
-                yield self._finished(*given.pop(), noise, settings)
+                yield self._finished(*given.pop(), noises, all_settings)
         for step, start, end in given:
-            yield self._finished(step, start, end, noise, settings)
+            yield self._finished(step, start, end, noises, all_settings)
 
     def _finished(
-        self, step: PreparedStep, start: Any, end: Any, noise: Noise, settings: SamplingSettings
+        self,
+        step: PreparedStep,
+        start: Any,
+        end: Any,
+        noises: Sequence[Noise],
+        settings: Sequence[SamplingSettings],
     ) -> tuple[StepCalls, float]:
         logits = self.read(step.calls.sampling_head, "logits")  # waits
         if not np.isfinite(logits).all():
-            raise _not_finite(self._first_bad_launch(noise, settings) or _scale(step.calls))
+            by_image = np.isfinite(logits.reshape(-1, self.images, logits.shape[-1])).all(axis=(0, 2))
+            for image in np.flatnonzero(~by_image):
+                self.failed.setdefault(int(image), _not_finite(_scale(step.calls)))
+            if len(self.failed) == self.images:
+                raise _not_finite(self._first_bad_launch(noises, settings) or _scale(step.calls))
         return step.calls, self.device.elapsed_ms(start, end)
 
     def timed_launches(
-        self, noise: Noise, settings: SamplingSettings, text: TextInput | None = None
+        self,
+        noise: Noise | Sequence[Noise],
+        settings: SamplingSettings | Sequence[SamplingSettings],
+        text: TextInput | Sequence[TextInput] | None = None,
     ) -> Iterator[tuple[StepCalls | None, EngineCall, float]]:
-        """Draw an image launch by launch, to see where time goes: the step (None before and behind the scales), the
+        """Draw the images launch by launch, to see where time goes: the step (None before and behind the scales), the
         call, and its milliseconds on the device. Recorded launches are not used.
 
         `text`: encoded first, as one launch whatever it takes; else the image is of the text last given.
         """
+        noises = self._each(noise)
         if text is not None:
-            yield from self._timed_encoder(text)
-        yield from self._timed(None, self._condition_calls, self._condition_launches)
-        self._reset(settings)
+            yield from self._timed_encoder(self._each(text))
+        yield from self._timed(None, self._conditioning.calls, self._conditioning.launches)
+        self._reset(self._each(settings))
         for step in self._steps:
-            self._draw_noise(step.calls, noise)
+            self._draw_noise(step.calls, noises)
             yield from self._timed(step.calls, step.calls.calls, step.launches)
-        yield from self._timed(None, self.layout.decode, self._decode_launches)
+        for image in range(self.images):
+            self._bring_codes(image)
+            yield from self._timed(None, self.layout.decode, self._decode_launches)
 
-    def _timed_encoder(self, text: TextInput) -> Iterator[tuple[None, EngineCall, float]]:
+    def _timed_encoder(self, texts: Sequence[TextInput]) -> Iterator[tuple[None, EngineCall, float]]:
         start = self.device.record_event()
-        counted = self._encode_texts(text)
+        counted = self._conditioning.encode(texts)
         end = self.device.record_event()
-        self._write_mask(counted)
+        self._conditioning.tell_what_counts(counted)
         self.device.wait()
         assert self.layout.text_encoder is not None
         yield None, self.layout.text_encoder, self.device.elapsed_ms(start, end)
@@ -276,16 +217,17 @@ class Workspace:
             self.device.wait()
             yield step, call, self.device.elapsed_ms(start, end)
 
-    def _draw_noise(self, calls: StepCalls, noise: Noise) -> None:
+    def _draw_noise(self, calls: StepCalls, noises: Sequence[Noise]) -> None:
         for name, view in calls.drawn.items():
-            self._memory.write(self.layout, view, draw(noise, calls.step, view.shape, name))
+            self._bound.write(view, draw_all(noises, calls.step, view.shape, name))
 
-    def _reset(self, settings: SamplingSettings) -> None:
+    def _reset(self, settings: Sequence[SamplingSettings]) -> None:
+        self.failed = {}
         first = self.layout.steps[0].sampling_head
-        self._write(first, "summed", 0.0)
-        for name, value in settings.scalars.items():
+        self.write(first, "summed", 0.0)
+        for name in settings[0].scalars:
             if name in self._scalars:
-                self._memory.write(self.layout, self._scalars[name], np.asarray(value))
+                self._bound.write(self._scalars[name], [own.scalars[name] for own in settings])
 
     @cached_property
     def _scalars(self) -> dict[str, View]:
@@ -293,17 +235,17 @@ class Workspace:
         bound = {n: view for step in self.layout.steps for call in step.calls for n, view in call.tensors.items()}
         return {name: view for name in SCALARS if isinstance(view := bound.get(name), View)}
 
-    def _first_bad_launch(self, noise: Noise, settings: SamplingSettings) -> str | None:
+    def _first_bad_launch(self, noises: Sequence[Noise], settings: Sequence[SamplingSettings]) -> str | None:
         """Draw once more and look at what every launch writes: later launches overwrite where it began."""
-        if not self._writes_finite(self.layout.text_encoder, self.layout.uncond_encoder):
+        if not self._writes_finite(*self._conditioning.text_calls):
             return "the text features"
-        for call, launch in zip(self._condition_calls, self._condition_launches, strict=True):
+        for call, launch in zip(self._conditioning.calls, self._conditioning.launches, strict=True):
             launch()
             if not self._writes_finite(call):
                 return "the condition" if call.layer is None else f"the condition of layer {call.layer}"
         self._reset(settings)
         for step in self._steps:
-            self._draw_noise(step.calls, noise)
+            self._draw_noise(step.calls, noises)
             for call, launch in zip(step.calls.calls, step.launches, strict=True):
                 launch()
                 if call is step.calls.sampling_head and not np.isfinite(self.read(call, "logits")).all():
@@ -312,31 +254,37 @@ class Workspace:
                     return f"{_scale(step.calls)}, {_part_of_scale(step.calls, call)}"
         return None
 
-    def _writes_finite(self, *calls: EngineCall | None) -> bool:
+    def _writes_finite(self, *calls: EngineCall) -> bool:
         return all(
             all_finite(output.dtype, self.read(call, output.name))
             for call in calls
-            if call is not None
             for output in self.manifest.engines[call.engine].outputs
         )
 
-    def decode(self) -> NDArray[np.float32]:
-        """The summed codes as an image [3, H, W] in [-1, 1]; on the CPU a view that the next image overwrites.
+    def decode(self, image: int = 0) -> NDArray[np.float32]:
+        """The summed codes of an image as pixels [3, H, W] in [-1, 1]; on the CPU a view that the next one overwrites.
 
         Raises:
             NumericsError: the image decoder gave numbers that are not finite.
         """
+        self._bring_codes(image)
         self._decode()
         assert self.layout.image is not None
         found = self.read_view(self.layout.image)
-        image: NDArray[np.float32] = found[0] if self.manifest.tiles is None else found.swapaxes(0, 1)
-        if not np.isfinite(image).all():
+        pixels: NDArray[np.float32] = found[0] if self.manifest.tiles is None else found.swapaxes(0, 1)
+        if not np.isfinite(pixels).all():
             raise _not_finite("the image decoder")
-        return image
+        return pixels
 
-    def summed_codes(self, calls: StepCalls) -> NDArray[np.float32]:
-        """Running sum [bits, h, w] after a scale."""
-        summed: NDArray[np.float32] = self.read_view(calls.summed)[0]
+    def _bring_codes(self, image: int) -> None:
+        """An image's codes to the decoder's input, which is their place where there is one image."""
+        if self.layout.codes is None or self.layout.decoded is None:
+            return
+        self._bound.copy(self.layout.decoded.part(0), self.layout.codes.part(image))
+
+    def summed_codes(self, calls: StepCalls, image: int = 0) -> NDArray[np.float32]:
+        """Running sum [bits, h, w] of an image after a scale."""
+        summed: NDArray[np.float32] = self.read_view(calls.summed)[image]
         return summed
 
 
@@ -357,7 +305,3 @@ def _not_finite(where: str) -> NumericsError:
         expected="finite activations",
         fix="check the checkpoint; in 16-bit engines prefer bfloat16 over float16",
     )
-
-
-def _nothing() -> None:
-    raise InternalError("this launch was not planned")

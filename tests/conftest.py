@@ -196,3 +196,24 @@ def editing_bundle(shared: Path, tiny_checkpoint, tiny_policy: Path, engine_cach
         fastvar.build(tiny_checkpoint, out=out, cache=engine_cache, **options)
 
     return made_once(shared / "editing", build)
+
+
+@pytest.fixture(scope="session")
+def batched_bundle(shared: Path, tiny_checkpoint, tiny_policy: Path, engine_cache: Path) -> Path:
+    """The tiny bundle with an image encoder, for passes of one, two and four images; read only."""
+    import fastvar
+
+    def build(out: Path) -> None:
+        options = {"size": "256x256", "policy": str(tiny_policy), "with_encoder": True, "batch": (2, 4)}
+        fastvar.build(tiny_checkpoint, out=out, cache=engine_cache, **options)
+
+    return made_once(shared / "batched", build)
+
+
+@pytest.fixture(scope="session")
+def var_editing_bundle(shared: Path, engine_cache: Path) -> Path:
+    """A tiny class-conditional bundle with an image encoder; read only."""
+    trace_fast()
+    from tests.models import tiny_var
+
+    return made_once(shared / "var-editing", lambda out: tiny_var.build(out, engine_cache))

@@ -29,7 +29,9 @@ from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.bundle.renamed import RENAMED
 from fastvar.engines.spec import EngineReport, EngineSpec, TensorSpec
 from fastvar.export.construction import BuildReport
+from fastvar.export.conversion.convert import ConversionReport
 from fastvar.export.models.transformer.adapter import ModelAdapter
+from fastvar.export.new_weights import replace_weights
 from fastvar.export.rebuild import rebuild
 from fastvar.families.base import Family, PromptFormat, SamplingDefaults
 from fastvar.runtime.output import GeneratedImage, ImageTimings, Output, ScaleEvent
@@ -42,7 +44,8 @@ PAGES = [*sorted(DOCS.rglob("*.md")), *(ROOT / f"{name}.md" for name in ("README
 REFERENCE = sorted((DOCS / "reference").glob("*.md"))
 TOP = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"} - {"build", "dist"}
 MADE = ("demo/out",)  # by a command, not there before
-PUBLIC = (rebuild, BuildReport, Stream, Output, GeneratedImage, ImageTimings, ScaleEvent, Bundle, Bundle.open)
+PUBLIC = (rebuild, replace_weights, BuildReport, ConversionReport, Stream, Output, GeneratedImage, ImageTimings)
+PUBLIC += (ScaleEvent, Bundle, Bundle.open)
 AUTHORS = (Backend, Family, ModelAdapter)
 
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -130,7 +133,7 @@ def shown(thing: Any, options: str) -> Iterator[Any]:
     yield thing
     listed = re.search(r"members: \[(.*?)\]", options)
     hidden = re.findall(r'"!\^(\w+)\$"', options)
-    names = listed[1].split(", ") if listed else [name for name in vars(thing) if name[0] != "_"]
+    names = listed[1].split(", ") if listed else [name for name in getattr(thing, "__dict__", {}) if name[0] != "_"]
     for name in names:
         member = inspect.getattr_static(thing, name)
         own = not isinstance(thing, ModuleType) or getattr(member, "__module__", "") == thing.__name__
@@ -151,8 +154,9 @@ def test_the_reference_shows_every_public_name():
 
 def test_every_public_method_of_a_pipeline_is_shown():
     found = documented()
-    methods = [name for name in vars(fastvar.Pipeline) if name == "__call__" or name[0] != "_"]
-    assert [name for name in methods if id(getattr(fastvar.Pipeline, name)) not in found and name != "load"] == []
+    methods = {name: member for name, member in vars(fastvar.Pipeline).items() if name == "__call__" or name[0] != "_"}
+    missing = [name for name, member in methods.items() if id(getattr(member, "__func__", member)) not in found]
+    assert missing == []
 
 
 def test_troubleshooting_knows_every_error_and_warning():
@@ -249,11 +253,17 @@ def test_examples_of_json_are_json(page: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_examples_run(
-    page: Path, editing_bundle: Path, engine_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    editing_bundle: Path,
+    var_editing_bundle: Path,
+    engine_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    """In a folder with a bundle, two images, and the demo's checkpoint under its name."""
+    """In a folder with two bundles, two images, and the demo's checkpoint under its name."""
     monkeypatch.setenv("FASTVAR_CACHE", str(engine_cache))
     shutil.copytree(editing_bundle, tmp_path / "bundle")
+    shutil.copytree(var_editing_bundle, tmp_path / "class-bundle")
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     Image.new("RGB", (64, 64), "red").save(tmp_path / "small.png")
     Image.new("RGB", (256, 256), "red").save(tmp_path / "photo.png")

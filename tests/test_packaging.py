@@ -29,7 +29,8 @@ def bounds(requirements: list[str], operator: str) -> dict[str, tuple[int, ...]]
 
 def test_lower_bounds_are_those_that_are_tried():
     tried = bounds((ROOT / "constraints" / "lowest.txt").read_text().splitlines(), "==")
-    declared = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["onnxruntime"]
+    extras = PROJECT["optional-dependencies"]
+    declared = PROJECT["dependencies"] + extras["onnxruntime"] + extras["hub"]
     assert bounds(declared, ">=") == tried
 
 

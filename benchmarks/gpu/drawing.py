@@ -16,8 +16,8 @@ from benchmarks.timing import Run, forced_logits, one_image
 from fastvar.core.plan import GenerationPlan
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.profiling.profiled_bundle import random_features
-from fastvar.runtime.inputs import LabelInput, draws_labels
-from fastvar.runtime.settings import SamplingSettings, default_settings
+from fastvar.runtime.requests.inputs import LabelInput, draws_labels
+from fastvar.runtime.requests.settings import SamplingSettings, default_settings
 
 # Relative L2 error of the guided logits at any scale, against fp32 on the same choices.
 TOLERANCES = {"bf16": 0.05, "fp16": 0.01}

@@ -23,7 +23,7 @@ from demo.scenes import Scene, caption, held_out_scenes
 from fastvar import Pipeline
 from fastvar.errors import InputError
 from fastvar.profiling.tuning.metrics import Pixels, psnr, ssim
-from fastvar.runtime.params import SamplingParams
+from fastvar.runtime.requests.params import SamplingParams
 
 
 def accuracy(images: Iterable[Pixels], scenes: Iterable[Scene]) -> dict[str, float]:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ...core.dtypes import size_bytes, storage_dtype
 from ...core.tensors import Launch, TensorRef
-from ...errors import BackendError, DeviceMemoryError, RehearsalWarning
-from ..device import Allocation, Device
+from ...errors import BackendError, DeviceMemoryError, FastvarError, InternalError, RehearsalWarning
+from ..device import Allocation, Device, GpuFacts
 from . import stand_in_gpu
 
 
@@ -43,6 +43,11 @@ class TorchCudaDevice(Device):
         self._torch = torch
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
+
+    def gpu_facts(self) -> GpuFacts:
+        """As torch tells them, which keeps the driver's version to itself."""
+        found = self._torch.cuda.get_device_properties(self._torch.cuda.current_device())
+        return GpuFacts(found.name, f"sm{found.major}{found.minor}", None, int(found.total_memory))
 
     def stream(self) -> AbstractContextManager[Any]:
         """A context whose launches go to this device's stream."""
@@ -90,9 +95,22 @@ class TorchCudaDevice(Device):
             launch()
         self.wait()
         graph = self._torch.cuda.CUDAGraph()
-        with self._torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            for launch in launches:
-                launch()
+        recording = self._torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        )
+        try:
+            with recording:
+                for launch in launches:
+                    launch()
+        except RuntimeError as error:
+            self._pool = self._torch.cuda.graph_pool_handle()  # torch 2.11 never ends recording into that of a lost one
+            cause = _first_of(error)
+            if isinstance(cause, FastvarError | InternalError):
+                raise cause from None
+            raise BackendError(
+                f"launches cannot be recorded as a CUDA graph: {cause}",
+                fix="load with cuda_graphs=False (--no-cuda-graphs): they are then made one by one",
+            ) from error
 
         def replay() -> None:
             with self.stream():
@@ -129,6 +147,13 @@ class _DeviceBytes:
             "data": (ref.address, False),
             "version": 3,
         }
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """What went wrong first: a capture that is lost with a launch fails once more where it ends."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _host_bytes(torch: Any, array: NDArray[Any]) -> Any:

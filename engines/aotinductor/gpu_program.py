@@ -78,6 +78,11 @@ def gpu_options(torch: Any) -> dict[str, Any]:
     return known_options(torch, wanted)
 
 
+def forget_kernels() -> None:
+    """Have the compiler forget the kernels of earlier programs: those would say in which order it links the next's."""
+    import_extra("torch._inductor.utils", "aotinductor").clear_caches()
+
+
 def known_options(torch: Any, wanted: dict[str, Any]) -> dict[str, Any]:
     """Options of the compiler without those that the installed torch does not have."""
     known = import_extra("torch._inductor.config", "aotinductor").get_config_copy()

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from ...core.plan import GenerationPlan, SamplingMode, make_plan
+from ...core.plan import Batch, GenerationPlan, SamplingMode, make_plan
 from ...core.policy import PruningPolicy, ScaleRule, policy_to_json
 from ...core.precision import Precision
 from ...core.schedule import ScaleSchedule
@@ -46,15 +46,20 @@ class StepEngines:
 
 @dataclass(frozen=True)
 class EngineSet:
-    """All engines of one generation with a given number of guidance rows (2 with guidance, 1 without).
+    """All engines of a pass: so many images, each with so many guidance rows (2 with guidance, 1 without).
 
-    `conditioning` runs once an image, `layer_conditioning` after it once for each layer; empty where layers need none.
+    `conditioning` runs once a pass, `layer_conditioning` after it once for each layer; empty where layers need none.
     """
 
     rows: int
     conditioning: str
     layer_conditioning: str
     steps: tuple[StepEngines, ...]
+    images: int = 1
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.rows, self.images)
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ class Manifest:
     encoder: str = ""  # engine name; empty in a bundle without an image encoder
     class_names: FileRecord | None = None  # JSON list: the names of every class, commas between them
     prompt_format: PromptFormat = field(default_factory=PromptFormat)
+    origin: tuple[str, ...] = ()  # which files the weights were read from, in plain words
     format_version: int = FORMAT_VERSION
 
     @property
@@ -137,15 +143,31 @@ class Manifest:
         """The devices that all engines are for."""
         return self.any_engine.target
 
-    def engine_set(self, rows: int) -> EngineSet:
+    def engine_set(self, rows: int, images: int = 1) -> EngineSet:
+        """The engines of a pass.
+
+        Raises:
+            BundleError: the bundle holds none for it.
+        """
         for found in self.sets:
-            if found.rows == rows:
+            if found.batch == (rows, images):
                 return found
+        if rows not in {found.rows for found in self.sets}:
+            raise BundleError(
+                f"the bundle holds no engines for {rows} guidance row(s)",
+                expected=f"one of {sorted({found.rows for found in self.sets})}",
+                fix="rebuild with --guidance both",
+            )
+        built = self.batch_sizes(rows)
         raise BundleError(
-            f"the bundle holds no engines for {rows} guidance row(s)",
-            expected=f"one of {[s.rows for s in self.sets]}",
-            fix="rebuild with --guidance both",
+            f"the bundle holds no engines for {images} images in one pass",
+            expected=f"one of {built}",
+            fix=f"rebuild with --batch {','.join(map(str, sorted({*built, images})))}",
         )
+
+    def batch_sizes(self, rows: int) -> list[int]:
+        """How many images a pass with so many guidance rows may draw, in rising order."""
+        return sorted(found.images for found in self.sets if found.rows == rows)
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:

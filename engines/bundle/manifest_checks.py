@@ -24,6 +24,7 @@ MOST_TEXT = 1 << 16  # tokens
 MOST_RANK, MOST_EXTENT, MOST_TENSOR_BYTES = 8, 1 << 22, 1 << 40
 MOST_SCRATCH_BYTES = 1 << 38
 MOST_ALIGNMENT = 4096
+MOST_IMAGES = 64  # in one pass
 MOST_STRIPES = 1 << 16
 MOST_SIZE = 1 << 31  # of anything that a model's configuration counts
 _HASH_DIGITS = set("0123456789abcdef")
@@ -129,9 +130,13 @@ def _problems_of_tensor(tensor: TensorSpec) -> Iterator[str]:
 
 def _problems_of_names(m: Manifest) -> Iterator[str]:
     """Engines that are named are there; every step that is drawn has its own."""
-    rows = [engine_set.rows for engine_set in m.sets]
-    if not rows or len(set(rows)) < len(rows) or not {1, 2} >= set(rows):
-        yield f"it has engines for {rows} guidance rows"
+    rows, batches = {engine_set.rows for engine_set in m.sets}, [engine_set.batch for engine_set in m.sets]
+    if not rows or len(set(batches)) < len(batches) or not {1, 2} >= rows:
+        yield f"it has engines for {sorted(rows)} guidance rows"
+    if not all(1 <= engine_set.images <= MOST_IMAGES for engine_set in m.sets):
+        yield f"it has engines for {[engine_set.images for engine_set in m.sets]} images in a pass"
+    if missing := [r for r in sorted(rows) if 1 not in m.batch_sizes(r)]:
+        yield f"it has no engines for one image with {missing[0]} guidance rows"
     layers = {m.plan.policy.prunes(layer) for layer in range(m.plan.depth)}
     for engine_set in m.sets:
         if len(engine_set.steps) != len(m.plan.steps):

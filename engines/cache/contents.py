@@ -23,9 +23,11 @@ from .digest_memo import MEMO
 from .engine_cache import KERNELS
 
 ENGINE, COMPILED, DIGESTS, UNFINISHED = "engine", "compiled on this machine", "digests of weights", "unfinished"
+LISTING = "listings of hub repositories"
 _ENTRY, _ENGINE = re.compile(r"([0-9a-f]{64})\.json"), re.compile(r"([0-9a-f]{64})\.engine")
 _COMPILED_FOLDER = re.compile(rf"{KERNELS}(-[0-9a-f]{{16}})?")
 _COMPILED_FILE = re.compile(r"libfastvar\.a|fastvar\.so|[^/]+\.(kernels|timings)")
+_LISTING = re.compile(r"[0-9a-f]{64}\.listing")  # of hub/listing.py, which stands above this
 # A process that writes for longer than this was killed.
 ABANDONED_SECONDS = 3600
 
@@ -99,6 +101,8 @@ def _items(folder: Path) -> list[Item]:
                 items.append(_item(UNFINISHED, [file]))
         elif inside or _COMPILED_FILE.fullmatch(name):
             items += [_item(COMPILED, [file])] if _COMPILED_FILE.fullmatch(name) else []
+        elif _LISTING.fullmatch(name):
+            items.append(_item(LISTING, [file]))
         elif name == MEMO:
             items.append(_item(DIGESTS, [file]))
         elif _ENTRY.fullmatch(name):

@@ -94,7 +94,7 @@ class TensorRTBackend(Backend):
 
     def check(self, spec: EngineSpec) -> None:
         super().check(spec)
-        facts = self.device().facts()
+        facts = self.device().gpu_facts()
         targets = spec.target.split(",")
         if facts.capability not in targets and ANY not in targets:
             raise BackendError(
@@ -164,7 +164,7 @@ class TensorRTRTXBackend(TensorRTBackend):
 
     def _current(self) -> str:
         try:
-            return self.device().facts().capability
+            return self.device().gpu_facts().capability
         except BackendError as error:
             raise BuildError(
                 f"target {CURRENT!r} means the GPU in this machine: {error.problem}",
@@ -208,7 +208,7 @@ class TensorRTDatacentreBackend(TensorRTBackend):
 
     def resolve_target(self, target: str | None, precision: Precision) -> str:
         self.check_precision(precision)
-        found = self.device().facts().capability
+        found = self.device().gpu_facts().capability
         if target not in (None, CURRENT, found):
             raise BuildError(
                 f"{self.name} builds on the GPU that the engine is for: this one is {found}, not {target}",

@@ -11,7 +11,6 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from threading import local
 from typing import Any
 
@@ -22,23 +21,13 @@ from ...core.dtypes import size_bytes, storage_dtype
 from ...core.platform import import_extra
 from ...core.tensors import Launch, TensorRef
 from ...errors import BackendError, DeviceMemoryError
-from ..device import Allocation, Device, host_array
+from ..device import Allocation, Device, GpuFacts, host_array
 
 _log = logging.getLogger(__name__)
 
 STAGING_BUFFERS = 4
 STAGING_BYTES = 16 << 20
 NO_DRIVER = "no NVIDIA driver is installed here, and these engines run on an NVIDIA GPU"
-
-
-@dataclass(frozen=True)
-class GpuFacts:
-    """Facts of a GPU: `capability` as "sm86"; `driver_cuda`, the newest CUDA version that its driver runs."""
-
-    name: str
-    capability: str
-    driver_cuda: tuple[int, int]
-    memory_bytes: int
 
 
 class CudaError(BackendError):
@@ -154,8 +143,7 @@ class CudaDevice(Device):
         """The stream as a number, for libraries that take a handle."""
         return int(self._stream)
 
-    def facts(self) -> GpuFacts:
-        """Name, generation, driver and memory of the GPU."""
+    def gpu_facts(self) -> GpuFacts:
         d, attribute = self._driver, self._driver.module.CUdevice_attribute
         major, minor = (
             d.call("cuDeviceGetAttribute", code, d.device)

@@ -47,7 +47,7 @@ class EngineLoader:
         self._messages = BuildLog(only_errors=True)
         self._logger = listening_logger(trt, self._messages)
         self._runtime = trt.Runtime(self._logger)
-        gpu = device.facts()
+        gpu = device.gpu_facts()
         name = "".join(c if c.isalnum() else "-" for c in gpu.name.lower())
         self._kernel_file = cache_folder / f"{stamp}-{gpu.capability}-{name}.kernels" if cache_folder else None
         self._kernels: Any = None

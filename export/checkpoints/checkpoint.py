@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +22,11 @@ from ...families.base import Family, ImageTokenizerShape, PromptFormat, Transfor
 from ..models.common.tensor_shapes import Shapes, module_shapes, shapes_of, without_derived
 from ..models.registry import ADAPTERS, adapter_of
 from ..models.transformer.adapter import ModelAdapter
-from .stored_numbers import plain_numbers
-from .tensor_files import check_finite, check_state, digest, read_json, read_shards, read_tensors, shard_files
+from .nesting import StateKeys, read_state
+from .parts import Parts, find_parts
+from .published import FOLDER_WEIGHTS
+from .stored_numbers import PlainTensors, plain_numbers
+from .tensor_files import check_finite, check_state, digest, read_json, weight_files
 from .text_encoders import load_text_encoder, text_encoder_files
 from .tokenizer_files import read_tokenizer
 
@@ -32,14 +35,19 @@ if TYPE_CHECKING:
 
 Weights = Mapping[str, Tensor]
 Adapter = ModelAdapter[Any, Any]  # of whichever family
+NO_TEXT_ENCODER: tuple[Any, Weights, Path | None, PromptFormat] = (None, {}, None, PromptFormat())
+ConfigT = TypeVar("ConfigT", bound="TransformerShape | ImageTokenizerShape")
 
-PUBLISHED_TOKENIZERS = (file for adapter in ADAPTERS.values() for file in adapter.image_tokenizer_files)
-IMAGE_TOKENIZER_FILES = ("image_tokenizer.safetensors", "image_tokenizer.pth", *PUBLISHED_TOKENIZERS)
+_KEYS = [adapter.training_keys for adapter in ADAPTERS.values()]
+TRANSFORMER_KEYS = StateKeys(
+    tuple(key for keys in _KEYS for key in keys.averaged), tuple(key for keys in _KEYS for key in keys.trained)
+)
+IMAGE_TOKENIZER_KEYS = StateKeys(trained=tuple(dict.fromkeys(key for keys in _KEYS for key in keys.image_tokenizer)))
+
 CLASS_NAMES = "class_names.json"
-TRANSFORMER_WRAPPERS = ("trainer", "gpt_fsdp", "gpt_wo_ddp")
-TOKENIZER_WRAPPERS = ("trainer", "vae_local", "vae")
 # Stored beside the tokenizer, and of no use for decoding: a constant of the quantiser, the training losses.
 TOKENIZER_EXTRAS = re.compile(r"quantizer?\.lfq\.mask$|(image_disc|video_disc|discriminator|disc|loss|perceptual\w*)\.")
+WITHIN = "vae."  # before the tokenizer's names in a model that holds its discriminator too
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Checkpoint:
     digest: str
     class_names: Path | None = None  # JSON list of names, one entry for each class
     prompt_format: PromptFormat = field(default_factory=PromptFormat)
+    origin: tuple[str, ...] = ()  # which files the parts were read from, and under which keys, in plain words
 
     @property
     def prefix_length(self) -> int:
@@ -89,59 +98,93 @@ class Checkpoint:
 def load_checkpoint(
     source: Path,
     *,
+    model: str | None = None,
     image_tokenizer: Path | None = None,
     text_encoder: Path | None = None,
     name: str | None = None,
 ) -> Checkpoint:
-    """Gather a checkpoint from a folder, or from a transformer file and the two other paths.
+    """Gather a checkpoint from a folder, or from a transformer and what lies beside it.
 
-    The folder holds `transformer.safetensors` or `.pth`, `image_tokenizer.safetensors` or `.pth`,
-    `text_encoder/` where the family reads prompts, and optionally `config.json` and `class_names.json`; the keyword
-    paths come before what it holds.
+    A folder holds its files under the names that they are published under (`published.py`), or `transformer.*`,
+    `image_tokenizer.*` and, where the family reads prompts, `text_encoder/`; optionally `config.json` and
+    `class_names.json` beside the transformer. The keyword paths come before what it holds.
+
+    Args:
+        source: the folder; or the transformer's file, index or own folder.
+        model: which of several models in the folder.
+        image_tokenizer: its file, index or folder, where it lies elsewhere.
+        text_encoder: its folder, where it lies elsewhere.
+        name: what the model is called; as it is published, or as `source`, by default.
 
     Raises:
-        CheckpointError: a part is missing, unreadable, or does not fit the others.
+        CheckpointError: a part is missing, unreadable, or does not fit the others; several models and no choice.
         NumericsError: a weight is not finite.
     """
     source = Path(source)
-    folder = source if source.is_dir() else None
-    tokenizer_path = image_tokenizer or _part(folder, *IMAGE_TOKENIZER_FILES)
-    model, model_weights = load_transformer(source)
-    images, image_weights = load_image_tokenizer(tokenizer_path, adapter_of(model))
-    files = [*_transformer_files(source), Path(tokenizer_path)]
-    encoder: PretrainedConfig | None = None
-    encoder_weights: Weights = {}
-    tokenizer_file, prompt_format = None, PromptFormat()
-    if family_of(model).draws == "prompt":
-        encoder_path = text_encoder or _part(folder, "text_encoder")
-        encoder, encoder_weights, tokenizer_file, prompt_format = load_text_encoder(encoder_path, adapter_of(model))
-        files += text_encoder_files(encoder_path)
+    parts = find_parts(source, model)
+    tokenizer_path = _weights_of(image_tokenizer or parts.image_tokenizer, parts)
+    transformer = read_transformer(parts.transformer)
+    adapter = adapter_of(transformer.config)
+    images = read_image_tokenizer(tokenizer_path, adapter)
+    text, text_path = NO_TEXT_ENCODER, text_encoder or parts.text_encoder
+    files = [*weight_files(parts.transformer), *weight_files(tokenizer_path)]
+    origin = [f"transformer: {_told(parts, parts.transformer, transformer.nested)}"]
+    origin += [f"image tokenizer: {_told(parts, tokenizer_path, images.nested)}"]
+    if adapter.family.draws == "prompt":
+        text_path = text_path or _missing("text_encoder", parts, parts.text_encoders)
+        text = load_text_encoder(text_path, adapter)
+        files += text_encoder_files(text_path)
+        origin += [f"text encoder: {parts.shown(text_path)}"]
     elif text_encoder is not None:
         raise CheckpointError(
-            f"{family_of(model).name} models read no prompts", expected="no text encoder", fix="leave it away"
+            f"{adapter.family.name} models read no prompts", expected="no text encoder", fix="leave it away"
         )
+    encoder, encoder_weights, tokenizer_file, prompt_format = text
+    nouns = (transformer.config, images.config, prompt_format)
     return Checkpoint(
-        name=name or source.resolve().stem,
-        transformer=model,
-        transformer_weights=model_weights,
-        image_tokenizer=images,
-        image_tokenizer_weights=image_weights,
+        name=name or parts.model or source.resolve().stem,
+        transformer=transformer.config,
+        transformer_weights=transformer.weights,
+        image_tokenizer=images.config,
+        image_tokenizer_weights=images.weights,
         text_encoder=encoder,
         text_encoder_weights=encoder_weights,
         tokenizer_file=tokenizer_file,
-        digest=digest(files, json.dumps([to_json(noun) for noun in (model, images, prompt_format)], sort_keys=True)),
-        class_names=_class_names(source, model),
+        digest=digest(files, json.dumps([to_json(noun) for noun in nouns], sort_keys=True)),
+        class_names=_class_names(parts.transformer.parent, transformer.config),
         prompt_format=prompt_format,
+        origin=tuple(origin),
     )
 
 
-def _class_names(source: Path, model: TransformerShape) -> Path | None:
+def _told(parts: Parts, path: Path, nested: str) -> str:
+    return parts.shown(path) + (f" ({nested})" if nested else "")
+
+
+def _weights_of(path: Path | None, parts: Parts) -> Path:
+    """The file or index of an image tokenizer, whose folder may be named instead."""
+    path = path or _missing("image_tokenizer", parts, parts.image_tokenizers, parts.rivals)
+    return next((path / name for name in FOLDER_WEIGHTS if (path / name).is_file()), path)
+
+
+def _missing(part: str, parts: Parts, names: tuple[str, ...], rivals: tuple[str, ...] = ()) -> NoReturn:
+    what = part.replace("_", " ")
+    raise CheckpointError(
+        f"{parts.folder} holds {len(rivals)} files that could be the {what}: {', '.join(rivals)}"
+        if rivals
+        else f"no {what} in {parts.folder}",
+        expected=" or ".join(names or (part,)) + " in the checkpoint folder, or its path",
+        fix=f"give {part} explicitly (--{part.replace('_', '-')})",
+    )
+
+
+def _class_names(folder: Path, model: TransformerShape) -> Path | None:
     """The file of class names beside the model, if it has one and the family draws classes.
 
     Raises:
         CheckpointError: it does not name every class.
     """
-    path = (source if source.is_dir() else source.parent) / CLASS_NAMES
+    path = folder / CLASS_NAMES
     if family_of(model).draws != "class label" or not path.is_file():
         return None
     try:
@@ -157,53 +200,78 @@ def _class_names(source: Path, model: TransformerShape) -> Path | None:
     return path
 
 
-def load_transformer(path: Path, config: TransformerShape | None = None) -> tuple[TransformerShape, dict[str, Tensor]]:
-    """Read a transformer of any family: a `.safetensors` or `.pth` file, or a folder holding one (or its shards).
+@dataclass(frozen=True)
+class Loaded(Generic[ConfigT]):
+    """One part that was read: its configuration, its weights, and what it lay under in its file."""
 
-    Without a configuration, names and shapes of the tensors tell it, and a `config.json` in the folder, or beside the
-    file, what they do not tell.
-    The constant key biases (`zero_k_bias`) may be missing; they are returned all the same.
+    config: ConfigT
+    weights: PlainTensors
+    nested: str  # in plain words; empty for a plain state dict
+
+
+def load_transformer(path: Path, config: TransformerShape | None = None) -> tuple[TransformerShape, Weights]:
+    """Configuration and weights of a transformer; see `read_transformer`."""
+    found = read_transformer(path, config)
+    return found.config, found.weights
+
+
+def read_transformer(path: Path, config: TransformerShape | None = None) -> Loaded[TransformerShape]:
+    """Read a transformer of any family: a file of weights, an index, or a folder holding one model.
+
+    Without a configuration, names and shapes of the tensors tell it, and a `config.json` beside the file what they do
+    not tell. Of a training checkpoint averaged weights come first. The constant key biases (`zero_k_bias`) may be
+    missing; they are returned all the same.
 
     Raises:
         CheckpointError: unreadable, or not the tensors of the configuration.
         NumericsError: a weight is not finite.
     """
-    path = Path(path)
-    files = _transformer_files(path)
-    index = files[0] if files[0].suffix == ".json" else None
-    state = plain_numbers(read_shards(index) if index else read_tensors(files[0], TRANSFORMER_WRAPPERS), path)
-    adapter = adapter_of(config) if config is not None else _recognised(state, path)
-    config = config or adapter.infer_transformer(shapes_of(state), _settings(path, adapter))
+    path = find_parts(Path(path)).transformer
+    nested = read_state(path, TRANSFORMER_KEYS)
+    state = plain_numbers(nested.tensors, path)
+    adapter = adapter_of(config) if config is not None else recognised(state, path)
+    config = config or adapter.infer_transformer(shapes_of(state.stored), _settings(path, adapter))
     expected = transformer_shapes(config)
-    for name, shape in expected.items():
-        if name.endswith("zero_k_bias"):
-            state.setdefault(name, torch.zeros(shape))
-    return config, _checked(without_derived(state, adapter.derived, expected), expected, path)
+    biases = {name: torch.zeros(shape) for name, shape in expected.items() if name.endswith("zero_k_bias")}
+    stored = without_derived(biases | state.stored, adapter.derived, expected)
+    return Loaded(config, _checked(PlainTensors(stored), expected, path), nested.origin)
 
 
 def load_image_tokenizer(
     path: Path, adapter: Adapter, config: ImageTokenizerShape | None = None
-) -> tuple[ImageTokenizerShape, dict[str, Tensor]]:
-    """Read a family's image tokenizer from a file: plain, or under `vae`; losses and discriminators are left out.
+) -> tuple[ImageTokenizerShape, Weights]:
+    """Configuration and weights of an image tokenizer; see `read_image_tokenizer`."""
+    found = read_image_tokenizer(path, adapter, config)
+    return found.config, found.weights
+
+
+def read_image_tokenizer(
+    path: Path, adapter: Adapter, config: ImageTokenizerShape | None = None
+) -> Loaded[ImageTokenizerShape]:
+    """Read a family's image tokenizer from a file or an index; losses and discriminators are left out.
 
     Raises:
         CheckpointError: unreadable, or not the tensors of the configuration.
         NumericsError: a weight is not finite.
     """
     path = Path(path)
-    stored = read_tensors(path, TOKENIZER_WRAPPERS)
-    state = plain_numbers({n: tensor for n, tensor in stored.items() if not TOKENIZER_EXTRAS.match(n)}, path)
-    config = config or adapter.infer_image_tokenizer(shapes_of(state))
-    return config, _checked(state, image_tokenizer_shapes(config, adapter), path)
+    nested = read_state(path, IMAGE_TOKENIZER_KEYS)
+    tensors = {name: t for name, t in nested.tensors.items() if not TOKENIZER_EXTRAS.match(name)}
+    if tensors and all(name.startswith(WITHIN) for name in tensors):
+        tensors = {name.removeprefix(WITHIN): tensor for name, tensor in tensors.items()}
+        tensors = {name: tensor for name, tensor in tensors.items() if not TOKENIZER_EXTRAS.match(name)}
+    state = plain_numbers(tensors, path)
+    config = config or adapter.infer_image_tokenizer(shapes_of(state.stored))
+    return Loaded(config, _checked(state, image_tokenizer_shapes(config, adapter), path), nested.origin)
 
 
 def _settings(path: Path, adapter: Adapter) -> dict[str, Any]:
     """What the config.json beside a transformer says; empty where there is none."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
+    file = path.parent / "config.json"
     return adapter.family.settings_from_json(read_json(file)) if file.exists() else {}
 
 
-def _recognised(state: Mapping[str, Tensor], path: Path) -> Adapter:
+def recognised(state: Container[str], path: Path) -> Adapter:
     """The adapter of the family that a transformer belongs to."""
     for adapter in ADAPTERS.values():
         if adapter.marker in state:
@@ -227,39 +295,7 @@ def image_tokenizer_shapes(config: ImageTokenizerShape, adapter: Adapter) -> Sha
     return module_shapes(adapter.image_tokenizer, config)
 
 
-def _checked(state: dict[str, Tensor], expected: Shapes, path: Path) -> dict[str, Tensor]:
-    check_state(state, expected, path)
+def _checked(state: PlainTensors, expected: Shapes, path: Path) -> PlainTensors:
+    check_state(state.stored, expected, path)
     check_finite(state, path)
-    return {name: state[name] for name in expected}
-
-
-def _part(folder: Path | None, *names: str) -> Path:
-    found = next((folder / name for name in names if (folder / name).exists()), None) if folder else None
-    if found is None:
-        what = names[0].split(".")[0]
-        raise CheckpointError(
-            f"no {what.replace('_', ' ')} " + (f"in {folder}" if folder else "given"),
-            expected=" or ".join(names) + " in the checkpoint folder, or its path",
-            fix=f"give {what} explicitly",
-        )
-    return found
-
-
-def _transformer_files(path: Path) -> list[Path]:
-    """What holds the transformer at a path: one file, or an index followed by its shards."""
-    if not path.is_dir():
-        return [path]
-    for name in ("transformer.safetensors", "transformer.pth"):
-        if (path / name).exists():
-            return [path / name]
-    candidates = sorted(path.glob("*.index.json")) or sorted(
-        file for file in path.glob("*.pth") if file.name not in IMAGE_TOKENIZER_FILES
-    )
-    if len(candidates) != 1:
-        names = ", ".join(file.name for file in candidates)
-        raise CheckpointError(
-            f"{path} holds {len(candidates)} files that could be the transformer" + (f": {names}" if names else ""),
-            expected="transformer.safetensors, transformer.pth, one *.index.json or one *.pth",
-            fix="name the file itself" if candidates else "check the path",
-        )
-    return [*candidates, *shard_files(candidates[0])] if candidates[0].suffix == ".json" else candidates
+    return state.only(expected)

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ...errors import CheckpointError, NumericsError
+from .safetensors_files import read_safetensors
 
 FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -27,28 +26,49 @@ NAMED = 5  # tensors named in an error before "and N more"
 DAMAGED = (RuntimeError, EOFError, OSError, KeyError, IndexError, ValueError, TypeError, AttributeError)
 
 
-def read_tensors(path: Path, wrappers: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """The state dict of a `.safetensors` or torch file, memory-mapped where the format allows.
-
-    Args:
-        wrappers: keys a training checkpoint may nest its state dict under; opened wherever they hold a dictionary.
+def read_data(path: Path) -> Any:
+    """What a `.safetensors` or torch file holds, memory-mapped where the format allows.
 
     Raises:
-        CheckpointError: the file cannot be read, is damaged, would run code, or holds something else.
+        CheckpointError: the file cannot be read, is damaged, or would run code.
     """
     head = _first_bytes(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return read_safetensors(path)
     if path.suffix not in TORCH_SUFFIXES:
         raise CheckpointError(
             f"{path} is not a checkpoint file", expected=f".safetensors or {', '.join(TORCH_SUFFIXES)}"
         )
-    return _state_dict(_read_torch(path, head), path, wrappers)
+    return _read_torch(path, head)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The plain state dict of a `.safetensors` or torch file, memory-mapped where the format allows.
+
+    Raises:
+        CheckpointError: the file cannot be read, is damaged, would run code, or holds something else.
+    """
+    data = read_data(path)
+    if not isinstance(data, dict) or not data:
+        raise CheckpointError(f"{path} holds no state dict but a {type(data).__name__}", expected="named tensors")
+    others = [str(name) for name, value in data.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(
+            f"{path} holds {len(others)} entries that are not tensors: {some(others)}",
+            expected="a state dict",
+            fix="save the model's state dict by itself",
+        )
+    return {str(name): value.detach() for name, value in data.items()}
 
 
 def read_shards(index: Path) -> dict[str, Tensor]:
     """A checkpoint split over several files, by its index (`*.index.json`)."""
     return {name: tensor for path in shard_files(index) for name, tensor in read_tensors(path).items()}
+
+
+def weight_files(path: Path) -> list[Path]:
+    """A file of weights; or an index, and the shards that it names."""
+    return [path, *shard_files(path)] if path.suffix == ".json" else [path]
 
 
 def shard_files(index: Path) -> list[Path]:
@@ -73,7 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_state(
-    found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], source: str | Path = "checkpoint"
+    found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], source: str | Path = "checkpoint"
 ) -> None:
     """Exactly the expected tensors, in their shapes, in a floating type we read.
 
@@ -90,7 +110,7 @@ def check_state(
     ]
     types = [f"{name} {found[name].dtype}" for name in shared if found[name].dtype not in FLOAT_TYPES]
     faults = {"missing": missing, "not part of the model": extra, "of another shape": shapes, "of another type": types}
-    lines = [f"{len(names)} tensors {fault}: {_some(names)}" for fault, names in faults.items() if names]
+    lines = [f"{len(names)} tensors {fault}: {some(names)}" for fault, names in faults.items() if names]
     if lines:
         raise CheckpointError(
             f"{source} does not fit the model: " + "; ".join(lines),
@@ -142,16 +162,6 @@ def _first_bytes(path: Path) -> bytes:
     return head
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file: {error}", expected="safetensors", fix="fetch the file again"
-        ) from error
-    return tensors
-
-
 def _read_torch(path: Path, head: bytes) -> Any:
     zipped = head.startswith(b"PK")  # files of torch before 1.6 are bare pickles and cannot be mapped
     if not zipped and not head.startswith(b"\x80"):
@@ -175,24 +185,7 @@ def _read_torch(path: Path, head: bytes) -> Any:
         ) from error
 
 
-def _state_dict(data: Any, path: Path, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
-    opened: list[str] = []
-    while isinstance(data, dict) and (key := next((k for k in wrappers if isinstance(data.get(k), dict)), None)):
-        opened.append(key)
-        data = data[key]
-    where = f"{path} ({' > '.join(opened)})" if opened else str(path)
-    if not isinstance(data, dict) or not data:
-        raise CheckpointError(f"{where} holds no state dict but a {type(data).__name__}", expected="named tensors")
-    others = [str(name) for name, value in data.items() if not isinstance(value, Tensor)]
-    if others:
-        raise CheckpointError(
-            f"{where} holds {len(others)} entries that are not tensors: {_some(others)}",
-            expected="a state dict" + (f", plain or under {' or '.join(wrappers)}" if wrappers else ""),
-            fix="save the model's state dict by itself",
-        )
-    return {str(name): value.detach() for name, value in data.items()}
-
-
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of some names, and how many more there are."""
     rest = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

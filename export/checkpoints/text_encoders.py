@@ -18,8 +18,9 @@ from ..models.common.coders import TextEncoder, text_encoder_role
 from ..models.common.qwen2_encoder import Qwen2Encoder, qwen2_role
 from ..models.common.tensor_shapes import Shapes, module_shapes, shapes_of
 from ..models.common.weights import Role
-from .stored_numbers import plain_numbers
-from .tensor_files import check_finite, check_state, read_json, read_shards, read_tensors, shard_files
+from .published import FOLDER_WEIGHTS
+from .stored_numbers import PlainTensors, Scaled, plain_numbers
+from .tensor_files import check_finite, check_state, read_json, read_shards, read_tensors, weight_files
 from .text_encoder_configs import QWEN2_SIZES, T5_SIZES, Entries, qwen2_config, t5_config
 from .tokenizer_files import read_tokenizer
 
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
     from ..models.transformer.adapter import ModelAdapter
 
 TOKENIZER_FILE = "tokenizer.json"
-WEIGHT_FILES = tuple(
-    f"{stem}{suffix}{index}"
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin"))
-    for index in ("", ".index.json")
-)
 PREFIX_FILE = "prefix.txt"
 SETTINGS_FILE = "tokenizer_config.json"
 
@@ -91,7 +87,7 @@ def kind_of(config: PretrainedConfig) -> TextEncoderKind:
 
 def load_text_encoder(
     folder: Path, adapter: ModelAdapter[Any, Any] | None = None
-) -> tuple[Any, dict[str, Tensor], Path, PromptFormat]:
+) -> tuple[Any, Mapping[str, Tensor], Path, PromptFormat]:
     """Read a text encoder from a folder in the transformers layout: configuration, weights, the path of its
     `tokenizer.json`, and how prompts are made into its input. Of a Qwen2-VL model the language half is read.
 
@@ -106,11 +102,11 @@ def load_text_encoder(
     entries.plain()
     state = _own_tensors(_stored_tensors(folder), kind, folder)
     _check_complete(state, kind.sized_by, folder)
-    config = kind.configure(entries, shapes_of(state))
+    config = kind.configure(entries, shapes_of(state.stored))
     expected = text_encoder_shapes(config)
     _check_complete(state, expected, folder)
-    check_state(state, expected, folder)
-    weights = {name: state[name] for name in expected}
+    check_state(state.stored, expected, folder)
+    weights = state.only(expected)
     check_finite(weights, folder)
     prompt_format = _prompt_format(folder) if kind.has_prefix else PromptFormat()
     return config, weights, folder / TOKENIZER_FILE, prompt_format
@@ -133,7 +129,7 @@ def _check_complete(state: Mapping[str, Tensor], names: Iterable[str], folder: P
         )
 
 
-def _stored_tensors(folder: Path) -> dict[str, Tensor]:
+def _stored_tensors(folder: Path) -> PlainTensors:
     """All tensors of the folder, quantised ones multiplied out."""
     file = _weight_file(folder)
     try:
@@ -147,34 +143,35 @@ def _stored_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _weight_file(folder: Path) -> Path:
     """What holds the weights: one file, or the index of several."""
-    found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    found = next((folder / name for name in FOLDER_WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         raise CheckpointError(
             f"the text encoder in {folder} cannot be read: it has no weights",
-            expected=" or ".join(WEIGHT_FILES),
+            expected=" or ".join(FOLDER_WEIGHTS),
             fix="copy the whole folder of the published text encoder",
         )
     return found
 
 
-def _own_tensors(state: Mapping[str, Tensor], kind: TextEncoderKind, folder: Path) -> dict[str, Tensor]:
+def _own_tensors(state: PlainTensors, kind: TextEncoderKind, folder: Path) -> PlainTensors:
     """The encoder's tensors by their own names, without those of the rest of a model that holds it."""
-    own: dict[str, Tensor] = {}
-    for name, tensor in state.items():
+    own: dict[str, Tensor | Scaled] = {}
+    for name, tensor in state.stored.items():
         if kind.others.match(name):
             continue
         plain = next((name.removeprefix(prefix) for prefix in kind.prefixes if name.startswith(prefix)), name)
         if plain in own:
             raise CheckpointError(f"the text encoder in {folder} has two tensors {plain}", fix="fetch the folder again")
         own[plain] = tensor
-    stored = [own[name] for name in kind.tied if name in own]
-    if any(not torch.equal(tensor, stored[0]) for tensor in stored[1:]):
+    held = PlainTensors(own)
+    tied = [name for name in kind.tied if name in own]
+    if any(not torch.equal(held[name], held[tied[0]]) for name in tied[1:]):
         raise CheckpointError(
             f"the text encoder in {folder} has different tensors {' and '.join(kind.tied)}",
             expected="one embedding under both names",
             fix="fetch the folder again",
         )
-    return own | {name: stored[0] for name in kind.tied if stored}
+    return PlainTensors(own | {name: own[tied[0]] for name in kind.tied if tied})
 
 
 def plain_format(kinds: tuple[str, ...]) -> PromptFormat:
@@ -184,9 +181,7 @@ def plain_format(kinds: tuple[str, ...]) -> PromptFormat:
 
 def text_encoder_files(folder: Path) -> list[Path]:
     """What a checkpoint's digest covers; a prompt's format is digested as it is read."""
-    weights = _weight_file(folder)
-    shards = shard_files(weights) if weights.suffix == ".json" else []
-    return [folder / "config.json", folder / TOKENIZER_FILE, weights, *shards]
+    return [folder / "config.json", folder / TOKENIZER_FILE, *weight_files(_weight_file(folder))]
 
 
 def _description(folder: Path) -> dict[str, Any]:

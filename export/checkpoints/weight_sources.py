@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.precision import Precision
-from ...engines.bundle.manifest import EDGE_INSIDE, EDGE_OUTSIDE
+from ...engines.bundle.manifest import EDGE_INSIDE, EDGE_OUTSIDE, FileRecord
+from ...engines.bundle.weight_file import write_weights
+from ...engines.spec import TensorSpec
 from ...families.base import ImageTokenizerShape, TransformerShape
+from ..models.common.quantise import quantise_sources
 from ..models.common.weights import WeightSource, plain_weights
 from ..models.registry import adapter_of
 from .checkpoint import Checkpoint, image_tokenizer_shapes
@@ -48,6 +54,28 @@ def model_sources(
     wanted = adapter.kept_shapes(image_tokenizer_shapes(images, adapter), with_encoder)
     sources = adapter.weights(transformer, transformer_state, images, images_state)
     return sources | plain_weights("image_tokenizer", wanted, images_state, adapter.image_role)
+
+
+def stored_specs(sources: Mapping[str, WeightSource], precision: Precision) -> dict[str, TensorSpec]:
+    """Element type and shape of every tensor in the file. The sources are quantised already, where they are to be."""
+    return {
+        name: TensorSpec(name, source.role.stored_dtype(precision), source.shape) for name, source in sources.items()
+    }
+
+
+def write_sources(path: Path, sources: Mapping[str, WeightSource], precision: Precision) -> FileRecord:
+    """Write the weight file, one tensor in memory at a time. The sources are what engines take before quantisation."""
+    sources = quantise_sources(sources, precision)
+    specs = stored_specs(sources, precision)
+    return write_weights(path, specs, lambda name: as_stored(sources[name].fetch(), specs[name].dtype))
+
+
+def as_stored(tensor: Tensor, dtype: str) -> NDArray[Any]:
+    """The tensor's bits as numpy holds them: uint16 for bfloat16, uint8 for float8."""
+    converted = tensor.to(getattr(torch, dtype)).contiguous()
+    bits = {"bfloat16": torch.uint16, "float8_e4m3fn": torch.uint8}.get(dtype)
+    array: NDArray[Any] = (converted if bits is None else converted.view(bits)).numpy()
+    return array
 
 
 def edge_weights() -> dict[str, WeightSource]:

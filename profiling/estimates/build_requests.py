@@ -17,7 +17,7 @@ from ...export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from ...export.checkpoints.random_weights import random_checkpoint
 from ...export.describe import describe
 from ...export.models.registry import adapter_of
-from ...export.options import BuildOptions
+from ...export.options import MOST_IMAGES, BuildOptions
 from .fitting import Change, Limits, MemoryOptions, PlanOf
 from .memory_plan import MemoryPlan, memory_plan
 from .requests import PlanRequest
@@ -41,22 +41,34 @@ def build_request(checkpoint: Checkpoint, options: BuildOptions, choice: MemoryO
         lambda: _changes(checkpoint, options, choice, schedule),
         estimated=True,
         on_host=backend_class(options.backend).runs_on_host(options.target or ""),
+        images=max(options.batch),
+        largest_batch=lambda choice, budget: _largest_batch(checkpoint, options, choice, budget),
     )
 
 
+def _largest_batch(checkpoint: Checkpoint, options: BuildOptions, choice: MemoryOptions, budget: int) -> int:
+    """The most images that a pass may draw within a budget: memory grows with them, so halving finds it."""
+
+    def fits(images: int) -> bool:
+        plan = _plans(checkpoint, replace(options, batch=(images,)))(choice)
+        return plan.need.total_bytes <= budget
+
+    fitting, beyond = 0, MOST_IMAGES + 1
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        fitting, beyond = (middle, beyond) if fits(middle) else (fitting, middle)
+    return fitting
+
+
 def find_checkpoint(source: Path | None, model: str | None) -> Checkpoint:
-    """A folder's checkpoint, or the shapes of a named model."""
-    if (source is None) == (model is None):
-        raise InputError(
-            "nothing to plan" if source is None else "a folder and --model exclude each other",
-            expected="a bundle, a checkpoint folder, or --model MODEL",
-        )
-    if model is not None:
+    """A folder's checkpoint, of several models the named one; without a folder, the shapes of a named model."""
+    if source is None:
+        if model is None:
+            raise InputError("nothing to plan", expected="a bundle, a checkpoint folder, or --model MODEL")
         return random_checkpoint(model, text_encoder=True)
-    assert source is not None
     if not source.exists():
         raise InputError(f"no checkpoint {source}", expected="a bundle or a checkpoint folder", fix="check the path")
-    return load_checkpoint(source)
+    return load_checkpoint(source, model=model)
 
 
 def _plans(checkpoint: Checkpoint, options: BuildOptions) -> PlanOf:
@@ -104,7 +116,9 @@ def _limits(checkpoint: Checkpoint, options: BuildOptions, schedule: ScaleSchedu
 def _changes(
     checkpoint: Checkpoint, options: BuildOptions, choice: MemoryOptions, schedule: ScaleSchedule
 ) -> Iterator[Change]:
-    """Fewer tokens at the same size, then one guidance row, then smaller sizes of the same shape."""
+    """Fewer images in a pass, fewer tokens at the same size, one guidance row, smaller sizes of the same shape."""
+    for images in (count for count in (32, 16, 8, 4, 2, 1) if count < max(options.batch)):
+        yield _change(f"--batch {images}", checkpoint, replace(options, batch=(images,)), choice)
     if options.policy != "fastvar":
         yield _change("--policy fastvar", checkpoint, replace(options, policy="fastvar"), choice)
     if options.guidance != "off":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from enum import Enum
 
 from ...core.dtypes import size_bytes
@@ -95,20 +95,20 @@ def add(costs: Iterable[Cost]) -> Cost:
     return sum(costs, Cost())
 
 
-def engine_costs(manifest: Manifest, rows: int) -> EngineCosts:
-    """The costs of one image.
+def engine_costs(manifest: Manifest, rows: int, images: int = 1) -> EngineCosts:
+    """The costs of a pass of so many images with so many guidance rows each.
 
     Raises:
-        BundleError: the manifest has no engines for that number of guidance rows.
+        BundleError: the manifest has no engines for such a pass.
     """
-    layout = build_layout(manifest, rows)
+    layout = build_layout(manifest, rows, images)
     kept = [slot.size for name, slot in layout.buffers.items() if name.startswith(("keys.", "values."))]
     return EngineCosts(rows, tuple(_calls(manifest, layout)), sum(kept))
 
 
 def _calls(manifest: Manifest, layout: Layout) -> Iterator[CallCost]:
     if layout.text_encoder is not None:
-        yield _cost(Kind.TEXT_ENCODER, layout.text_encoder, None, _text_encoder(manifest, layout.text_encoder))
+        yield _text_cost(manifest, layout.text_encoder, layout.images)
     assert layout.conditioning is not None
     yield _cost(Kind.CONDITION, layout.conditioning, None, _condition(manifest, layout.conditioning))
     for call in layout.layer_conditioning:
@@ -122,9 +122,15 @@ def _calls(manifest: Manifest, layout: Layout) -> Iterator[CallCost]:
         yield _cost(Kind.SAMPLING_HEAD, step.sampling_head, step, _sampling_head(manifest, step))
         if step.residual is not None:
             yield _cost(Kind.RESIDUAL, step.residual, step, _residual(manifest, step.residual, step.rows))
-    for call in layout.decode:
+    for call in layout.decode * layout.images:
         count_stage = _decoder_stage if manifest.tiles else _decoder
         yield _cost(Kind.DECODER, call, None, count_stage(manifest, call))
+
+
+def _text_cost(manifest: Manifest, call: EngineCall, images: int) -> CallCost:
+    """The prompts of all images, as one."""
+    one = _cost(Kind.TEXT_ENCODER, call, None, _text_encoder(manifest, call))
+    return replace(one, cost=Cost(*(images * count for count in astuple(one.cost))))
 
 
 def is_project(call: EngineCall) -> bool:
@@ -234,15 +240,15 @@ def _sampling_head(manifest: Manifest, step: StepCalls) -> Cost:
     model has it, is a convolution of the sum.
     """
     c, plan, call = manifest.transformer, manifest.plan, step.sampling_head
-    channels, *final = _shape(call, "summed_out")[1:]
-    area, shapes = final[0] * final[1], _weights(manifest, call)
-    flop = gemm(_shape(call, "logits")[0] * step.rows, *shapes["head.weight"])
+    images, channels, *final = _shape(call, "summed_out")
+    area, shapes = images * final[0] * final[1], _weights(manifest, call)
+    flop = gemm(_shape(call, "logits")[0] // images * step.rows, *shapes["head.weight"])
     own, last = _grid(plan, step.step.index, c.patch), _grid(plan, len(plan.schedule) - 1, c.patch)
     if own != last:
-        flop += resize(channels, own, last)
+        flop += images * resize(channels, own, last)
     if step.step.next_index is not None:
-        flop += resize(channels, last, _grid(plan, step.step.next_index, c.patch))
-        flop += gemm(plan.schedule.tokens(step.step.next_index), *shapes["word_embed.weight"])
+        flop += images * resize(channels, last, _grid(plan, step.step.next_index, c.patch))
+        flop += gemm(images * plan.schedule.tokens(step.step.next_index), *shapes["word_embed.weight"])
     return Cost(flop, convolution_flop=_convolutions(shapes, area))
 
 
@@ -251,6 +257,7 @@ def _residual(manifest: Manifest, call: EngineCall, rows: int) -> Cost:
     once, matrices that guidance rows share once per token.
     """
     steps, tokens, _ = _shape(call, "residual_noise")
+    rows //= _shape(call, "summed")[0]  # of each image
 
     def count(name: str) -> int:
         times = steps if name.startswith("diffusion.") and "cond_embed." not in name else 1

@@ -59,11 +59,12 @@ class TimelineEntry:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes allocated, and the timeline of bytes in use with `rows` guidance rows."""
+    """Bytes allocated, and the timeline of bytes in use by a pass of `images` with `rows` guidance rows each."""
 
     rows: int
     need: DeviceNeed
     moments: tuple[TimelineEntry, ...]
+    images: int = 1
 
     @property
     def peak(self) -> TimelineEntry:
@@ -71,14 +72,14 @@ class MemoryPlan:
 
 
 def memory_plan(manifest: Manifest, *, offload_text_encoder: bool = False) -> MemoryPlan:
-    """The plan of a bundle on its device, with the timeline of the guidance mode that needs most memory."""
+    """The plan of a bundle on its device, with the timeline of the pass that needs most memory."""
     on_host = backend_class(manifest.backend).runs_on_host(manifest.target)
     offload_text_encoder = offload_text_encoder and not on_host
-    layouts = [build_layout(manifest, s.rows, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
+    layouts = [build_layout(manifest, *s.batch, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
     largest = max(layouts, key=lambda layout: layout.arena_bytes)
     need = total_need(manifest, layouts, on_host=on_host)
     resident = {**_resident(layouts), Part.LIBRARY: need.library_bytes}
-    return MemoryPlan(largest.rows, need, tuple(_moments(largest, resident)))
+    return MemoryPlan(largest.rows, need, tuple(_moments(largest, resident)), largest.images)
 
 
 def _resident(layouts: Sequence[Layout]) -> dict[Part, int]:
@@ -121,7 +122,7 @@ def _stages(layout: Layout) -> Iterator[tuple[str, list[EngineCall]]]:
     for calls in layout.steps:
         h, w = calls.step.size
         yield f"scale {calls.step.index}, {w}x{h}", list(calls.calls)
-    yield "decoder", layout.decode
+    yield "decoder", layout.decode  # of one image after the other
 
 
 def _views(calls: Sequence[EngineCall]) -> Iterator[View]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...engines.bundle.bundle import Bundle
@@ -24,13 +24,24 @@ class PlanRequest:
     changes: Callable[[], Iterator[Change]]
     estimated: bool  # scratch memory, where nothing has been compiled
     on_host: bool  # engines take the memory of this machine, not of a GPU
+    images: int = 1  # of the largest pass
+    largest_batch: Callable[[MemoryOptions, int], int] | None = None  # choice, budget -> images of a pass; 0: none fits
 
 
 def bundle_request(path: Path, asked: MemoryOptions) -> PlanRequest:
     """A bundle: all is decided but for where its text encoder stays."""
     manifest = Bundle.open(path, verify="auto", trust_remote_code=True).manifest  # nothing of it is run
     for engine_set in manifest.sets:
-        sound_layout(manifest, engine_set.rows)
+        sound_layout(manifest, *engine_set.batch)
+
+    def largest_batch(choice: MemoryOptions, budget: int) -> int:
+        for images in sorted({own.images for own in manifest.sets}, reverse=True):
+            sets = tuple(own for own in manifest.sets if own.images <= images)
+            plan = memory_plan(replace(manifest, sets=sets), offload_text_encoder=choice.offload_text_encoder)
+            if plan.need.total_bytes <= budget:
+                return images
+        return 0
+
     height, width = manifest.plan.schedule.pixels
     title = f"{manifest.model}, {width}x{height}, policy {manifest.plan.policy.name}, {manifest.backend}, "
     return PlanRequest(
@@ -41,4 +52,6 @@ def bundle_request(path: Path, asked: MemoryOptions) -> PlanRequest:
         lambda: iter(()),
         estimated=False,
         on_host=backend_class(manifest.backend).runs_on_host(manifest.target),
+        images=max(engine_set.images for engine_set in manifest.sets),
+        largest_batch=largest_batch,
     )

@@ -15,15 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from ...core.arguments import flag, whole
-from ...core.noise import Noise, uniform_noise
 from ...core.plan import GenerationPlan
 from ...core.schedule import PIXELS_PER_TOKEN, Size
 from ...errors import InputError
-from ...families.base import TransformerShape
-from .quantiser import Bits, quantize, tokens_of
+from .given_tokens import Kept
 from .source_image import Mask, box_to_use, check_same_aspect, same_part, touched
 
-FORCE_ONE, FORCE_ZERO = -1.0, 2.0  # noise below and above every probability
 BACK_PROJECTIONS = 5  # more change nothing that can be seen
 FEATHER = 4  # pixels: the original returns over twice as many
 
@@ -37,7 +34,7 @@ class Editing:
     """
 
     image: Image.Image
-    kept: Mapping[int, NDArray[np.bool_]]
+    kept: Kept
     finish: Callable[[Image.Image], Image.Image]
     record: Mapping[str, Any]
 
@@ -45,34 +42,6 @@ class Editing:
     def pixels(self) -> NDArray[np.float32]:
         """[3, H, W] in [-1, 1]."""
         return np.asarray(self.image, np.float32).transpose(2, 0, 1) / np.float32(127.5) - 1
-
-
-@dataclass(frozen=True)
-class GivenTokens:
-    """Per executed scale: bits [L, bits a token] of an image, and which tokens keep them [L]."""
-
-    bits: Mapping[int, Bits]
-    kept: Mapping[int, NDArray[np.bool_]]
-
-    def noise(self, seed: int) -> Noise:
-        """Noise of a seed that forces the kept tokens; the others draw as they would without."""
-
-        def draw(scale: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-            forced = np.where(self.bits[scale], FORCE_ONE, FORCE_ZERO)
-            drawn = np.where(self.kept[scale][:, None], forced, uniform_noise(seed, scale, shape))
-            return drawn.astype(np.float32)
-
-        return draw
-
-
-def given_tokens(
-    latent: NDArray[np.float32], kept: Mapping[int, NDArray[np.bool_]], plan: GenerationPlan, model: TransformerShape
-) -> GivenTokens:
-    """Quantise a latent [bits, h, w] over the executed scales: what is skipped draws nothing, so it takes no bits."""
-    p = model.patch
-    bits, _ = quantize(latent, [(step.size[0] * p, step.size[1] * p) for step in plan.steps])
-    tokens = {step.index: tokens_of(found, p) for step, found in zip(plan.steps, bits, strict=True)}
-    return GivenTokens(tokens, kept)
 
 
 def upscaling(

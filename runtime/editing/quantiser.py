@@ -31,8 +31,8 @@ def quantize(latent: NDArray[np.float32], grids: Iterable[Size]) -> tuple[list[B
     total = np.zeros(latent.shape)
     found: list[Bits] = []
     for grid in grids:
-        bits = _resized(latent - total, grid, area_matrix) > 0
-        total += _resized(np.where(bits, size, -size), full, bilinear_matrix)
+        bits = resampled(latent - total, grid, area_matrix) > 0
+        total += resampled(np.where(bits, size, -size), full, bilinear_matrix)
         found.append(bits)
     return found, total
 
@@ -47,7 +47,7 @@ def tokens_of(bits: Bits, patch: int) -> Bits:
     return cells.transpose(1, 3, 0, 2, 4).reshape(h * w, d * patch**2)
 
 
-def _resized(x: NDArray[Any], size: Size, matrix: Callable[[int, int], NDArray[Any]]) -> NDArray[np.float64]:
-    """[bits, h, w] -> [bits, *size]."""
-    resized: NDArray[np.float64] = matrix(x.shape[1], size[0]) @ x @ matrix(x.shape[2], size[1]).T
-    return resized
+def resampled(x: NDArray[Any], size: Size, matrix: Callable[[int, int], NDArray[Any]]) -> NDArray[np.float64]:
+    """[channels, h, w] -> [channels, *size], by the matrices of core/resize.py."""
+    found: NDArray[np.float64] = matrix(x.shape[1], size[0]) @ x @ matrix(x.shape[2], size[1]).T
+    return found

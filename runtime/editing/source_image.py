@@ -32,6 +32,23 @@ PAINTED = 0.95  # of the opaque pixels black or white: painted as a mask, not ph
 KINDS = "a PIL image, the path of a file, its bytes, a file opened in binary, or a numpy array"
 
 
+def several(name: str, given: Any, count: int) -> list[ImageSource]:
+    """Images of a call: one for all of `count` prompts or labels, or a list with one for each.
+
+    Raises:
+        InputError: a list of another length.
+    """
+    if not isinstance(given, list | tuple):
+        return [given]
+    if len(given) not in (1, count):
+        raise InputError(
+            f"{name} is a list of {len(given)}, for {count} prompts or labels",
+            expected=f"one image, or a list of {count}",
+            fix="give a prompt or label for each",
+        )
+    return list(given)
+
+
 def read_image(source: ImageSource) -> Image.Image:
     """Upright RGB of 8 bits; transparent parts lie on white.
 

@@ -1,6 +1,6 @@
 """All memory of a pipeline on one device: one allocation, of the weights that stay and of an arena behind them.
 
-The arena serves every number of guidance rows in turn: images are drawn one at a time.
+The arena serves every kind of pass in turn: they are drawn one at a time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Memory:
 
     def __init__(self, device: Device, layouts: Sequence[Layout], weights: Weights) -> None:
         self.device = device
-        self._weights, self._layouts = weights, {layout.rows: layout for layout in layouts}
+        self._weights, self._layouts = weights, {(layout.rows, layout.images): layout for layout in layouts}
         self._offsets, self.weight_bytes = ({}, 0) if device.shares_host_memory else place_weights(layouts)
         self.arena_bytes = max(layout.arena_bytes for layout in layouts)
         self._memory = device.allocate(self.weight_bytes + self.arena_bytes)
@@ -45,8 +45,8 @@ class Memory:
         for name in self._offsets:
             device.write(self._weight_ref(name), weights[name])
 
-    def layout(self, rows: int) -> Layout:
-        return self._layouts[rows]
+    def layout(self, rows: int, images: int = 1) -> Layout:
+        return self._layouts[rows, images]
 
     def ref(self, layout: Layout, binding: Binding) -> TensorRef:
         """Where an engine finds a tensor."""

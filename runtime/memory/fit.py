@@ -75,26 +75,26 @@ def require_fit(
 
 def _smaller(manifest: Manifest, layouts: Sequence[Layout], offloads: bool, library: int) -> list[tuple[str, int]]:
     """Ways to need less, with what each leads to: single ones first, then together."""
-    rows = [layout.rows for layout in layouts]
+    batches = [(layout.rows, layout.images) for layout in layouts]
     offload = "load with offload_text_encoder=True (--offload-text-encoder)"
     guidance, quantised = "build with --guidance off", "build with --weights int8"
 
-    def total(rows: Sequence[int], offloaded: bool) -> int:
-        return (
-            library + device_need([build_layout(manifest, r, offload_text_encoder=offloaded) for r in rows]).total_bytes
-        )
+    def total(batches: Sequence[tuple[int, int]], offloaded: bool) -> int:
+        made = [build_layout(manifest, *batch, offload_text_encoder=offloaded) for batch in batches]
+        return library + device_need(made).total_bytes
 
     can_offload = bool(manifest.text_encoder) and not offloads
     saved = 0 if manifest.precision.weights else _matrix_bytes(layouts, manifest) // 2
     ways: list[tuple[str, int]] = []
     if can_offload:
-        ways.append((offload, total(rows, True)))
+        ways.append((offload, total(batches, True)))
     if saved:
-        ways.append((quantised, total(rows, offloads) - saved))
+        ways.append((quantised, total(batches, offloads) - saved))
     if can_offload and saved:
-        ways.append((f"{quantised}, and {offload}", total(rows, True) - saved))
-    if 2 in rows and 1 in rows:
-        ways.append((guidance, total([1], offloads)))
+        ways.append((f"{quantised}, and {offload}", total(batches, True) - saved))
+    unguided = [batch for batch in batches if batch[0] == 1]
+    if unguided and len(unguided) < len(batches):
+        ways.append((guidance, total(unguided, offloads)))
     return ways
 
 

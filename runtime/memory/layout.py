@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from ...core.dtypes import size_bytes
 from ...core.noise import DRAWN, SCALARS
-from ...core.plan import StepPlan
+from ...core.plan import Batch, StepPlan
 from ...engines.bundle.manifest import EngineSet, Manifest
 from ...engines.spec import TensorSpec
 from ...errors import InternalError
@@ -31,6 +31,11 @@ class View:
     @property
     def size(self) -> int:
         return size_bytes(self.dtype, self.shape)
+
+    def part(self, index: int) -> View:
+        """One along the first dimension."""
+        shape = self.shape[1:]
+        return replace(self, start=self.start + index * size_bytes(self.dtype, shape), shape=shape)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class EngineCall:
 
 @dataclass(frozen=True)
 class StepCalls:
-    """The launches of one scale, in order, and where the host writes and reads. `rows` are its guidance rows."""
+    """The launches of one scale, in order, and where the host writes and reads. `rows` are those of all images."""
 
     step: StepPlan
     rows: int
@@ -102,12 +107,15 @@ class StepCalls:
 
 @dataclass
 class Layout:
-    """All buffers and launches of one image.
+    """All buffers and launches of one pass: `images` side by side, each with `rows` guidance rows.
 
+    Texts are encoded and images decoded one at a time. Where there are several, a text's features are copied from the
+    text encoder's output to their place among all, and an image's codes from theirs to the decoder's input.
     `offloaded_weights` are the text encoder's weights with their places, where they do not stay on the device.
     """
 
     rows: int
+    images: int = 1
     buffers: dict[str, Buffer] = field(default_factory=dict)
     encoder: EngineCall | None = None
     text_encoder: EngineCall | None = None
@@ -117,6 +125,8 @@ class Layout:
     steps: list[StepCalls] = field(default_factory=list)
     decode: list[EngineCall] = field(default_factory=list)
     image: View | None = None
+    codes: View | None = None  # of all images, and the decoder's input, where there are several
+    decoded: View | None = None
     offloaded_weights: dict[str, View] = field(default_factory=dict)
     arena_bytes: int = 0
 
@@ -139,9 +149,10 @@ class LayoutBuilder:
     phase it is used in to the last.
     """
 
-    def __init__(self, manifest: Manifest, rows: int, offload_text_encoder: bool = False) -> None:
-        self.manifest, self.set = manifest, manifest.engine_set(rows)
-        self.layout = Layout(rows)
+    def __init__(self, manifest: Manifest, batch: Batch, offload_text_encoder: bool = False) -> None:
+        self.manifest, self.set = manifest, manifest.engine_set(*batch)
+        self.layout = Layout(*batch)
+        self.rows = batch.guidance_rows * batch.images
         self.requests: dict[str, BufferRequest] = {}
         self.phase = Phase.ENCODE
         self.offloads = offload_text_encoder
@@ -215,9 +226,10 @@ class LayoutBuilder:
         m, layout = self.manifest, self.layout
         encoder = {"ids": ("ids", 0), "attention_mask": ("attention_mask", 0)}
         if m.text_encoder:
-            layout.text_encoder = self._bind(m.text_encoder, {**encoder, "features": ("cond", 0)})
+            places = ("cond", "uncond") if layout.images == 1 else ("features", "features")
+            layout.text_encoder = self._bind(m.text_encoder, {**encoder, "features": (places[0], 0)})
             if layout.rows == 2 and "uncond" in self._names(self.set.conditioning):
-                layout.uncond_encoder = self._bind(m.text_encoder, {**encoder, "features": ("uncond", 0)})
+                layout.uncond_encoder = self._bind(m.text_encoder, {**encoder, "features": (places[1], 0)})
         layout.conditioning = self._bind(
             self.set.conditioning, {**self._own_names(self.set.conditioning), "x": ("x0", 0)}
         )
@@ -260,7 +272,7 @@ class LayoutBuilder:
         first, total = (pick or calls[0]).tensors["x"], (residual or sampling_head).tensors["summed_out"]
         assert isinstance(first, View)
         assert isinstance(total, View)
-        row_count = step.rows(self.layout.rows)
+        row_count = step.rows(self.layout.rows, self.layout.images)
         found_calls = StepCalls(step, row_count, tuple(calls), sampling_head, {}, first, total, kept, pick, residual)
         return replace(found_calls, drawn=_drawn(found_calls))
 
@@ -295,14 +307,14 @@ class LayoutBuilder:
         return replace(call, copies=tuple(self._copy(call, name, *place) for name, place in cache.items()))
 
     def _narrowed(self, step: StepPlan) -> bool:
-        """Guidance has been switched off: one row is left of two."""
-        return step.rows(self.layout.rows) < self.layout.rows
+        """Guidance has been switched off: one row is left of two, of every image."""
+        return not step.guided and self.layout.rows == 2
 
     def _unguided_start(self, keys: TensorSpec, step: StepPlan, layer: int) -> int:
-        """Where a layer's keys of the conditional row alone begin, behind those of all rows."""
+        """Where a layer's keys of the conditional rows alone begin, behind those of all rows."""
         guided = step.guided_past(self.manifest.plan.policy.prunes(layer))
-        row = size_bytes(keys.dtype, keys.shape[1:]) // step.rows(self.layout.rows)
-        end = guided * self.layout.rows * row
+        row = size_bytes(keys.dtype, keys.shape[1:]) // step.rows(self.layout.rows, self.layout.images)
+        end = guided * self.rows * row
         return -(-end // self.manifest.address_alignment) * self.manifest.address_alignment
 
     def _copy(self, call: EngineCall, name: str, buffer: str, start: int) -> Copy:
@@ -331,6 +343,11 @@ class LayoutBuilder:
     def _decoder(self) -> None:
         m, layout = self.manifest, self.layout
         summed = layout.steps[-1].summed.buffer
+        if layout.images > 1:
+            whole = layout.steps[-1].summed
+            layout.codes = self._view(whole.buffer, whole.start, whole.dtype, whole.shape)  # all live until the last
+            summed = "decoded"
+            layout.decoded = self._view(summed, 0, whole.dtype, (1, *whole.shape[1:]))
         if m.tiles is None:
             layout.decode.append(self._bind(m.decoder, {"summed": (summed, 0), "image": ("image", 0)}))
             image = layout.decode[-1].tensors["image"]
@@ -349,10 +366,10 @@ def _drawn(calls: StepCalls) -> dict[str, View]:
     return {name: view for name, view in found.items() if isinstance(view, View)}
 
 
-def build_layout(manifest: Manifest, rows: int, *, offload_text_encoder: bool = False) -> Layout:
-    """Plan the memory and the launches of one image with `rows` guidance rows.
+def build_layout(manifest: Manifest, rows: int, images: int = 1, *, offload_text_encoder: bool = False) -> Layout:
+    """Plan the memory and the launches of a pass: `images`, each with `rows` guidance rows.
 
     `offload_text_encoder`: its weights are copied to the device for every prompt, and share their place with what lives
     later.
     """
-    return LayoutBuilder(manifest, rows, offload_text_encoder).plan()
+    return LayoutBuilder(manifest, Batch(rows, images), offload_text_encoder).plan()

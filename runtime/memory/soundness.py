@@ -16,10 +16,12 @@ from ...engines.bundle.manifest import EngineSet, Manifest
 from ...engines.bundle.weight_file import WeightFile
 from ...engines.spec import EngineSpec, TensorSpec
 from ...errors import BundleError, InternalError
+from ...families.codebook import VqTokenizerConfig, phis_of
 from .layout import HOST_GIVEN, EngineCall, Layout, View, WeightView, build_layout
 from .stripes import BUFFER
 
 UNCONDITIONAL = "transformer.cfg_uncond"  # where a family learns the features of no text
+CODEBOOK, PHI = "transformer.codebook.weight", "transformer.phi."  # where tokens are codes; the phis are numbered
 # What the first stage of a tiled decoder has beside its weights, and what the others.
 _FIRST_STAGE = {"summed", "stripe_out", "statistics_out"}
 _STAGES = (
@@ -32,8 +34,8 @@ _OF_STAGES = {"statistics", "above", "below"}  # which many of them read besides
 _ALWAYS_GIVEN = HOST_GIVEN - {"cond", "uncond", "summed"}  # the host writes these before every launch that reads them
 
 
-def sound_layout(manifest: Manifest, rows: int, *, offload_text_encoder: bool = False) -> Layout:
-    """`lay_out`, of a manifest that may say anything.
+def sound_layout(manifest: Manifest, rows: int, images: int = 1, *, offload_text_encoder: bool = False) -> Layout:
+    """`build_layout`, of a manifest that may say anything.
 
     Every engine has the tensors of its role, in the plan's sizes; all that a launch reads has been written, as it is
     read.
@@ -43,7 +45,7 @@ def sound_layout(manifest: Manifest, rows: int, *, offload_text_encoder: bool = 
     """
     _report(_engine_problems(manifest))
     try:
-        layout = build_layout(manifest, rows, offload_text_encoder=offload_text_encoder)
+        layout = build_layout(manifest, rows, images, offload_text_encoder=offload_text_encoder)
     except InternalError as error:  # here it is the file that is wrong
         raise BundleError(f"the bundle is inconsistent: {error}", fix="rebuild the bundle") from error
     _report(_flow_problems(manifest, layout))
@@ -90,7 +92,8 @@ def _engine_problems(m: Manifest) -> Iterator[str]:
             sampling_head = m.engines[names.sampling_head]
             if _shape(sampling_head, "summed") != _shape(sampling_head, "summed_out"):
                 yield f"engine {names.sampling_head!r} sums codes of two shapes"
-            yield from _drawn_problems(m, step, (names.sampling_head, names.pick, names.residual))
+            drawing = (names.sampling_head, names.pick, names.residual)
+            yield from _drawn_problems(m, step, engine_set.images, drawing)
     yield from _decoder_problems(m)
 
 
@@ -98,33 +101,36 @@ def _condition_problems(m: Manifest, engine_set: EngineSet) -> Iterator[str]:
     spec = m.engines[engine_set.conditioning]
     if drawn := _names(spec) & {*DRAWN, *SCALARS}:
         yield f"engine {spec.name!r} runs before the scales and takes {', '.join(sorted(drawn))}"
-    for name in ("labels", "mask"):
+    most = engine_set.rows * engine_set.images
+    for name, further in (("labels", ()), ("mask", (m.text_length,))):
         for shape in _shapes(spec, name):
-            if not 1 <= shape[0] <= engine_set.rows or shape[1:] != ((m.text_length,) if name == "mask" else ()):
+            if not 1 <= shape[0] <= most or shape[1:] != further:
                 yield f"engine {spec.name!r} has {name} of shape {list(shape)}"
     for name in ("cond", "uncond"):
         for shape in _shapes(spec, name):
-            if len(shape) != 2 or shape[0] != m.text_length:
+            several = (engine_set.images,) if engine_set.images > 1 else ()
+            if len(shape) != 2 + len(several) or shape[:-1] != (*several, m.text_length):
                 yield f"engine {spec.name!r} has {name} of shape {list(shape)}"
 
 
 def _step_problems(m: Manifest, engine_set: EngineSet, step: StepPlan, names: tuple[str, ...]) -> Iterator[str]:
-    rows = step.rows(engine_set.rows)
+    rows = step.rows(*engine_set.batch)
     for name in names:
         tokens = _shape(m.engines[name], "x")[0]
         if tokens != step.tokens * rows:
             yield f"engine {name!r} takes {tokens} tokens, scale {step.index} has {step.tokens * rows}"
 
 
-def _drawn_problems(m: Manifest, step: StepPlan, names: tuple[str, ...]) -> Iterator[str]:
+def _drawn_problems(m: Manifest, step: StepPlan, images: int, names: tuple[str, ...]) -> Iterator[str]:
     for name in filter(None, names):
         spec = m.engines[name]
         for scalar in SCALARS:
-            if any(shape != (1,) for shape in _shapes(spec, scalar)):
-                yield f"engine {name!r} has more than one {scalar}"
+            if any(shape != (images,) for shape in _shapes(spec, scalar)):
+                yield f"engine {name!r} has more than one {scalar} for each image"
         if "residual_noise" in _names(spec) and not _shapes(spec, "diffusion.times"):
             yield f"engine {name!r} has no diffusion.times"
         counts = {step.tokens, math.prod(step.size)} if step.part is None else {step.tokens}
+        counts = {count * images for count in counts}
         channels = m.transformer.code_channels
         widths = {"noise": {1, channels}, "gumbel": {getattr(m.transformer, "codes", 0)}, "residual_noise": {channels}}
         for tensor in spec.inputs:
@@ -135,9 +141,12 @@ def _drawn_problems(m: Manifest, step: StepPlan, names: tuple[str, ...]) -> Iter
 
 
 def _decoder_problems(m: Manifest) -> Iterator[str]:
-    height, width = (side * m.transformer.patch * m.image_tokenizer.patch_size for side in m.plan.schedule.final)
+    grid = [side * m.transformer.patch for side in m.plan.schedule.final]
+    height, width = (side * m.image_tokenizer.patch_size for side in grid)
     if m.encoder and _shape(m.engines[m.encoder], "image") != (1, 3, height, width):
         yield f"engine {m.encoder!r} reads images of another size than {width}x{height}"
+    if m.encoder and _shape(m.engines[m.encoder], "latent") != (1, m.image_tokenizer.code_channels, *grid):
+        yield f"engine {m.encoder!r} makes a latent of another size than the decoder's"
     if m.tiles is None:
         yield from _lacking(m, m.decoder, {"summed"}, {"image"})
         if _shape(m.engines[m.decoder], "image") != (1, 3, height, width):
@@ -252,6 +261,7 @@ def _call_problems(call: EngineCall, spec: EngineSpec, written: _Written) -> Ite
 def _weight_problems(m: Manifest, layouts: Sequence[Layout], weights: WeightFile) -> Iterator[str]:
     channels = m.image_tokenizer.code_channels
     needed = [("preview.weight", "float32", (3, channels)), ("preview.bias", "float32", (3,))]
+    needed += _quantiser_weights(m) if m.encoder else ()
     for layout in layouts:
         bound = (binding for call in layout.calls() for binding in call.tensors.values())
         needed += [(w.name, w.dtype, w.shape) for w in bound if isinstance(w, WeightView)]
@@ -266,3 +276,14 @@ def _weight_problems(m: Manifest, layouts: Sequence[Layout], weights: WeightFile
         learned = (weights.dtype(UNCONDITIONAL), *weights.shape(UNCONDITIONAL)[1:])
         if learned != ("float32", m.transformer.text_width):
             yield f"tensor {UNCONDITIONAL!r} of its weight file is not of the text's width"
+
+
+def _quantiser_weights(m: Manifest) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, element type and shape of what the host quantises the latent of a given image with."""
+    images = m.image_tokenizer
+    if isinstance(images, VqTokenizerConfig):
+        channels = images.code_channels
+        yield CODEBOOK, "float32", (images.codes, channels)
+        for phi in phis_of(m.plan).values():
+            yield f"{PHI}{phi}.weight", "float32", (channels, channels, 3, 3)
+            yield f"{PHI}{phi}.bias", "float32", (channels,)

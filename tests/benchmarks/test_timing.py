@@ -30,7 +30,7 @@ from fastvar.core.policy import DENSE
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.errors import InputError, NumericsError
 from fastvar.export.models.infinity.reference import Sampling
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.settings import SamplingSettings
 
 SETTINGS = SamplingSettings(3.0, 1.0, 0.97)
 IDS = np.array([[5, 6, 7, 1]], np.int64)

@@ -112,6 +112,52 @@ def test_bundle_without_encoder(run, tiny_bundle, files, tmp_path):
     told_plainly(run("upscale", tiny_bundle, files / "small.png", PROMPT), "--with-encoder", tmp_path)
 
 
+def test_a_class_is_edited_by_label(run, var_editing_bundle, files, tmp_path):
+    """By an option, or in the prompt's place; the mask is of the image's aspect ratio."""
+    photo, mask = files / "full.png", files / "mask.png"
+    shared = ("--mask", mask, "--seed", 1, "--top-k", 30)
+    assert run("inpaint", var_editing_bundle, photo, "--class-label", 3, *shared, "-o", "a.png")[::2] == (0, "")
+    assert run("inpaint", var_editing_bundle, photo, 3, *shared, "-o", "b.png")[::2] == (0, "")
+    assert run("inpaint", var_editing_bundle, photo, "--class-label", 7, *shared, "-o", "c.png")[::2] == (0, "")
+    images = [Image.open(tmp_path / f"{name}.png") for name in "abc"]
+    assert images[0].tobytes() == images[1].tobytes() != images[2].tobytes()
+    told = read_metadata(tmp_path / "a.png")
+    settings = json.loads(told["settings"])
+    assert (told["class label"], settings["task"], settings["top_k"]) == ("3", "inpaint", 30)
+
+
+def test_a_class_is_upscaled_by_label(run, var_editing_bundle, files, tmp_path):
+    small = files / "small.png"
+    code, _, err = run("upscale", var_editing_bundle, small, "--class-label", "unconditional", "--seed", 1)
+    assert (code, err) == (0, "")
+    told = read_metadata(tmp_path / "unconditional-1.png")
+    assert Image.open(tmp_path / "unconditional-1.png").size == (128, 128)
+    settings = json.loads(told["settings"])
+    assert (settings["keep_scales"], settings["guidance_scale"]) == (3, 0)
+
+
+WRONG_SUBJECTS = {
+    "neither a prompt nor --class-label given": (),
+    "both a prompt and --class-label given": ("a goldfish", "--class-label", 3),
+    "class '10' is out of range": ("--class-label", 10),
+    "no class is named 'a goldfish'": ("a goldfish",),
+}
+
+
+@pytest.mark.parametrize("command", ["inpaint", "upscale"])
+@pytest.mark.parametrize("message", WRONG_SUBJECTS)
+def test_what_an_edit_shows_is_said_once(run, var_editing_bundle, files, tmp_path, command, message):
+    image = "full.png" if command == "inpaint" else "small.png"
+    more = ("--mask", files / "mask.png") if command == "inpaint" else ()
+    result = run(command, var_editing_bundle, files / image, *WRONG_SUBJECTS[message], *more)
+    told_plainly(result, message, tmp_path)
+
+
+def test_a_model_of_prompts_reads_no_class(run, editing_bundle, files, tmp_path):
+    result = run("upscale", editing_bundle, files / "small.png", "--class-label", 3)
+    told_plainly(result, "class labels given", tmp_path)
+
+
 def told_plainly(result, message, folder):
     code, out, err = result
     assert (code, out) == (2, "")

@@ -8,13 +8,14 @@ from fastvar.core.plan import GenerationPlan, make_plan
 from fastvar.core.policy import PruningPolicy, ScaleRule
 from fastvar.export.checkpoints.checkpoint import Checkpoint
 from fastvar.export.checkpoints.random_weights import random_checkpoint, random_checkpoint_for
+from fastvar.export.options import BuildOptions
 from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.hart import HART, HartConfig
 from fastvar.families.infinity import INFINITY, ImageTokenizerConfig, TransformerConfig
 from fastvar.families.infinity_presets import schedule_for
 from fastvar.families.var import VAR, VarConfig
 
-PRUNED = PruningPolicy("pruned", {3: ScaleRule(0.5), 4: ScaleRule(0.25)}, 1, 3, 2)
+PRUNED = PruningPolicy("pruned", {3: ScaleRule(0.5), 4: ScaleRule(0.25, guidance=False)}, 1, 3, 2)
 VQ = VqTokenizerConfig(codes=40, code_channels=8, base_channels=32, channel_multipliers=(1, 1), residual_blocks=1)
 
 
@@ -47,6 +48,11 @@ def infinity_2b() -> tuple[Checkpoint, GenerationPlan]:
     checkpoint, schedule = random_checkpoint("infinity_2b", text_encoder=True), schedule_for((1024, 1024))
     depth = checkpoint.transformer.depth
     return checkpoint, make_plan(schedule, INFINITY.policy("fastvar", schedule, depth), depth)
+
+
+def options(capability: str) -> BuildOptions:
+    """Programs with guidance: those without differ in the number of rows alone, as those behind its end do."""
+    return BuildOptions(backend="aotinductor", target=f"cuda-{capability}", guidance="on")
 
 
 SMALL = {"infinity": infinity, "var": var, "hart": hart}

@@ -24,13 +24,15 @@ ELF, CUDA_MACHINE = b"\x7fELF", 190  # of machine code for GPUs
 
 
 def compiled(
-    model: tuple[Checkpoint, GenerationPlan], options: BuildOptions, cache: Path
+    model: tuple[Checkpoint, GenerationPlan], options: BuildOptions, cache: Path, one_of_a_kind: bool = False
 ) -> tuple[Mapping[str, BuiltEngine], int]:
-    """Engines by name, and how many programs they share."""
+    """Engines by name, and how many programs they share; of all graphs, or of one of each kind."""
     checkpoint, plan = model
-    tools, assembly = toolchain_of(options), assemble_checkpoint(checkpoint, plan, options)
+    tools, graphs = toolchain_of(options), assemble_checkpoint(checkpoint, plan, options).graphs
+    if one_of_a_kind:
+        graphs = {graph.name: graph for graph in {graph.factory: graph for graph in graphs.values()}.values()}
     sources = engine_weights(checkpoint, False, tools.precision) | preview_weights(checkpoint)
-    engines = EngineFactory(tools, EngineCache(cache), sources).make(assembly.graphs, done=lambda _: None)
+    engines = EngineFactory(tools, EngineCache(cache), sources).make(graphs, done=lambda _: None)
     libraries = {ProgramFile.from_bytes(built.engine.engine).packed for built in engines.values()}
     return engines, len(libraries)
 
@@ -47,8 +49,7 @@ def architectures(engine: BuiltEngine) -> set[int]:
 
 @pytest.mark.parametrize("family", models.SMALL)
 def test_programs_of_a_small_model(torch_of_cuda, family: str, capability: str, program_cache: Path, record_property):
-    options = BuildOptions(backend="aotinductor", target=f"cuda-{capability}", guidance="both")
-    engines, programs = compiled(models.SMALL[family](), options, program_cache)
+    engines, programs = compiled(models.SMALL[family](), models.options(capability), program_cache)
     record_property("programs", programs)
     assert len(engines) > programs > 5
     generations = {generation for built in engines.values() for generation in architectures(built)}
@@ -57,8 +58,7 @@ def test_programs_of_a_small_model(torch_of_cuda, family: str, capability: str, 
 
 @pytest.mark.slow
 def test_programs_of_infinity_2b(torch_of_cuda, capability: str, program_cache: Path, record_property):
-    options = BuildOptions(backend="aotinductor", target=f"cuda-{capability}", guidance="on")
-    engines, programs = compiled(models.infinity_2b(), options, program_cache)
+    engines, programs = compiled(models.infinity_2b(), models.options(capability), program_cache)
     record_property("programs", programs)
     assert {name.partition("-")[0] for name in engines} >= {
         "qkv",
@@ -71,11 +71,10 @@ def test_programs_of_infinity_2b(torch_of_cuda, capability: str, program_cache: 
     assert largest < 8 << 20, "a program holds no weights"
 
 
-def test_the_same_library_comes_from_every_build(torch_of_cuda, tmp_path: Path):
-    """Nothing is tried out on a GPU, so nothing depends on one."""
-    options = BuildOptions(backend="aotinductor", target="cuda-sm90", guidance="on")
-    checkpoint, plan = models.infinity()
-    first, second = (compiled((checkpoint, plan), options, tmp_path / name)[0] for name in "ab")
+def test_the_same_library_comes_from_every_build(torch_of_cuda, program_cache: Path, tmp_path: Path):
+    """Nothing is tried out on a GPU, so nothing depends on one: neither on an earlier run nor on its cache."""
+    made = (compiled(models.infinity(), models.options("sm90"), cache, True) for cache in (program_cache, tmp_path))
+    first, second = (engines for engines, _ in made)
     differing = [name for name, built in first.items() if built.engine.engine != second[name].engine.engine]
     assert differing == []
 

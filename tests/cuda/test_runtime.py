@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from fastvar.export.build import build_bundle
-from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import toolchain_of
 from tests.cuda import models
 
@@ -21,9 +20,9 @@ import ctypes, gc, json, sys, torch
 from fastvar.core.noise import seeded_noise
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.profiling.profiled_bundle import random_features
-from fastvar.runtime.inputs import LabelInput, TextInput
+from fastvar.runtime.requests.inputs import LabelInput, TextInput
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import default_settings
+from fastvar.runtime.requests.settings import default_settings
 
 runtime = ctypes.CDLL(None)
 runtime.stand_in_launches.restype = ctypes.c_long
@@ -60,7 +59,7 @@ print(json.dumps(found))
 def bundle(
     request: pytest.FixtureRequest, torch_of_cuda: Any, capability: str, program_cache: Path, tmp_path: Path
 ) -> Path:
-    options = BuildOptions(backend="aotinductor", target=f"cuda-{capability}", guidance="both")
+    options = models.options(capability)
     checkpoint, plan = models.SMALL[request.param]()
     build_bundle(checkpoint, plan, tmp_path / "b", options, toolchain=toolchain_of(options), cache=program_cache)
     return tmp_path / "b"

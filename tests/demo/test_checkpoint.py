@@ -12,8 +12,8 @@ from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.checkpoints.checkpoint import load_checkpoint
 from fastvar.export.models.infinity.model import InfinityTransformer
 from fastvar.export.models.infinity.reference import Sampling, generate_scales
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 LENGTH = 12

@@ -20,8 +20,8 @@ from fastvar.export.models.infinity.reference import Sampling, generate_scales
 from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import Toolchain, make_toolchain
 from fastvar.families.infinity import ImageTokenizerConfig
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 from tests.conftest import REPOSITORY
 from tests.models import tiny_models as tiny
 

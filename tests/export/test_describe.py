@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fastvar.core.plan import Batch
 from fastvar.core.precision import Precision
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.bundle.manifest import Manifest
@@ -53,7 +54,7 @@ def test_every_kind_of_graph_has_the_border_that_was_described(tiny_bundle: Path
     from fastvar.export.assembly import assemble
 
     c, plan = tiny_checkpoint, Bundle.open(tiny_bundle).manifest.plan
-    assembly = assemble(plan, c.transformer, c.image_tokenizer, c.text_encoder, 16, (2,), decoder_tile=5)
+    assembly = assemble(plan, c.transformer, c.image_tokenizer, c.text_encoder, 16, [Batch(2)], decoder_tile=5)
     kinds = {(graph.factory, len(graph.factory(**graph.arguments).inputs)): graph for graph in assembly.graphs.values()}
     sources = engine_weights(c, False, precision) | edge_weights()
     describer = Describer(sources, backend_class("tensorrt-rtx"), precision)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastvar.core.plan import Batch
 from fastvar.core.policy import PruningPolicy, ScaleRule
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.assembly import assemble
@@ -21,8 +22,8 @@ from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.infinity import ImageTokenizerConfig
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 from tests.models import tiny_models as tiny
 
 CONFIG = replace(tiny.CONFIG, width=64, heads=2)  # a token's keys take 256 bytes, as TensorRT wants them
@@ -65,13 +66,13 @@ def test_the_manifest_brings_the_plan_back(bundle: Bundle):
 def test_without_guidance_nothing_is_left_to_switch_off():
     """One row runs the engines that a plan with guidance throughout would."""
     guided = tiny.plan(PruningPolicy("late", RULES, 1, 3, 2))
-    sets = [assemble(plan, CONFIG, IMAGES, None, CONFIG.text_length, (1,)).sets for plan in (PLAN, guided)]
+    sets = [assemble(plan, CONFIG, IMAGES, None, CONFIG.text_length, [Batch(1)]).sets for plan in (PLAN, guided)]
     assert sets[0] == sets[1]
 
 
 def test_attention_over_two_kinds_of_keys_is_one_kernel_on_a_gpu(checkpoint: Checkpoint):
     pytest.importorskip("tensorrt_rtx")
-    graphs = assemble(PLAN, CONFIG, IMAGES, None, CONFIG.text_length, (2,)).graphs
+    graphs = assemble(PLAN, CONFIG, IMAGES, None, CONFIG.text_length, [Batch(2)]).graphs
     mixed = [graph for graph in graphs.values() if graph.arguments.get("guided_past")]
     assert len(mixed) == 3  # dense at the first of two scales, where layers that prune have cached as much as others
     sources = transformer_weights(CONFIG, checkpoint.transformer_weights)

@@ -21,8 +21,8 @@ from fastvar.export.module_backend import ModuleBackend
 from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.infinity import ImageTokenizerConfig
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 from tests.models import tiny_models as tiny
 
 # A token's keys take 256 bytes: TensorRT wants every scale's at a multiple of that.

@@ -14,11 +14,11 @@ from fastvar.engines.base import Engine, check_bindings
 from fastvar.engines.bundle.manifest import Manifest
 from fastvar.engines.device import Allocation, Device
 from fastvar.engines.spec import EngineSpec, TensorSpec
-from fastvar.runtime.inputs import TextInput
 from fastvar.runtime.memory.arena import Memory
 from fastvar.runtime.memory.layout import build_layout
-from fastvar.runtime.prompt import TokenizedPrompt
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.inputs import TextInput
+from fastvar.runtime.requests.prompt import TokenizedPrompt
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
 from tests.models.described_engines import TEXT_LENGTH
 
@@ -141,14 +141,16 @@ class Played:
 
     def __post_init__(self) -> None:
         self.layouts = [
-            build_layout(self.manifest, s.rows, offload_text_encoder=self.offload) for s in self.manifest.sets
+            build_layout(self.manifest, *s.batch, offload_text_encoder=self.offload) for s in self.manifest.sets
         ]
         self.memory = Memory(self.device, self.layouts, DescribedWeights(self.manifest))
         self.uploads = [entry.ref for entry in self.device.log if isinstance(entry, Written)]
         engines = {n: RecordingEngine(s, self.device, self.prepared) for n, s in self.manifest.engines.items()}
         uncond = np.zeros((TEXT_LENGTH, TEXT_WIDTH), np.float32)
         self.workspaces = {
-            layout.rows: Workspace(self.manifest, engines, self.memory, layout.rows, uncond) for layout in self.layouts
+            layout.rows: Workspace(self.manifest, engines, self.memory, layout.rows, uncond)
+            for layout in self.layouts
+            if layout.images == 1
         }
 
     @property

@@ -31,7 +31,7 @@ def rtx_bundle(
 ) -> Path:
     pytest.importorskip("tensorrt_rtx")
     known = TensorRTRTXBackend().known_targets()
-    target = device.facts().capability if device.facts().capability in known else ANY
+    target = device.gpu_facts().capability if device.gpu_facts().capability in known else ANY
     out = tmp_path_factory.mktemp("gpu") / "tiny"
     options = {"backend": "tensorrt-rtx", "target": target, "precision": "fp16", "guidance": "on"}
     fastvar.build(tiny_checkpoint, size="256x256", policy=str(tiny_policy), out=out, cache=engine_cache, **options)
@@ -121,7 +121,7 @@ def test_engines_for_another_gpu_are_refused(
     tiny_checkpoint, tiny_policy: Path, engine_cache: Path, device: CudaDevice, tmp_path: Path
 ):
     pytest.importorskip("tensorrt_rtx")
-    other = "sm120" if device.facts().capability != "sm120" else "sm86"
+    other = "sm120" if device.gpu_facts().capability != "sm120" else "sm86"
     options = {"backend": "tensorrt-rtx", "target": other, "precision": "fp16", "guidance": "on"}
     fastvar.build(
         tiny_checkpoint, size="256x256", policy=str(tiny_policy), out=tmp_path / "b", cache=engine_cache, **options
@@ -135,8 +135,8 @@ def test_current_is_this_gpu(device: CudaDevice):
     from fastvar.core.precision import Precision
 
     backend = TensorRTRTXBackend()
-    if device.facts().capability in backend.known_targets():
-        assert backend.resolve_target("current", Precision("float16")) == device.facts().capability
+    if device.gpu_facts().capability in backend.known_targets():
+        assert backend.resolve_target("current", Precision("float16")) == device.gpu_facts().capability
     else:
         with pytest.raises(BuildError, match=ANY):
             backend.resolve_target("current", Precision("float16"))

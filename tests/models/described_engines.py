@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from fastvar.core.plan import GenerationPlan
+from fastvar.core.plan import Batch, GenerationPlan
 from fastvar.core.precision import Precision
 from fastvar.engines.bundle.manifest import FileRecord, Manifest
 from fastvar.engines.spec import EngineSpec, TensorSpec
@@ -40,7 +40,7 @@ def manifest_for(
 ) -> Manifest:
     """A manifest as a build would write it, but for the files."""
     images = images or ImageTokenizerConfig(bits=config.bits, base_channels=24)
-    assembly = assemble(plan, config, images, None, text_length, (2, 1), decoder_tile=decoder_tile)
+    assembly = assemble(plan, config, images, None, text_length, [Batch(2), Batch(1)], decoder_tile=decoder_tile)
     engines = {
         name: step_engine(graph) for name, graph in assembly.graphs.items() if graph.factory != InfinityImageDecoder
     }

@@ -10,22 +10,31 @@ from fastvar.engines.bundle.manifest import Manifest
 from fastvar.engines.bundle.weight_file import WeightFile
 from fastvar.engines.registry import backend_class
 from fastvar.engines.spec import EngineSpec
-from fastvar.export.build import _write_weights
 from fastvar.export.checkpoints.checkpoint import Checkpoint
-from fastvar.export.checkpoints.weight_sources import engine_weights, preview_weights
+from fastvar.export.checkpoints.weight_sources import engine_weights, preview_weights, write_sources
 from fastvar.export.describe import describe
 from fastvar.export.module_backend import ModuleBackend
+from fastvar.export.options import BuildOptions
+from fastvar.runtime.pipeline import Pipeline
 from fastvar.runtime.session import Session
 
 
 class ModuleBundle:
     """In place of engines/bundle/bundle.py's: a manifest, and a weight file in a folder."""
 
-    def __init__(self, checkpoint: Checkpoint, plan: GenerationPlan, folder: Path) -> None:
+    digest = ""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: GenerationPlan,
+        folder: Path,
+        options: BuildOptions = BuildOptions(),  # noqa: B008  it is frozen
+    ) -> None:
         self.path, precision = folder, Precision()
-        self.manifest: Manifest = describe(checkpoint, plan, backend_class("onnxruntime"), precision)
-        sources = engine_weights(checkpoint, False, precision) | preview_weights(checkpoint)
-        _write_weights(folder / self.manifest.weights.file, sources, precision)
+        self.manifest: Manifest = describe(checkpoint, plan, backend_class("onnxruntime"), precision, options)
+        sources = engine_weights(checkpoint, options.with_encoder, precision) | preview_weights(checkpoint)
+        write_sources(folder / self.manifest.weights.file, sources, precision)
         self.weights = WeightFile(folder / self.manifest.weights.file)
         self.kernel_folder = folder
         self._text_encoder = checkpoint.text_encoder
@@ -37,4 +46,10 @@ class ModuleBundle:
         return True
 
     def session(self) -> Session:
-        return Session(self, backend=ModuleBackend(self.manifest, self._text_encoder))
+        return Session(self, backend=self._backend())
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline(self, backend=self._backend())
+
+    def _backend(self) -> ModuleBackend:
+        return ModuleBackend(self.manifest, self._text_encoder)

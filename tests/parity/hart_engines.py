@@ -26,8 +26,8 @@ from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.hart import HART
 from fastvar.runtime.memory.layout import EngineCall, StepCalls
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
 from tests.parity.comparison import Comparison, compare_crops
 from tests.parity.hart import SWAPPED, HartRun, compare_far, compare_stored, load_hart_runs
@@ -104,12 +104,12 @@ class EngineRun:
     def force_sum(self, calls: StepCalls, summed: Tensor) -> None:
         """Put another running sum in place of a scale's, and what the next scale begins with."""
         run, workspace = self.run, self.workspace
-        workspace._memory.write(workspace.layout, calls.summed, summed.numpy())
+        workspace._bound.write(calls.summed, summed.numpy())
         following = calls.step.next_index
         assert following is not None
         x = run.model.embed(area_pool(summed, run.plan().schedule.sizes[following])) + run.model.level(following)
         rows = x.expand(2, -1, -1).transpose(0, 1).flatten(0, 1)
-        workspace._write(calls.sampling_head, "x_next", rows.numpy())
+        workspace.write(calls.sampling_head, "x_next", rows.numpy())
 
 
 def compare_image(run: HartRun, engines: EngineRun, to: Comparison) -> Comparison:

@@ -32,8 +32,8 @@ from fastvar.export.toolchain import make_toolchain
 from fastvar.families.infinity import ImageTokenizerConfig, TransformerConfig, transformer_from_json
 from fastvar.families.infinity_presets import official_schedules
 from fastvar.runtime.memory.layout import StepCalls
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
 from tests.parity.comparison import Comparison, Tensors
 

@@ -24,10 +24,10 @@ from fastvar.export.models.var.reference import Noise, ScaleTrace, VarSampling, 
 from fastvar.export.options import BuildOptions
 from fastvar.export.toolchain import make_toolchain
 from fastvar.families.var import VAR
-from fastvar.runtime.inputs import LabelInput
 from fastvar.runtime.memory.layout import StepCalls
+from fastvar.runtime.requests.inputs import LabelInput
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
 from tests.parity.comparison import Comparison, Tensors, compare_crops
 from tests.parity.var import SMOOTH_TOLERANCE, Recorded, compare, read_folder
@@ -122,10 +122,10 @@ def compare_scale(workspace: Workspace, calls: StepCalls, own: Tensors, to: Comp
 
 def put_right(workspace: Workspace, calls: StepCalls, expected: list[ScaleTrace], seen: int) -> None:
     """The forced embeddings' sum, and the next scale's tokens, in place of the engine's own."""
-    workspace._write(calls.sampling_head, "summed_out", expected[seen].summed.numpy())
+    workspace.write(calls.sampling_head, "summed_out", expected[seen].summed.numpy())
     if "x_next" in calls.sampling_head.tensors:
         following = expected[seen + 1].block_in.transpose(0, 1).flatten(0, 1)
-        workspace._write(calls.sampling_head, "x_next", following.numpy())
+        workspace.write(calls.sampling_head, "x_next", following.numpy())
 
 
 def as_batch(array) -> Tensor:

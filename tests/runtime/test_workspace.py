@@ -9,8 +9,8 @@ import pytest
 
 from fastvar import Pipeline
 from fastvar.errors import InternalError
-from fastvar.runtime.inputs import TextInput
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.inputs import TextInput
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
 
 GUIDED = SamplingSettings(3.0, 1.0, 0.97)

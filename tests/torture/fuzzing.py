@@ -266,8 +266,8 @@ def prompt_files(shop: Workshop) -> Kind:
     def prepare() -> Trial:
         import warnings
 
-        from fastvar.commands.tune import read_prompts
-        from fastvar.runtime.prompt import PromptTokenizer
+        from fastvar.console.prompt_file import plain_prompts
+        from fastvar.runtime.requests.prompt import PromptTokenizer
         from tests.conftest import TOKENIZER
 
         path = shop.empty("prompts") / "prompts.txt"
@@ -278,7 +278,7 @@ def prompt_files(shop: Workshop) -> Kind:
         def trial(rng: random.Random) -> str:
             data = damaged_text(text, rng).encode("utf-8", "replace") if rng.random() < 0.5 else text.encode()
             path.write_bytes(damaged(data, rng))
-            for prompt in read_prompts(path):
+            for prompt in plain_prompts(path):
                 found = tokenizer.encode(prompt)
                 if found.ids.shape != (1, 16) or found.ids.min() < 0:
                     return "wrong ids"

@@ -25,8 +25,7 @@ static const struct gpu *gpu(void) {
     return &found;
 }
 
-// Kept by the runtime, which is loaded first: kernels that were launched, and whether a stream is being captured.
+// Kept by the runtime, which is loaded first: kernels that were launched.
 enum { NOT_CAPTURING, CAPTURING, CAPTURING_RELAXED };
 EXPORT void stand_in_launched(void);
 EXPORT long stand_in_launches(void);
-EXPORT int stand_in_capturing(void);

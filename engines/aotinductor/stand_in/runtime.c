@@ -1,24 +1,45 @@
 // The CUDA runtime of a GPU that is not there: its memory is the host's, kernels are counted and not run.
 //
-// Copies and fills are made at once. What CUDA refuses while a stream is captured is refused: asking or awaiting an
-// event, awaiting a stream or the device, copying from pageable memory with a wait.
+// Copies and fills are made at once, or, where they are captured, whenever their graph is launched. What CUDA refuses
+// while a stream is captured is refused, and the capture is lost with it: asking or awaiting an event, awaiting a stream
+// or the device, copying with a wait.
 #include <cuda_runtime_api.h>
 
 #include "gpu.h"
 
 #define OK cudaSuccess
-#define UNLESS_CAPTURING if (capturing == CAPTURING) return cudaErrorStreamCaptureUnsupported
+#define UNLESS_CAPTURING if (capturing == CAPTURING) return refused(cudaErrorStreamCaptureUnsupported)
 
-struct graph { long launches; };
+struct work { void *target; const void *source; int value; size_t size; };  // a copy, or a fill where source is NULL
+struct graph { long launches, count; struct work *works; };
 struct event { int captured; };
 static int capturing = NOT_CAPTURING;
 static cudaStream_t captured_stream;
-static long launches, captured;
+static int invalid;
+static long launches;
+static struct graph captured;
 static long handles = 4096;
 
-void stand_in_launched(void) { capturing ? captured++ : launches++; }
+void stand_in_launched(void) { capturing ? captured.launches++ : launches++; }
 long stand_in_launches(void) { return launches; }
-int stand_in_capturing(void) { return capturing; }
+
+static cudaError_t refused(cudaError_t error) { invalid = 1; return error; }
+static void run(struct work w) {
+    if (w.source) memmove(w.target, w.source, w.size);
+    else memset(w.target, w.value, w.size);
+}
+// Does it, or keeps it for the launches of the graph that is being captured.
+static cudaError_t submit(struct work w) {
+    if (!capturing) { run(w); return OK; }
+    captured.works = realloc(captured.works, (captured.count + 1) * sizeof w);
+    captured.works[captured.count++] = w;
+    return OK;
+}
+static struct graph copy_of(const struct graph *g) {
+    struct graph made = *g;
+    made.works = memcpy(malloc(g->count * sizeof *g->works + 1), g->works ? g->works : (void *)"", g->count * sizeof *g->works);
+    return made;
+}
 
 // The device.
 EXPORT cudaError_t cudaGetDeviceCount(int *count) { *count = 1; return OK; }
@@ -89,14 +110,12 @@ EXPORT cudaError_t cudaMemcpy(void *target, const void *source, size_t size, enu
 }
 EXPORT cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t size, enum cudaMemcpyKind kind,
                                    cudaStream_t s) {
-    memmove(target, source, size);
-    return OK;
+    return submit((struct work){target, source, 0, size});
 }
-EXPORT cudaError_t cudaMemset(void *target, int value, size_t size) { memset(target, value, size); return OK; }
 EXPORT cudaError_t cudaMemsetAsync(void *target, int value, size_t size, cudaStream_t s) {
-    memset(target, value, size);
-    return OK;
+    return submit((struct work){target, NULL, value, size});
 }
+EXPORT cudaError_t cudaMemset(void *target, int value, size_t size) { return cudaMemsetAsync(target, value, size, 0); }
 EXPORT cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *memory) {
     memset(a, 0, sizeof *a);
     a->type = cudaMemoryTypeDevice;
@@ -144,7 +163,7 @@ EXPORT cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) { 
 EXPORT cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int p) { *s = handle(); return OK; }
 EXPORT cudaError_t cudaStreamDestroy(cudaStream_t s) { return OK; }
 EXPORT cudaError_t cudaStreamQuery(cudaStream_t s) {
-    return capturing && s == captured_stream ? cudaErrorStreamCaptureUnsupported : OK;
+    return capturing && s == captured_stream ? refused(cudaErrorStreamCaptureUnsupported) : OK;
 }
 EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t s) { return cudaStreamQuery(s); }
 EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) { return OK; }
@@ -160,31 +179,32 @@ EXPORT cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
 }
 EXPORT cudaError_t cudaEventRecordWithFlags(cudaEvent_t e, cudaStream_t s, unsigned f) { return cudaEventRecord(e, s); }
 EXPORT cudaError_t cudaEventQuery(cudaEvent_t e) {
-    if (((struct event *)e)->captured) return cudaErrorCapturedEvent;
+    if (((struct event *)e)->captured) return refused(cudaErrorCapturedEvent);
     UNLESS_CAPTURING;
     return OK;
 }
 EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t e) {
-    if (((struct event *)e)->captured) return cudaErrorCapturedEvent;
+    if (((struct event *)e)->captured) return refused(cudaErrorCapturedEvent);
     UNLESS_CAPTURING;
     return OK;
 }
 // The same for everything: a compiler that tries several kernels takes the first one.
 EXPORT cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) { *ms = 200.0f; return OK; }
 
-// Graphs: a captured one knows how many kernels it launches.
+// Graphs: a captured one knows how many kernels it launches, and its copies and fills.
 EXPORT cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode) {
     if (capturing) return cudaErrorIllegalState;
     capturing = mode == cudaStreamCaptureModeRelaxed ? CAPTURING_RELAXED : CAPTURING;
-    captured = 0;
+    captured = (struct graph){0};
+    invalid = 0;
     captured_stream = s;
     return OK;
 }
 EXPORT cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g) {
-    struct graph *made = malloc(sizeof *made);
-    made->launches = captured;
     capturing = NOT_CAPTURING;
-    *g = (cudaGraph_t)made;
+    *g = NULL;
+    if (invalid) return cudaErrorStreamCaptureInvalidated;
+    *g = memcpy(malloc(sizeof captured), &captured, sizeof captured);
     return OK;
 }
 EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStatus *status) {
@@ -202,21 +222,23 @@ EXPORT cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptu
 }
 EXPORT cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode) { return OK; }
 EXPORT cudaError_t cudaGraphInstantiate(cudaGraphExec_t *made, cudaGraph_t g, unsigned long long flags) {
-    struct graph *copy = malloc(sizeof *copy);
-    *copy = *(struct graph *)g;
-    *made = (cudaGraphExec_t)copy;
+    struct graph copy = copy_of((struct graph *)g);
+    *made = memcpy(malloc(sizeof copy), &copy, sizeof copy);
     return OK;
 }
 EXPORT cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *made, cudaGraph_t g, unsigned long long flags) {
     return cudaGraphInstantiate(made, g, flags);
 }
 EXPORT cudaError_t cudaGraphLaunch(cudaGraphExec_t g, cudaStream_t s) {
-    launches += ((struct graph *)g)->launches;
+    const struct graph *made = (struct graph *)g;
+    launches += made->launches;
+    for (long i = 0; i < made->count; i++) run(made->works[i]);
     return OK;
 }
 EXPORT cudaError_t cudaGraphUpload(cudaGraphExec_t g, cudaStream_t s) { return OK; }
-EXPORT cudaError_t cudaGraphDestroy(cudaGraph_t g) { free(g); return OK; }
-EXPORT cudaError_t cudaGraphExecDestroy(cudaGraphExec_t g) { free(g); return OK; }
+static void forget(void *g) { if (g) free(((struct graph *)g)->works); free(g); }
+EXPORT cudaError_t cudaGraphDestroy(cudaGraph_t g) { forget(g); return OK; }
+EXPORT cudaError_t cudaGraphExecDestroy(cudaGraphExec_t g) { forget(g); return OK; }
 EXPORT cudaError_t cudaGraphGetNodes(cudaGraph_t g, cudaGraphNode_t *nodes, size_t *count) { *count = 1; return OK; }
 EXPORT cudaError_t cudaGraphDebugDotPrint(cudaGraph_t g, const char *path, unsigned flags) { return OK; }
 EXPORT cudaError_t cudaUserObjectCreate(cudaUserObject_t *o, void *p, cudaHostFn_t destroy, unsigned count,

@@ -6,7 +6,7 @@ Each is a torch module with weights as inputs and every shape static; activation
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,14 @@ from ....core.resize import area_matrix, bicubic_matrix
 from ....core.schedule import Size
 from ....families.base import SquareScales, TransformerT
 from ....families.codebook import VqTokenizerConfig, phi_index
-from ..common.coders import ImageDecoder
+from ..common.coders import ImageDecoder, ImageEncoder, image_tokenizer_role
 from ..common.rows import ANY, OpenDims, Shapes, Weights, largest, tokens_of
 from ..common.steps import ImageStep
-from ..common.weights import Sources, State, WeightSource, getter
+from ..common.weights import Role, Sources, State, WeightSource, getter
 from ..transformer.adapter import ModelAdapter
 from ..transformer.block_steps import Tensors
 from ..transformer.sampling_head import SamplingHeadStep
-from .tokenizer import LatentDecoder, VqTokenizer, infer_vq_tokenizer
+from .tokenizer import LatentDecoder, LatentEncoder, VqTokenizer, infer_vq_tokenizer
 
 HIDDEN = -1e30  # a logit that is out of the running
 BLOCK = 64  # of running sums
@@ -53,8 +53,8 @@ class LayerModulation(ImageStep):
 class CodeSamplingHead(SamplingHeadStep):
     """The sampling head of families that draw one code a token from a codebook.
 
-    noise [L, 1], cut [1] (1 - top_p), with guidance guidance [1], where the caller sets it top_k [1] (int64), in smooth
-    sampling gumbel [L, codes]; logits [L, codes].
+    noise [L * B, 1], cut [B] (1 - top_p), with guidance guidance [B], where the caller sets it top_k [B] (int64), in
+    smooth sampling gumbel [L * B, codes]; logits [L * B, codes].
 
     noise picks a code in the cumulative distribution, codes by falling logit; noise -1 - i forces code i.
     `ratio`, from 0 to 1, is a scale's place in the schedule: guidance grows with it, the smooth temperature falls.
@@ -81,7 +81,7 @@ class CodeSamplingHead(SamplingHeadStep):
         self.phi = f"phi.{phi_index(index, scales)}" if self.has_phi(sizes["next_size"]) else ""
         super().__init__(config, rows, **sizes)
         self.inputs = ("x", "head_modulation", "noise", "cut", "summed", *self.further_inputs())
-        self.inputs += (("guidance",) if rows == 2 else ()) + (("gumbel",) if smooth else ())
+        self.inputs += (("guidance",) if self.has_guidance else ()) + (("gumbel",) if smooth else ())
         self.register_buffer("ratio", torch.tensor([ratio]), persistent=False)
 
     # What a family says
@@ -105,16 +105,16 @@ class CodeSamplingHead(SamplingHeadStep):
     # Shapes
 
     def draws(self) -> int:
-        """Number of codes drawn."""
+        """Number of codes drawn for each image."""
         return tokens_of(self.size)
 
     def drawing_weights(self) -> tuple[str, ...]:
         return ("codebook.weight", *((f"{self.phi}.weight", f"{self.phi}.bias") if self.phi else ()))
 
     def further_shapes(self) -> Shapes:
-        draws, codes = self.draws(), self.config.codes
+        draws, codes = self.draws() * self.images, self.config.codes
         logits: Shapes = dict.fromkeys(("logits", "gumbel"), (draws, codes))
-        return {"noise": (draws, 1), **logits, "codes": (draws,), "top_k": (1,)}
+        return {"noise": (draws, 1), **logits, "codes": (draws,), "top_k": (self.images,)}
 
     def open_dims(self) -> OpenDims:
         several = self.next_size is not None and len(getattr(self, self.place_buffer)) > 1
@@ -140,7 +140,8 @@ class CodeSamplingHead(SamplingHeadStep):
     ) -> tuple[Tensor, ...]:
         named: Tensors = dict(zip(self.inputs[5:], further, strict=True))
         logits = self.guided(self.sampled_rows(x), head_modulation, named, weights)
-        ranking = Ranking(logits, self.ranked(), cut, named.get("top_k"))
+        cut, top_k = (self.of_each_token(t, noise) for t in (cut, named.get("top_k", cut)))
+        ranking = Ranking(logits, self.ranked(), cut, top_k if "top_k" in named else None)
         codes = ranking.draw(noise.squeeze(1))
         embedded = weights["codebook.weight"].index_select(0, codes)  # [L, Cv]
         if self.smooth:
@@ -150,19 +151,20 @@ class CodeSamplingHead(SamplingHeadStep):
         return found if self.next_size is None else (*found, self.embedded(summed, weights))
 
     def guided(self, x: Tensor, head_modulation: Tensor, named: Tensors, weights: Weights) -> Tensor:
-        """Logits [L, codes], fp32."""
-        logits = self.head(x, head_modulation, weights)
-        if "guidance" not in named:
-            return logits[:, 0]
-        strength = named["guidance"] * self.ratio
-        return (1 + strength) * logits[:, 0] - strength * logits[:, 1]
+        """Logits [L * B, codes], fp32."""
+        logits = self.head(x, head_modulation, weights)  # [L, G, B * codes]
+        found = logits[:, 0]
+        if "guidance" in named:
+            strength = self.of_each(named["guidance"] * self.ratio, self.config.codes)
+            found = (1 + strength) * logits[:, 0] - strength * logits[:, 1]
+        return found if self.images == 1 else found.reshape(-1, self.config.codes)
 
     def added(self, summed: Tensor, embedded: Tensor, named: Tensors, weights: Weights) -> Tensor:
-        """The running sum with this scale's embedded codes [L, Cv]."""
+        """The running sum with this scale's embedded codes [L * B, Cv]."""
         if self.size == self.final:
-            grid = embedded.transpose(0, 1).reshape(summed.shape)
+            grid = self.grids(embedded, (summed.shape[2], summed.shape[3]))
         else:
-            grid = embedded.transpose(0, 1).reshape(1, -1, self.enlarge_0.shape[1], self.enlarge_1.shape[1])
+            grid = self.grids(embedded, (self.enlarge_0.shape[1], self.enlarge_1.shape[1]))
             grid = self.enlarge_0 @ grid @ self.enlarge_1.t()
         if self.phi:
             smoothed = F.conv2d(grid, weights[f"{self.phi}.weight"], weights[f"{self.phi}.bias"], padding=1)
@@ -177,13 +179,16 @@ class Ranking:
     """Logits [L, codes] in falling order, and those that top-k and then top-p leave."""
 
     def __init__(self, logits: Tensor, count: int, cut: Tensor, top_k: Tensor | None) -> None:
-        """count: how many are ranked; top_k [1] (int64) of those are left, 0 for all; cut [1] is 1 - top_p."""
+        """count: how many are ranked; top_k (int64) of those are left, 0 for all; cut is 1 - top_p. Both are [1] for
+        all tokens, or [L, 1].
+        """
         self.logits = logits
         self.values, self.index = largest(logits, count, dim=1, lowest=2 * HIDDEN)
         mass = (self.values - self.values[:, :1]).exp()
         if top_k is not None:
             rank = torch.where((top_k < 1) | (top_k > count), count, top_k) - 1
-            mass = torch.where(self.values >= self.values.index_select(1, rank), mass, 0.0)
+            least = self.values.index_select(1, rank) if rank.dim() == 1 else self.values.gather(1, rank)
+            mass = torch.where(self.values >= least, mass, 0.0)
         # The rarest codes go whose probabilities together are at most `cut`; the likeliest never.
         rest = running_sums(mass, falling=True)  # of a code and of all rarer ones
         stays = rest > cut * rest[:, :1]
@@ -222,18 +227,29 @@ class VqImageDecoder(ImageDecoder):
     kind = LatentDecoder
 
 
+class VqImageEncoder(ImageEncoder):
+    """The encoder of a VQ tokenizer, with the convolution behind it."""
+
+    kind = LatentEncoder
+
+
 class CodebookAdapter(ModelAdapter[TransformerT, VqTokenizerConfig]):
     """The common adapter of families that choose codes from a VQ tokenizer's codebook."""
 
     image_tokenizer = VqTokenizer
     decoder = VqImageDecoder
-    encoder = None
+    encoder: ClassVar[type[ImageEncoder] | None] = None
     tiles_decoder = False
-    decoder_prefix = "image_tokenizer."
+    decoder_prefix = encoder_prefix = "image_tokenizer."
     decoder_parts = ("decoder.", "post_quant_conv.")
+    encoder_parts = ("encoder.", "quant_conv.")
 
     def infer_image_tokenizer(self, shapes: Mapping[str, tuple[int, ...]]) -> VqTokenizerConfig:
         return infer_vq_tokenizer(shapes)
+
+    def image_role(self, name: str) -> Role:
+        """The encoder's last convolution is fp32: in 16 bits its latent would have other nearest codes."""
+        return Role.FP32 if name.startswith("quant_conv.") else image_tokenizer_role(name)
 
 
 def codebook_weights(images: VqTokenizerConfig, state: State) -> Sources:

@@ -90,6 +90,21 @@ class Quantizer(nn.Module):
         return token_maps, total
 
 
+class LatentEncoder(nn.Module):
+    """The encoding half, by its official keys: image [B, 3, H, W] in [-1, 1] -> latent [B, code_channels, h, w], before
+    quantisation.
+    """
+
+    def __init__(self, config: VqTokenizerConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.quant_conv = Conv(config.code_channels, config.code_channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.quant_conv(self.encoder(image))
+        return out
+
+
 class LatentDecoder(nn.Module):
     """The decoding half, by its official keys: latent [B, code_channels, h, w] -> image [B, 3, H, W], not clamped."""
 

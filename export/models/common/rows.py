@@ -1,4 +1,6 @@
-"""Arithmetic on activations laid out as rows: [L * R, C], token outermost, where R counts guidance rows.
+"""Arithmetic on activations laid out as rows: [L * R, C], token outermost, where R counts the rows of all images.
+
+Rows are those of a pass of B images: the conditional rows of all of them, then, with guidance, the unconditional ones.
 
 Keys and values are [S, R * heads, head_dim]. The prefix of a cache is contiguous, and a scale's keys are written behind
 it without a copy. Selection and residual stream are fp32 whatever the weights' dtype.
@@ -6,7 +8,7 @@ it without a copy. Selection and residual stream are fp32 whatever the weights' 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -107,9 +109,21 @@ def topk_operator() -> Iterator[None]:
         _TOPK_OPERATOR.reset(token)
 
 
+def tokens_first(features: Sequence[Tensor], images: int) -> Tensor:
+    """Features of conditional and unconditional rows, each [T, n], or [B, T, n] of several images -> [T, R, n]."""
+    return torch.stack(tuple(features), dim=1) if images == 1 else torch.cat(tuple(features)).transpose(0, 1)
+
+
 def rows_of(token: Tensor, rows: int) -> Tensor:
     """Token indices [k, R] -> indices [k * R] into activations [L * R, C]."""
     return (token * rows + torch.arange(rows)).flatten()
+
+
+def of_rows(each: Tensor, images: int, rows: int) -> Tensor:
+    """What tokens of each image have, [m * B] -> that of each row [m, R], or [m, 1] where one image is all rows'."""
+    if images == 1:
+        return each.unsqueeze(1)
+    return each.view(-1, images).repeat(1, rows // images)
 
 
 def restore(fresh: Tensor, kept: Tensor, cached: Tensor, corners: Tensor) -> Tensor:

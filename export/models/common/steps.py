@@ -36,8 +36,12 @@ class Step(nn.Module):
 
 
 class ImageStep(Step):
-    """A step that runs once an image: `rows` guidance rows, prompts of `text_length` tokens with their padding."""
+    """A step that runs once for all images of a pass: `rows` rows, prompts of `text_length` tokens with padding."""
 
-    def __init__(self, config: TransformerShape, rows: int, text_length: int = 0) -> None:
+    def __init__(self, config: TransformerShape, rows: int, text_length: int = 0, images: int = 1) -> None:
         super().__init__()
-        self.config, self.rows, self.text_length = config, rows, text_length
+        self.config, self.rows, self.text_length, self.images = config, rows, text_length, images
+
+    def of_images(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what each image has: that of one image, or of several in a row."""
+        return shape if self.images == 1 else (self.images, *shape)

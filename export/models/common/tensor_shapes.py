@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ....errors import CheckpointError
 
@@ -17,7 +17,14 @@ T = TypeVar("T")
 Config = TypeVar("Config")
 
 
-def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
+class Shaped(Protocol):
+    """What has a shape, made or not."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+
+def shapes_of(state: Mapping[str, Shaped]) -> Shapes:
     """Name -> shape of every tensor."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 

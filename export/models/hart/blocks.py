@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....core.schedule import Size
 from ....families.hart import HartConfig
-from ..common.rows import ANY, OpenDims, Shapes, Weights, first, rms_norm, scale_rows, tokens_of, unit
+from ..common.rows import ANY, OpenDims, Shapes, Weights, first, of_rows, rms_norm, scale_rows, tokens_of, unit
 from ..transformer.block_steps import LARGER, AttnMlpStep, QkvStep, SubLayer, Tensors
 from ..transformer.layers import QUARTER
 from .model import ROTARY_BASE
@@ -20,8 +20,8 @@ from .model import ROTARY_BASE
 class Qkv(QkvStep):
     """HART's first half: RMSNorm, rotary positions.
 
-    It reads besides x: context_positions [T * Rt] at the first scale, offset [Rt] (fp32) at all others; positions [k],
-    the tokens' numbers in the scale (int64), for a part of a scale; modulation [Rt, 6, C] in modulated models.
+    It reads besides x: context_positions [T * Rt] at the first scale, offset [Rt] (fp32) at all others; positions
+    [k * B], the tokens' numbers in the scale (int64), for a part of a scale; modulation [Rt, 6, C] in modulated models.
     """
 
     grid: Tensor  # [L, 2]: row and column of every token of the scale, on the final grid
@@ -37,8 +37,11 @@ class Qkv(QkvStep):
         scale: Size,
         final: Size,
         text_rows: int = 0,
+        images: int = 1,
     ) -> None:
+        """images: how many have positions of their own."""
         super().__init__(config, rows, size, kept, text_rows, given)
+        self.images = images
         self.unit_queries = config.unit_queries
         self.weights += ("norm.weight",) + (("sa.q_scale",) if config.unit_queries else ())
         channels = config.head_dim
@@ -52,13 +55,13 @@ class Qkv(QkvStep):
 
     def given_shapes(self) -> Shapes:
         Rt, k = self.text_rows, tokens_of(self.size)
-        shapes: Shapes = {"context_positions": (k * Rt,), "offset": (Rt,), "positions": (k,)}
+        shapes: Shapes = {"context_positions": (k * Rt,), "offset": (Rt,), "positions": (k * self.images,)}
         return {name: (shapes | {"modulation": (Rt, 6, self.config.width)})[name] for name in self.given}
 
     def open_dims(self) -> OpenDims:
         own: OpenDims = {
             "grid": {0: ANY if "positions" in self.given else ("tokens", 1)},
-            "positions": {0: ("tokens", 1)},
+            "positions": {0: ("tokens", self.images)},
         }
         return {**own, "context_positions": {0: ("tokens", self.text_rows)}, **super().open_dims()}
 
@@ -88,10 +91,13 @@ class Qkv(QkvStep):
     def _image_angles(self, token: Tensor | None, given: Tensors) -> tuple[Tensor, Tensor]:
         """Angles of both halves of a head, [k, R, 1, hd / 2]: by row and by column, each frequency twice."""
         offset, grid = first(given["offset"], self.rows), self.grid
-        own = given.get("positions", token)
+        own = token
+        if "positions" in given:
+            own = of_rows(given["positions"], self.images, self.rows).flatten()
         if own is not None:
             grid = grid.index_select(0, own)
-        places = grid.view(-1, 1 if token is None else self.rows, 2) + offset.view(1, -1, 1)  # [k, R, 2]
+        apart = token is not None or ("positions" in given and self.images > 1)  # each row has tokens of its own
+        places = grid.view(-1, self.rows if apart else 1, 2) + offset.view(1, -1, 1)  # [k, R, 2]
         angles = places.view(-1, self.rows, 2, 1) * self.frequencies
         angles = torch.cat((angles, angles), dim=-1)
         return angles[:, :, :1], angles[:, :, 1:]

@@ -19,12 +19,13 @@ from ....errors import PlanError
 from ....families.codebook import VqTokenizerConfig, phi_index
 from ....families.hart import HART, HartConfig, guidance_ratio, top_k
 from ..codebook.steps import CodebookAdapter, CodeSamplingHead, LayerModulation
-from ..common.rows import OpenDims, Shapes, Weights, rms_norm, rows_of, tokens_of
+from ..common.rows import OpenDims, Shapes, Weights, of_rows, rms_norm, rows_of, tokens_of
 from ..common.step_graph import StepGraph
 from ..common.steps import ImageStep, Step
 from ..common.weights import Sources, State, affine
 from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, sampling_head_graph, size_label
 from ..transformer.block_steps import KEPT, LARGER, Tensors
+from ..transformer.published_models import PublishedModel
 from .blocks import AttnMlp, Qkv
 from .model import DERIVED, HartTransformer, infer_transformer
 from .residual import Residual, with_tokens
@@ -34,7 +35,7 @@ from .weights import hart_weights
 class Conditioning(ImageStep):
     """Text features -> tokens of the first scale, rotary positions, modulation of the head.
 
-    cond [T, Ct], mask [1, T] (1 = a token that counts; its padding is read all the same)
+    cond [T, Ct], of B images [B, T, Ct], mask [B, T] (1 = a token that counts; its padding is read all the same)
     -> x [T * R, C], head_modulation [R, 2, C], context_positions [T * R], offset [R] (the last context position), and
     in modulated models pooled [R, C], SiLU done.
 
@@ -45,8 +46,8 @@ class Conditioning(ImageStep):
 
     inputs = ("cond", "mask")
 
-    def __init__(self, config: HartConfig, rows: int) -> None:
-        super().__init__(config, rows, config.context_length)
+    def __init__(self, config: HartConfig, rows: int, images: int = 1) -> None:
+        super().__init__(config, rows, config.context_length, images)
         self.outputs = ("x", "head_modulation", "context_positions", "offset")
         self.outputs += ("pooled",) if config.modulated else ()
         self.weights = (*affine("context_embed"), "lvl_embed.weight", *affine("head_nm.ada_lin.1"))
@@ -54,39 +55,42 @@ class Conditioning(ImageStep):
 
     def border(self) -> Shapes:
         T, R, C = self.text_length, self.rows, self.config.width
-        shapes: Shapes = {"cond": (T, self.config.context_width), "mask": (1, T), "x": (T * R, C), "pooled": (R, C)}
+        cond = self.of_images((T, self.config.context_width))
+        shapes: Shapes = {"cond": cond, "mask": (self.images, T), "x": (T * R, C), "pooled": (R, C)}
         return {**shapes, "head_modulation": (R, 2, C), "context_positions": (T * R,), "offset": (R,)}
 
     def forward(self, cond: Tensor, mask: Tensor, weights: Weights) -> tuple[Tensor, ...]:
         c, w = self.config, weights
-        T, C, nothing = c.context_length, c.width, w["context_embed.bias"]
+        B, T, C, nothing = self.images, c.context_length, c.width, w["context_embed.bias"]
         features = rms_norm(cond.float(), w["context_norm.weight"]) if c.context_norm else cond
         embedded = F.linear(features.to(w["context_embed.weight"].dtype), w["context_embed.weight"]).float() + nothing
-        x = self._rows(embedded, nothing.expand(T, C)) + w["lvl_embed.weight"][0]
-        largest = self._rows(embedded.amax(0, keepdim=True), nothing.view(1, C)).view(-1, C)
+        embedded = embedded.view(B, T, C).transpose(0, 1)
+        x = self._rows(embedded, nothing.expand(T, B, C)) + w["lvl_embed.weight"][0]
+        largest = self._rows(embedded.amax(0, keepdim=True), nothing.expand(1, B, C)).view(-1, C)
         head = F.linear(F.silu(largest), w["head_nm.ada_lin.1.weight"], w["head_nm.ada_lin.1.bias"])
         before = torch.ones(T, T).triu()  # a running sum as a product, which every compiler has
-        positions = (mask @ before - 1).view(T, 1)
-        positions = self._rows(positions, torch.zeros(T, 1))
-        offset = positions[-1].flatten()
+        positions = (mask @ before - 1).transpose(0, 1)  # [T, B]
+        positions = self._rows(positions, torch.zeros(T, B))
+        offset = positions[-1]
         found = (x.view(-1, C), head.view(-1, 2, C), positions.flatten(), offset)
         if not c.modulated:
             return found
         if c.pooling == "avg":
-            largest = self._rows(mask @ embedded / mask.sum(), nothing.view(1, C)).view(-1, C)
+            mean = (mask.transpose(0, 1).unsqueeze(-1) * embedded).sum(0, keepdim=True) / mask.sum(1, keepdim=True)
+            largest = self._rows(mean, nothing.expand(1, B, C)).view(-1, C)
         return (*found, F.silu(largest))
 
     def _rows(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        """[T, n] each -> [T, R, n]."""
-        return torch.stack((conditional, unconditional)[: self.rows], dim=1)
+        """[T, B, ...] each -> [T, R, ...]."""
+        return torch.cat((conditional, unconditional)[: self.rows // self.images], dim=1)
 
 
 class SamplingHead(CodeSamplingHead):
     """HART's sampling head: the scale decides how many codes are ranked, and the last scale has no phi.
 
     At the first scale the last context token alone draws the one code of the 1x1 map. Where the last scale is drawn in
-    parts, positions [m] (int64) are the numbers of this part's tokens. Where the diffusion head follows, codes [L]
-    (int64) are an output.
+    parts, positions [m * B] (int64) are the numbers of this part's tokens. Where the diffusion head follows, codes
+    [L * B] (int64) are an output.
     """
 
     config: HartConfig
@@ -112,7 +116,7 @@ class SamplingHead(CodeSamplingHead):
         return ("codes",) if self.residual else ()
 
     def further_shapes(self) -> Shapes:
-        return {**super().further_shapes(), "positions": (self.part,)}
+        return {**super().further_shapes(), "positions": (self.part * self.images,)}
 
     def next_places(self) -> Tensor:
         return torch.tensor([self.next_index])
@@ -147,19 +151,19 @@ class SamplingHead(CodeSamplingHead):
 
 
 class Pick(Step):
-    """The tokens of a part of a scale: x [L * R, C], positions [m] (int64) -> x_out [m * R, C]."""
+    """The tokens of a part of a scale: x [L * R, C], positions [m * B] (int64) -> x_out [m * R, C]."""
 
     inputs = ("x", "positions")
     outputs = ("x_out",)
     weights: tuple[str, ...] = ()
 
-    def __init__(self, config: HartConfig, rows: int, size: Size, part: int) -> None:
+    def __init__(self, config: HartConfig, rows: int, size: Size, part: int, images: int = 1) -> None:
         super().__init__()
-        self.config, self.rows, self.size, self.part = config, rows, size, part
+        self.config, self.rows, self.size, self.part, self.images = config, rows, size, part, images
 
     def open_dims(self) -> OpenDims:
         x: OpenDims = {"x": {0: ("tokens", self.rows)}, "x_out": {0: ("part", self.rows)}}
-        return {**x, "positions": {0: ("part", 1)}}
+        return {**x, "positions": {0: ("part", self.images)}}
 
     @classmethod
     def stand_in(cls, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -167,10 +171,11 @@ class Pick(Step):
 
     def border(self) -> Shapes:
         C, R = self.config.width, self.rows
-        return {"x": (tokens_of(self.size) * R, C), "positions": (self.part,), "x_out": (self.part * R, C)}
+        own = (self.part * self.images,)
+        return {"x": (tokens_of(self.size) * R, C), "positions": own, "x_out": (self.part * R, C)}
 
     def forward(self, x: Tensor, positions: Tensor, weights: Weights) -> Tensor:
-        return x.index_select(0, rows_of(positions.unsqueeze(1), self.rows))
+        return x.index_select(0, rows_of(of_rows(positions, self.images, self.rows), self.rows))
 
 
 Context = ExportContext[HartConfig, VqTokenizerConfig]
@@ -185,6 +190,16 @@ class HartAdapter(CodebookAdapter[HartConfig]):
     qkv = Qkv
     attn_mlp = AttnMlp
     text_encoders = ("qwen2",)
+    published = (
+        PublishedModel(
+            "llm",
+            "hart_0.7b",
+            image_tokenizers=("tokenizer",),
+            text_encoder="Qwen2-VL-1.5B-Instruct",
+            text_encoder_repository="mit-han-lab/Qwen2-VL-1.5B-Instruct",
+            weight_files=("ema_model.bin",),  # what the published program draws with, unless told otherwise
+        ),
+    )
     derived = DERIVED
 
     def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> HartConfig:
@@ -192,8 +207,8 @@ class HartAdapter(CodebookAdapter[HartConfig]):
 
     def conditioning(self, context: Context) -> StepGraph:
         check_plan(context.plan)
-        arguments = {"config": context.transformer, "rows": context.rows}
-        return StepGraph(f"conditioning-{context.label}", Conditioning, arguments, SHARED_PREFIX)
+        arguments = {"config": context.transformer, "rows": context.rows, "images": context.images}
+        return StepGraph(f"conditioning-{context.label}{context.of_images}", Conditioning, arguments, SHARED_PREFIX)
 
     def layer_conditioning(self, context: Context) -> StepGraph | None:
         if not context.transformer.modulated:
@@ -207,7 +222,8 @@ class HartAdapter(CodebookAdapter[HartConfig]):
     def qkv_arguments(self, context: Context, step: StepPlan) -> dict[str, Any]:
         given = self._modulation(context) + (("offset",) if step.index else ("context_positions",))
         given += ("positions",) if step.part is not None else ()
-        return {"given": given, "scale": step.size, "final": context.plan.schedule.final}
+        own = {"images": context.images} if step.part is not None else {}
+        return {"given": given, "scale": step.size, "final": context.plan.schedule.final, **own}
 
     def attn_mlp_arguments(self, context: Context, step: StepPlan) -> dict[str, Any]:
         return {"given": self._modulation(context)}
@@ -218,8 +234,7 @@ class HartAdapter(CodebookAdapter[HartConfig]):
     def sampling_head(self, context: Context, step: StepPlan) -> StepGraph:
         plan, scales = context.plan, len(context.plan.schedule)
         arguments: dict[str, Any] = {"index": step.index, "scales": scales}
-        arguments |= {"config": context.transformer, "rows": step.rows(context.rows), "text_rows": context.rows}
-        arguments |= {"ratio": guidance_ratio(step.index, scales)}
+        arguments |= {"config": context.transformer, "ratio": guidance_ratio(step.index, scales)}
         arguments |= {"smooth": plan.sampling_mode.smooth, "part": _part(step)}
         arguments |= {"residual": plan.sampling_mode.residual and step.next_index is None}
         graph = sampling_head_graph(SamplingHead, arguments, context, step)
@@ -228,16 +243,18 @@ class HartAdapter(CodebookAdapter[HartConfig]):
     def pick(self, context: Context, step: StepPlan) -> StepGraph | None:
         if step.part is None:
             return None
-        arguments = {"config": context.transformer, "rows": step.rows(context.rows), "size": step.size}
-        name = f"pick-{size_label(step.size)}-k{step.tokens}-{context.rows_label(step)}"
+        arguments = {"config": context.transformer, "rows": context.rows_of(step), "images": context.images}
+        arguments |= {"size": step.size}
+        name = f"pick-{size_label(step.size)}-k{step.tokens}-{context.rows_label(step)}{context.of_images}"
         return StepGraph(name, Pick, {**arguments, "part": step.tokens}, SHARED_PREFIX)
 
     def residual(self, context: Context, step: StepPlan) -> StepGraph | None:
         if step.next_index is not None or not context.plan.sampling_mode.residual:
             return None
         ratio = guidance_ratio(step.index, len(context.plan.schedule))
-        arguments = {"config": context.transformer, "rows": step.rows(context.rows), "size": step.size, "ratio": ratio}
-        name = f"residual-{size_label(step.size)}-k{step.tokens}-{context.rows_label(step)}"
+        arguments = {"config": context.transformer, "rows": context.rows_of(step), "images": context.images}
+        arguments |= {"size": step.size, "ratio": ratio}
+        name = f"residual-{size_label(step.size)}-k{step.tokens}-{context.rows_label(step)}{context.of_images}"
         return StepGraph(name, Residual, {**arguments, "part": _part(step)}, SHARED_PREFIX)
 
     def weights(self, transformer: HartConfig, state: State, images: VqTokenizerConfig, images_state: State) -> Sources:

@@ -18,11 +18,12 @@ from ....core.schedule import PIXELS_PER_TOKEN
 from ....errors import CheckpointError
 from ....families.infinity import INFINITY, ImageTokenizerConfig, TransformerConfig
 from ..common.coders import ImageDecoder, ImageEncoder
-from ..common.rows import Shapes, Weights
+from ..common.rows import Shapes, Weights, tokens_first
 from ..common.step_graph import StepGraph
 from ..common.steps import ImageStep
 from ..common.weights import Sources, State, affine
 from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, ModelAdapter, sampling_head_graph
+from ..transformer.published_models import PublishedModel, TrainingKeys
 from ..transformer.sampling_head import SamplingHeadStep
 from .blocks import AttnMlp, Qkv
 from .model import InfinityTransformer, infer_transformer
@@ -35,7 +36,7 @@ POOL = "text_proj_for_sos.ca"
 class Conditioning(ImageStep):
     """Text features -> first tokens, cross-attention source, modulation of the blocks and of the head.
 
-    cond, uncond [T, Ct] (uncond absent without guidance), mask [R, T] (1 = a token)
+    cond, uncond [T, Ct], of B images [B, T, Ct] (uncond absent without guidance), mask [R, T] (1 = a token)
     -> x [R, C], text [T * R, C], modulation [R, 6, C], head_modulation [R, 2, C], text_bias [R * heads, 1, T]
     """
 
@@ -48,15 +49,14 @@ class Conditioning(ImageStep):
         *("pos_start", "lvl_embed.weight", *affine("shared_ada_lin.1", "head_nm.ada_lin.1")),
     )
 
-    def __init__(self, config: TransformerConfig, rows: int, text_length: int) -> None:
-        super().__init__(config, rows, text_length)
-        self.inputs = ("cond", "uncond", "mask") if rows == 2 else ("cond", "mask")
+    def __init__(self, config: TransformerConfig, rows: int, text_length: int, images: int = 1) -> None:
+        super().__init__(config, rows, text_length, images)
+        self.inputs = ("cond", "uncond", "mask") if rows > images else ("cond", "mask")
 
     def border(self) -> Shapes:
         c, R, T = self.config, self.rows, self.text_length
         return {
-            "cond": (T, c.text_width),
-            "uncond": (T, c.text_width),
+            **dict.fromkeys(("cond", "uncond"), self.of_images((T, c.text_width))),
             "mask": (R, T),
             "x": (R, c.width),
             "text": (T * R, c.width),
@@ -68,7 +68,7 @@ class Conditioning(ImageStep):
     def forward(self, *tensors: Tensor, weights: Weights) -> tuple[Tensor, ...]:
         c, w = self.config, weights
         *features, mask = tensors
-        text = torch.stack(features, dim=1).float()  # [T, R, Ct]
+        text = tokens_first(features, self.images).float()  # [T, R, Ct]
         text = text * torch.rsqrt(text.square().mean(-1, keepdim=True) + 1e-6) * w["text_norm.weight"]
         flat = text.flatten(0, 1).to(w["text_proj_for_ca.0.weight"].dtype)  # [T * R, Ct]
         bias = (mask.float() - 1.0) * 1e30  # [R, T]: 0 for a token, hugely negative for padding
@@ -118,7 +118,8 @@ class TextKV(ImageStep):
 class SamplingHead(SamplingHeadStep):
     """Infinity's sampling head: bits are drawn one by one; tokens have the level embedding of their scale alone.
 
-    It reads tau and cut [1] (1 - top_p), with guidance guidance [1]; noise [L, channels], logits [L, 2 * channels].
+    It reads tau and cut [B] (1 - top_p), with guidance guidance [B]; noise [L * B, channels], logits
+    [L * B, 2 * channels].
     """
 
     config: TransformerConfig
@@ -131,13 +132,13 @@ class SamplingHead(SamplingHeadStep):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.inputs = ("x", "head_modulation", "noise", "tau", "cut", "summed")
-        self.inputs += ("guidance",) if self.rows == 2 else ()
+        self.inputs += ("guidance",) if self.has_guidance else ()
 
     def next_places(self) -> Tensor:
         return torch.tensor([self.next_index])
 
     def further_shapes(self) -> Shapes:
-        tokens, channels = self.tokens(), self.config.code_channels
+        tokens, channels = self.tokens() * self.images, self.config.code_channels
         return {"noise": (tokens, channels), "logits": (tokens, 2 * channels)}
 
     def forward(
@@ -152,11 +153,14 @@ class SamplingHead(SamplingHeadStep):
         weights: Weights,
     ) -> tuple[Tensor, ...]:
         p = self.config.patch
+        # [L, G, B * n]; settings of an image are those of all its n logits
+        tau, strength = (self.of_each(t, 2 * self.config.code_channels) for t in (tau, *(guidance or (tau,))))
         logits = self.head(x, head_modulation, weights) / tau
-        logits = guidance[0] * logits[:, 0] + (1 - guidance[0]) * logits[:, 1] if guidance else logits[:, 0]
-        codes = self._sample(logits, noise, cut)  # [L, channels]
+        logits = strength * logits[:, 0] + (1 - strength) * logits[:, 1] if guidance else logits[:, 0]
+        logits = logits if self.images == 1 else logits.reshape(-1, 2 * self.config.code_channels)
+        codes = self._sample(logits, noise, self.of_each_token(cut, noise))  # [L * B, channels]
         own = summed.shape[2:] if self.size == self.final else (self.enlarge_0.shape[1], self.enlarge_1.shape[1])
-        grid = codes.transpose(0, 1).reshape(1, -1, own[0] // p, own[1] // p)
+        grid = self.grids(codes, (own[0] // p, own[1] // p))
         if p > 1:
             grid = F.pixel_shuffle(grid, p)
         if self.size != self.final:
@@ -192,6 +196,10 @@ class InfinityImageEncoder(ImageEncoder):
 Context = ExportContext[TransformerConfig, ImageTokenizerConfig]
 
 
+def _published(transformer: str, name: str, *image_tokenizers: str) -> PublishedModel:
+    return PublishedModel(transformer, name, image_tokenizers, "flan-t5-xl", "google/flan-t5-xl")
+
+
 class InfinityAdapter(ModelAdapter[TransformerConfig, ImageTokenizerConfig]):
     """Infinity: text enters by cross-attention and modulation; positions are normalised to the 1M grid."""
 
@@ -204,6 +212,14 @@ class InfinityAdapter(ModelAdapter[TransformerConfig, ImageTokenizerConfig]):
     qkv = Qkv
     attn_mlp = AttnMlp
     text_encoders = ("t5",)
+    published = (
+        _published(r"infinity_125[mM]\w*", "infinity_125m", "infinity_vae_d16"),
+        _published("infinity_2b_reg", "infinity_2b", "infinity_vae_d32reg", "infinity_vae_d32_reg"),
+        _published("infinity_8b_weights", "infinity_8b", "infinity_vae_d56_f8_14_patchify"),
+        _published("infinity_8b_512x512_weights", "infinity_8b_512x512", "infinity_vae_d56_f8_14_patchify"),
+    )
+    training_keys = TrainingKeys(("gpt_ema_fsdp", "gpt_ema_for_vis"), ("gpt_fsdp", "gpt_wo_ddp"))
+    image_tokenizers = tuple(f"infinity_vae_{kind}" for kind in ("d24", "d32", "d32_rdn_short", "d64"))
 
     def check_parts(self, transformer: TransformerConfig, images: ImageTokenizerConfig) -> None:
         if transformer.bits != images.bits:
@@ -233,7 +249,8 @@ class InfinityAdapter(ModelAdapter[TransformerConfig, ImageTokenizerConfig]):
         return transformer_weights(transformer, state)
 
     def conditioning(self, context: Context) -> StepGraph:
-        return StepGraph(f"conditioning-{context.label}", Conditioning, self._text(context), SHARED_PREFIX)
+        arguments = {**self._text(context), "images": context.images}
+        return StepGraph(f"conditioning-{context.label}{context.of_images}", Conditioning, arguments, SHARED_PREFIX)
 
     def layer_conditioning(self, context: Context) -> StepGraph:
         return StepGraph(f"text-kv-{context.label}", TextKV, self._text(context), LAYER_PREFIX)
@@ -248,5 +265,4 @@ class InfinityAdapter(ModelAdapter[TransformerConfig, ImageTokenizerConfig]):
         return {"text_length": context.text_length}
 
     def sampling_head(self, context: Context, step: StepPlan) -> StepGraph:
-        arguments = {"config": context.transformer, "rows": step.rows(context.rows), "text_rows": context.rows}
-        return sampling_head_graph(SamplingHead, arguments, context, step)
+        return sampling_head_graph(SamplingHead, {"config": context.transformer}, context, step)

@@ -19,6 +19,7 @@ from ..common.rows import Shapes
 from ..common.step_graph import StepGraph
 from ..common.weights import Role, Sources, State
 from .block_steps import AttnMlpStep, QkvStep
+from .published_models import PublishedModel, TrainingKeys
 
 LAYER_PREFIX = "transformer.blocks.{layer}."
 SHARED_PREFIX = "transformer."
@@ -34,11 +35,27 @@ class ExportContext(Generic[TransformerT, ImagesT]):
     transformer: TransformerT  # configurations of the family
     image_tokenizer: ImagesT
     text_length: int
-    rows: int  # guidance rows at the first scale
+    guidance_rows: int  # of an image, at the first scale
+    images: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Rows at the first scale: the conditional ones of all images, then the unconditional ones."""
+        return self.guidance_rows * self.images
+
+    def rows_of(self, step: StepPlan) -> int:
+        """Rows of a step."""
+        return step.rows(self.guidance_rows, self.images)
 
     @property
     def label(self) -> str:
+        """Of a graph that knows rows alone, not which are of one image."""
         return f"t{self.text_length}-r{self.rows}" if self.text_length else f"r{self.rows}"
+
+    @property
+    def of_images(self) -> str:
+        """Behind the label of a graph that knows images."""
+        return f"-b{self.images}" if self.images > 1 else ""
 
     def following(self, step: StepPlan) -> StepPlan | None:
         """The first step of the next executed scale."""
@@ -46,7 +63,7 @@ class ExportContext(Generic[TransformerT, ImagesT]):
 
     def rows_label(self, step: StepPlan) -> str:
         """r2, or r1of2 where guidance has been switched off."""
-        own = step.rows(self.rows)
+        own = self.rows_of(step)
         return f"r{own}" if own == self.rows else f"r{own}of{self.rows}"
 
 
@@ -69,7 +86,9 @@ class ModelAdapter(ABC, Generic[TransformerT, ImagesT]):
     tiles_decoder: ClassVar[bool] = True
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder.",)  # prefixes of the tokenizer's tensors that it reads
     encoder_parts: ClassVar[tuple[str, ...]] = ("encoder.",)
-    image_tokenizer_files: ClassVar[tuple[str, ...]] = ()  # names that image tokenizers are published under
+    published: ClassVar[tuple[PublishedModel, ...]] = ()  # names that the family's models are published under
+    image_tokenizers: ClassVar[tuple[str, ...]] = ()  # further names of image tokenizers, of no published model
+    training_keys: ClassVar[TrainingKeys] = TrainingKeys()  # keys of its training program's checkpoints
     text_encoders: ClassVar[tuple[str, ...]] = ()  # kinds that the family's models are published with
     derived: ClassVar[re.Pattern[str]] = re.compile(r"$^")  # stored tensors that follow from the configuration
 
@@ -159,10 +178,11 @@ def sampling_head_graph(
 ) -> StepGraph:
     """A sampling head from a scale to the next one, with its name and the arguments of all families."""
     following, final = context.following(step), context.plan.schedule.final
-    own, further = step.rows(context.rows), following.rows(context.rows) if following else 0
-    arguments = {**arguments, "size": step.size, "final": final}
+    own, further = context.rows_of(step), context.rows_of(following) if following else 0
+    arguments = {**arguments, "rows": own, "text_rows": context.rows, "images": context.images}
+    arguments |= {"size": step.size, "final": final}
     arguments |= {"next_size": following and following.size, "next_index": step.next_index, "next_rows": further}
     onward = "end" if following is None else f"{size_label(following.size)}@{step.next_index}"
-    label = context.rows_label(step) + (f"to{further}" if following and further < own else "")
+    label = context.rows_label(step) + (f"to{further}" if following and further < own else "") + context.of_images
     name = f"sampling_head-{size_label(step.size)}-{onward}-of-{size_label(final)}-{label}"
     return StepGraph(name, factory, arguments, SHARED_PREFIX)

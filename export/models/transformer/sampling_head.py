@@ -26,9 +26,10 @@ Matrix = Callable[[int, int], NDArray[Any]]  # (cells before, cells after) -> [a
 class SamplingHeadStep(Step, ABC):
     """From the last block of one scale to the first of the next.
 
-    x [L * R, C], head_modulation [Rt, 2, C], noise [L, n], summed [1, channels, H, W] and the family's own inputs ->
-    logits [L, n] (guided, not filtered), summed_out, the family's own outputs, and except at the last scale
-    x_next [L' * Rn, C]. Rn, the rows of the next scale, is one where guidance is switched off there; Rt stays two.
+    x [L * R, C], head_modulation [Rt, 2, C], noise [L * B, n], summed [B, channels, H, W] and the family's own inputs
+    -> logits [L * B, n] (guided, not filtered), summed_out, the family's own outputs, and except at the last scale
+    x_next [L' * Rn, C]. B counts images. R, the rows, is B where guidance is off, else 2 * B; Rn are those of the next
+    scale, Rt those of the first.
     """
 
     enlarge_0: Tensor  # matrices [final, own] and [next, final], per axis
@@ -51,8 +52,10 @@ class SamplingHeadStep(Step, ABC):
         next_index: int | None,
         text_rows: int = 0,
         next_rows: int = 0,
+        images: int = 1,
     ) -> None:
         super().__init__()
+        self.images, self.has_guidance = images, rows > images
         self.config, self.rows, self.size, self.final = config, rows, size, final
         self.text_rows, self.next_rows = text_rows or rows, next_rows or rows
         self.next_size, self.next_index = next_size, next_index
@@ -113,12 +116,12 @@ class SamplingHeadStep(Step, ABC):
 
     def border(self) -> Shapes:
         c = self.config
-        summed = (1, c.code_channels // c.patch**2, *self.cells(self.final))
+        summed = (self.images, c.code_channels // c.patch**2, *self.cells(self.final))
         return {
             "x": (self.tokens() * self.rows, c.width),
             "head_modulation": (self.text_rows, 2, c.width),
             **dict.fromkeys(("summed", "summed_out"), summed),
-            **dict.fromkeys(("tau", "cut", "guidance"), (1,)),
+            **dict.fromkeys(("tau", "cut", "guidance"), (self.images,)),
             "x_next": (tokens_of(self.next_size or self.size) * self.next_rows, c.width),
             **self.further_shapes(),
         }
@@ -130,19 +133,38 @@ class SamplingHeadStep(Step, ABC):
     # Arithmetic
 
     def head(self, x: Tensor, head_modulation: Tensor, weights: Weights) -> Tensor:
-        """x [L * R, C] -> logits [L, R, n], fp32."""
+        """x [L * R, C] -> logits [L, G, B * n], fp32; G is two with guidance, else one."""
         h = self.head_input(x, first(head_modulation, self.rows), weights).to(weights["head.weight"].dtype)
         logits = F.linear(h, weights["head.weight"], weights["head.bias"]).float()
-        return logits.view(-1, self.rows, weights["head.bias"].shape[0])
+        return logits.view(-1, self.rows // self.images, self.images * weights["head.bias"].shape[0])
+
+    def of_each(self, setting: Tensor, count: int) -> Tensor:
+        """A setting of each image [B] for all its `count` logits [B * count]."""
+        return setting if self.images == 1 else setting.repeat_interleave(count)
+
+    def of_each_token(self, setting: Tensor, drawn: Tensor) -> Tensor:
+        """A setting of each image [B] for what each draws, [L * B, ...]: [L * B, 1]."""
+        return setting if self.images == 1 else setting.repeat(drawn.shape[0] // self.images).unsqueeze(1)
+
+    def grids(self, codes: Tensor, size: tuple[int, int]) -> Tensor:
+        """What tokens are, [L * B, n], as maps [B, n, h, w]."""
+        if self.images > 1:
+            codes = codes.view(-1, self.images * codes.shape[1])
+        return codes.transpose(0, 1).reshape(self.images, -1, *size)
 
     def embedded(self, summed: Tensor, weights: Weights) -> Tensor:
         """Tokens of the next scale [L' * Rn, C]: the sum resized, embedded, and put in its place."""
         following = self.shrink_0 @ summed @ self.shrink_1.t()
         if self.config.patch > 1:
             following = F.pixel_unshuffle(following, self.config.patch)
-        tokens = (
-            following.flatten(2).squeeze(0).transpose(0, 1).to(weights["word_embed.weight"].dtype)
-        )  # [L', channels]
+        flat = following.flatten(2)  # [B, channels, L']
+        tokens = flat.squeeze(0).transpose(0, 1) if self.images == 1 else flat.permute(2, 0, 1).flatten(0, 1)
+        tokens = tokens.to(weights["word_embed.weight"].dtype)  # [L' * B, channels]
         out = F.linear(tokens, weights["word_embed.weight"], weights["word_embed.bias"]).float()
-        out = out + weights[self.place_table].index_select(0, getattr(self, self.place_buffer))
-        return out.unsqueeze(1).expand(-1, self.next_rows, -1).reshape(-1, self.config.width)
+        places = weights[self.place_table].index_select(0, getattr(self, self.place_buffer))  # of each token, or of all
+        if self.images > 1:
+            width = self.images * self.config.width
+            out = (out.view(-1, self.images, self.config.width) + places.unsqueeze(1)).view(-1, width)
+        else:
+            out = out + places
+        return out.unsqueeze(1).expand(-1, self.next_rows // self.images, -1).reshape(-1, self.config.width)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ....core.plan import StepPlan
 from ....families.codebook import VqTokenizerConfig, phi_index
 from ....families.var import VAR, VarConfig
-from ..codebook.steps import CodebookAdapter, CodeSamplingHead, LayerModulation, codebook_weights
+from ..codebook.steps import CodebookAdapter, CodeSamplingHead, LayerModulation, VqImageEncoder, codebook_weights
 from ..common.rows import Shapes, Weights, tokens_of, unit
 from ..common.step_graph import StepGraph
 from ..common.steps import ImageStep
@@ -21,6 +21,7 @@ from ..transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, sa
 from ..transformer.block_steps import Tensors
 from ..transformer.layers import QUARTER
 from ..transformer.modulated_steps import ModulatedAttnMlp, ModulatedQkv
+from ..transformer.published_models import PublishedModel, TrainingKeys
 from ..transformer.weights import Official, all_layers, attention_weights
 from .model import DERIVED, VarTransformer, infer_transformer
 
@@ -123,7 +124,9 @@ class VarAdapter(CodebookAdapter[VarConfig]):
     transformer = VarTransformer
     qkv = Qkv
     attn_mlp = ModulatedAttnMlp
-    image_tokenizer_files = ("vae_ch160v4096z32.pth",)
+    encoder = VqImageEncoder
+    training_keys = TrainingKeys(trained=("var_wo_ddp", "var"))
+    published = (PublishedModel(r"var_d\d+", image_tokenizers=("vae_ch160v4096z32",)),)
     derived = DERIVED
 
     def infer_transformer(self, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> VarConfig:
@@ -143,8 +146,8 @@ class VarAdapter(CodebookAdapter[VarConfig]):
         plan = context.plan
         scales = len(plan.schedule)
         arguments: dict[str, Any] = {"index": step.index, "scales": scales, "ratio": step.index / max(scales - 1, 1)}
-        arguments |= {"config": context.transformer, "rows": step.rows(context.rows), "text_rows": context.rows}
-        return sampling_head_graph(SamplingHead, {**arguments, "smooth": plan.sampling_mode.smooth}, context, step)
+        arguments |= {"config": context.transformer, "smooth": plan.sampling_mode.smooth}
+        return sampling_head_graph(SamplingHead, arguments, context, step)
 
     def weights(self, transformer: VarConfig, state: State, images: VqTokenizerConfig, images_state: State) -> Sources:
         official = Official.of(VarTransformer, transformer, state)

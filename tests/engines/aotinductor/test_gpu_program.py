@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastvar.core.plan import Batch
 from fastvar.core.precision import Precision
 from fastvar.engines.aotinductor.backend import AotInductorBackend
 from fastvar.engines.aotinductor.gpu_program import _join_channels, gpu_options, known_options, mend
@@ -25,7 +26,7 @@ IMAGES = ImageTokenizerConfig(bits=6, base_channels=32, channel_multipliers=(1, 
 
 
 def graphs() -> dict[str, StepGraph]:
-    made = assemble(tiny.plan(), tiny.CONFIG, IMAGES, None, tiny.CONFIG.text_length, (2,))
+    made = assemble(tiny.plan(), tiny.CONFIG, IMAGES, None, tiny.CONFIG.text_length, [Batch(2)])
     return {graph.factory.__name__: graph for graph in made.graphs.values()}
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastvar.core.plan import make_plan
+from fastvar.core.plan import Batch, make_plan
 from fastvar.core.precision import Precision
 from fastvar.engines.bundle.estimates import FIXED, library_bytes, with_estimates
 from fastvar.engines.bundle.manifest import Manifest
@@ -40,7 +40,7 @@ def test_estimates_are_close_to_the_compilers_report(kind: str, engine_cache):
 
     checkpoint, manifest = random_checkpoint("infinity_layer12"), with_estimates(described(512))
     name = getattr(manifest.sets[0].steps[-1], kind)
-    graphs = assemble(manifest.plan, checkpoint.transformer, checkpoint.image_tokenizer, None, 512, (2,)).graphs
+    graphs = assemble(manifest.plan, checkpoint.transformer, checkpoint.image_tokenizer, None, 512, [Batch(2)]).graphs
     toolchain = make_toolchain("tensorrt-rtx", "sm86")
     factory = EngineFactory(toolchain, EngineCache(engine_cache), engine_weights(checkpoint, False, BF16), 1)
     reported = factory.make({name: graphs[name]}, lambda _: None)[name].engine.report.scratch_bytes

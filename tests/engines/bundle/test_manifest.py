@@ -46,7 +46,7 @@ def manifest(tmp_path_factory):
     precision=st.sampled_from([Precision(), Precision("float16", "int8"), Precision("bfloat16", "int8", "int8")]),
 )
 def test_json_round_trip(manifest, engines, tokenizer, sampling, text, tiles, precision):
-    texts = {"model": text, "decoder": text}
+    texts = {"model": text, "decoder": text, "origin": (text,)}
     changed = dataclasses.replace(
         manifest,
         engines=engines,

@@ -56,7 +56,7 @@ def top(count: int) -> bytes:
 
 class OnRtx3090(TensorRTRTXBackend):
     def device(self):
-        return SimpleNamespace(facts=lambda: GpuFacts("NVIDIA GeForce RTX 3090", "sm86", (13, 0), 24 << 30))
+        return SimpleNamespace(gpu_facts=lambda: GpuFacts("NVIDIA GeForce RTX 3090", "sm86", (13, 0), 24 << 30))
 
 
 def spec_for(target: str = "sm86", library_version: str = "", backend: str = "tensorrt-rtx") -> EngineSpec:

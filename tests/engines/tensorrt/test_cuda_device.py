@@ -219,7 +219,10 @@ def test_driver_too_old_says_which_will_do():
 
 @pytest.mark.parametrize("version", [13000, 13010, 14000])
 def test_driver_that_is_new_enough(version: int):
-    assert CudaDevice((13, 0), FakeDriver(version=version)).facts().driver_cuda == (version // 1000, version // 10 % 10)
+    assert CudaDevice((13, 0), FakeDriver(version=version)).gpu_facts().driver_cuda == (
+        version // 1000,
+        version // 10 % 10,
+    )
 
 
 def test_driver_that_does_not_start_says_why():
@@ -240,7 +243,7 @@ def test_real_driver_is_not_here():
 @pytest.mark.parametrize(("capability", "name"), [((8, 6), "sm86"), ((12, 0), "sm120")])
 def test_facts(capability: tuple[int, int], name: str):
     driver = FakeDriver(capability=capability, memory=24 << 30, version=13020, name="NVIDIA GeForce RTX 3090")
-    assert CudaDevice(module=driver).facts() == GpuFacts("NVIDIA GeForce RTX 3090", name, (13, 2), 24 << 30)
+    assert CudaDevice(module=driver).gpu_facts() == GpuFacts("NVIDIA GeForce RTX 3090", name, (13, 2), 24 << 30)
 
 
 def test_failed_call_names_function_and_reason(device: CudaDevice, driver: FakeDriver):

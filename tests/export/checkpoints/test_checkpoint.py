@@ -330,16 +330,26 @@ def test_a_whole_folder(folder):
     _equal(found.image_tokenizer_weights, _image_state())
 
 
-def test_a_single_file_needs_the_two_other_paths(folder):
-    file = folder / "transformer.pth"
-    with pytest.raises(CheckpointError, match="no image tokenizer given"):
+def test_a_file_alone_needs_the_two_other_paths(folder):
+    whole = load_checkpoint(folder)
+    file = folder / "alone" / "transformer.pth"
+    file.parent.mkdir()
+    (folder / "transformer.pth").rename(file)
+    with pytest.raises(CheckpointError, match=r"no image tokenizer in .*alone\n.*\n.*--image-tokenizer"):
         load_checkpoint(file)
-    with pytest.raises(CheckpointError, match="no text encoder given"):
+    with pytest.raises(CheckpointError, match="no text encoder in"):
         load_checkpoint(file, image_tokenizer=folder / "image_tokenizer.pth")
     paths = {"image_tokenizer": folder / "image_tokenizer.pth", "text_encoder": folder / "text_encoder"}
     found = load_checkpoint(file, **paths)
     assert found.name == "transformer"
-    assert found.digest == load_checkpoint(folder).digest
+    assert found.digest == whole.digest
+
+
+def test_a_file_beside_the_other_parts_needs_no_paths(folder):
+    found = load_checkpoint(folder / "transformer.pth")
+    assert (found.name, found.digest) == ("transformer", load_checkpoint(folder).digest)
+    with pytest.raises(CheckpointError, match="no folder of which a model 'transformer' could be chosen"):
+        load_checkpoint(folder / "transformer.pth", model="transformer")
 
 
 @pytest.mark.parametrize("part", ["transformer.pth", "image_tokenizer.pth", "text_encoder/tokenizer.json"])

@@ -23,7 +23,7 @@ def quantised(values: torch.Tensor, dtype: torch.dtype, per_row: bool = False) -
 
 
 @pytest.mark.parametrize("dtype", [*FLOAT8, torch.int8], ids=str)
-@pytest.mark.parametrize("scale_name", ["a.weight_scale", "a.scale_weight"])
+@pytest.mark.parametrize("scale_name", ["a.weight_scale", "a.scale_weight", "a.weight_scale_inv"])
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (6, 1), (6,)], ids=str)
 def test_a_value_times_its_scale(dtype, scale_name, shape):
     values, scale = quantised(TRUE, dtype, per_row=6 in shape)
@@ -45,6 +45,27 @@ def test_scales_of_inputs_go_with_the_scales_of_weights():
         plain_numbers({"a.weight": TRUE, "a.scale_input": torch.ones(())})
 
 
+@pytest.mark.parametrize("shape", [(300, 130), (128, 256), (100, 100), (256, 3)], ids=str)
+def test_fine_grained_float8_has_a_scale_for_each_block(shape):
+    true = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    rows, columns = (-(-size // 128) for size in shape)
+    scale = torch.rand(rows, columns) + 0.5
+    expanded = scale.repeat_interleave(128, 0)[: shape[0]].repeat_interleave(128, 1)[:, : shape[1]]
+    values = (true / expanded).to(FLOAT8[0])
+    found = plain_numbers({"a.weight": values, "a.weight_scale_inv": scale})["a.weight"]
+    assert torch.equal(found, values.float() * expanded)
+    assert (found - true).norm() < 0.1 * true.norm()
+
+
+def test_products_are_made_when_they_are_asked_for():
+    values, scale = quantised(TRUE, FLOAT8[0])
+    found = plain_numbers({"a.weight": values, "a.weight_scale": scale, "b": TRUE})
+    assert found["a.weight"] is not found["a.weight"]
+    assert (found.stored["a.weight"].shape, found.stored["a.weight"].dtype) == (TRUE.shape, torch.float32)
+    assert found.stored["b"] is found["b"] is TRUE
+    assert list(found.only(["b"])) == ["b"]
+
+
 @pytest.mark.parametrize("dtype", FLOAT8, ids=str)
 def test_float8_without_a_scale_is_refused(dtype):
     with pytest.raises(CheckpointError, match=r"stored in 8 bits without a scale: a\.weight torch\.float8"):
@@ -59,7 +80,8 @@ OTHERS = {
     "a scale in whole numbers": {"a.weight": F8, "a.weight_scale": torch.ones((), dtype=torch.int32)},
     "exponents for scales": {"a.weight": F8, "a.weight_scale": torch.ones(6, 1, dtype=torch.uint8)},
     "unsigned values": {"a.weight": TRUE.to(torch.uint8), "a.weight_scale": ONE},
-    "an inverse scale": {"a.weight": F8, "a.weight_scale_inv": ONE},
+    "an inverse scale besides": {"a.weight": F8, "a.weight_scale": ONE, "a.weight_scale_inv": ONE},
+    "other blocks": {"a.weight": F8, "a.weight_scale_inv": torch.ones(3, 2)},
     "blocks": {"a.weight": F8, "a.weight_scale": torch.ones(3, 2)},
     "columns": {"a.weight": F8, "a.weight_scale": torch.ones(1, 4)},
     "rows or columns": {"a.weight": TRUE[:4].to(FLOAT8[0]), "a.weight_scale": torch.ones(4)},

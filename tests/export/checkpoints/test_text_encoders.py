@@ -72,7 +72,7 @@ def test_scaled_float8_is_multiplied_out(copy: Path):
 
 @pytest.mark.parametrize(
     "beside",
-    [{}, {"SCB": torch.ones(64)}, {"weight_scale_inv": torch.ones(())}, {"weight__absmax": torch.ones(4)}],
+    [{}, {"SCB": torch.ones(64)}, {"weight_scale_inv": torch.ones(7)}, {"weight__absmax": torch.ones(4)}],
     ids=str,
 )
 def test_other_quantised_tensors_are_refused(copy: Path, beside: dict[str, torch.Tensor]):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastvar.core.plan import GenerationPlan
+from fastvar.core.plan import Batch, GenerationPlan
 from fastvar.core.precision import Precision
 from fastvar.export.assembly import assemble
 from fastvar.export.models.common.quantise import SCALE, quantise
@@ -33,7 +33,7 @@ def sources() -> dict[str, WeightSource]:
 
 
 def step_graphs(plan: GenerationPlan) -> list[StepGraph]:
-    made = assemble(plan, tiny.CONFIG, IMAGES, None, tiny.CONFIG.text_length, (2,))
+    made = assemble(plan, tiny.CONFIG, IMAGES, None, tiny.CONFIG.text_length, [Batch(2)])
     return [made.graphs[name] for name in made.step_graphs]
 
 

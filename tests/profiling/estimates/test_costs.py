@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastvar.core.plan import GenerationPlan, SamplingMode, make_plan
+from fastvar.core.plan import Batch, GenerationPlan, SamplingMode, make_plan
 from fastvar.core.policy import DENSE
 from fastvar.core.precision import Precision
 from fastvar.engines.bundle.bundle import Bundle
@@ -89,7 +89,9 @@ def integer(name: str) -> torch.dtype:
 
 def rebuilt(manifest: Manifest, rows: tuple[int, ...], encoder: Any) -> Assembly:
     length = manifest.text_length
-    return assemble(manifest.plan, manifest.transformer, manifest.image_tokenizer, encoder, length, rows)
+    return assemble(
+        manifest.plan, manifest.transformer, manifest.image_tokenizer, encoder, length, [Batch(r) for r in rows]
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 2])

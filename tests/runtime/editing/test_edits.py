@@ -16,10 +16,11 @@ from fastvar.core.resize import bilinear_matrix
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.errors import InputError, NumericsError
 from fastvar.export.models.infinity.tokenizer import ImageTokenizer
-from fastvar.runtime.editing.edits import FEATHER, back_projected, given_tokens, inpainting, scales_of, upscaling
+from fastvar.runtime.editing.edits import FEATHER, back_projected, inpainting, scales_of, upscaling
+from fastvar.runtime.editing.given_tokens import given_tokens
 from fastvar.runtime.editing.source_image import read_mask, touched
-from fastvar.runtime.inputs import TextInput
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.inputs import TextInput
+from fastvar.runtime.requests.settings import SamplingSettings
 
 PROMPT = "a red circle above a blue square"
 EXECUTED = {0: (1, 1), 2: (4, 4), 6: (16, 16)}
@@ -71,7 +72,7 @@ def test_everything_kept_is_the_round_trip_of_the_image_tokenizer(pipe: Pipeline
 def drawn_bits(pipe: Pipeline, edit: Any, seed: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Scale -> bits [L, bits] of the image and those that were drawn, the latter read off the running sum."""
     workspace = pipe._session.workspace(2)
-    given = given_tokens(workspace.encode_image(edit.pixels), edit.kept, pipe.manifest.plan, pipe.manifest.transformer)
+    given = given_tokens(workspace.encode_image(edit.pixels), edit.kept, pipe.manifest, pipe.bundle.weights)
     workspace.encode_text(TextInput(pipe._subjects.tokenizer.encode(PROMPT)))
     found, before = {}, 0.0
     for calls, _ in workspace.run_scales(given.noise(seed), SamplingSettings(3.0, 1.0, 0.97)):

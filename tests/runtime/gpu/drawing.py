@@ -38,5 +38,5 @@ def pixels(images: list[Image]) -> list[bytes]:
 
 
 def needed(manifest: Manifest, offload: bool = False) -> int:
-    layouts = [build_layout(manifest, s.rows, offload_text_encoder=offload) for s in manifest.sets]
+    layouts = [build_layout(manifest, *s.batch, offload_text_encoder=offload) for s in manifest.sets]
     return device_need(layouts).total_bytes

@@ -9,6 +9,7 @@ import pytest
 
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.bundle.manifest import Manifest
+from fastvar.engines.bundle.weight_file import WeightFile
 from fastvar.engines.spec import EngineSpec, TensorSpec
 from fastvar.errors import BundleError
 from fastvar.runtime.memory.layout import build_layout
@@ -113,3 +114,42 @@ def test_weights_that_are_missing_or_of_another_shape(bundle: Bundle):
     ):
         with pytest.raises(BundleError, match=match):
             check_weights(changed, [build_layout(changed, 2)], bundle.weights)
+
+
+@pytest.fixture(scope="module")
+def of_codes(var_editing_bundle: Path) -> Bundle:
+    return Bundle.open(var_editing_bundle)
+
+
+def test_the_latent_is_what_the_decoder_reads(bundle: Bundle, of_codes: Bundle):
+    for m in (bundle.manifest, of_codes.manifest):
+        checked(m)
+        for shape in ((1, 8, 5, 9), (1, 7, *m.plan.schedule.final), (8, *m.plan.schedule.final)):
+            changed = with_engine(m, m.encoder, **reshaped(m.engines[m.encoder], "latent", shape=shape))
+            with pytest.raises(BundleError, match="makes a latent of another size than the decoder's"):
+                checked(changed)
+
+
+def test_what_a_given_image_is_quantised_with_is_there(of_codes: Bundle):
+    m = of_codes.manifest
+    check_weights(m, [], of_codes.weights)
+    check_weights(replace(m, encoder=""), [], Without(of_codes.weights, "transformer.codebook.weight"))
+    for name in ("transformer.codebook.weight", "transformer.phi.0.weight", "transformer.phi.3.bias"):
+        with pytest.raises(BundleError, match=f"its weight file holds no tensor '{name}'"):
+            check_weights(m, [], Without(of_codes.weights, name))
+    more = replace(m, image_tokenizer=replace(m.image_tokenizer, codes=65))
+    with pytest.raises(BundleError, match=r"codebook.weight' .* is float32\[64, 8\], engines take float32\[65, 8\]"):
+        check_weights(more, [], of_codes.weights)
+
+
+class Without:
+    """A weight file that lacks a tensor."""
+
+    def __init__(self, weights: WeightFile, name: str) -> None:
+        self._weights, self._name = weights, name
+
+    def __contains__(self, name: str) -> bool:
+        return name != self._name and name in self._weights
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._weights, name)

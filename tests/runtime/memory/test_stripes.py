@@ -26,8 +26,8 @@ from fastvar.families.infinity import ImageTokenizerConfig
 from fastvar.runtime.memory.layout import EngineCall, Layout, WeightView, build_layout
 from fastvar.runtime.memory.stripes import BUFFER, HALO, WITH_HALO, Rows, over
 from fastvar.runtime.preview import to_image
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
 from tests.conftest import TOKENIZER
 from tests.fakes.cuda import FakeDriver

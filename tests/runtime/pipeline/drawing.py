@@ -10,9 +10,9 @@ from PIL.Image import Image
 
 from fastvar import Pipeline
 from fastvar.core.noise import uniform_noise
-from fastvar.runtime.inputs import TextInput
+from fastvar.runtime.requests.inputs import TextInput
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from fastvar.runtime.settings import SamplingSettings
 
 PROMPT = "a red circle above a blue square"
 SCALES = [(0, (1, 1), 1, 1), (2, (4, 4), 16, 16), (6, (16, 16), 256, 128)]  # index, size, tokens, kept

@@ -24,13 +24,13 @@ def test_guidance_1_runs_the_one_row_engines(tiny_bundle: Path):
     pipe = Pipeline.load(tiny_bundle)
     for guidance_scale in (1, 1.0):
         next(pipe.stream(PROMPT, guidance_scale=guidance_scale))
-    assert {rows: w.layout.rows for rows, w in pipe._session._workspaces.items()} == {1: 1}
+    assert {batch: w.layout.rows for batch, w in pipe._session._workspaces.items()} == {(1, 1): 1}
     loaded = pipe._session.engines._loaded
     assert any(name.endswith("-r1") for name in loaded)
     assert not any("-r2" in name for name in loaded), "engines that are not needed are not loaded"
     for guidance_scale in (0.0, 3.0, None):
         next(pipe.stream(PROMPT, guidance_scale=guidance_scale))
-    assert sorted(pipe._session._workspaces) == [1, 2]
+    assert sorted(pipe._session._workspaces) == [(1, 1), (2, 1)]
 
 
 def test_guidance_0_ignores_the_prompt(pipe: Pipeline):

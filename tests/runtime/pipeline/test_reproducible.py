@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from fastvar import Pipeline
 from fastvar.core.noise import MAX_SEED
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.settings import SamplingSettings
 from tests.runtime.pipeline.drawing import PROMPT, SCALES, StoppedError, codes, in_threads, pixels, previews
 
 # Reproducibility
@@ -66,7 +66,7 @@ def test_every_scale_draws_its_own_noise_of_the_seed(pipe: Pipeline):
     """From seed to codes as documented, so that another program can draw the same image."""
     expected = codes(pipe, 2, 3.0)
     for position, _ in enumerate(pipe.stream(PROMPT, seed=7, guidance_scale=3.0, tau=1.0, top_p=0.97)):
-        workspace = pipe._session._workspaces[2]
+        workspace = pipe._session._workspaces[2, 1]
         found = workspace.summed_codes(workspace.layout.steps[position])
         np.testing.assert_array_equal(found, expected[position])
 

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from fastvar.errors import CheckpointError
-from fastvar.export.models.codebook.tokenizer import Phi, VqTokenizer, area_pool, enlarge, infer_vq_tokenizer
+from fastvar.export.models.codebook.tokenizer import (
+    LatentEncoder,
+    Phi,
+    VqTokenizer,
+    area_pool,
+    enlarge,
+    infer_vq_tokenizer,
+)
 from fastvar.export.models.common.tokenizer_blocks import Attention, Downsample
 from fastvar.export.tracing.torch_export import fused_attention
 from fastvar.families.codebook import VAR_TOKENIZER, VqTokenizerConfig
@@ -72,6 +79,14 @@ def test_a_latent_cell_is_a_patch_of_pixels_on_both_sides(tokenizer):
     image = tokenizer.decode(50 * torch.randn(1, 4, 6, 4, generator=torch.Generator().manual_seed(0)))
     assert image.shape == (1, 3, 12, 8)
     assert -1 <= image.min() < image.max() <= 1
+
+
+def test_the_encoding_half_is_the_whole_tokenizers(tokenizer):
+    half = LatentEncoder(TINY).eval().requires_grad_(False)
+    state = {n: t for n, t in tokenizer.state_dict().items() if n.startswith(("encoder.", "quant_conv."))}
+    half.load_state_dict(state)
+    image = torch.rand(2, 3, 12, 8, generator=torch.manual_seed(0)) * 2 - 1
+    assert torch.equal(half(image), tokenizer.encode(image))
 
 
 def test_downsampling_pads_to_the_right_and_below():

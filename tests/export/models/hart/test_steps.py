@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastvar.core.plan import SamplingMode
+from fastvar.core.plan import Batch, SamplingMode
 from fastvar.core.policy import DENSE, PruningPolicy, ScaleRule
 from fastvar.errors import PlanError
 from fastvar.export.assembly import assemble
@@ -20,7 +20,7 @@ from fastvar.export.models.hart.reference import PassTrace, Prompt, Sampling, ge
 from fastvar.families.base import PromptFormat
 from fastvar.families.hart import HART, HartConfig
 from fastvar.runtime.memory.layout import StepCalls
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.workspace import Workspace
 from tests.models import tiny_hart as tiny
 from tests.models.module_bundle import ModuleBundle
@@ -161,12 +161,12 @@ def test_padding_in_front_has_positions_before_the_first(tmp_path: Path):
 def test_policies_that_hart_cannot_follow(policy: PruningPolicy, message: str):
     plan = HART.plan(tiny.CONFIG.schedule, policy, tiny.CONFIG)
     with pytest.raises(PlanError, match=message):
-        assemble(plan, tiny.CONFIG, tiny.TOKENIZER, None, 5, (2,))
+        assemble(plan, tiny.CONFIG, tiny.TOKENIZER, None, 5, [Batch(2)])
 
 
 def test_parts_have_graphs_of_their_own():
     plan = HART.plan(tiny.CONFIG.schedule, DENSE, tiny.CONFIG, SamplingMode(final_iterations=3))
-    (engines,) = assemble(plan, tiny.CONFIG, tiny.TOKENIZER, None, 5, (2,)).sets
+    (engines,) = assemble(plan, tiny.CONFIG, tiny.TOKENIZER, None, 5, [Batch(2)]).sets
     last = engines.steps[-3:]
     assert [step.part for step in plan.steps[-3:]] == [0, 1, 2]
     for kind in ("pick", "qkv", "attn_mlp", "sampling_head", "residual"):

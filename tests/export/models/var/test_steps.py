@@ -22,8 +22,8 @@ from fastvar.export.models.var.reference import Noise, VarSampling, generate_sca
 from fastvar.export.options import BuildOptions
 from fastvar.families.codebook import VqTokenizerConfig
 from fastvar.families.var import VAR, VarConfig
-from fastvar.runtime.inputs import LabelInput
-from fastvar.runtime.settings import SamplingSettings
+from fastvar.runtime.requests.inputs import LabelInput
+from fastvar.runtime.requests.settings import SamplingSettings
 from tests.models.module_bundle import ModuleBundle
 
 CONFIG = VarConfig(

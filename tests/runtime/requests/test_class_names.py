@@ -11,7 +11,7 @@ import pytest
 from fastvar.engines.bundle.manifest import FileRecord
 from fastvar.errors import BundleError
 from fastvar.families.var import VarConfig
-from fastvar.runtime.inputs import ConditioningInputs
+from fastvar.runtime.requests.inputs import ConditioningInputs
 
 MODEL = VarConfig(depth=1, width=4, heads=1, mlp_width=4, classes=3, codes=8, code_channels=4)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..core.arguments import number, whole
-from ..core.noise import check_seed
-from ..errors import InputError
+from ...core.arguments import number, shown, whole
+from ...core.noise import check_seed, seeds_from
+from ...errors import InputError
 
 MAX_IMAGES = 1024
 MAX_TOP_K = (1 << 31) - 1  # an int32 in the engines
@@ -80,6 +81,58 @@ class SamplingParams:
                 fix="check the spelling",
             )
         return replace(self, **changes) if changes else self
+
+
+def params_of_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, changes: dict[str, Any], count: int
+) -> list[SamplingParams]:
+    """The parameters of each of `count` prompts or labels.
+
+    `params`, and every change but num_images, may be a list with an entry for each of them. A list of seeds may have
+    one for each image instead: see `seeds_of_each`.
+
+    Raises:
+        InputError: a list of another length, or something else that is no parameter.
+    """
+    each: list[Any] = list(params) if isinstance(params, list | tuple) else [params or SamplingParams()] * count
+    _check_length("params", each, count)
+    for own in each:
+        if not isinstance(own, SamplingParams):
+            raise InputError(f"params {shown(own)} is a {type(own).__name__}", expected="SamplingParams")
+    lists = {name: list(value) for name, value in changes.items() if isinstance(value, list | tuple)}
+    for name, values in lists.items():
+        _check_length(name, values, count)
+    same = {name: value for name, value in changes.items() if name not in lists}
+    return [
+        own.changed(**same, **{name: values[place] for name, values in lists.items()}) for place, own in enumerate(each)
+    ]
+
+
+def seeds_of_each(params: Sequence[SamplingParams], seeds: Sequence[int] | None = None) -> list[list[int]]:
+    """The seeds of each prompt's images. `seeds`: one for each image, in order; else they follow each prompt's own.
+
+    Raises:
+        InputError: a seed out of range, or not one for each image.
+    """
+    if seeds is None:
+        return [seeds_from(own.seed, own.num_images) for own in params]
+    left = [check_seed(seed) for seed in seeds]
+    total = sum(own.num_images for own in params)
+    if len(left) != total:
+        raise InputError(
+            f"{len(left)} seeds for {len(params)} prompts or labels and {total} images",
+            expected="one for each of these or of those",
+        )
+    return [[left.pop(0) for _ in range(own.num_images)] for own in params]
+
+
+def _check_length(name: str, values: Sequence[object], count: int) -> None:
+    if len(values) != count:
+        raise InputError(
+            f"{name} is a list of {len(values)}, for {count} prompts or labels",
+            expected=f"one value, or a list of {count}",
+            fix="give each its own, in the order of the prompts",
+        )
 
 
 REALS = ("guidance_scale", "tau", "top_p")

@@ -5,26 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.arguments import number, whole
-from ..engines.bundle.manifest import Manifest
-from ..errors import BundleError, InputError
-from ..families import family_named
+from ...core.arguments import number, whole
+from ...engines.bundle.manifest import Manifest
+from ...errors import BundleError, InputError
+from ...families import family_named
 from .params import MAX_TOP_K, check_ranges
 
 
-def chosen_settings(manifest: Manifest, **given: Any) -> SamplingSettings:
+def chosen_settings(manifest: Manifest, *, steered: bool = True, **given: Any) -> SamplingSettings:
     """The bundle's settings with those replaced that were given; None is not given.
+
+    `steered`: whether a subject differs from what guidance steers away from. Where none does, both rows are equal and
+    guidance changes nothing: then it is off, unless a scale was given or the bundle always draws with guidance.
 
     Raises:
         InputError: no number, out of range, or unknown to the family.
         BundleError: the bundle has no engines for drawing with guidance, or none for drawing without.
     """
     defaults = default_settings(manifest)
+    rows = {found.rows for found in manifest.sets}
+    if not steered and 1 in rows:
+        defaults = replace(defaults, guidance_scale=defaults.guidance_off)
     for name in ("tau", "top_k"):
         if given.get(name) is not None and getattr(defaults, name) is None:
             raise InputError(f"{manifest.family} models have no {name}", fix="leave it away")
     settings = with_overrides(defaults, **given)
-    if settings.rows not in {found.rows for found in manifest.sets}:
+    if settings.rows not in rows:
         raise _no_engines(settings, is_default=given.get("guidance_scale") is None)
     return settings
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from tokenizers.models import Unigram
 
-from ..errors import BundleError, InputError
-from ..families.base import PromptFormat
+from ...errors import BundleError, InputError
+from ...families.base import PromptFormat
 
 SPACE = "\u2581"  # a token of its own before what is unknown, in vocabularies of SentencePiece
 MAX_PROMPT_BYTES = 64 * 1024  # beyond this nobody typed it, and tokenizing it only costs time

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fastvar.errors import BundleError, InputError
 from fastvar.families.base import PromptFormat
-from fastvar.runtime.prompt import MAX_PROMPT_BYTES, PromptTokenizer
+from fastvar.runtime.requests.prompt import MAX_PROMPT_BYTES, PromptTokenizer
 from tests.conftest import TOKENIZER
 
 LENGTH = 6

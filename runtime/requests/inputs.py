@@ -12,18 +12,20 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from ..core.arguments import shown
-from ..engines.bundle.bundle import Bundle
-from ..engines.bundle.manifest import Manifest
-from ..errors import BundleError, InputError, UnknownWordsWarning
-from ..families import family_named
+from ...core.arguments import shown
+from ...engines.bundle.bundle import Bundle
+from ...engines.bundle.manifest import Manifest
+from ...errors import BundleError, InputError, UnknownWordsWarning
+from ...families import family_named
 from .prompt import PromptTokenizer, TokenizedPrompt
 from .settings import SamplingSettings
 
 MOST_WORDS = 8  # that a warning names
 LONGEST_NUMBER = 20  # digits: what is longer is no class, and Python may refuse to read it
 Read = TypeVar("Read")
-Subject = str | int  # a prompt, or the number of a class
+UNCONDITIONAL = "unconditional"
+"""In place of a class label: an image of no class in particular."""
+Subject = str | int  # a prompt, or the number of a class; UNCONDITIONAL of none
 Label = int | str
 
 
@@ -47,6 +49,7 @@ class ConditioningInputs:
 
     def of(self, prompt: str | Iterable[str] | None, labels: Label | Iterable[Label] | None = None) -> list[Subject]:
         """The subjects of a call, one image each. Several may come as a list, an array, or whatever gives one by one.
+        A label may be UNCONDITIONAL.
 
         Raises:
             InputError: neither or both were given, not what the family draws from, none at all, or an unknown class.
@@ -56,17 +59,19 @@ class ConditioningInputs:
         if given is None or refused is not None:
             argument = "class_labels=[207]" if self._labels else "a prompt"
             other = "a prompt" if self._labels else "class labels"
+            problem = f"no {kind} given" if refused is None else f"{other} given"
             raise InputError(
-                f"{other} given" if refused is not None else f"no {kind} given",
+                problem if given is None else f"a prompt and class labels given: {other} cannot be drawn from",
                 expected=f"{argument}: {self._manifest.family} models draw from {kind}s",
+                fix="" if given is None else f"leave {other} away",
             )
         items = _listed(given)
         if not items:
             raise InputError(f"the list of {kind}s is empty", expected=f"at least one {kind}")
         return self._each(items, self._class_number) if self._labels else items
 
-    def one(self, prompt: object, label: object = None) -> Subject:
-        """The subject of a single image.
+    def one(self, prompt: object, label: object = None) -> list[Subject]:
+        """The only subject of a call that draws one image.
 
         Raises:
             InputError: as `of`, or a list.
@@ -78,37 +83,56 @@ class ConditioningInputs:
                     expected="a single one: a stream draws one image",
                     fix="open a stream for each, or call the pipeline with all of them",
                 )
-        (found,) = self.of(prompt, label)  # type: ignore[arg-type]  # what is neither is told so
-        return found
+        return self.of(prompt, label)  # type: ignore[arg-type]  # what is neither is told so
+
+    def steered(self, subjects: Sequence[Subject]) -> bool:
+        """Whether guidance has an effect: not where all images are of no class, which it steers away from."""
+        return not self._labels or any(subject != UNCONDITIONAL for subject in subjects)
 
     def given(self, subject: Subject, negative: str | None, settings: SamplingSettings) -> ImageInput:
         """As `inputs`, for one subject."""
-        return self.inputs([subject], negative, settings)[0]
+        return self.inputs([subject], [negative], [settings])[0]
 
-    def inputs(self, subjects: Sequence[Subject], negative: str | None, settings: SamplingSettings) -> list[ImageInput]:
-        """What the workspace is given for each subject. Warns once of every text that holds unknown words.
+    def inputs(
+        self, subjects: Sequence[Subject], negatives: Sequence[str | None], settings: Sequence[SamplingSettings]
+    ) -> list[ImageInput]:
+        """What the workspace is given for each subject, with its own negative prompt and settings.
+
+        Warns once of every text that holds unknown words.
 
         Raises:
             InputError: no text encoder, a text too long for the bundle, or a negative prompt that has no effect.
                 Of several subjects it says which one is meant.
         """
-        if negative is not None:
-            self._check_negative(negative, settings)
+        for negative, own in zip(negatives, settings, strict=True):
+            if negative is not None:
+                self._check_negative(negative, own)
         if self._labels:
-            return [LabelInput(int(subject)) for subject in subjects]
+            return [LabelInput(self._row(subject)) for subject in subjects]
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise InputError(
                 "this bundle has no text encoder, so it cannot read a prompt",
                 fix="build it from a checkpoint with a text encoder",
             )
-        encoded = None if negative is None else tokenizer.encode(negative, "negative prompt")
+        encoded = {
+            negative: tokenizer.encode(negative, "negative prompt")
+            for negative in dict.fromkeys(negatives)
+            if negative is not None
+        }
         prompts = self._each(subjects, tokenizer.encode)
         for subject, prompt in dict(zip(subjects, prompts, strict=True)).items():
             _warn_of_unknown(prompt, "prompt", of=str(subject) if len(subjects) > 1 else "")
-        if encoded is not None:
-            _warn_of_unknown(encoded, "negative prompt")
-        return [TextInput(prompt, encoded) for prompt in prompts]
+        for negative, found in encoded.items():
+            _warn_of_unknown(found, "negative prompt", of=negative if len(encoded) > 1 else "")
+        return [
+            TextInput(prompt, None if negative is None else encoded[negative])
+            for prompt, negative in zip(prompts, negatives, strict=True)
+        ]
+
+    def _row(self, label: Subject) -> int:
+        """The row of a class in the class embedding; that of no class lies behind all others."""
+        return self._manifest.transformer.classes if label == UNCONDITIONAL else int(label)
 
     def _check_negative(self, negative: str, settings: SamplingSettings) -> None:
         if self._labels:
@@ -144,13 +168,15 @@ class ConditioningInputs:
         m = self._manifest
         return any(t.name == "uncond" for found in m.sets for t in m.engines[found.conditioning].inputs)
 
-    def _class_number(self, label: Label) -> int:
+    def _class_number(self, label: Label) -> Subject:
         classes = self._manifest.transformer.classes
+        if isinstance(label, str) and label.strip().casefold() == UNCONDITIONAL:
+            return UNCONDITIONAL
         if isinstance(label, str) and not (label.strip().isdecimal() and len(label) < LONGEST_NUMBER):
             return self._named(label)
         number = int(label) if isinstance(label, str | int | np.integer) and not isinstance(label, bool) else -1
         if not 0 <= number < classes:
-            expected = f"a whole number from 0 to {classes - 1}"
+            expected = f'a whole number from 0 to {classes - 1}, or "{UNCONDITIONAL}"'
             raise InputError(f"class {shown(label)} is out of range", expected=expected)
         return number
 
@@ -252,7 +278,7 @@ class TextInput:
 class LabelInput:
     """The class that one image is drawn of."""
 
-    label: int
+    label: int  # the number of classes stands for none
 
 
 ImageInput = TextInput | LabelInput
