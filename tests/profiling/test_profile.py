@@ -126,10 +126,9 @@ def test_kept_tokens_are_counted_for_the_conditional_row():
     """Indices into [L * R]: token * 2 + row."""
     subject = object.__new__(ProfiledBundle)
     given = {"a": np.array([5 * 2, 5 * 2 + 1, 3 * 2 + 1, 0]), "b": np.array([5 * 2, 4 * 2 + 1])}
-    subject.settings = SimpleNamespace(rows=2)
     subject.workspace = SimpleNamespace(read_view=given.get)
     step = SimpleNamespace(index=4, size=(2, 3), tokens=6, kept=2)
-    found = subject._kept_map(SimpleNamespace(step=step, kept={0: {"sa": "a", "ca": "b"}}))
+    found = subject._kept_map(SimpleNamespace(step=step, rows=2, kept={0: {"sa": "a", "ca": "b"}}))
     assert found.counts == ((1, 0, 0), (0, 0, 2))
     assert found.selections == 2
 

@@ -80,7 +80,7 @@ def test_layer_of_a_later_scale(tiny_bundle: Path, layer: int):
     """An overflow on the way, with weights that are fine."""
     pipe = Pipeline.load(tiny_bundle)
     next(pipe.stream(PROMPT))
-    workspace = pipe._session._workspaces[2]
+    workspace = pipe._session._workspaces[2, 1]
     step = workspace._steps[1]
     attn_mlp, launch = step.calls.layers[2 * layer + 1], step.launches[2 * layer + 1]
 
