@@ -107,3 +107,42 @@ def test_a_gpu_by_name_takes_what_the_library_allocates_there(run):
     assert code == 0
     assert on_gpu["allocated"]["arena_bytes"] == on_cpu["allocated"]["arena_bytes"]
     assert 64 << 20 < on_gpu["allocated"]["library_bytes"] < on_cpu["allocated"]["library_bytes"]
+
+
+# Passes of several images
+
+SMALL_BATCH = ("plan", "--model", "infinity_layer12", "--size", "256x256")
+
+
+@pytest.mark.slow
+def test_the_largest_batch_that_fits_is_told(run):
+    code, out, _ = run(*SMALL_BATCH, "--batch", "2", "--memory", "9GiB", "--json")
+    facts = json.loads(out)
+    assert (code, facts["images"], facts["fits"]) == (0, 2, True)
+    largest = facts["largest_batch"]
+    assert 2 <= largest <= 64
+    for batch, fits in ((largest, True), (largest + 1, False)):
+        if batch <= 64:
+            assert (run(*SMALL_BATCH, "--batch", batch, "--memory", "9GiB")[0] == 0) == fits
+
+
+def test_fewer_images_are_the_smallest_change(run):
+    _, out, _ = run(*SMALL_BATCH, "--batch", "8", "--json")
+    need = json.loads(out)["allocated"]["total_bytes"]
+    code, _, err = run(*SMALL_BATCH, "--batch", "64", "--memory", need)
+    assert code == 2
+    assert "the smallest change that fits: --batch" in err
+
+
+@pytest.mark.parametrize("batch", ["0", "1,,2", "two", "-1", "1.5"])
+def test_a_batch_that_is_none(run, batch: str):
+    code, _, err = run(*SMALL_BATCH, f"--batch={batch}")
+    assert code == 2
+    assert f"--batch '{batch}' not understood" in err
+    assert "Traceback" not in err
+
+
+def test_a_batch_that_is_too_large(run):
+    code, _, err = run(*SMALL_BATCH, "--batch", "65")
+    assert code == 2
+    assert "whole numbers from 1 to 64" in err
