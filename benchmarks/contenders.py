@@ -192,6 +192,6 @@ def give_text(workspace: Workspace, text: NDArray[Any] | LabelInput) -> None:
         length, width = text.shape[1], workspace.manifest.text_length
         ids = np.zeros((2, 1, width), np.int64)
         ids[0, :, :length], ids[1, :, :length] = text, 1
-        workspace.encode_text(TextInput(TokenizedPrompt(ids[0], ids[1], length)))
+        workspace.give(TextInput(TokenizedPrompt(ids[0], ids[1], length)))
     else:
         workspace.set_features(text[0], text[1], (text.shape[1],) * 2)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..core.dtypes import human_bytes, size_bytes, storage_dtype
 from ..core.platform import memory_bytes
 from ..core.tensors import Launch, TensorRef
-from ..errors import DeviceMemoryError, InternalError
+from ..errors import BackendError, DeviceMemoryError, InternalError
 
 ALIGNMENT = 256  # bytes; what CUDA allocations give, and more than any CPU kernel asks for
 
@@ -132,6 +132,14 @@ class HostDevice(Device):
 
     def wait(self) -> None:
         pass
+
+
+def not_recorded(cause: object, kind: type[BackendError] = BackendError) -> BackendError:
+    """What a device says of launches that it cannot record."""
+    return kind(
+        f"launches cannot be recorded as a CUDA graph: {cause}",
+        fix="load with cuda_graphs=False (--no-cuda-graphs): they are then made one by one",
+    )
 
 
 def run_sequentially(launches: Sequence[Launch]) -> Launch:

@@ -14,8 +14,9 @@ from ..engines.cache.engine_cache import EngineCache
 from ..engines.registry import BACKEND_NAMES, backend_class
 from ..errors import BuildError
 from .assembly import latent_grid
-from .checkpoints.checkpoint import CLASS_NAMES, Checkpoint
+from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.hub_models import FoundCheckpoint, find_checkpoint
+from .checkpoints.published import CLASS_NAMES
 from .checkpoints.tokenizer_files import check_tokenizer
 from .checkpoints.weight_sources import edge_weights, engine_weights, preview_weights, write_sources
 from .construction import WEIGHTS, BuildReport, Construction, Progress, check_fit, open_cache

@@ -112,12 +112,8 @@ class Workspace:
         return self._bound.prepare(self.layout.encoder)
 
     def give(self, given: ImageInput | Sequence[ImageInput]) -> None:
-        """Tell what the images are drawn from: condition, and what it gives to each layer."""
+        """Tell what the images are drawn from: texts, which are encoded, or classes; condition the layers by it."""
         self._conditioning.give(self._each(given))
-
-    def encode_text(self, text: TextInput | Sequence[TextInput]) -> None:
-        """The same, of texts: run the text encoder for prompts, and for negative ones or with the learned rows."""
-        self._conditioning.give(self._each(text))
 
     def set_features(self, cond: NDArray[Any], uncond: NDArray[Any] | None, lengths: tuple[int, ...]) -> None:
         """The same from text features [<= T, Ct] of each guidance row, of which so many count; for all images alike."""

@@ -22,7 +22,7 @@ from demo.training.image_tokenizer import initialize as unit_gain
 from demo.training.loop import TrainingRun, half_precision, optimizers, write_atomically, zero_bias
 from demo.training.patch_codec import PATCH, images_of, psnr
 from demo.training.var_codec import CLASSES, STATES, TOKENIZER, VqCodec, draw_classes
-from fastvar.export.checkpoints.checkpoint import CLASS_NAMES
+from fastvar.export.checkpoints.published import CLASS_NAMES
 from fastvar.export.models.codebook.reference import teacher_inputs
 from fastvar.export.models.codebook.tokenizer import VqTokenizer
 from fastvar.export.models.var.model import VarTransformer

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...core.dtypes import size_bytes, storage_dtype
 from ...core.tensors import Launch, TensorRef
 from ...errors import BackendError, DeviceMemoryError, FastvarError, InternalError, RehearsalWarning
-from ..device import Allocation, Device, GpuFacts
+from ..device import Allocation, Device, GpuFacts, not_recorded
 from . import stand_in_gpu
 
 
@@ -107,10 +107,7 @@ class TorchCudaDevice(Device):
             cause = _first_of(error)
             if isinstance(cause, FastvarError | InternalError):
                 raise cause from None
-            raise BackendError(
-                f"launches cannot be recorded as a CUDA graph: {cause}",
-                fix="load with cuda_graphs=False (--no-cuda-graphs): they are then made one by one",
-            ) from error
+            raise not_recorded(cause) from error
 
         def replay() -> None:
             with self.stream():

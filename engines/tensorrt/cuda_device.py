@@ -21,7 +21,7 @@ from ...core.dtypes import size_bytes, storage_dtype
 from ...core.platform import import_extra
 from ...core.tensors import Launch, TensorRef
 from ...errors import BackendError, DeviceMemoryError
-from ..device import Allocation, Device, GpuFacts, host_array
+from ..device import Allocation, Device, GpuFacts, host_array, not_recorded
 
 _log = logging.getLogger(__name__)
 
@@ -197,10 +197,7 @@ class CudaDevice(Device):
         try:
             return _RecordedGraph(self._driver, self._instantiated(launches), self._stream)
         except CudaError as error:
-            raise CudaError(
-                f"launches cannot be recorded as a CUDA graph: {error.problem}",
-                fix="load with cuda_graphs=False (--no-cuda-graphs): they are then made one by one",
-            ) from error
+            raise not_recorded(error.problem, CudaError) from error
 
     def _instantiated(self, launches: Sequence[Launch]) -> Any:
         graph = self._capture(launches)

@@ -24,7 +24,7 @@ from ..models.registry import ADAPTERS, adapter_of
 from ..models.transformer.adapter import ModelAdapter
 from .nesting import StateKeys, read_state
 from .parts import Parts, find_parts
-from .published import FOLDER_WEIGHTS
+from .published import CLASS_NAMES, CONFIG, FOLDER_WEIGHTS
 from .stored_numbers import PlainTensors, plain_numbers
 from .tensor_files import check_finite, check_state, digest, read_json, weight_files
 from .text_encoders import load_text_encoder, text_encoder_files
@@ -44,7 +44,6 @@ TRANSFORMER_KEYS = StateKeys(
 )
 IMAGE_TOKENIZER_KEYS = StateKeys(trained=tuple(dict.fromkeys(key for keys in _KEYS for key in keys.image_tokenizer)))
 
-CLASS_NAMES = "class_names.json"
 # Stored beside the tokenizer, and of no use for decoding: a constant of the quantiser, the training losses.
 TOKENIZER_EXTRAS = re.compile(r"quantizer?\.lfq\.mask$|(image_disc|video_disc|discriminator|disc|loss|perceptual\w*)\.")
 WITHIN = "vae."  # before the tokenizer's names in a model that holds its discriminator too
@@ -267,7 +266,7 @@ def read_image_tokenizer(
 
 def _settings(path: Path, adapter: Adapter) -> dict[str, Any]:
     """What the config.json beside a transformer says; empty where there is none."""
-    file = path.parent / "config.json"
+    file = path.parent / CONFIG
     return adapter.family.settings_from_json(read_json(file)) if file.exists() else {}
 
 

@@ -16,9 +16,19 @@ from ...hub.reference import HubReference, is_reference, parse_reference
 from ...hub.repository import HubAccess, Repository, check_space
 from ..models.registry import ADAPTERS
 from .checkpoint import Checkpoint, load_checkpoint
-from .published import CONFIG, IMAGE_TOKENIZER, TEXT_ENCODER, TRANSFORMER, PublishedFiles, published_files
+from .published import (
+    CONFIG,
+    IMAGE_TOKENIZER,
+    PREFIX_FILE,
+    SETTINGS_FILE,
+    TEXT_ENCODER,
+    TOKENIZER_FILE,
+    TRANSFORMER,
+    PublishedFiles,
+    published_files,
+)
 from .published import text_encoder_files as files_of_text_encoder
-from .text_encoders import KINDS, PREFIX_FILE, SETTINGS_FILE, TOKENIZER_FILE
+from .text_encoders import KINDS
 
 Tell = Callable[[str], None]
 _OF_TEXT_ENCODER = f"{CONFIG}, {TOKENIZER_FILE} and the weights"

@@ -24,10 +24,11 @@ FOLDER_WEIGHTS = tuple(
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin"))
     for index in ("", INDEX)
 )
-CONFIG = "config.json"
+CONFIG, CLASS_NAMES = "config.json", "class_names.json"
+TOKENIZER_FILE, SETTINGS_FILE, PREFIX_FILE = "tokenizer.json", "tokenizer_config.json", "prefix.txt"
 TRANSFORMER, IMAGE_TOKENIZER, TEXT_ENCODER = "transformer", "image_tokenizer", "text_encoder"
-BESIDE_TRANSFORMER = (CONFIG, "class_names.json")
-BESIDE_TEXT_WEIGHTS = (CONFIG, "tokenizer.json", "tokenizer_config.json", "prefix.txt")
+BESIDE_TRANSFORMER = (CONFIG, CLASS_NAMES)
+BESIDE_TEXT_WEIGHTS = (CONFIG, TOKENIZER_FILE, SETTINGS_FILE, PREFIX_FILE)
 NAMED = 8  # models in an error before "and N more"
 
 

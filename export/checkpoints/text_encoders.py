@@ -18,7 +18,7 @@ from ..models.common.coders import TextEncoder, text_encoder_role
 from ..models.common.qwen2_encoder import Qwen2Encoder, qwen2_role
 from ..models.common.tensor_shapes import Shapes, module_shapes, shapes_of
 from ..models.common.weights import Role
-from .published import FOLDER_WEIGHTS
+from .published import CONFIG, FOLDER_WEIGHTS, PREFIX_FILE, SETTINGS_FILE, TOKENIZER_FILE
 from .stored_numbers import PlainTensors, Scaled, plain_numbers
 from .tensor_files import check_finite, check_state, read_json, read_shards, read_tensors, weight_files
 from .text_encoder_configs import QWEN2_SIZES, T5_SIZES, Entries, qwen2_config, t5_config
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from ..models.transformer.adapter import ModelAdapter
-
-TOKENIZER_FILE = "tokenizer.json"
-PREFIX_FILE = "prefix.txt"
-SETTINGS_FILE = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ def load_text_encoder(
     folder = Path(folder)
     data = _description(folder)
     kind = _checked_kind(data, folder, tuple(KINDS) if adapter is None else adapter.text_encoders)
-    entries = Entries(data, str(folder / "config.json"))
+    entries = Entries(data, str(folder / CONFIG))
     entries.plain()
     state = _own_tensors(_stored_tensors(folder), kind, folder)
     _check_complete(state, kind.sized_by, folder)
@@ -181,7 +177,7 @@ def plain_format(kinds: tuple[str, ...]) -> PromptFormat:
 
 def text_encoder_files(folder: Path) -> list[Path]:
     """What a checkpoint's digest covers; a prompt's format is digested as it is read."""
-    return [folder / "config.json", folder / TOKENIZER_FILE, *weight_files(_weight_file(folder))]
+    return [folder / CONFIG, folder / TOKENIZER_FILE, *weight_files(_weight_file(folder))]
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -192,7 +188,7 @@ def _description(folder: Path) -> dict[str, Any]:
             expected="a folder with config.json, tokenizer.json and the weights",
             fix="check the path",
         )
-    for name in ("config.json", TOKENIZER_FILE):
+    for name in (CONFIG, TOKENIZER_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(
                 f"the text encoder in {folder} has no {name}",
@@ -201,7 +197,7 @@ def _description(folder: Path) -> dict[str, Any]:
             )
     if "model" not in read_json(folder / TOKENIZER_FILE):
         raise CheckpointError(f"{folder / TOKENIZER_FILE} describes no tokenizer", fix="fetch the file again")
-    return read_json(folder / "config.json")
+    return read_json(folder / CONFIG)
 
 
 def _checked_kind(data: Mapping[str, Any], folder: Path, kinds: tuple[str, ...]) -> TextEncoderKind:

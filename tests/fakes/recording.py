@@ -163,7 +163,7 @@ class Played:
         workspace, prompt = self.workspaces[rows], text(TEXT_LENGTH - 1)
         if wait:
             workspace.encode_image(np.zeros(workspace.layout.encoder.tensors["image"].shape[1:], np.float32))
-        workspace.encode_text(TextInput(prompt, text(1) if negative and rows == 2 else None))
+        workspace.give(TextInput(prompt, text(1) if negative and rows == 2 else None))
         sampling_mode = workspace.run_scales(noise, SamplingSettings(1.0 if rows == 1 else 3.0, 1.0, 0.9), wait=wait)
         for calls, _ in sampling_mode:
             if wait:

@@ -37,8 +37,8 @@ def half(_scale: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def test_each_row_masks_its_own_padding(pipe: Pipeline, workspace: Workspace):
-    workspace.encode_text(text(pipe, LONG, LONG))
-    workspace.encode_text(text(pipe, "a red circle", "white"))  # behind both, memory holds the longer texts
+    workspace.give(text(pipe, LONG, LONG))
+    workspace.give(text(pipe, "a red circle", "white"))  # behind both, memory holds the longer texts
     conditioning = workspace.layout.conditioning
     counts = np.arange(16) < np.array([[4], [2]])
     np.testing.assert_array_equal(workspace.read(conditioning, "mask"), counts)
@@ -55,8 +55,8 @@ def test_each_row_masks_its_own_padding(pipe: Pipeline, workspace: Workspace):
 
 def test_learned_text_stands_in_for_a_negative_prompt(pipe: Pipeline, workspace: Workspace):
     """Cut to the prompt's length, as upstream does."""
-    workspace.encode_text(text(pipe, "a red circle", LONG))
-    workspace.encode_text(text(pipe, "a red circle"))
+    workspace.give(text(pipe, "a red circle", LONG))
+    workspace.give(text(pipe, "a red circle"))
     found = workspace.read(workspace.layout.conditioning, "uncond")
     np.testing.assert_array_equal(found[:4], pipe._session.weights["transformer.cfg_uncond"][:4])
     assert not found[4:].any()
@@ -78,7 +78,7 @@ def test_what_lies_in_the_padding_has_no_effect(workspace: Workspace):
 @pytest.mark.parametrize(("noise", "sign"), [(-1.0, 1), (2.0, -1)])
 def test_noise_outside_its_range_forces_bits(workspace: Workspace, pipe: Pipeline, noise: float, sign: int):
     """All bits equal: every scale adds +-1 / sqrt(bits) everywhere, also enlarged."""
-    workspace.encode_text(text(pipe, "a red circle"))
+    workspace.give(text(pipe, "a red circle"))
     steps = workspace.run_scales(lambda _, shape: np.full(shape, noise, np.float32), GUIDED)
     for position, (calls, _) in enumerate(steps, start=1):
         expected = sign * position / np.sqrt(pipe.manifest.transformer.bits)
@@ -86,7 +86,7 @@ def test_noise_outside_its_range_forces_bits(workspace: Workspace, pipe: Pipelin
 
 
 def test_noise_is_asked_for_once_per_scale_with_its_shape(workspace: Workspace, pipe: Pipeline):
-    workspace.encode_text(text(pipe, "a red circle"))
+    workspace.give(text(pipe, "a red circle"))
     asked = []
 
     def noise(scale: int, shape: tuple[int, ...]) -> np.ndarray:

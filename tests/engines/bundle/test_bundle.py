@@ -153,19 +153,24 @@ def test_weights_up_to_256_mib_are_hashed_without_asking():
     assert Opening("all").hashes(FileRecord("weights.safetensors", "", 268_435_457))
 
 
-def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
-    """By an equal one, so that no digest tells: files of two builds are not mixed even then."""
-    make_bundle(tmp_path / "b")
+def replace_once(monkeypatch, folder, *engine):
+    """Have another bundle take the place of a folder when the first of its files is read."""
     read, times = bundle_module.read_checked, []
 
     def replaced_once(path, record):
         if not times:
             times.append(record)
-            make_bundle(tmp_path / "b")
+            make_bundle(folder, *engine)
         return read(path, record)
 
-    slept: list[float] = []
     monkeypatch.setattr(bundle_module, "read_checked", replaced_once)
+
+
+def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    """By an equal one, so that no digest tells: files of two builds are not mixed even then."""
+    make_bundle(tmp_path / "b")
+    replace_once(monkeypatch, tmp_path / "b")
+    slept: list[float] = []
     monkeypatch.setattr(bundle_module.time, "sleep", slept.append)
     assert Bundle.open(tmp_path / "b").is_current()
     assert slept == [0.2], "a swap takes less"
@@ -174,15 +179,7 @@ def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monk
 def test_a_bundle_whose_files_go_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     """The new one has other files; where none has taken the place, the error stands."""
     make_bundle(tmp_path / "b")
-    read, times = bundle_module.read_checked, []
-
-    def replaced_once(path, record):
-        if not times:
-            times.append(record)
-            make_bundle(tmp_path / "b", b"new")
-        return read(path, record)
-
-    monkeypatch.setattr(bundle_module, "read_checked", replaced_once)
+    replace_once(monkeypatch, tmp_path / "b", b"new")
     monkeypatch.setattr(bundle_module, "_SWAP_SECONDS", 0)
     opened = Bundle.open(tmp_path / "b")
     assert opened.read_engine(opened.manifest.engines["linear"]) == b"new"

@@ -24,25 +24,13 @@ from fastvar.export.models.codebook.tokenizer import VqTokenizer
 from fastvar.export.models.common.qwen2_encoder import qwen2_shapes
 from fastvar.export.models.hart.reference import Draws, Prompt, Sampling, generate_scales
 from fastvar.families.base import PromptFormat
-from fastvar.families.hart import HART, HartConfig
+from fastvar.families.hart import HART
 from tests.conftest import TOKENIZER
 from tests.models import tiny_hart as tiny
+from tests.models.tiny_layouts import HART as HART_CONFIG
 
 TEXT_LENGTH, UNKNOWN = 6, 2
-CONFIG = HartConfig(
-    depth=1,
-    width=48,
-    heads=3,
-    mlp_width=256,
-    context_length=TEXT_LENGTH,
-    context_width=32,
-    codes=40,
-    code_channels=4,
-    scales=(1, 2),
-    diffusion_width=16,
-    diffusion_depth=1,
-    diffusion_steps=2,
-)
+CONFIG = HART_CONFIG
 IMAGES = replace(tiny.TOKENIZER, max_scales=2)  # a pixel for each cell: the decoder is the slowest to trace
 # As the published program writes it; what it leaves out the tensors tell.
 SETTINGS = {"depth": 1, "embed_dim": 48, "num_heads": 3, "context_token": 6, "context_dim": 32, "patch_nums": [1, 2]}
