@@ -23,6 +23,7 @@ from .commands.inpaint import inpaint
 from .commands.inspect import inspect
 from .commands.plan import plan
 from .commands.profile import profile
+from .commands.serve import serve
 from .commands.sign import sign
 from .commands.sizes import sizes
 from .commands.tune import tune
@@ -106,7 +107,22 @@ def _fastvar(
     pass
 
 
-for command in (build, convert, generate, upscale, inpaint, profile, tune, inspect, sign, plan, sizes, cache, doctor):
+for command in (
+    build,
+    convert,
+    generate,
+    upscale,
+    inpaint,
+    serve,
+    profile,
+    tune,
+    inspect,
+    sign,
+    plan,
+    sizes,
+    cache,
+    doctor,
+):
     app.command()(command)
 
 

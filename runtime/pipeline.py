@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from inspect import signature
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from ..engines.base import Backend
 from ..engines.bundle.bundle import Bundle
 from ..engines.bundle.hub_bundle import found_bundle
 from ..errors import InputError
-from .editing.edits import Editing, inpainting, upscaling
-from .editing.source_image import ImageSource, read_image, read_mask, several
+from .editing.source_image import ImageSource
 from .output import Output
 from .pickled import reduced
-from .requests.inputs import ConditioningInputs, Label, Subject
+from .requests.inputs import Label
 from .requests.params import MAX_IMAGES, SamplingParams
-from .requests.passes import Asked, asked_of, requests_of
+from .requests.passes import ImageRequest
+from .requests.reading import RequestReader
 from .requests.settings import recorded
 from .sampling import ImageSampler, Listeners, OnImageEnd, OnScaleEnd
 from .session import Session
@@ -63,7 +63,7 @@ class Pipeline:
             batch=None if batch is None else whole("batch", batch, 1, MAX_IMAGES),
         )
         self._sampler = ImageSampler(session, self._turns)
-        self._subjects = ConditioningInputs(bundle)
+        self._reader = RequestReader(bundle)
         self._origin: tuple[Path, dict[str, Any]] | None = None  # path and arguments of `load`
 
     @classmethod
@@ -246,8 +246,8 @@ class Pipeline:
         Warns:
             UnknownWordsWarning: the tokenizer does not know some words of a prompt.
         """
-        asked = self._asked(self._subjects.of, prompt, class_labels, params, changes)
-        return self._draw(asked, (callback_on_scale_end, callback_on_image_end), timeout)
+        requests = self.requests.generation(prompt, params, class_labels=class_labels, **changes)
+        return self.draw(requests, callback_on_scale_end, callback_on_image_end, timeout=timeout)
 
     def upscale(
         self,
@@ -282,14 +282,17 @@ class Pipeline:
             InputError: no encoder in the bundle, an image that cannot be used, or a setting out of range.
             PipelineBusy, BundleError: as a call.
         """
-        self._require_encoder()
-        asked = self._asked(self._subjects.of, prompt, class_labels, params, changes)
-        plan = self.manifest.plan
-        edits = [
-            upscaling(read_image(one), plan, keep_scales=keep_scales, fit=fit, consistency=consistency)
-            for one in several("image", image, len(asked))
-        ]
-        return self._draw(asked, (callback_on_scale_end, callback_on_image_end), timeout, edits)
+        requests = self.requests.upscaling(
+            image,
+            prompt,
+            params,
+            class_labels=class_labels,
+            keep_scales=keep_scales,
+            fit=fit,
+            consistency=consistency,
+            **changes,
+        )
+        return self.draw(requests, callback_on_scale_end, callback_on_image_end, timeout=timeout)
 
     def inpaint(
         self,
@@ -324,36 +327,43 @@ class Pipeline:
                 everything, or a setting out of range.
             PipelineBusy, BundleError: as a call.
         """
-        self._require_encoder()
-        asked = self._asked(self._subjects.of, prompt, class_labels, params, changes)
-        images, masks = several("image", image, len(asked)), several("mask", mask, len(asked))
-        pairs = zip(images, masks, strict=True) if len(images) == len(masks) else product(images, masks)
-        edits = [
-            inpainting(read_image(one), read_mask(own), self.manifest.plan, fit=fit, composite=composite)
-            for one, own in pairs
-        ]
-        return self._draw(asked, (callback_on_scale_end, callback_on_image_end), timeout, edits)
-
-    def _require_encoder(self) -> None:
-        if not self.manifest.encoder:
-            raise InputError(
-                "this bundle has no image encoder, so it cannot read an image",
-                fix="rebuild it with `fastvar build --with-encoder` (with_encoder=True)",
-            )
-
-    def _draw(
-        self,
-        asked: Sequence[Asked],
-        callbacks: tuple[OnScaleEnd | None, OnImageEnd | None],
-        timeout: float | None,
-        edits: Sequence[Editing] = (),
-    ) -> Output:
-        """edits: one for each subject, or one for all."""
-        listeners = Listeners(
-            callback("callback_on_scale_end", callbacks[0]), callback("callback_on_image_end", callbacks[1])
+        requests = self.requests.inpainting(
+            image, mask, prompt, params, class_labels=class_labels, fit=fit, composite=composite, **changes
         )
-        requests = requests_of(self.manifest, asked, edits)
-        return self._sampler.images(requests, listeners, seconds("timeout", timeout))
+        return self.draw(requests, callback_on_scale_end, callback_on_image_end, timeout=timeout)
+
+    @property
+    def requests(self) -> RequestReader:
+        """Checks what is asked for, to be drawn later by `draw`.
+
+        Raises:
+            InputError: the pipeline is closed.
+        """
+        if self.closed:
+            raise closed()
+        return self._reader
+
+    def draw(
+        self,
+        requests: Sequence[ImageRequest],
+        callback_on_scale_end: OnScaleEnd | None = None,
+        callback_on_image_end: OnImageEnd | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Output:
+        """Draw what `requests` has checked, of one caller or of several: all of them, in as few passes as can be.
+
+        An image's index is its place here, in events and output.
+
+        Raises:
+            PipelineBusy, ImagesFailed, InputError: as a call.
+        """
+        listeners = Listeners(
+            callback("callback_on_scale_end", callback_on_scale_end),
+            callback("callback_on_image_end", callback_on_image_end),
+        )
+        placed = [replace(request, index=place) for place, request in enumerate(requests)]
+        return self._sampler.images(placed, listeners, seconds("timeout", timeout))
 
     def stream(
         self,
@@ -375,23 +385,7 @@ class Pipeline:
         Warns:
             UnknownWordsWarning: as a call.
         """
-        (asked,) = self._asked(self._subjects.one, prompt, class_label, params, changes)
-        if asked.params.num_images != 1:
-            found = asked.params.num_images
-            raise InputError(f"num_images {found} of a stream", expected="1: a stream draws one image")
+        asked = self.requests.one(prompt, class_label, params, changes)
         events = self._sampler.scales(asked.given, asked.seeds[0], asked.settings)
         turn = StreamTurn(self._turns, events, seconds("timeout", timeout))
         return Stream(turn, asked.seeds[0], recorded(self.manifest, asked.settings, asked.params.negative_prompt))
-
-    def _asked(
-        self,
-        subjects_of: Callable[[Any, Any], list[Subject]],
-        prompt: object,
-        labels: object,
-        params: SamplingParams | Sequence[SamplingParams] | None,
-        changes: dict[str, Any],
-    ) -> list[Asked]:
-        """What is drawn, and how: checked, an entry for each subject."""
-        if self.closed:
-            raise closed()
-        return asked_of(self.manifest, self._subjects, subjects_of(prompt, labels), params, changes)

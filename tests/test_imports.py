@@ -41,6 +41,7 @@ ORDER = (
     ("profiling",),
     ("profiling.report",),
     ("profiling.tuning",),
+    ("serving",),
     ("console",),
     ("commands",),
     ("cli",),

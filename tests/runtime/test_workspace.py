@@ -28,7 +28,7 @@ def workspace(pipe: Pipeline) -> Workspace:
 
 
 def text(pipe: Pipeline, prompt: str, negative: str | None = None) -> TextInput:
-    encode = pipe._subjects.tokenizer.encode
+    encode = pipe._reader.subjects.tokenizer.encode
     return TextInput(encode(prompt), None if negative is None else encode(negative))
 
 

@@ -73,7 +73,7 @@ def drawn_bits(pipe: Pipeline, edit: Any, seed: int) -> dict[int, tuple[np.ndarr
     """Scale -> bits [L, bits] of the image and those that were drawn, the latter read off the running sum."""
     workspace = pipe._session.workspace(2)
     given = given_tokens(workspace.encode_image(edit.pixels), edit.kept, pipe.manifest, pipe.bundle.weights)
-    workspace.give(TextInput(pipe._subjects.tokenizer.encode(PROMPT)))
+    workspace.give(TextInput(pipe._reader.subjects.tokenizer.encode(PROMPT)))
     found, before = {}, 0.0
     for calls, _ in workspace.run_scales(given.noise(seed), SamplingSettings(3.0, 1.0, 0.97)):
         summed = workspace.summed_codes(calls).astype(float)

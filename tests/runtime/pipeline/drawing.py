@@ -36,7 +36,7 @@ def previews(pipe: Pipeline, **settings: object) -> list[bytes]:
 def codes(pipe: Pipeline, rows: int, guidance_scale: float, seed: int = 7) -> list[np.ndarray]:
     """Summed codes after each scale, on engines for that number of rows."""
     workspace = Session(pipe.bundle).workspace(rows)
-    workspace.give(TextInput(pipe._subjects.tokenizer.encode(PROMPT)))
+    workspace.give(TextInput(pipe._reader.subjects.tokenizer.encode(PROMPT)))
     settings = SamplingSettings(guidance_scale, 1.0, 0.97)
     steps = workspace.run_scales(lambda scale, shape: uniform_noise(seed, scale, shape), settings)
     return [workspace.summed_codes(calls).copy() for calls, _ in steps]

@@ -39,9 +39,9 @@ def test_it_is_drawn_from_the_row_behind_all_classes(made):
     table = transformer.class_emb.weight.detach()
     assert len(table) == CLASSES + 1
     for label, row in ((UNCONDITIONAL, CLASSES), (4, 4)):
-        (asked,) = pipe._asked(pipe._subjects.of, None, label, None, {"guidance_scale": 0})
+        (request,) = pipe.requests.generation(class_labels=label, guidance_scale=0)
         workspace = pipe._session.workspace(1)
-        workspace.give(asked.given)
+        workspace.give(request.given)
         pooled = torch.from_numpy(workspace.read(workspace.layout.conditioning, "pooled").copy())
         torch.testing.assert_close(pooled[0], torch.nn.functional.silu(table[row]))
 

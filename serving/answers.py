@@ -1,0 +1,109 @@
+"""Answers that are no images: errors in the shape that OpenAI's clients read, and JSON that any text fits into."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from ..errors import BundleError, FastvarError, InputError, NumericsError, PlanError
+
+BAD_REQUEST = "invalid_request_error"
+# First words of an error of the pipeline -> the field of a request that they tell of.
+TOLD_BY = {
+    "the negative prompt": "negative_prompt",
+    "the prompt": "prompt",
+    "no prompt": "prompt",
+    "the image": "image",
+    "the mask": "mask",
+    "class ": "class_label",
+    "no class": "class_label",
+    "quality": "output_compression",
+    "num_images": "n",
+}
+
+
+class ApiError(Exception):
+    """What a client is told in place of an image: a status, and words that say what was got, expected, and the fix."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+        self.headers = dict(headers or {})
+
+    @property
+    def type(self) -> str:
+        if self.status == 429:
+            return "rate_limit_error"
+        return "server_error" if self.status >= 500 else BAD_REQUEST
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    @property
+    def response(self) -> Response:
+        return json_response(self.body, self.status, self.headers)
+
+
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """JSON in ASCII: a client may have sent text that no encoding can carry."""
+    body = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Response(body, status, dict(headers or {}), "application/json")
+
+
+def invalid(problem: str, param: str | None, expected: str = "", fix: str = "") -> ApiError:
+    """A field that was not understood."""
+    return ApiError(400, "invalid_value", str(InputError(problem, expected=expected, fix=fix)), param=param)
+
+
+def missing(param: str, expected: str, fix: str = "") -> ApiError:
+    message = str(InputError(f"{param} is missing", expected=expected, fix=fix))
+    return ApiError(400, "missing_required_parameter", message, param=param)
+
+
+def refused(error: FastvarError, fields: Mapping[str, Any]) -> ApiError:
+    """What the pipeline does not draw: the client's error, in its words. `fields`: those that a request may have."""
+    if not isinstance(error, InputError | PlanError | BundleError):
+        return failed(error)
+    words = error.problem.split(maxsplit=1)
+    param = words[0] if words and words[0] in fields else None
+    for beginning, name in TOLD_BY.items():
+        if param is None and error.problem.startswith(beginning) and name in fields:
+            param = name
+    return ApiError(400, "invalid_value", str(error), param=param)
+
+
+def failed(error: BaseException) -> ApiError:
+    """What went wrong while drawing. A bug stays in the log: its words may tell of this machine."""
+    if isinstance(error, NumericsError):
+        return ApiError(500, "numerics_error", str(error))
+    return ApiError(500, "internal_error", "the image could not be drawn; the server's log says why, by x-request-id")
+
+
+def loading(model: str) -> ApiError:
+    return ApiError(
+        503, "loading", f"{model} is being loaded\nfix: ask again in a moment", headers={"retry-after": "1"}
+    )
+
+
+def shutting_down() -> ApiError:
+    return ApiError(503, "shutting_down", "the server is shutting down\nfix: ask again", headers={"retry-after": "5"})
+
+
+def queue_full(waiting: int, seconds: float) -> ApiError:
+    """`seconds`: until there is room, as far as recent images tell."""
+    after = max(1, min(120, math.ceil(seconds)))
+    message = f"{waiting} requests wait already\nexpected: a free place in the queue\nfix: ask again in {after} s"
+    return ApiError(429, "queue_full", message, headers={"retry-after": str(after)})

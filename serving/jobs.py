@@ -1,0 +1,80 @@
+"""A request's images on their way: waiting, being drawn, told of. The drawing thread tells, the answer reads."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..runtime.output import GeneratedImage, ScaleEvent
+from ..runtime.requests.passes import ImageRequest
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Moved:
+    """So many requests are ahead now; none when its own drawing begins."""
+
+    ahead: int
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A scale of an image has been drawn. place: the image's, among those of the request."""
+
+    place: int
+    event: ScaleEvent
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An image is complete."""
+
+    place: int
+    image: GeneratedImage
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Nothing more will come."""
+
+    error: Exception
+
+
+News = Moved | Scale | Finished | Failed
+
+
+@dataclass(eq=False)
+class Job:
+    """The images of one request.
+
+    `watched` are the scales, by index, whose previews are wanted. Everything but `news` is guarded by the lock of the
+    model that draws it; `tell` may be called from any thread.
+    """
+
+    requests: Sequence[ImageRequest]
+    watched: frozenset[int] = frozenset()
+    number: int = field(default_factory=lambda: next(_numbers))
+    arrived: float = field(default_factory=time.monotonic)
+    begun: float | None = None  # when its first image was
+    cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        self.news: asyncio.Queue[News] = asyncio.Queue()
+        self.left = list(range(len(self.requests)))  # places of images that no pass has taken yet
+        self.unfinished = len(self.requests)
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def queue_ms(self) -> float:
+        """How long it waited."""
+        return ((self.begun or time.monotonic()) - self.arrived) * 1e3
+
+    def tell(self, news: News) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self.news.put_nowait, news)
+        except RuntimeError:  # the loop is closed: nobody is left who would hear
+            self.cancelled = True

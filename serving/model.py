@@ -1,0 +1,293 @@
+"""A bundle that is served: a queue in order of arrival, and one thread that draws it in passes of several requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ImagesFailed
+from ..runtime.output import GeneratedImage, ScaleEvent
+from ..runtime.pipeline import Pipeline
+from ..runtime.preview import Preview
+from ..runtime.requests.passes import passes
+from . import answers
+from .jobs import Failed, Finished, Job, Moved, Scale
+from .metrics import Metrics
+from .options import ServeOptions
+
+REMEMBERED = 16  # images whose time tells how long the next ones take
+FIRST_GUESS = 2.0  # seconds an image, before any was drawn
+Unit = tuple[Job, int]  # one image: whose, and which of its
+
+
+class Abandoned(Exception):  # noqa: N818  no error: nobody wants the pass any more
+    """Everybody whom the pass was drawn for has gone."""
+
+
+class ServedModel:
+    """One bundle. `load` makes its pipeline, in the thread that draws: the first use of a GPU is the owner's."""
+
+    def __init__(self, name: str, load: Callable[[], Pipeline], options: ServeOptions, metrics: Metrics) -> None:
+        self.name, self._load, self._options, self._metrics = name, load, options, metrics
+        self.pipe: Pipeline | None = None
+        self.failure: Exception | None = None  # why it could not be loaded
+        self._lock = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._drawing: list[Job] = []
+        self._is_closed = self._is_ending = False
+        self._recent: deque[float] = deque(maxlen=REMEMBERED)  # seconds an image
+        self._thread = threading.Thread(target=self._run, name=f"draws {name}", daemon=True)
+        self._loaded: Callable[[], object] = lambda: None
+
+    @classmethod
+    def of_bundle(
+        cls, name: str, path: Path, options: ServeOptions, metrics: Metrics, **load_options: Any
+    ) -> ServedModel:
+        """A model whose bundle lies in a folder; `load_options` as for `Pipeline.load`."""
+        return cls(name, lambda: Pipeline.load(path, **load_options), options, metrics)
+
+    def start(self, loaded: Callable[[], object]) -> None:
+        """Load and draw in a thread of its own; `loaded` is called there when that was done, or has failed."""
+        self._loaded = loaded
+        self._thread.start()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.pipe is not None
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it draws no longer, though nobody asked it to end."""
+        return not (self._thread.is_alive() or self._is_ending)
+
+    # What answers do, in the thread of the event loop
+
+    def check_room(self) -> None:
+        """Before a request is read any further.
+
+        Raises:
+            ApiError: the bundle is not loaded, the server ends, or too many wait.
+        """
+        if self.pipe is None:
+            raise answers.loading(self.name)
+        with self._lock:
+            self._check_room()
+
+    def submit(self, job: Job) -> None:
+        """Put a job in line.
+
+        Raises:
+            ApiError: as `check_room`.
+        """
+        with self._lock:
+            self._check_room()
+            self._waiting.append(job)
+            ahead = len(self._waiting) - 1 + len(self._drawing)
+            self._count()
+            self._lock.notify_all()
+        job.tell(Moved(ahead))
+
+    def _check_room(self) -> None:
+        if self._is_closed:
+            raise answers.shutting_down()
+        if len(self._waiting) >= self._options.queue:
+            raise answers.queue_full(len(self._waiting), self._seconds_an_image * self._images_ahead)
+
+    @property
+    def _images_ahead(self) -> int:
+        """Images before the first place in the queue is free again."""
+        return sum(job.unfinished for job in self._drawing) or len(self._waiting[0].left)
+
+    @property
+    def _seconds_an_image(self) -> float:
+        return sum(self._recent) / len(self._recent) if self._recent else FIRST_GUESS
+
+    def cancel(self, job: Job) -> str:
+        """Nobody waits for the job: it leaves the queue, or is drawn no further than the present scale.
+
+        Gives the stage that it was in: "queued", "drawing", or none where all of it had been drawn.
+        """
+        with self._lock:
+            if job.cancelled or not job.unfinished:
+                return ""
+            job.cancelled = True
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(job)
+            self._tell_places()
+            self._count()
+            return "queued" if job.begun is None else "drawing"
+
+    def refuse_waiting(self) -> None:
+        """Nothing new is begun from now on; whoever waits is told."""
+        with self._lock:
+            self._is_closed = True
+            refused = [*self._waiting, *(job for job in self._drawing if job.left and job not in self._waiting)]
+            for job in refused:
+                if job.begun is None:
+                    job.cancelled = True
+                    job.tell(Failed(answers.shutting_down()))
+            self._waiting = deque(job for job in self._waiting if job.begun is not None)
+            self._count()
+
+    async def idle(self, seconds: float) -> bool:
+        """Wait until nothing is drawn and nobody waits, or the time is over; gives whether that came."""
+        end = time.monotonic() + seconds
+        while self._drawing or self._waiting:
+            if time.monotonic() >= end:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    def abandon(self) -> None:
+        """End what is being drawn, at the next scale; whoever waits for it is told."""
+        with self._lock:
+            self._is_closed = True
+            for job in {*self._drawing, *self._waiting}:
+                if not job.cancelled:
+                    job.cancelled = True
+                    job.tell(Failed(answers.shutting_down()))
+            self._waiting.clear()
+
+    async def stop(self) -> None:
+        """End the thread; gives the pipeline back."""
+        self.abandon()
+        with self._lock:
+            self._is_ending = True
+            self._lock.notify_all()
+        await asyncio.to_thread(self._thread.join, self._options.patience)
+
+    # What the drawing thread does
+
+    def _run(self) -> None:
+        try:
+            pipe = self._load()
+        except Exception as error:  # noqa: BLE001  raised where the server was started
+            self.failure = error
+            self._loaded()
+            return
+        with pipe:
+            self.pipe = pipe
+            self._metrics.ready.labels(self.name).set(1)
+            self._loaded()
+            try:
+                while units := self._next_pass(pipe):
+                    self._draw(pipe, units)
+            finally:  # whatever ends it, nobody waits for it any longer
+                self.pipe = None
+                self._metrics.ready.labels(self.name).set(0)
+                self.abandon()
+
+    def _next_pass(self, pipe: Pipeline) -> list[Unit]:
+        """Wait for images, and take as many as fit into a pass with the one that is first; none at the end."""
+        with self._lock:
+            while not self._is_ending:
+                if not self._waiting:
+                    self._lock.wait()
+                    continue
+                units = self._together(pipe)
+                if (left := self._worth_waiting(pipe, units)) > 0:
+                    self._lock.wait(left)
+                    continue
+                self._begin(units)
+                return units
+        return []
+
+    def _together(self, pipe: Pipeline) -> list[Unit]:
+        units = [(job, place) for job in self._waiting for place in job.left]
+        images = [replace(job.requests[place], index=index) for index, (job, place) in enumerate(units)]
+        return [units[image.index] for image in passes(images, lambda rows: self._sizes(pipe, rows))[0]]
+
+    @staticmethod
+    def _sizes(pipe: Pipeline, rows: int) -> list[int]:
+        return pipe.batch_sizes["on" if rows == 2 else "off"]
+
+    def _worth_waiting(self, pipe: Pipeline, units: list[Unit]) -> float:
+        """Seconds that the first request may still wait for others to share its pass."""
+        job, place = units[0]
+        most = self._sizes(pipe, job.requests[place].settings.rows)[-1]
+        if len(units) == most or len(job.left) < len(job.requests):
+            return 0.0
+        return job.arrived + self._options.batch_wait_ms / 1e3 - time.monotonic()
+
+    def _begin(self, units: list[Unit]) -> None:
+        now = time.monotonic()
+        for job, place in units:
+            job.left.remove(place)
+            if job.begun is None:
+                job.begun = now
+                self._metrics.queue_seconds.labels(self.name).observe(now - job.arrived)
+                job.tell(Moved(0))
+        self._drawing = list(dict.fromkeys(job for job, _ in units))
+        self._waiting = deque(job for job in self._waiting if job.left)
+        self._tell_places()
+        self._count(len(units))
+
+    def _tell_places(self) -> None:
+        for place, job in enumerate(self._waiting):
+            if job.begun is None:
+                job.tell(Moved(place + len(self._drawing)))
+
+    def _count(self, running: int | None = None) -> None:
+        self._metrics.queue_length.labels(self.name).set(len(self._waiting))
+        if running is not None:
+            self._metrics.running.labels(self.name).set(running)
+
+    def _draw(self, pipe: Pipeline, units: list[Unit]) -> None:
+        begun = time.monotonic()
+        self._metrics.pass_images.labels(self.name).observe(len(units))
+        requests = [job.requests[place] for job, place in units]
+        failures: dict[int, Exception] = {}
+        try:
+            pipe.draw(
+                requests,
+                lambda event: self._tell_scale(units, event),
+                lambda image: self._tell_image(units, image),
+            )
+            spent = (time.monotonic() - begun) / len(units)
+            self._recent.append(spent)
+            self._metrics.image_seconds.labels(self.name).observe(spent)
+        except Abandoned:
+            pass
+        except ImagesFailed as error:
+            failures = dict(error.failed)
+        except Exception as error:  # noqa: BLE001  told to whoever asked; the others go on
+            failures = dict.fromkeys(range(len(units)), error)
+        with self._lock:
+            for index, failure in failures.items():
+                self._fail(units[index][0], failure)
+            self._drawing = []
+            self._tell_places()
+            self._count(0)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        job.unfinished = 0
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(job)
+        if not job.cancelled:
+            job.cancelled = True
+            job.tell(Failed(error))
+
+    def _tell_scale(self, units: list[Unit], event: ScaleEvent) -> None:
+        job, place = units[event.image]
+        if event.image == 0:
+            self._metrics.scale_seconds.labels(self.name, str(event.index)).observe(event.ms / 1e3)
+            if all(one.cancelled for one, _ in units):
+                raise Abandoned
+        if event.index in job.watched and not job.cancelled:
+            if isinstance(event.preview, Preview):
+                event.preview.keep()  # here and now: the memory is this thread's
+            job.tell(Scale(place, event))
+
+    def _tell_image(self, units: list[Unit], image: GeneratedImage) -> None:
+        job, place = units[image.index]
+        with self._lock:
+            job.unfinished -= 1
+        self._metrics.images.labels(self.name).inc()
+        job.tell(Finished(place, image))
