@@ -17,10 +17,10 @@ from ..runtime.output import GeneratedImage, ScaleEvent
 from ..runtime.pipeline import Pipeline
 from ..runtime.preview import Preview
 from ..runtime.requests.passes import passes
-from . import answers
 from .jobs import Failed, Finished, Job, Moved, Scale
 from .metrics import Metrics
 from .options import ServeOptions
+from .wire import answers
 
 REMEMBERED = 16  # images whose time tells how long the next ones take
 FIRST_GUESS = 2.0  # seconds an image, before any was drawn
