@@ -43,7 +43,7 @@ class Drawer:
         load_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._format, self._quality = format_named(image_format), quality
-        self._folder = BulkFolder(folder, self._format.suffixes[0])
+        self._folder = BulkFolder.of(folder, image_format)
         self._pipe = Pipeline.load(bundle, **dict(load_options or {}))
         if self._pipe.bundle.digest != digest:
             raise BundleError(

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..core.files import TEMPORARY, write_whole
 from ..errors import InputError
+from ..runtime.images.formats import format_named
 
 IMAGES, ERRORS, ATTEMPTS = "images", "errors", "attempts"
 MOST_ATTEMPTS = 3
@@ -27,6 +28,11 @@ class BulkFolder:
 
     path: Path
     suffix: str
+
+    @classmethod
+    def of(cls, path: str | Path, image_format: str) -> BulkFolder:
+        """The folder of images of a format, by its name."""
+        return cls(Path(path).absolute(), format_named(image_format).suffixes[0])
 
     def make(self) -> None:
         """Make it, and remove what killed processes left half written.

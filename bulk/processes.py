@@ -92,7 +92,8 @@ def draw_in_processes(
                 running.remove(worker)
                 deaths_at_start = 0 if worker.is_ready else deaths_at_start + 1
                 if deaths_at_start >= MOST_DEATHS_AT_START:
-                    how, fix = worker.process.death()
+                    how, _ = worker.process.death()
+                    fix = "use fewer --workers if memory is short; `fastvar generate` shows how one image does"
                     raise InputError(f"the drawing process {how}", fix=fix)
                 worker.process.end()
                 left.extendleft(reversed(worker.holds.values()))

@@ -84,7 +84,7 @@ class BulkRun:
         asked = list(items_of(read_rows(self.table, self.params), digest))
         if not asked:
             raise InputError(f"{self.table} holds no rows", expected="at least one")
-        target = BulkFolder(self.folder.absolute(), chosen.suffixes[0])
+        target = BulkFolder.of(self.folder, chosen.name)
         target.make()
         lock = FolderLock(target.path / "run")
         lock.acquire()

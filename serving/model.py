@@ -155,12 +155,16 @@ class ServedModel:
                     job.tell(Failed(answers.shutting_down()))
             self._waiting.clear()
 
-    async def stop(self) -> None:
-        """End the thread; gives the pipeline back."""
+    def end(self) -> None:
+        """Have the thread end, and give the pipeline back; waits for neither."""
         self.abandon()
         with self._lock:
             self._is_ending = True
             self._lock.notify_all()
+
+    async def stop(self) -> None:
+        """End the thread; gives the pipeline back."""
+        self.end()
         await asyncio.to_thread(self._thread.join, self._options.patience)
 
     # What the drawing thread does

@@ -43,6 +43,7 @@ ORDER = (
     ("profiling.tuning",),
     ("bulk", "serving.wire"),
     ("serving",),
+    ("ray_serve",),
     ("console",),
     ("commands", "commands.drawing"),
     ("cli",),

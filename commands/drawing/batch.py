@@ -33,6 +33,13 @@ def batch(
         typer.Option("--out", "-o", help="Folder of images. What it holds is not drawn again.", show_default=False),
     ],
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw, each with the whole bundle.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Draw on a Ray cluster; local for one of this machine.", show_default=False
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs that each worker holds, on Ray.")] = 0.0,
     image_format: Annotated[str, typer.Option("--format", help="png, webp or jpeg.")] = "png",
     quality: sampling.Quality = None,
     retry_errors: Annotated[
@@ -56,9 +63,13 @@ def batch(
 
     OUT/index.parquet has a row for every image: its file, seed, settings, or what is wrong with it.
     """
+    from ...bulk.on_ray import draw_on_ray
+    from ...bulk.processes import draw_in_processes
     from ...bulk.run import BulkRun
     from ...runtime.requests.params import SamplingParams
 
+    if gpus_per_worker and ray is None:
+        raise InputError("--gpus-per-worker without --ray", fix="say --ray ADDRESS, or leave it away")
     params = SamplingParams(guidance_scale, tau, top_p, top_k, None, 1, negative_prompt)
     load_options = {
         "threads": threads,
@@ -77,7 +88,8 @@ def batch(
         def started(left: int, there: int) -> None:
             progress.update(task, description=f"drawing, {there} are there" if there else "drawing", total=left)
 
-        outcome = wanted.run(started=started, ended=lambda _state: progress.advance(task))
+        draw = draw_in_processes if ray is None else draw_on_ray(ray, gpus_per_worker=gpus_per_worker)
+        outcome = wanted.run(draw, started=started, ended=lambda _state: progress.advance(task))
     _tell(outcome)
 
 

@@ -250,7 +250,11 @@ def test_workers_killed_at_any_moment_are_replaced(batched_bundle: Path, tmp_pat
     table(tmp_path, ".jsonl", [{"prompt": "blue", "seed": seed} for seed in range(MANY)])
     process, seen = started(batched_bundle, tmp_path, "--workers", "2", pace="0.3"), dict[str, int]()
     for _ in range(10):
-        time.sleep(dice.uniform(0.5, 2.0))
+        before = len(images(tmp_path))
+        while len(images(tmp_path)) == before:  # processes that die before they draw are another matter
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        time.sleep(dice.uniform(0.0, 0.6))
         if workers := children(process.pid):
             os.kill(dice.choice(workers), signal.SIGKILL)
         check_whole(tmp_path, seen)
