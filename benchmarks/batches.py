@@ -159,7 +159,7 @@ def require_alike(alone: EngineContender, several: EngineContender, precision: s
     error = max(token_error(found, np.repeat(one, several.images, axis=0)) for found, one in pairs)
     if not error <= TOLERANCES[precision]:
         raise NumericsError(
-            f"images of a pass of {several.images} are others than alone: logits of the median token off by {error:.2g}",
+            f"images of a pass of {several.images} are others than alone: the median token is off by {error:.2g}",
             expected=f"at most {TOLERANCES[precision]:g}",
         )
     return error
@@ -217,7 +217,7 @@ def tables(record: Record) -> str:
         (
             markdown_table(head, rows),
             f"{record['size']}, guidance on, medians of {record['runs']} rounds in turn.{quiet}",
-            "Launches an image, counted from the plan: engine by engine / each scale recorded as one graph, as on a GPU.",
+            "Launches an image, counted from the plan: engine by engine / each scale recorded as one, as on a GPU.",
             markdown_table(counted, launches),
         )
     )
