@@ -46,6 +46,6 @@ def busy_seconds(stat: Path = STAT) -> float | None:
     try:
         line = stat.read_text().splitlines()[0].split()
         counts = [int(number) for number in line[1:9]]  # guests are counted among the others
+        return (sum(counts) - sum(counts[i] for i in IDLE)) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return None
-    return (sum(counts) - sum(counts[i] for i in IDLE)) / os.sysconf("SC_CLK_TCK")

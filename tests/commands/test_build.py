@@ -1,4 +1,4 @@
-"""`fastvar build --from-bundle`: another policy for a bundle that is there."""
+"""`fastvar build --from-bundle`: another policy, size or batch for a bundle that is there."""
 
 import json
 
@@ -16,6 +16,18 @@ def test_another_policy(run, tiny_bundle, engine_cache, tmp_path):
     assert (facts["policy"]["name"], facts["skipped_scales"], facts["size"]) == ("half", [1, 2, 3, 4, 5], "256x256")
 
 
+def test_another_batch(run, tiny_bundle, tiny_policy, engine_cache):
+    options = ("--from-bundle", tiny_bundle, "--policy", tiny_policy, "--cache", engine_cache)
+    code, out, err = run("build", *options, "--batch", "2,4", "--out", "other")
+    assert (code, err) == (0, "")
+    assert "the file of the other bundle" in out
+    facts = json.loads(run("inspect", "other", "--json")[1])
+    assert [own["images"] for own in facts["batches"]] == [1, 2, 4]
+    code, _, _ = run("build", "--from-bundle", "other", *options[2:], "--out", "again")
+    assert code == 0
+    assert json.loads(run("inspect", "again", "--json")[1])["batches"] == facts["batches"], "its own, where none is given"
+
+
 BAD_REBUILDS = {
     "does not go with --backend": ("--backend", "onnxruntime"),  # though it be the bundle's own
     "does not go with CHECKPOINT": ("checkpoint",),
@@ -24,6 +36,8 @@ BAD_REBUILDS = {
     "no policy 'sparse'": ("--policy", "sparse"),
     "no scale schedule for 1000x1000": ("--size", "1000x1000"),
     "Invalid value for '--jobs'": ("--jobs", 0),
+    "--batch 'two' not understood": ("--batch", "two"),
+    "whole numbers from 1 to 64": ("--batch", "65"),
 }
 
 

@@ -51,11 +51,13 @@ def case_of(family: str, policy: str) -> Case:
     return make(PruningPolicy(policy, rules, first, depth, CACHED))
 
 
-def built(case: Case, out: Path, backend: str, precision: str, cache: Path | bool, **options: Any) -> Path:
+def built(
+    case: Case, out: Path, backend: str, precision: str, cache: Path | bool, target: str | None = None, **options: Any
+) -> Path:
     """The case's bundle, with the image encoder where its family has one."""
     checkpoint = case.checkpoint()
     options = {"batch": BATCHES, "with_encoder": checkpoint.family.name in EDITED, **options}
-    toolchain = make_toolchain(backend, precision=precision)
+    toolchain = make_toolchain(backend, target, precision)
     build_bundle(checkpoint, case.plan, out, BuildOptions(**options), toolchain=toolchain, cache=cache)
     return out
 

@@ -11,7 +11,7 @@ from benchmarks.gpu.identity import Identity
 from benchmarks.gpu.journal import Journal, Measuring
 from benchmarks.gpu.measured.bundles import build_all
 from benchmarks.gpu.pack import keep_engines, pack
-from benchmarks.gpu.recipes import FIRST, WITH_CUDNN, Recipe, recipes, retargeted
+from benchmarks.gpu.recipes import BATCHED, BATCHES, FIRST, WITH_CUDNN, Recipe, recipes, retargeted
 from benchmarks.gpu.sections import Context
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.cache.engine_cache import CachedEngine, EngineCache
@@ -26,7 +26,10 @@ def test_weights_are_made_before_they_are_taken_over():
     for position, recipe in enumerate(found):
         assert not recipe.like or recipe.like in names[:position]
     of_model = [recipe for recipe in found if recipe.source == "infinity_2b"]
-    assert [bool(recipe.like) for recipe in of_model] == [False, True, True, True, True], "random weights are made once"
+    assert [bool(recipe.like) for recipe in of_model] == [False, *[True] * 5], "random weights are made once"
+    (batched,) = [recipe for recipe in found if recipe.name == BATCHED]
+    assert (batched.like, batched.batch) == (FIRST, BATCHES)
+    assert all(recipe.batch == (1,) for recipe in found if recipe is not batched)
     targets = {recipe.name: recipe.target for recipe in found}
     assert (targets[FIRST], targets[WITH_CUDNN], targets["demo-cpu"]) == ("cuda-sm90", "cuda-sm90-cudnn", None)
 
@@ -40,9 +43,10 @@ def test_a_bundle_that_is_rebuilt_with_another_attention(tiny_bundle: Path):
 
 @pytest.fixture
 def wanted() -> list[Recipe]:
-    """A tiny model on the CPU, and another policy of it."""
+    """A tiny model on the CPU, and another policy of it, for passes of two images besides."""
     first = Recipe("first", "tiny", "onnxruntime", None, "fp32", "256x256", "dense")
-    return [Recipe("second", "tiny", "onnxruntime", None, "fp32", "256x256", "fastvar", like="first"), first]
+    second = Recipe("second", "tiny", "onnxruntime", None, "fp32", "256x256", "fastvar", like="first", batch=(2,))
+    return [second, first]
 
 
 @pytest.mark.slow
@@ -56,6 +60,7 @@ def test_bundles_of_one_model_share_its_weights(wanted: list[Recipe], tmp_path: 
     first, second = (Bundle.open(tmp_path / "bundles" / name) for name in ("first", "second"))
     assert first.weights.path.stat().st_ino == second.weights.path.stat().st_ino, "one file"
     assert (first.manifest.plan.policy.name, second.manifest.plan.policy.name) == ("dense", "fastvar")
+    assert [own.batch for own in second.manifest.sets] == [(2, 1), (2, 2)]
     (tmp_path / "bundles" / "second" / "manifest.json").unlink()
     build_all(context, wanted, tmp_path / "bundles")
     assert [line["name"] for line in log.journal.lines()] == ["first", "second", "second"]
@@ -69,8 +74,9 @@ def test_what_is_packed_is_all_that_a_build_needs(wanted: list[Recipe], tmp_path
     assert size == sum(path.stat().st_size for path in (tmp_path / "cache").iterdir())
     assert "first: " in said[1]
     monkeypatch.setenv("FASTVAR_CACHE", str(tmp_path / "cache"))
-    made = wanted[1].make(tmp_path)
-    assert (made["graphs_traced"], made["compile_seconds"]) == (0, 0)
+    for recipe in wanted[::-1]:
+        made = recipe.make(tmp_path)
+        assert (made["graphs_traced"], made["compile_seconds"]) == (0, 0), recipe.name
     monkeypatch.setattr(packing, "MOST_BYTES", size - 1)
     with pytest.raises(BuildError, match=f"at most {size - 1}"):
         pack(wanted, tmp_path / "cache", said.append)
