@@ -157,7 +157,8 @@ def build(
         typer.Option(
             metavar="BUNDLE",
             help="Another policy, size or batch for this bundle, instead of CHECKPOINT: takes over its weights, and "
-            "makes only engines. Everything but --policy, --size and --batch is as in BUNDLE.",
+            "makes only engines. Everything but --policy, --size and --batch is as in BUNDLE, and --policy too where "
+            "--batch alone is given.",
         ),
     ] = None,
     weights_from: Annotated[
@@ -261,12 +262,14 @@ def _rebuild(
     old = source.manifest
     family, transformer, plan = family_named(old.family), old.transformer, old.plan
     schedule = plan.schedule if size is None else family.schedule_for(family.size(size, transformer), transformer)
-    family.plan(schedule, family.policy(policy, schedule, plan.depth), transformer, plan.sampling_mode)
+    same = batch is not None and size is None and "policy" not in given
+    chosen = plan.policy if same else family.policy(policy, schedule, plan.depth)
+    family.plan(schedule, chosen, transformer, plan.sampling_mode)
     with needs_extra("export"), progress_bar() as progress:
         from ..export.rebuild import rebuild
 
         told = _on_graph(progress, "starting")
-        report = rebuild(source, out, policy=policy, size=size, batch=batch, cache=cache, jobs=jobs, progress=told)
+        report = rebuild(source, out, policy=chosen, size=size, batch=batch, cache=cache, jobs=jobs, progress=told)
     _tell(report)
 
 

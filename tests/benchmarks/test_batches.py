@@ -39,6 +39,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in (*options, *arguments)])
 
 
+@pytest.mark.slow
 def test_the_tiny_model_from_end_to_end(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "tiny.toml").write_text(TINY_POLICY)
     (tmp_path / "page.md").write_text(PAGE)

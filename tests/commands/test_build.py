@@ -1,6 +1,7 @@
 """`fastvar build --from-bundle`: another policy, size or batch for a bundle that is there."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,16 +17,25 @@ def test_another_policy(run, tiny_bundle, engine_cache, tmp_path):
     assert (facts["policy"]["name"], facts["skipped_scales"], facts["size"]) == ("half", [1, 2, 3, 4, 5], "256x256")
 
 
-def test_another_batch(run, tiny_bundle, tiny_policy, engine_cache):
-    options = ("--from-bundle", tiny_bundle, "--policy", tiny_policy, "--cache", engine_cache)
-    code, out, err = run("build", *options, "--batch", "2,4", "--out", "other")
+def test_another_batch(run, tiny_bundle, engine_cache):
+    """The policy stays where none is given, and so do the numbers of images."""
+    cached = ("--cache", engine_cache)
+    code, out, err = run("build", "--from-bundle", tiny_bundle, *cached, "--batch", "2,4", "--out", "other")
     assert (code, err) == (0, "")
     assert "the file of the other bundle" in out
-    facts = json.loads(run("inspect", "other", "--json")[1])
-    assert [own["images"] for own in facts["batches"]] == [1, 2, 4]
-    code, _, _ = run("build", "--from-bundle", "other", *options[2:], "--out", "again")
+    facts, own = (json.loads(run("inspect", path, "--json")[1]) for path in ("other", tiny_bundle))
+    assert [found["images"] for found in facts["batches"]] == [1, 2, 4]
+    assert facts["policy"] == own["policy"]
+    assert facts["skipped_scales"] == own["skipped_scales"] != []
+    code, _, _ = run("build", "--from-bundle", "other", *cached, "--policy", "dense.toml", "--out", "again")
+    assert code == 2, "there is no such policy"
+    skips = "".join(f"[scale.{scale}]\nskip = true\n" for scale in range(1, 6))
+    Path("ends.toml").write_text(skips)
+    code, _, _ = run("build", "--from-bundle", "other", *cached, "--policy", "ends.toml", "--out", "again")
     assert code == 0
-    assert json.loads(run("inspect", "again", "--json")[1])["batches"] == facts["batches"], "its own, where none is given"
+    again = json.loads(run("inspect", "again", "--json")[1])
+    assert [found["images"] for found in again["batches"]] == [1, 2, 4]
+    assert again["policy"]["name"] == "ends"
 
 
 BAD_REBUILDS = {

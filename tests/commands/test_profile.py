@@ -62,7 +62,10 @@ def test_a_pass_of_several_images(run, batched_bundle):
     assert found["settings"]["batch"] == 4
     code, out, err = run("profile", batched_bundle, *QUICK, "--batch", 3)
     assert (code, out) == (2, "")
-    assert "no engines for 3 images in one pass expected: one of [1, 2, 4] fix: rebuild with --batch 1,2,3,4" in " ".join(err.split())
+    assert (
+        "no engines for 3 images in one pass expected: one of [1, 2, 4] fix: rebuild with --batch 1,2,3,4"
+        in " ".join(err.split())
+    )
 
 
 BAD_INPUTS = {

@@ -16,6 +16,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from fastvar.console.options import batch_sizes
 from fastvar.core.noise import CHOICE, Noise, uniform_noise
 from fastvar.core.policy import PruningPolicy, ScaleRule
 from fastvar.engines.bundle.bundle import Bundle
@@ -167,17 +168,21 @@ def main(
     precision: str = "fp32",
     families: str = ",".join(FAMILIES),
     policies: str = ",".join(POLICIES),
+    batch: str = ",".join(map(str, BATCHES)),
+    guidance: Annotated[str, typer.Option(help="on, off or both.")] = "both",
     cache: Annotated[Path | None, typer.Option(help="Engine cache folder.")] = None,
 ) -> None:
     """Build every case, and print the largest differences of its passes with the images alone."""
     trace_fast()
+    sizes = batch_sizes(batch)
+    options, ways = {"batch": sizes, "guidance": guidance}, {"both": (True, False), "on": (True,), "off": (False,)}
     with tempfile.TemporaryDirectory() as folder:
         for family in families.split(","):
             for policy in policies.split(","):
                 case = case_of(family, policy)
-                out = built(case, Path(folder) / f"{family}-{policy}", backend, precision, cache or True)
+                out = built(case, Path(folder) / f"{family}-{policy}", backend, precision, cache or True, **options)
                 session = Session(Bundle.open(out))
-                for found in differences(session, case):
+                for found in differences(session, case, sizes, ways[guidance]):
                     print(_line(f"{backend} {precision} {family} {policy}", found), flush=True)
 
 

@@ -29,8 +29,13 @@ from tests.export.test_batches import features
 FP32 = 1e-5  # of the largest difference of a logit to the spread of all logits
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("family", FAMILIES)
+KINDS = [(family, policy) for family in FAMILIES for policy in POLICIES]
+QUICK = ("infinity", GUIDANCE_ENDS)  # every kind of engine; others take a minute to trace together
+
+
+@pytest.mark.parametrize(
+    ("family", "policy"), [pytest.param(*kind, marks=() if kind == QUICK else pytest.mark.slow) for kind in KINDS]
+)
 def test_onnxruntime(family: str, policy: str, engine_cache: Path, tmp_path: Path):
     case = case_of(family, policy)
     session = Session(Bundle.open(built(case, tmp_path / "bundle", "onnxruntime", "fp32", engine_cache)))
