@@ -11,6 +11,7 @@ from rich.text import Text
 from ..core.dtypes import human_bytes
 from ..core.plan import StepPlan
 from ..core.platform import memory_bytes
+from ..core.policy import PruningPolicy
 from ..engines.bundle.folder import SIGNATURE
 from ..engines.bundle.manifest import EngineSet, Manifest, StepEngines
 from ..engines.registry import backend_class
@@ -39,11 +40,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "model": manifest.model,
         "size": pixels(plan.schedule.pixels),
         "bucket": plan.schedule.bucket,
-        "policy": {
-            "name": policy.name,
-            "pruned_layers": [policy.first_layer, policy.stop_layer],
-            "restore_scale": policy.restore_scale,
-        },
+        "policy": _policy_facts(policy),
         "layers": plan.depth,
         "backend": engine.backend,
         "library_version": engine.library_version,
@@ -88,6 +85,11 @@ def bundle_facts(bundle: Bundle) -> Facts:
             for name, spec in manifest.engines.items()
         },
     }
+
+
+def _policy_facts(policy: PruningPolicy) -> Facts:
+    pruned = [policy.first_layer, policy.stop_layer]
+    return {"name": policy.name, "pruned_layers": pruned, "restore_scale": policy.restore_scale}
 
 
 def _signature(bundle: Bundle) -> str:
