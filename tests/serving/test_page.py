@@ -266,6 +266,17 @@ def test_a_lost_connection_is_told_and_tried_again(browser, demo_bundle: Path):
             state(page, "10 images finished")
 
 
+def test_lines_may_end_as_a_proxy_likes(page):
+    def rewrite(route: Any) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace("\n", "\r\n"))
+
+    page.route("**/v1/images/generations", rewrite)
+    ask(page)
+    drawn(page)
+    assert len(frames(page)) == 8
+
+
 # What went wrong
 
 
