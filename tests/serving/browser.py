@@ -40,6 +40,7 @@ window.fetch = async (...given) => {
   const decoder = new TextDecoder(), encoder = new TextEncoder();
   let text = "", seen = 0;
   const transform = async (part, out) => {
+    if (window.heldAfter === Infinity && !text) return out.enqueue(part);
     text += decoder.decode(part, { stream: true });
     for (let end; (end = text.indexOf("\\n\\n")) >= 0; text = text.slice(end + 2)) {
       if (text.startsWith("event") && seen++ === window.heldAfter) {
