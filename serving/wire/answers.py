@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
 
-from ..errors import BundleError, FastvarError, InputError, NumericsError, PlanError
+from ...errors import BundleError, FastvarError, InputError, NumericsError, PlanError
 
 BAD_REQUEST = "invalid_request_error"
-# First words of an error of the pipeline -> the field of a request that they tell of.
+# What an error of the pipeline says -> the field of a request that it tells of.
 TOLD_BY = {
-    "the negative prompt": "negative_prompt",
-    "the prompt": "prompt",
-    "no prompt": "prompt",
-    "the image": "image",
-    "the mask": "mask",
-    "class ": "class_label",
-    "no class": "class_label",
-    "quality": "output_compression",
-    "num_images": "n",
+    r"negative.prompt": "negative_prompt",
+    r"^(the|no) prompt": "prompt",
+    r"^the image": "image",
+    r"^the mask": "mask",
+    r"^(no )?class\b": "class_label",
+    r"has no quality": "output_compression",
+    r"have no tau": "tau",
+    r"have no top_k": "top_k",
+    r"^num_images": "n",
 }
 
 
@@ -78,10 +79,8 @@ def refused(error: FastvarError, fields: Mapping[str, Any]) -> ApiError:
     if not isinstance(error, InputError | PlanError | BundleError):
         return failed(error)
     words = error.problem.split(maxsplit=1)
-    param = words[0] if words and words[0] in fields else None
-    for beginning, name in TOLD_BY.items():
-        if param is None and error.problem.startswith(beginning) and name in fields:
-            param = name
+    told = [name for pattern, name in TOLD_BY.items() if re.search(pattern, error.problem)]
+    param = next((name for name in (*words[:1], *told) if name in fields), None)
     return ApiError(400, "invalid_value", str(error), param=param)
 
 

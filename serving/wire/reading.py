@@ -9,11 +9,11 @@ from typing import Any
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
-from ..errors import FastvarError
-from ..runtime.pipeline import Pipeline
-from ..runtime.requests.inputs import TextInput, draws_labels
-from ..runtime.requests.params import SamplingParams
-from ..runtime.requests.passes import ImageRequest
+from ...errors import FastvarError
+from ...runtime.pipeline import Pipeline
+from ...runtime.requests.inputs import TextInput, draws_labels
+from ...runtime.requests.params import SamplingParams
+from ...runtime.requests.passes import ImageRequest
 from . import answers
 from .answers import invalid, missing
 from .encoding import Encoding
@@ -153,7 +153,7 @@ def _subject(pipe: Pipeline, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def spread(scales: list[int], count: int) -> list[int]:
-    """So many of the scales, evenly spread, never the last, which the image itself shows."""
+    """So many of the scales, evenly spread up to the last but one: the last is the image itself."""
     last = len(scales) - 1
-    places = {min(last - 1, round((place + 1) * last / (count + 1))) for place in range(count)} if last > 0 else set()
-    return [scales[place] for place in sorted(places)]
+    count = min(count, last)
+    return [scales[(place + 1) * last // count - 1] for place in range(count)]
