@@ -17,7 +17,7 @@ LOWEST_VENV := .venv-lowest
 LOWEST_BUNDLE := $(LOWEST_VENV)/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-lowest test-cuda lint format train-demo bench bench-demo bench-batches bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
+.PHONY: help venv demo test test-slow test-browser test-lowest test-cuda lint format train-demo bench bench-demo bench-batches bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -44,6 +44,11 @@ test: $(STAMP) ## run the tests but the slow ones; those that need a GPU skip th
 
 test-slow: $(STAMP) ## run the slow tests: compilations, processes of their own, the wheel in an environment without torch
 	$(PYTEST) -m slow
+
+# playwright drives the Chromium that is there: it downloads none.
+test-browser: $(STAMP) ## the server's page in Chromium: what it draws and tells, how it looks, and axe-core's rules
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[browser]"
+	$(PYTEST) -m browser
 
 # Its engines are made with the onnxruntime that is to run them: of the environment only that package is put before ours.
 test-lowest: $(STAMP) ## the runtime, without torch, on the oldest packages that it admits: constraints/lowest.txt

@@ -89,7 +89,7 @@ class ServedModel:
         with self._lock:
             self._check_room()
             self._waiting.append(job)
-            ahead = len(self._waiting) - 1 + len(self._drawing)
+            ahead = len({*self._drawing, *self._waiting} - {job})
             self._count()
             self._lock.notify_all()
         job.tell(Moved(ahead))
@@ -97,8 +97,13 @@ class ServedModel:
     def _check_room(self) -> None:
         if self._is_closed:
             raise answers.shutting_down()
-        if len(self._waiting) >= self._options.queue:
-            raise answers.queue_full(len(self._waiting), self._seconds_an_image * self._images_ahead)
+        if self._length >= self._options.queue:
+            raise answers.queue_full(self._length, self._seconds_an_image * self._images_ahead)
+
+    @property
+    def _length(self) -> int:
+        """Requests that wait. One whose images take several passes stays in the queue, but waits no longer."""
+        return sum(job.begun is None for job in self._waiting)
 
     @property
     def _images_ahead(self) -> int:
@@ -234,12 +239,14 @@ class ServedModel:
         self._count(len(units))
 
     def _tell_places(self) -> None:
-        for place, job in enumerate(self._waiting):
+        ahead = set(self._drawing)
+        for job in self._waiting:
             if job.begun is None:
-                job.tell(Moved(place + len(self._drawing)))
+                job.tell(Moved(len(ahead)))
+            ahead.add(job)
 
     def _count(self, running: int | None = None) -> None:
-        self._metrics.queue_length.labels(self.name).set(len(self._waiting))
+        self._metrics.queue_length.labels(self.name).set(self._length)
         if running is not None:
             self._metrics.running.labels(self.name).set(running)
 
