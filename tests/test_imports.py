@@ -53,8 +53,8 @@ ORDER = (
 LEVEL = {folder: level for level, folders in enumerate(ORDER) for folder in folders}
 # Beside the order: who builds engines knows nothing of who runs them.
 APART = (("export", "runtime"),)
-OUTSIDE = {".venv", ".venv-cuda", ".venv-gpu", ".venv-lowest", "benchmarks", "build", "demo", "dist", "docs", "integrations"}
-OUTSIDE |= {"tests"}
+OUTSIDE = {".venv", ".venv-cuda", ".venv-gpu", ".venv-lowest", "benchmarks", "build", "demo", "dist", "docs"}
+OUTSIDE |= {"integrations", "tests"}
 MOST_FILES = 14  # of a folder, without its `__init__`
 Imports = dict[str, dict[str, int]]  # module -> what it imports, and the line
 
