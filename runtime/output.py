@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..core.schedule import Size
 
@@ -101,6 +103,11 @@ class Output:
             image_settings=each,
             indices=[result.index for result in results],
         )
+
+    def as_array(self) -> Output:
+        """The same with `images` as one array [N, H, W, 3] of float32 from 0 to 1, as diffusers' "np"."""
+        array = np.stack([np.asarray(image, np.float32) / 255 for image in self.images])
+        return replace(self, images=array)  # type: ignore[arg-type]  # who asks for arrays knows
 
 
 def _no_preview() -> Image:

@@ -18,6 +18,7 @@ from ..errors import InputError
 from .editing.source_image import ImageSource
 from .output import Output
 from .pickled import reduced
+from .requests.diffusers_names import translated
 from .requests.inputs import Label
 from .requests.params import MAX_IMAGES, SamplingParams
 from .requests.passes import ImageRequest
@@ -234,7 +235,8 @@ class Pipeline:
             timeout: seconds to wait for others before the first image; `busy_timeout` by default.
             changes: fields of `SamplingParams` by name (seed, guidance_scale, tau or temperature, top_p, top_k,
                 num_images, negative_prompt), in place of those of `params`; a list holds one for each prompt or
-                label, a list of seeds perhaps one for each image.
+                label, a list of seeds perhaps one for each image. diffusers' names are understood too:
+                num_images_per_prompt, generator, width, height, and output_type "np" for images as one array.
 
         Raises:
             InputError: a parameter out of range or unknown to the family, a prompt too long for the bundle, or a class
@@ -246,8 +248,10 @@ class Pipeline:
         Warns:
             UnknownWordsWarning: the tokenizer does not know some words of a prompt.
         """
+        output_type = translated(changes, self.size)
         requests = self.requests.generation(prompt, params, class_labels=class_labels, **changes)
-        return self.draw(requests, callback_on_scale_end, callback_on_image_end, timeout=timeout)
+        output = self.draw(requests, callback_on_scale_end, callback_on_image_end, timeout=timeout)
+        return output if output_type == "pil" else output.as_array()
 
     def upscale(
         self,
