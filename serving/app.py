@@ -150,7 +150,8 @@ async def one_model(request: Request) -> Response:
 
 
 async def description(request: Request) -> Response:
-    return json_response(openapi(bool(_fleet(request).options.api_keys)))
+    fleet = _fleet(request)
+    return json_response(openapi(fleet.described(), bool(fleet.options.api_keys)))
 
 
 async def page(request: Request) -> Response:

@@ -13,7 +13,7 @@ from typing import Any
 from ..core.arguments import shown
 from ..core.noise import MAX_SEED
 from ..runtime.editing.source_image import FITS
-from ..runtime.requests.params import MAX_TOP_K
+from ..runtime.requests.params import MAX_TOP_K, MIN_TAU
 from .answers import ApiError, invalid
 
 MAX_TEXT = 1 << 16  # characters, as the pipeline has it in bytes
@@ -116,22 +116,18 @@ class Whole(Field):
 class Real(Field):
     low: float
     high: float
-    open_below: bool = False
     about: str = ""
 
     @property
     def expected(self) -> str:
-        return f"a number {'above' if self.open_below else 'from'} {self.low:g} to {self.high:g}"
+        return f"a number from {self.low:g} to {self.high:g}"
 
     @property
     def schema(self) -> Schema:
-        least = "exclusiveMinimum" if self.open_below else "minimum"
-        return _described({"type": "number", least: self.low, "maximum": self.high}, self.about)
+        return _described({"type": "number", "minimum": self.low, "maximum": self.high}, self.about)
 
     def read(self, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
-            raise ValueError
-        if self.open_below and value == self.low:
             raise ValueError
         return value
 
@@ -196,9 +192,9 @@ COMMON: dict[str, Field] = {
     "partial_images": Whole(0, 3, "Previews in a stream, spread over the scales."),
     "previews": Choice(("all",), "A preview of every scale, in place of partial_images."),
     "seed": Whole(0, MAX_SEED, "Of the first image; the next ones count up. Drawn where absent, always told."),
-    "guidance_scale": Real(0, 100, about="Classifier-free guidance; the model's own by default."),
-    "tau": Real(0, 100, open_below=True, about="Sampling temperature, of models that have one."),
-    "top_p": Real(0, 1, about="The rarest values go, as long as they sum to at most 1 - top_p."),
+    "guidance_scale": Real(0, 100, "Classifier-free guidance; the model's own by default."),
+    "tau": Real(MIN_TAU, 100, "Sampling temperature, of models that have one."),
+    "top_p": Real(0, 1, "The rarest values go, as long as they sum to at most 1 - top_p."),
     "top_k": Whole(0, MAX_TOP_K, "So many codes are sampled from, 0 for all; of models that leave it to the caller."),
     "negative_prompt": Text(about="What to steer away from."),
     "class_label": Label("Of models that draw classes."),

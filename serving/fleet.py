@@ -84,6 +84,8 @@ class Fleet:
             "batch": pipe.batch_sizes,
             "guidance_scale": defaults.guidance_scale,
             "tau": defaults.tau,
+            "top_p": defaults.top_p,
+            "top_k": defaults.top_k,
             "bundle": pipe.bundle.digest,
         }
 

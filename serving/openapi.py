@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.version import __version__
-from .fields import COMMON, EDITS, Field
+from .fields import COMMON, EDITS
 
 Schema = dict[str, Any]
 ERRORS = {
@@ -25,8 +25,19 @@ TEXT = {"type": "string"}
 COUNT = {"type": "integer"}
 
 
-def openapi(has_keys: bool) -> Schema:
-    """OpenAPI 3.1. has_keys: whether the server asks for API keys."""
+def openapi(models: Sequence[Mapping[str, Any]], has_keys: bool) -> Schema:
+    """OpenAPI 3.1 of a server with these models, as it describes them. has_keys: whether it asks for API keys."""
+    own = {
+        "model": {"type": "string", "enum": [model["id"] for model in models]},
+        "size": {"type": "string", "enum": ["auto", *dict.fromkeys(m["size"] for m in models if "size" in m)]},
+    }
+    required = ("prompt",) if {model.get("draws") for model in models} == {"prompt"} else ()
+    refused = {name for name in ("tau", "top_k") if all(model.get(name) is None for model in models)}
+    refused |= {"class_label"} if required else set()
+    generation, edit = (
+        {name: _specific(field.schema, own.get(name)) for name, field in fields.items() if name not in refused}
+        for fields in (COMMON, EDITS)
+    )
     found: Schema = {
         "openapi": "3.1.0",
         "info": {
@@ -35,8 +46,8 @@ def openapi(has_keys: bool) -> Schema:
             "description": "Images, scale by scale. The two endpoints that draw read what OpenAI's clients send.",
         },
         "paths": {
-            "/v1/images/generations": {"post": _drawing("Draw images.", "application/json", _body(COMMON, {}))},
-            "/v1/images/edits": {"post": _drawing("Enlarge an image, or redraw a part.", *_edits())},
+            "/v1/images/generations": {"post": _drawing("Draw images.", *_generations(generation, required))},
+            "/v1/images/edits": {"post": _drawing("Enlarge an image, or redraw a part.", *_edits(edit, required))},
             "/v1/models": {"get": _got("Models and aliases.", _ref("Models"))},
             "/v1/models/{model}": {"get": {**_got("One of them.", _ref("Model"), 404), "parameters": [_model()]}},
             "/health": {"get": _got("Whether the process is sound.", _ref("Status"), 503)},
@@ -58,10 +69,28 @@ def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _body(fields: Mapping[str, Field], files: Schema, required: tuple[str, ...] = ()) -> Schema:
-    properties = {name: _or_null(field.schema) for name, field in fields.items()} if not files else {}
-    properties = properties or {name: field.schema for name, field in fields.items()}
-    schema: Schema = {"type": "object", "properties": {**properties, **files}, "additionalProperties": False}
+def _specific(schema: Schema, own: Schema | None) -> Schema:
+    """What a field may hold on this server, where that is known."""
+    return schema if own is None else {**own, "description": schema["description"]}
+
+
+def _generations(fields: Mapping[str, Schema], required: Sequence[str]) -> tuple[str, Schema]:
+    optional = {name: schema if name in required else _or_null(schema) for name, schema in fields.items()}
+    return "application/json", _body(optional, required)
+
+
+def _edits(fields: Mapping[str, Schema], required: Sequence[str]) -> tuple[str, Schema]:
+    binary = {"type": "string", "format": "binary"}
+    image = {**binary, "description": "PNG, JPEG or WebP."}
+    mask = {
+        **binary,
+        "description": "The image's size; redrawn is what is transparent, or white where nothing is transparent.",
+    }
+    return "multipart/form-data", _body({**fields, "image": image, "mask": mask}, ("image", *required))
+
+
+def _body(properties: Schema, required: Sequence[str]) -> Schema:
+    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return {**schema, "required": list(required)} if required else schema
 
 
@@ -72,16 +101,6 @@ def _or_null(schema: Schema) -> Schema:
     return {"anyOf": [plain, {"type": "null"}], **about}
 
 
-def _edits() -> tuple[str, Schema]:
-    binary = {"type": "string", "format": "binary"}
-    image = {**binary, "description": "PNG, JPEG or WebP."}
-    mask = {
-        **binary,
-        "description": "The image's size; redrawn is what is transparent, or white where nothing is transparent.",
-    }
-    return "multipart/form-data", _body(EDITS, {"image": image, "mask": mask}, ("image",))
-
-
 def _drawing(summary: str, content_type: str, body: Schema) -> Schema:
     answers = {
         "200": {
@@ -89,7 +108,7 @@ def _drawing(summary: str, content_type: str, body: Schema) -> Schema:
             "headers": {"x-request-id": {"schema": TEXT}},
             "content": {
                 "application/json": {"schema": _ref("Images")},
-                "text/event-stream": {"schema": TEXT},
+                "text/event-stream": {"schema": _ref("Event")},
             },
         },
         **{str(status): _error(status) for status in (400, 403, 404, 408, 413, 429, 500, 503)},
@@ -139,8 +158,10 @@ def _schemas() -> Schema:
     }
     model = {"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT}
     error = {"message": TEXT, "type": TEXT, "param": {"type": ["string", "null"]}, "code": TEXT}
+    event = {"event": TEXT, "data": {**TEXT, "description": "JSON: a preview, an image, or an error."}}
     return {
         "Images": _object(images),
+        "Event": _object(event),
         "Model": _object(model),
         "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}),
         "Status": _object({"status": TEXT}),

@@ -167,16 +167,24 @@ def _protocol(patience: float) -> type[H11Protocol]:
     class Patient(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
             super().connection_made(transport)
-            self._head_due = self.loop.call_later(patience, self._give_up)
+            self._expect_request()
 
-        def _give_up(self) -> None:
-            """Whatever was sent so far is no request."""
-            has_begun = self.cycle is not None  # uvicorn's annotation leaves None out
-            if not has_begun and not self.transport.is_closing():
-                self.transport.close()
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._head_due.cancel()
+            self._expect_request()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._head_due.cancel()
             super().connection_lost(exc)
+
+        def _expect_request(self) -> None:
+            self._head_due = self.loop.call_later(patience, self._give_up)
+
+        def _give_up(self) -> None:
+            """Whatever was sent so far is no request."""
+            cycle: Any = self.cycle  # None before the first request
+            if (cycle is None or cycle.response_complete) and not self.transport.is_closing():
+                self.transport.close()
 
     return Patient

@@ -11,6 +11,7 @@ from ...core.noise import check_seed, seeds_from
 from ...errors import InputError
 
 MAX_IMAGES = 1024
+MIN_TAU = 1e-4  # what is divided by less is no number any more
 MAX_TOP_K = (1 << 31) - 1  # an int32 in the engines
 ALIASES = {"temperature": "tau"}  # the field's word, and that of the published programs
 
@@ -24,7 +25,7 @@ class SamplingParams:
     Args:
         guidance_scale: classifier-free guidance, 0 to 100. The family's `guidance_off`, 1 or 0, switches it off and
             runs half the work.
-        tau: sampling temperature, above 0, at most 100, of families that have one; `temperature` is the same.
+        tau: sampling temperature, 0.0001 to 100, of families that have one; `temperature` is the same.
         top_p: the rarest values of a choice go, as long as their probabilities sum to at most 1 - top_p; 0 and 1 are
             off.
         top_k: only so many codes are sampled from, 0 for all; of families that leave it to the caller.
@@ -146,8 +147,12 @@ def check_ranges(guidance_scale: float | None, tau: float | None, top_p: float |
     """
     if guidance_scale is not None and not 0 <= guidance_scale <= 100:
         raise InputError(f"guidance_scale {guidance_scale} is out of range", expected="a number from 0 to 100")
-    if tau is not None and not 0 < tau <= 100:
-        raise InputError(f"tau {tau} is out of range", expected="a temperature above 0, at most 100")
+    if tau is not None and not MIN_TAU <= tau <= 100:
+        raise InputError(
+            f"tau {tau} is out of range",
+            expected=f"a temperature from {MIN_TAU:g} to 100",
+            fix=f"give {MIN_TAU:g} for the likeliest codes" if 0 <= tau < MIN_TAU else "",
+        )
     if top_p is not None and not 0 <= top_p <= 1:
         raise InputError(f"top_p {top_p} is out of range", expected="a share from 0 to 1; 0, as 1, is off")
 

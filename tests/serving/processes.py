@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+ROOT = Path(__file__).parents[2]
 STARTS = 180.0  # seconds, on a machine that is busy with other tests
 ENDS = 60.0
 LISTENING = re.compile(r"listening on (http://\S+)")
@@ -47,15 +48,19 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(bundle: Path | str | Sequence[Path | str], *options: str, ready: bool = True) -> Iterator[Served]:
+def serving(
+    bundle: Path | str | Sequence[Path | str], *options: str, ready: bool = True, module: str = "fastvar.cli"
+) -> Iterator[Served]:
     """A server of a bundle, `NAME=FOLDER`, or several of them; ended by SIGTERM when the block is left.
 
-    It is given to the block when its bundles are loaded, or, without `ready`, as soon as it listens.
+    It is given to the block when its bundles are loaded, or, without `ready`, as soon as it listens. `module`: what is
+    run in place of the command.
     """
     bundles = [bundle] if isinstance(bundle, str | Path) else bundle
-    command = [sys.executable, "-m", "fastvar.cli", "serve", *map(str, bundles), "--port", "0", *options]
+    command = [sys.executable, "-m", module, "serve", *map(str, bundles), *options]
+    command += [] if "--port" in options else ["--port", "0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, encoding="utf-8") as process:
+    with subprocess.Popen(command, **pipes, text=True, encoding="utf-8", cwd=ROOT) as process:
         served = Served(process)
         readers = [
             threading.Thread(target=served.read, args=[stream], daemon=True)

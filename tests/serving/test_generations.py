@@ -205,7 +205,7 @@ INVALID = "invalid_value"
         ({"prompt": PROMPT, "seed": -1}, INVALID, "seed", "a whole number from 0"),
         ({"prompt": PROMPT, "seed": 2**63 - 1, "n": 2}, INVALID, "seed", "out of range"),
         ({"prompt": PROMPT, "guidance_scale": 101}, INVALID, "guidance_scale", "from 0 to 100"),
-        ({"prompt": PROMPT, "tau": 0}, INVALID, "tau", "above 0"),
+        ({"prompt": PROMPT, "tau": 5e-324}, INVALID, "tau", "from 0.0001 to 100"),
         ({"prompt": PROMPT, "top_p": 1.5}, INVALID, "top_p", "from 0 to 1"),
         ({"prompt": PROMPT, "top_k": 5}, INVALID, "top_k", "have no top_k"),
         ({"prompt": PROMPT, "class_label": 3}, INVALID, "class_label", "draws from texts"),

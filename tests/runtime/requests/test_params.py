@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fastvar import BuildOptions, Pipeline, SamplingParams
 from fastvar.errors import BuildError, InputError, RenamedWarning
+from fastvar.runtime.requests.params import MIN_TAU
 
 VALUES = {
     "guidance_scale": st.floats(0, 100),
@@ -51,6 +52,7 @@ def test_temperature_is_tau_by_the_fields_name():
         ({"guidance_scale": float("nan")}, "guidance_scale nan is out of range"),
         ({"guidance_scale": 101}, "guidance_scale 101 is out of range"),
         ({"tau": 0}, "tau 0 is out of range"),
+        ({"tau": 5e-324}, "tau 5e-324 is out of range"),
         ({"top_p": float("inf")}, "top_p inf is out of range"),
         ({"top_k": -1}, "top_k -1 is out of range"),
         ({"top_k": True}, "top_k True is out of range"),
@@ -106,3 +108,11 @@ def test_options_of_a_build_by_old_and_unknown_names():
         BuildOptions().changed(presicion="bf16")
     with pytest.raises(BuildError, match="decoder tile True not understood"):
         BuildOptions(decoder_tile=True)
+
+
+@pytest.mark.parametrize("tau", [MIN_TAU, 100])
+@pytest.mark.parametrize("top_p", [0, 5e-324, 1 - 1e-16, 1])
+@pytest.mark.parametrize("guidance_scale", [0, 1e-9, 1 + 1e-12, 100])
+def test_whatever_is_in_range_draws_finite_numbers(tiny_bundle: Path, tau: float, top_p: float, guidance_scale: float):
+    with Pipeline.load(tiny_bundle) as pipe:
+        assert pipe("a red circle", tau=tau, top_p=top_p, guidance_scale=guidance_scale, seed=1).images

