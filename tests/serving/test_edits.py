@@ -95,7 +95,7 @@ def test_classes_are_edited_too(make_client, var_editing_bundle: Path):
         ([part("image", SMALL), part("image", SMALL)], {}, "image", "2 files as image"),
         ([part("image", SMALL), part("image[]", SMALL)], {}, "image", "2 files as image"),
         ([part("mask", MASK)], {}, "image", "image is missing"),
-        ([("image", ("a.png", b"no image", "image/png"))], {}, "image", "the image cannot be read"),
+        ([("image", ("a.png", b"no image", "image/png"))], {}, "image", "cannot be read: no kind of image file"),
         ([("image", ("a.gif", b"GIF89a" + bytes(30), "image/gif"))], {}, "image", "png, jpeg, webp"),
         ([("image", ("a.png", png(PHOTO)[:200], "image/png"))], {}, "image", "the image cannot be read"),
         ([part("image", PHOTO)], {}, "image", "fills all scales"),
