@@ -145,7 +145,8 @@ def read_metadata(path: Path) -> dict[str, str]:
                 return {str(key): str(text) for key, text in image.info.items() if isinstance(text, str)}
             return _read_comment(image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT))
     except READ_ERRORS as error:
-        raise InputError(f"{path} cannot be read: {read_trouble(error)}", expected="a PNG, JPEG or WebP file") from error
+        problem = f"{path} cannot be read: {read_trouble(error)}"
+        raise InputError(problem, expected="a PNG, JPEG or WebP file") from error
 
 
 def _exif(metadata: Mapping[str, str]) -> Image.Exif:
