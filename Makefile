@@ -17,7 +17,7 @@ LOWEST_VENV := .venv-lowest
 LOWEST_BUNDLE := $(LOWEST_VENV)/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-lowest test-cuda lint format train-demo bench bench-demo bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
+.PHONY: help venv demo test test-slow test-lowest test-cuda lint format train-demo bench bench-demo bench-batches bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -81,6 +81,9 @@ bench: $(STAMP) ## engines against eager torch in turn, demo and a 125 M model; 
 
 bench-demo: $(STAMP) ## the demo's engines, dense against pruned, scale by scale; writes JSON to benchmarks/results
 	$(BIN)/python -m demo.measuring.speed
+
+bench-batches: $(STAMP) ## milliseconds an image in passes of 1, 2 and 4; JSON, and the table in docs/benchmarks.md; BENCH=OPTIONS
+	$(BIN)/python -m benchmarks.batches --docs docs/benchmarks.md $(BENCH)
 
 bench-lossy: $(STAMP) ## speed, accuracy and likeness of every lossy option on the demo, in one run; JSON to benchmarks/results
 	$(BIN)/python -m demo.measuring.lossy

@@ -18,16 +18,17 @@ from .commands.build import build
 from .commands.cache import cache
 from .commands.convert import convert
 from .commands.doctor import doctor
-from .commands.generate import generate
-from .commands.inpaint import inpaint
+from .commands.drawing.batch import batch
+from .commands.drawing.generate import generate
+from .commands.drawing.inpaint import inpaint
+from .commands.drawing.serve import serve
+from .commands.drawing.upscale import upscale
 from .commands.inspect import inspect
 from .commands.plan import plan
 from .commands.profile import profile
-from .commands.serve import serve
 from .commands.sign import sign
 from .commands.sizes import sizes
 from .commands.tune import tune
-from .commands.upscale import upscale
 from .console.interruption import Interrupted, ended_by_signals
 from .console.streams import spared_streams, tell, tell_trouble
 from .core.version import __version__
@@ -113,6 +114,7 @@ for command in (
     generate,
     upscale,
     inpaint,
+    batch,
     serve,
     profile,
     tune,

@@ -113,7 +113,10 @@ def _why_missing(engine: str) -> str:
 
 
 class Contender(Protocol):
-    """Draws with guidance, batch 1. The text comes first; then scales, and the decoder behind them."""
+    """Draws with guidance, one image or a pass of several; times are those of all of them.
+
+    The text comes first; then scales, and the decoder behind them.
+    """
 
     plan: GenerationPlan
 
@@ -137,9 +140,11 @@ class EngineContender:
         text: ids [1, T] of a prompt where the bundle has a text encoder, else features [2, T, Ct]; every token counts.
             Of families that draw classes, a class.
         cuda_graphs: on a GPU, record the launches of a scale and replay them as one.
+        images: of one pass, all of the same text, noise and settings: what is launched does not depend on them.
 
     Raises:
         BackendError: the bundle's backend or device is not there.
+        InputError: the bundle has no engines for such a pass.
     """
 
     def __init__(
@@ -149,11 +154,12 @@ class EngineContender:
         settings: SamplingSettings,
         threads: int | None = None,
         cuda_graphs: bool = True,
+        images: int = 1,
     ) -> None:
-        self.manifest, self.plan = bundle.manifest, bundle.manifest.plan
-        self._session = Session(bundle, threads=threads, cuda_graphs=cuda_graphs)
-        self.workspace: Workspace = self._session.workspace(settings.rows)
-        self._device, self._settings, self._text = self._session.device, settings, text
+        self.manifest, self.plan, self.images = bundle.manifest, bundle.manifest.plan, images
+        self._session = Session(bundle, threads=threads, cuda_graphs=cuda_graphs, batch=images)
+        self.workspace: Workspace = self._session.workspace(settings.rows, images)
+        self._device, self._settings, self._text = self._session.device, [settings] * images, text
 
     def text(self) -> float:
         start = self._device.record_event()
@@ -161,22 +167,27 @@ class EngineContender:
         return self._elapsed_ms(start)
 
     def scales(self, noise: Noise) -> list[float]:
-        ms = [ms for _, ms in self.workspace.run_scales(noise, self._settings, wait=False)]
+        ms = [ms for _, ms in self.workspace.run_scales(self._noises(noise), self._settings, wait=False)]
         self._session.save_compiled_kernels()
         return ms
 
     def decode(self) -> float:
         start = self._device.record_event()
-        self.workspace.decode()
+        for image in range(self.images):
+            self.workspace.decode(image)
         return self._elapsed_ms(start)
 
     def logits(self, noise: Noise) -> list[NDArray[np.float32]]:
-        steps = self.workspace.run_scales(noise, self._settings)
+        """Of every scale [L * images, ...]: token by token, the images of a pass side by side."""
+        steps = self.workspace.run_scales(self._noises(noise), self._settings)
         return [self.workspace.read(calls.sampling_head, "logits").copy() for calls, _ in steps]
 
     def launches(self, noise: Noise) -> Iterator[tuple[StepCalls | None, EngineCall, float]]:
         """The image launch by launch, without text encoder: step (None outside of scales), call, milliseconds."""
-        return self.workspace.timed_launches(noise, self._settings)
+        return self.workspace.timed_launches(self._noises(noise), self._settings)
+
+    def _noises(self, noise: Noise) -> list[Noise]:
+        return [noise] * self.images
 
     def _elapsed_ms(self, start: Any) -> float:
         end = self._device.record_event()
@@ -187,11 +198,11 @@ class EngineContender:
 def give_text(workspace: Workspace, text: NDArray[Any] | LabelInput) -> None:
     """Ids [1, T], or features [2, T, Ct], of which every token counts; or a class."""
     if isinstance(text, LabelInput):
-        workspace.give(text)
+        workspace.give([text] * workspace.images)
     elif text.ndim == 2:
         length, width = text.shape[1], workspace.manifest.text_length
         ids = np.zeros((2, 1, width), np.int64)
         ids[0, :, :length], ids[1, :, :length] = text, 1
-        workspace.give(TextInput(TokenizedPrompt(ids[0], ids[1], length)))
+        workspace.give([TextInput(TokenizedPrompt(ids[0], ids[1], length))] * workspace.images)
     else:
         workspace.set_features(text[0], text[1], (text.shape[1],) * 2)

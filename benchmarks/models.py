@@ -61,11 +61,15 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Model:
-    """A model by name, its weights a function of the seed where they are random, and the length of its prompt."""
+    """A model by name, its weights a function of the seed where they are random, and the length of its prompt.
+
+    `batch`: how many images the passes of its bundles draw.
+    """
 
     name: str
     prompt_tokens: int
     seed: int = 0
+    batch: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
@@ -97,7 +101,7 @@ class Model:
     @property
     def options(self) -> BuildOptions:
         """Engines with guidance, for this prompt's length."""
-        return BuildOptions(guidance="on", text_length=self.text_length)
+        return BuildOptions(guidance="on", text_length=self.text_length, batch=self.batch)
 
     def plan(self, size: str, policy: str) -> GenerationPlan:
         schedule, depth = schedule_for(parse_size(size)), self.checkpoint().transformer.depth
@@ -269,7 +273,7 @@ def build_engines(model: Model, entry: Entry, size: str, target: str, out: Path,
 
     plan = model.plan(size, entry.policy)
     if like is not None:
-        rebuild(like, out, policy=plan.policy, size=size)
+        rebuild(like, out, policy=plan.policy, size=size, batch=model.batch)
         return
     toolchain = make_toolchain(entry.engine, by_name(target), entry.compute, entry.weights)
     build_bundle(model.checkpoint(), plan, out, model.options, toolchain=toolchain)

@@ -24,7 +24,7 @@ def _size_table(model: str, size: Record) -> str:
     rows = [_cells(name, found, eager, size["ratios"]) for name, found in results.items()]
     title = f"**{model}, {size['size']}**"
     failures = [f"{name} left: {why}" for name, why in size["failed"].items()]
-    return "\n\n".join((title, _table(head, rows), _peak_line(size["peaks"]), *failures))
+    return "\n\n".join((title, markdown_table(head, rows), _peak_line(size["peaks"]), *failures))
 
 
 def _cells(name: str, found: Record, eager: Sequence[str], ratios: Sequence[Record]) -> list[str]:
@@ -64,7 +64,7 @@ def breakdown_table(record: Record) -> str:
         for s in found["largest_scales_by_launch"]
         for kind, part in {"all": s, **s["kinds"]}.items()
     ]
-    return _table(head, rows) if rows else ""
+    return markdown_table(head, rows) if rows else ""
 
 
 def _achieved(part: Record) -> list[str]:
@@ -83,5 +83,6 @@ def _seconds(ms: float | None) -> str:
     return "" if ms is None else f"{ms / 1e3:.3g}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under a head."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))

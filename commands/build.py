@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TRUST = ("trust_remote_code", "require_signature")  # what they are asked about is a bundle
 # Parameters that --from-bundle goes with.
-WITH_BUNDLE = ("from_bundle", "out", "policy", "size", "jobs", "no_cache", "cache", *TRUST)
+WITH_BUNDLE = ("from_bundle", "out", "policy", "size", "batch", "jobs", "no_cache", "cache", *TRUST)
 WITH_WEIGHTS = ("from_bundle", "weights_from", "out", *TRUST)  # parameters that --weights-from goes with
 
 
@@ -156,8 +156,9 @@ def build(
         Path | None,
         typer.Option(
             metavar="BUNDLE",
-            help="Another policy or size for this bundle, instead of CHECKPOINT: takes over its weights, and makes "
-            "only engines. Everything but --policy and --size is as in BUNDLE.",
+            help="Another policy, size or batch for this bundle, instead of CHECKPOINT: takes over its weights, and "
+            "makes only engines. Everything but --policy, --size and --batch is as in BUNDLE, and --policy too where "
+            "--batch alone is given.",
         ),
     ] = None,
     weights_from: Annotated[
@@ -191,7 +192,8 @@ def build(
         if weights_from is not None:
             _replace_weights(from_bundle, out, weights_from, given, trust)
             return
-        _rebuild(from_bundle, out, policy, size if "size" in given else None, found, jobs, given, trust)
+        images = batch_sizes(batch) if "batch" in given else None
+        _rebuild(from_bundle, out, policy, size if "size" in given else None, images, found, jobs, given, trust)
         return
     if weights_from is not None:
         raise InputError("--weights-from goes with --from-bundle", fix="give the bundle that has the engines")
@@ -236,34 +238,38 @@ def _rebuild(
     out: Path,
     policy: str,
     size: str | None,
+    batch: tuple[int, ...] | None,
     cache: Path | bool,
     jobs: int | None,
     given: Sequence[str],
     trust: tuple[bool, Path | None],
 ) -> None:
-    """Another policy or size for a bundle."""
+    """Another policy, size or batch for a bundle."""
     _refuse_others(
         "--from-bundle",
         given,
         WITH_BUNDLE,
-        "--policy, --size, --out and how to build alone: all else is as in the bundle",
+        "--policy, --size, --batch, --out and how to build alone: all else is as in the bundle",
         "leave it away, or build from the checkpoint",
     )
     from ..engines.bundle.bundle import Bundle
+    from ..export.options import check_batch
     from ..families import family_named
 
+    check_batch(batch or (1,))
     # What is wrong with the options is told before torch takes its seconds to import.
     source = Bundle.open(local_bundle(bundle), "all", trust_remote_code=trust[0], require_signature=trust[1])
     old = source.manifest
     family, transformer, plan = family_named(old.family), old.transformer, old.plan
     schedule = plan.schedule if size is None else family.schedule_for(family.size(size, transformer), transformer)
-    family.plan(schedule, family.policy(policy, schedule, plan.depth), transformer, plan.sampling_mode)
+    same = batch is not None and size is None and "policy" not in given
+    chosen = plan.policy if same else family.policy(policy, schedule, plan.depth)
+    family.plan(schedule, chosen, transformer, plan.sampling_mode)
     with needs_extra("export"), progress_bar() as progress:
         from ..export.rebuild import rebuild
 
-        report = rebuild(
-            source, out, policy=policy, size=size, cache=cache, jobs=jobs, progress=_on_graph(progress, "starting")
-        )
+        told = _on_graph(progress, "starting")
+        report = rebuild(source, out, policy=chosen, size=size, batch=batch, cache=cache, jobs=jobs, progress=told)
     _tell(report)
 
 

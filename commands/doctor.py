@@ -1,16 +1,46 @@
-"""`fastvar doctor`: what is installed, and what is missing."""
+"""`fastvar doctor`: what is installed, what is missing, and whether a bundle would run here."""
 
 from __future__ import annotations
 
-from ..console.options import AsJson, print_json, print_tables
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console.options import AsJson, RequireSignature, local_bundle, print_json, print_tables
+from ..errors import InputError
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="A bundle: would it run here, and how many images fit into a pass?", show_default=False),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            help="With BUNDLE: memory it may take, 15GiB say. [dim]default: the machine's, of CPU engines[/dim]",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    require_signature: RequireSignature = None,
+) -> None:
     """Say what is installed, what each backend needs, and what this machine offers."""
-    from ..console.tables import doctor_tables
+    from ..console.tables import doctor_bundle_facts, doctor_tables
+    from ..core.dtypes import parse_bytes
     from ..doctor import examine
 
+    budget = parse_bytes(memory) if memory is not None else None
+    if bundle is None and (memory is not None or require_signature is not None):
+        raise InputError("--memory and --require-signature go with a bundle", fix="give BUNDLE, or leave them away")
     facts = examine()
+    if bundle is not None:
+        from ..engines.bundle.bundle import Bundle
+
+        # Nothing of it is run.
+        opened = Bundle.open(local_bundle(bundle), trust_remote_code=True, require_signature=require_signature)
+        facts["bundle"] = doctor_bundle_facts(opened, budget, facts["uses"])
     if as_json:
         print_json(facts)
         return

@@ -77,7 +77,7 @@ def tune(
     from ..core.files import make_folder
     from ..engines.bundle.bundle import Bundle
     from ..profiling.tuning.rebuilder import Rebuilder
-    from ..profiling.tuning.report import best_line, front_table, write_all
+    from ..profiling.tuning.report import batch_line, best_line, front_table, write_all
     from ..profiling.tuning.search import Constraints
     from ..profiling.tuning.trials import TuningSetup, tune_bundle
 
@@ -108,6 +108,8 @@ def tune(
     written = write_all(tuning, opened, setup, out)
     Console().print(front_table(tuning))
     tell(best_line(tuning))
+    if (told := batch_line(opened.manifest)) is not None:
+        tell(told)
     for path in written:
         tell(f"wrote {path}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +12,7 @@ from ..core.dtypes import human_bytes
 from ..core.platform import memory_bytes
 from ..profiling.estimates.fitting import Fit
 from ..profiling.estimates.memory_plan import MemoryPlan, Part, TimelineEntry
+from ..profiling.estimates.passes import PassLaunches
 from ..profiling.estimates.requests import PlanRequest
 from ..profiling.report.columns import Column, text_table
 
@@ -42,6 +44,7 @@ def plan_facts(request: PlanRequest, shown: Fit, budget: int | None) -> dict[str
         "budget_bytes": budget,
         "machine_bytes": memory_bytes() if request.on_host else None,
         "fits": None if budget is None else need.total_bytes <= budget,
+        "launches": [{**vars(own), "engines_an_image": own.engines_an_image} for own in plan.launches],
         "timeline": [
             {"what": m.what, "total_bytes": m.total, "parts": {p.value: b for p, b in m.used.items()}}
             for m in plan.moments
@@ -80,6 +83,7 @@ def verdict_lines(request: PlanRequest, shown: Fit, budget: int | None) -> list[
         f"{library} = {human_bytes(need.total_bytes)}",
         f"most in use: {human_bytes(peak.total)}, {peak.what}",
     ]
+    lines += _launch_lines(_launches(shown))
     if request.estimated:
         lines.append("workspace is estimated: nothing has been compiled yet; all else is exact")
     here = memory_bytes() if request.on_host else None
@@ -96,6 +100,20 @@ def verdict_lines(request: PlanRequest, shown: Fit, budget: int | None) -> list[
             lines.append(f"  fastvar {command} {' '.join(options)}")
     largest = _largest_batch(request, shown, budget)
     return lines if largest is None else [*lines, f"largest batch that fits so: {largest} images in one pass"]
+
+
+def _launches(shown: Fit) -> list[PassLaunches]:
+    """Of passes with as many guidance rows as the one that is shown."""
+    return [own for own in shown.plan.launches if own.guidance_rows == shown.plan.rows]
+
+
+def _launch_lines(launches: Sequence[PassLaunches]) -> list[str]:
+    """Where passes of several images are planned: how many launches an image takes in each."""
+    if len(launches) < 2:
+        return []
+    told = [f"{own.engines_an_image:,.0f} in a pass of {own.images}" for own in launches]
+    graphs = [f"{own.recorded_an_image:.3g}" for own in launches]
+    return [f"engine launches an image: {', '.join(told)}; graphs a GPU is given: {', '.join(graphs)}"]
 
 
 def _largest_batch(request: PlanRequest, shown: Fit, budget: int) -> int | None:

@@ -10,8 +10,12 @@ from rich.text import Text
 
 from ..core.dtypes import human_bytes
 from ..core.plan import StepPlan
+from ..core.platform import memory_bytes
+from ..core.policy import PruningPolicy
 from ..engines.bundle.folder import SIGNATURE
 from ..engines.bundle.manifest import EngineSet, Manifest, StepEngines
+from ..engines.registry import backend_class
+from ..profiling.estimates.passes import PassMemory, largest_that_fits, passes_of
 from ..profiling.formatting import pixels
 from ..profiling.report.columns import Column, fact_table, text_table
 from ..runtime.memory.soundness import sound_layout
@@ -36,11 +40,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "model": manifest.model,
         "size": pixels(plan.schedule.pixels),
         "bucket": plan.schedule.bucket,
-        "policy": {
-            "name": policy.name,
-            "pruned_layers": [policy.first_layer, policy.stop_layer],
-            "restore_scale": policy.restore_scale,
-        },
+        "policy": _policy_facts(policy),
         "layers": plan.depth,
         "backend": engine.backend,
         "library_version": engine.library_version,
@@ -50,7 +50,8 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "precision": manifest.precision.label,
         "text_length": manifest.text_length,
         "decoder_tile": manifest.tiles.rows if manifest.tiles else None,
-        "guidance_rows": [s.rows for s in manifest.sets],
+        "guidance_rows": sorted({s.rows for s in manifest.sets}, reverse=True),
+        "batches": [pass_facts(found) for found in passes_of(manifest)],
         "sampling": vars(manifest.sampling),
         "classes": getattr(manifest.transformer, "classes", None),
         "sampling_mode": vars(manifest.plan.sampling_mode),
@@ -84,6 +85,11 @@ def bundle_facts(bundle: Bundle) -> Facts:
             for name, spec in manifest.engines.items()
         },
     }
+
+
+def _policy_facts(policy: PruningPolicy) -> Facts:
+    pruned = [policy.first_layer, policy.stop_layer]
+    return {"name": policy.name, "pruned_layers": pruned, "restore_scale": policy.restore_scale}
 
 
 def _signature(bundle: Bundle) -> str:
@@ -148,10 +154,27 @@ def header_table(facts: Facts) -> Table:
             "sampling": ", ".join(sampling),
             "weights": human_bytes(facts["weight_bytes"]),
             "memory": f"{', '.join(memory)}, beside the weights",
+            "passes": _passes_line(facts["batches"]),
             "digest": facts["digest"],
             "made by": f"fastvar {facts['fastvar_version']}, bundle format {facts['format_version']}",
         }
     )
+
+
+def pass_facts(found: PassMemory) -> Facts:
+    """What is told of the passes of so many images, ready for json.dumps."""
+    rows = (str(count) for count in found.guidance_rows)
+    return {
+        "images": found.images,
+        "activation_bytes": dict(zip(rows, found.activation_bytes, strict=True)),
+        "allocated_bytes": found.need.total_bytes,
+    }
+
+
+def _passes_line(batches: Sequence[Facts]) -> str:
+    """How many images a pass draws, and the memory of each number."""
+    told = ", ".join(f"{own['images']} ({human_bytes(max(own['activation_bytes'].values()))})" for own in batches)
+    return "one image" if len(batches) == 1 else f"images in one: {told}"
 
 
 def plan_table(facts: Facts) -> Table:
@@ -263,7 +286,47 @@ def doctor_tables(facts: Facts) -> list[Table]:
     packages = (Column("package", justify="left"), Column("version", justify="left"))
     missing = Text("not installed", "dim")
     versions = [(name, version or missing) for name, version in facts["packages"].items()]
-    return [fact_table(machine), text_table(uses, facts["uses"]), text_table(packages, versions)]
+    tables = [fact_table(machine), text_table(uses, facts["uses"]), text_table(packages, versions)]
+    return [*([doctor_bundle_table(facts["bundle"])] if "bundle" in facts else []), *tables]
+
+
+def doctor_bundle_facts(bundle: Bundle, budget: int | None, uses: Sequence[Facts]) -> Facts:
+    """Whether this machine can draw from a bundle, and in passes of how many images.
+
+    `budget`: bytes; without one the machine's memory counts, where engines take that, and nothing else is known.
+    """
+    manifest, passes = bundle.manifest, passes_of(bundle.manifest)
+    on_host = backend_class(manifest.backend).runs_on_host(manifest.target)
+    limit = budget if budget is not None or not on_host else memory_bytes()
+    return {
+        "path": str(bundle.path),
+        "backend": manifest.backend,
+        "target": manifest.target,
+        "ready": next(use["ready"] for use in uses if use["use"] == f"backend {manifest.backend}"),
+        "budget_bytes": limit,
+        "batches": [
+            {**pass_facts(own), "fits": None if limit is None else own.need.total_bytes <= limit} for own in passes
+        ],
+        "largest_batch": None if limit is None else largest_that_fits(passes, limit),
+    }
+
+
+def doctor_bundle_table(facts: Facts) -> Table:
+    """A bundle on this machine."""
+    limit, states = facts["budget_bytes"], {None: "", True: ", fits", False: ", does not fit"}
+    passes = [
+        f"of {own['images']}: {human_bytes(own['allocated_bytes'])}{states[own['fits']]}" for own in facts["batches"]
+    ]
+    told = "not known here: give --memory" if limit is None else human_bytes(limit)
+    ready = "ready" if facts["ready"] else "not ready, see below"
+    return fact_table(
+        {
+            "bundle": facts["path"],
+            "backend": f"{facts['backend']}, target {facts['target']}: {ready}",
+            "budget": told,
+            "passes": "; ".join(passes),
+        }
+    )
 
 
 def _use_state(use: Facts) -> Text:

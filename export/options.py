@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,23 @@ from ..families.base import SamplingDefaults
 MOST_IMAGES = 64  # in one pass
 GUIDANCE_ROWS = {"both": (2, 1), "on": (2,), "off": (1,)}
 RENAMED = {"drawing": "sampling_mode"}  # read for one version more
+
+
+def check_batch(batch: object) -> None:
+    """Numbers of images of a pass, as they are given.
+
+    Raises:
+        BuildError: no tuple of numbers from 1 to 64.
+    """
+    for count in batch if isinstance(batch, tuple) else (batch,):
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_IMAGES:
+            expected = f"a tuple of whole numbers from 1 to {MOST_IMAGES}: (1, 2, 4)"
+            raise BuildError(f"batch {batch!r} not understood", expected=expected)
+
+
+def batches_of(batch: Iterable[int], guidance_rows: Sequence[int]) -> tuple[Batch, ...]:
+    """The kinds of pass of these numbers of images, and of one, with each number of guidance rows."""
+    return tuple(Batch(rows, images) for images in sorted({1, *batch}) for rows in guidance_rows)
 
 
 @dataclass(frozen=True)
@@ -76,17 +94,12 @@ class BuildOptions:
         tile = self.decoder_tile
         if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
             raise BuildError(f"decoder tile {tile!r} not understood", expected="a number of latent rows, 1 or more")
-
-        for count in self.batch if isinstance(self.batch, tuple) else (self.batch,):
-            if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_IMAGES:
-                expected = f"a tuple of whole numbers from 1 to {MOST_IMAGES}: (1, 2, 4)"
-                raise BuildError(f"batch {self.batch!r} not understood", expected=expected)
+        check_batch(self.batch)
 
     @property
     def batches(self) -> tuple[Batch, ...]:
         """What passes engines are made for: every number of images, with and without guidance where both are wanted."""
-        counts = sorted({1, *self.batch})
-        return tuple(Batch(rows, images) for images in counts for rows in GUIDANCE_ROWS[self.guidance])
+        return batches_of(self.batch, GUIDANCE_ROWS[self.guidance])
 
     def changed(self, **changes: Any) -> BuildOptions:
         """These options with some replaced, by name.

@@ -1,4 +1,4 @@
-"""Another policy, or another size, for a bundle that is there, without its checkpoint.
+"""Another policy, size or batch for a bundle that is there, without its checkpoint.
 
 Engines hold no weights: the bundle's weight file serves every policy and size of its model, and only engines are
 made. Needs no weight to be read, only the names, types and shapes in that file.
@@ -6,11 +6,11 @@ made. Needs no weight to be read, only the names, types and shapes in that file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..core.plan import GenerationPlan
+from ..core.plan import Batch, GenerationPlan
 from ..core.platform import needs_extra
 from ..core.policy import PruningPolicy
 from ..core.precision import Precision
@@ -29,6 +29,7 @@ from .construction import BuildReport, Construction, Progress, check_fit, open_c
 from .factory import EngineFactory
 from .models.common.quantise import quantise_sources
 from .models.common.weights import WeightSource
+from .options import batches_of, check_batch
 from .toolchain import Toolchain
 
 ENCODER_WEIGHTS = "image_tokenizer.encoder."  # there where the bundle holds the image encoder
@@ -41,11 +42,12 @@ def rebuild(
     *,
     policy: str | PruningPolicy,
     size: str | None = None,
+    batch: tuple[int, ...] | None = None,
     cache: EngineCache | Path | bool = True,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
-    """Build a bundle that differs from another in its pruning policy, and in its image size if one is given.
+    """Build a bundle that differs from another in its pruning policy, and in image size and batch if they are given.
 
     Precision, backend, target, prompt length, guidance and sampling defaults are those of the other bundle. Its weight
     file is hard-linked where the file system can, else copied. `out` may be the bundle itself.
@@ -55,6 +57,7 @@ def rebuild(
         out: the new bundle's folder; replaced as a whole when it is complete.
         policy: "dense", "fastvar", a TOML policy file, or a policy.
         size: "WIDTHxHEIGHT" in pixels; the bundle's own by default.
+        batch: how many images one pass draws, as for `build`; the bundle's own numbers by default.
         cache: as for `build`.
         jobs: as for `build`.
         progress: as for `build`.
@@ -66,10 +69,11 @@ def rebuild(
     """
     source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify="all")
     old, out = source.manifest, Path(out)
+    batches = _batches(old, batch)
     plan = _plan(old, policy, size)
     toolchain = _toolchain(old)
     weights = source.weights
-    assembly = _assemble(old, plan, with_encoder=_holds_encoder(weights))
+    assembly = _assemble(old, plan, batches, with_encoder=_holds_encoder(weights))
     sources = model_sources(old.transformer, {}, old.image_tokenizer, {}, _holds_encoder(weights))
     sources |= edge_weights() if old.tiles else {}
     _check_weights(weights, sources, old.precision)
@@ -110,9 +114,17 @@ def _holds_encoder(weights: WeightFile) -> bool:
     return any(name.startswith(ENCODER_WEIGHTS) for name in weights)
 
 
-def _assemble(old: Manifest, plan: GenerationPlan, with_encoder: bool) -> Assembly:
+def _batches(old: Manifest, batch: tuple[int, ...] | None) -> Sequence[Batch]:
+    """The kinds of pass of the new bundle; guidance is as in the other."""
+    if batch is None:
+        return [own.batch for own in old.sets]
+    check_batch(batch)
+    return batches_of(batch, tuple(dict.fromkeys(own.rows for own in old.sets)))
+
+
+def _assemble(old: Manifest, plan: GenerationPlan, batches: Sequence[Batch], with_encoder: bool) -> Assembly:
     """All graphs of the new bundle but the text encoder, whose configuration is not in a manifest."""
-    batches, tile = [own.batch for own in old.sets], old.tiles.rows if old.tiles else None
+    tile = old.tiles.rows if old.tiles else None
     return assemble(plan, old.transformer, old.image_tokenizer, None, old.text_length, batches, with_encoder, tile)
 
 

@@ -19,16 +19,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import UnknownWordsWarning
-from . import answers
-from .answers import ApiError, json_response
 from .fleet import Fleet
 from .guards import Guard
 from .images import draw
 from .log import Log
 from .metrics import Metrics
 from .model import ServedModel
-from .openapi import openapi
 from .options import ServeOptions
+from .wire import answers
+from .wire.answers import ApiError, json_response
+from .wire.openapi import openapi
 
 CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_value"}
 

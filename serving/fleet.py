@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError
-from . import answers
-from .answers import ApiError
 from .log import Log
 from .metrics import Metrics
 from .model import ServedModel
 from .options import ServeOptions
+from .wire import answers
+from .wire.answers import ApiError
 
 ANSWERS_LEAVE = 5.0  # seconds for answers to be sent when all is drawn
 

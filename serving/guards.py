@@ -12,10 +12,10 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import answers
-from .answers import ApiError
 from .fleet import Fleet
 from .images import ClientGone
+from .wire import answers
+from .wire.answers import ApiError
 
 JSON_BYTES = 1 << 20  # of a body without images
 SLOWEST = 1 << 16  # bytes a second that a client must send, once its patience is used up

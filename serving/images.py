@@ -14,13 +14,13 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import FastvarError
 from ..runtime.output import GeneratedImage
-from . import answers
-from .answers import ApiError, json_response
-from .encoding import milliseconds, usage
 from .fleet import Fleet
 from .jobs import Failed, Finished, Job, Moved, News, Scale
 from .model import ServedModel
-from .reading import Asked, checked, read_body
+from .wire import answers
+from .wire.answers import ApiError, json_response
+from .wire.encoding import milliseconds, usage
+from .wire.reading import Asked, checked, read_body
 
 Result = TypeVar("Result")
 

@@ -17,10 +17,10 @@ from ..runtime.output import GeneratedImage, ScaleEvent
 from ..runtime.pipeline import Pipeline
 from ..runtime.preview import Preview
 from ..runtime.requests.passes import passes
-from . import answers
 from .jobs import Failed, Finished, Job, Moved, Scale
 from .metrics import Metrics
 from .options import ServeOptions
+from .wire import answers
 
 REMEMBERED = 16  # images whose time tells how long the next ones take
 FIRST_GUESS = 2.0  # seconds an image, before any was drawn
@@ -155,12 +155,16 @@ class ServedModel:
                     job.tell(Failed(answers.shutting_down()))
             self._waiting.clear()
 
-    async def stop(self) -> None:
-        """End the thread; gives the pipeline back."""
+    def end(self) -> None:
+        """Have the thread end, and give the pipeline back; waits for neither."""
         self.abandon()
         with self._lock:
             self._is_ending = True
             self._lock.notify_all()
+
+    async def stop(self) -> None:
+        """End the thread; gives the pipeline back."""
+        self.end()
         await asyncio.to_thread(self._thread.join, self._options.patience)
 
     # What the drawing thread does

@@ -21,6 +21,7 @@ from fastvar.runtime.requests.settings import SamplingSettings, default_settings
 
 # Relative L2 error of the guided logits at any scale, against fp32 on the same choices.
 TOLERANCES = {"bf16": 0.05, "fp16": 0.01}
+PRECISION = "bf16"  # of the models that are timed
 WARM_UP, RUNS = 2, 7
 # Single launches first: where these are right and recorded ones are not, recording is to blame.
 WAYS = {"graphs off": False, "graphs on": True}
@@ -36,18 +37,20 @@ class Forced:
     image: NDArray[Any]
 
 
-def forced(bundle: Bundle, cuda_graphs: bool = True) -> Forced:
-    """One image of random text features, or of the first class, of which every bit or code is forced."""
-    contender = contender_of(bundle, cuda_graphs)
+def forced(bundle: Bundle, cuda_graphs: bool = True, images: int = 1) -> Forced:
+    """One image of random text features, or of the first class, of which every bit or code is forced; or a pass of so
+    many equal ones, and the last of them decoded.
+    """
+    contender = contender_of(bundle, cuda_graphs, images)
     codes = getattr(bundle.manifest.transformer, "codes", 0)
-    return Forced(forced_logits(contender, codes), contender.workspace.decode().copy())
+    return Forced(forced_logits(contender, codes), contender.workspace.decode(images - 1).copy())
 
 
-def contender_of(bundle: Bundle, cuda_graphs: bool = True) -> EngineContender:
+def contender_of(bundle: Bundle, cuda_graphs: bool = True, images: int = 1) -> EngineContender:
     """A bundle of any family, ready to draw."""
     manifest = bundle.manifest
     given = LabelInput(0) if draws_labels(manifest) else random_features(manifest)
-    return EngineContender(bundle, given, settings_of(bundle), cuda_graphs=cuda_graphs)
+    return EngineContender(bundle, given, settings_of(bundle), cuda_graphs=cuda_graphs, images=images)
 
 
 def settings_of(bundle: Bundle) -> SamplingSettings:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS = 64
 FIRST = "1024x1024-fastvar"  # its weights are made once, and all other bundles of the model take them over
+BATCHED = "1024x1024-fastvar-batch"
+BATCHES = (1, 4, 8)  # images of a pass
 DENSE, WIDE, LARGE, WITH_CUDNN = "1024x1024-dense", "960x1920-fastvar", "2048x2048-fastvar", f"{FIRST}-{CUDNN}"
 DEMO_PRECISIONS = ("bf16", "fp16")
 # What a build reports, for the record.
@@ -74,6 +76,7 @@ class Recipe:
         size: of models of any size.
         policy: of these too.
         like: the bundle whose weights it takes over.
+        batch: how many images its passes draw, of models of any size.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Recipe:
     size: str = ""
     policy: str = ""
     like: str = ""
+    batch: tuple[int, ...] = (1,)
 
     def make(self, folder: Path, jobs: int | None = None) -> dict[str, Any]:
         """Build it there, by so many processes at most; what it took, for the record."""
@@ -114,7 +118,7 @@ class Recipe:
 
         toolchain, options = make_toolchain(self.backend, self.target, self.precision), BuildOptions(guidance="on")
         if self.size:
-            model = Model(self.source, PROMPT_TOKENS)
+            model = Model(self.source, PROMPT_TOKENS, batch=self.batch)
             return model.checkpoint(), model.plan(self.size, self.policy), model.options, toolchain
         checkpoint, policy = self._checkpoint(), SMALL_POLICY if self.source in FAMILIES else "fastvar"
         family, transformer = checkpoint.family, checkpoint.transformer
@@ -133,13 +137,13 @@ class Recipe:
         return load_checkpoint(Path(DEMO[0]), name=self.source)
 
     def _make_like(self, source: Bundle, out: Path, jobs: int | None) -> Any:
-        """Engines for another policy, size or attention kernel of the same GPU."""
+        """Engines for another policy, size, batch or attention kernel of the same GPU."""
         from fastvar.export.rebuild import rebuild
 
         if self.target is not None:
             source = retargeted(source, self.target)
         plan = Model(self.source, PROMPT_TOKENS).plan(self.size, self.policy)
-        return rebuild(source, out, policy=plan.policy, size=self.size, jobs=jobs)
+        return rebuild(source, out, policy=plan.policy, size=self.size, batch=self.batch, jobs=jobs)
 
 
 def retargeted(bundle: Bundle, target: str) -> Bundle:
@@ -168,5 +172,6 @@ def recipes(model: str, capability: str) -> Iterator[Recipe]:
     for name in (DENSE, LARGE, WIDE):
         size, policy = name.split("-")
         yield Recipe(name, model, program, gpu, "bf16", size, policy, like=FIRST)
+    yield Recipe(BATCHED, model, program, gpu, "bf16", "1024x1024", "fastvar", like=FIRST, batch=BATCHES)
     with_cudnn = str(GpuTarget(capability, CUDNN))
     yield Recipe(WITH_CUDNN, model, program, with_cudnn, "bf16", "1024x1024", "fastvar", like=FIRST)

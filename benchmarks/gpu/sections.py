@@ -47,6 +47,7 @@ SECTIONS = (
     Section("speed", 100, "speed"),
     Section("large", 80, "large"),
     Section("eager", 180, "against_eager"),
+    Section("batch", 90, "passes"),
     Section("families", 60, "families"),
     Section("attention", 45, "attention"),
     Section("tests", 180, "marked_tests"),

@@ -32,7 +32,8 @@ def record_of(lines: Sequence[Line]) -> Record:
         sections.setdefault(line["section"], {})[line["name"]] = kept
     machine = sections.get("build", {}).get("machine", {}).get("values", {})
     return {
-        "what": "a GPU's day of fastvar: aotinductor, batch 1, guidance on; bundles with random weights but the demo's",
+        "what": "a GPU's day of fastvar: aotinductor, guidance on; random weights but the demo's; batch 1, "
+        "but in the section batch",
         "when": lines[-1]["when"],
         "gpu": machine.get("gpu", "unknown"),
         "nonsense": is_nonsense(lines),

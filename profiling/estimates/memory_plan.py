@@ -15,6 +15,7 @@ from ...engines.registry import backend_class
 from ...runtime.memory.fit import DeviceNeed, total_need
 from ...runtime.memory.layout import TEXT_ENCODER_WEIGHTS, EngineCall, Layout, View, build_layout
 from ...runtime.memory.placement import aligned
+from .passes import PassLaunches, pass_launches
 
 
 class Part(str, Enum):
@@ -59,12 +60,16 @@ class TimelineEntry:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes allocated, and the timeline of bytes in use by a pass of `images` with `rows` guidance rows each."""
+    """Bytes allocated, and the timeline of bytes in use by a pass of `images` with `rows` guidance rows each.
+
+    `launches` are those of every pass that engines are made for.
+    """
 
     rows: int
     need: DeviceNeed
     moments: tuple[TimelineEntry, ...]
     images: int = 1
+    launches: tuple[PassLaunches, ...] = ()
 
     @property
     def peak(self) -> TimelineEntry:
@@ -79,7 +84,8 @@ def memory_plan(manifest: Manifest, *, offload_text_encoder: bool = False) -> Me
     largest = max(layouts, key=lambda layout: layout.arena_bytes)
     need = total_need(manifest, layouts, on_host=on_host)
     resident = {**_resident(layouts), Part.LIBRARY: need.library_bytes}
-    return MemoryPlan(largest.rows, need, tuple(_moments(largest, resident)), largest.images)
+    launches = tuple(pass_launches(manifest, layout) for layout in layouts)
+    return MemoryPlan(largest.rows, need, tuple(_moments(largest, resident)), largest.images, launches)
 
 
 def _resident(layouts: Sequence[Layout]) -> dict[Part, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...engines.bundle.bundle import Bundle
@@ -11,6 +11,7 @@ from ...engines.registry import backend_class
 from ...runtime.memory.soundness import sound_layout
 from .fitting import Change, Limits, MemoryOptions, PlanOf
 from .memory_plan import memory_plan
+from .passes import largest_that_fits, passes_of
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,7 @@ def bundle_request(path: Path, asked: MemoryOptions) -> PlanRequest:
         sound_layout(manifest, *engine_set.batch)
 
     def largest_batch(choice: MemoryOptions, budget: int) -> int:
-        for images in sorted({own.images for own in manifest.sets}, reverse=True):
-            sets = tuple(own for own in manifest.sets if own.images <= images)
-            plan = memory_plan(replace(manifest, sets=sets), offload_text_encoder=choice.offload_text_encoder)
-            if plan.need.total_bytes <= budget:
-                return images
-        return 0
+        return largest_that_fits(passes_of(manifest, offload_text_encoder=choice.offload_text_encoder), budget)
 
     height, width = manifest.plan.schedule.pixels
     title = f"{manifest.model}, {width}x{height}, policy {manifest.plan.policy.name}, {manifest.backend}, "

@@ -1,4 +1,4 @@
-"""Rebuilds a bundle under one policy after another in a process of its own.
+"""Rebuilds a bundle, for passes of one image, under one policy after another in a process of its own.
 
 Who times engines wants neither torch nor the threads of a build beside them. Requests and answers are JSON in
 frames; this module imports nothing heavy where it is only asked.
@@ -19,6 +19,8 @@ from ...core.processes.lifeline import clean_up_when_terminated, read_frame, req
 from ...core.processes.own_process import PATIENCE, OwnProcess
 from ...engines.bundle.bundle import Bundle, Opening
 from ...errors import BuildError, FastvarError
+
+ONE_IMAGE = (1,)  # a policy keeps the same tokens of an image whatever others are drawn beside it
 
 
 class Rebuilder:
@@ -100,7 +102,7 @@ def serve(bundle: Path, options: dict[str, Any], requests: Iterable[bytes], answ
                 from ...export.rebuild import rebuild
             source = source or Bundle.open_with(bundle, opening)
             policy = policy_from_json(request["policy"])
-            rebuild(source, request["out"], policy=policy, cache=cache, jobs=options["jobs"])
+            rebuild(source, request["out"], policy=policy, batch=ONE_IMAGE, cache=cache, jobs=options["jobs"])
         except FastvarError as error:
             answer = {"problem": error.problem, "expected": error.expected, "fix": error.fix}
         write_frame(answers, json.dumps(answer).encode())

@@ -12,6 +12,7 @@ from rich.table import Table
 from ...core.files import write_json, write_text
 from ...core.policy import policy_to_json, policy_to_toml
 from ...engines.bundle.bundle import Bundle
+from ...engines.bundle.manifest import Manifest
 from ...errors import InputError
 from ..environment import environment
 from ..formatting import pixels
@@ -50,12 +51,28 @@ def record(tuning: Tuning, bundle: Bundle, setup: TuningSetup) -> dict[str, Any]
         "environment": environment(bundle.manifest),
         "sampling": vars(bundle.manifest.sampling),
         "subject": vars(setup),
+        "batch": 1,
+        "batches_of_bundle": batches_of(bundle.manifest),
         "reference": tuning.reference.name,
         "constraints": vars(tuning.constraints),
         "best": tuning.best.policy.name,
         "front": [trial.policy.name for trial in tuning.front],
         "trials": [_trial(trial) for trial in tuning.trials],
     }
+
+
+def batches_of(manifest: Manifest) -> list[int]:
+    """How many images the passes of a bundle draw, in rising order."""
+    return sorted({own.images for own in manifest.sets})
+
+
+def batch_line(manifest: Manifest) -> str | None:
+    """Of a bundle with passes of several images, with which of them policies were tried."""
+    batches = batches_of(manifest)
+    if len(batches) == 1:
+        return None
+    told = ", ".join(map(str, batches))
+    return f"tried with one image a pass, of the bundle's {told}: a policy keeps the same tokens of an image in each"
 
 
 def _trial(trial: Trial) -> dict[str, Any]:

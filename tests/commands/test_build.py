@@ -1,6 +1,7 @@
-"""`fastvar build --from-bundle`: another policy for a bundle that is there."""
+"""`fastvar build --from-bundle`: another policy, size or batch for a bundle that is there."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,27 @@ def test_another_policy(run, tiny_bundle, engine_cache, tmp_path):
     assert (facts["policy"]["name"], facts["skipped_scales"], facts["size"]) == ("half", [1, 2, 3, 4, 5], "256x256")
 
 
+def test_another_batch(run, tiny_bundle, engine_cache):
+    """The policy stays where none is given, and so do the numbers of images."""
+    cached = ("--cache", engine_cache)
+    code, out, err = run("build", "--from-bundle", tiny_bundle, *cached, "--batch", "2,4", "--out", "other")
+    assert (code, err) == (0, "")
+    assert "the file of the other bundle" in out
+    facts, own = (json.loads(run("inspect", path, "--json")[1]) for path in ("other", tiny_bundle))
+    assert [found["images"] for found in facts["batches"]] == [1, 2, 4]
+    assert facts["policy"] == own["policy"]
+    assert facts["skipped_scales"] == own["skipped_scales"] != []
+    code, _, _ = run("build", "--from-bundle", "other", *cached, "--policy", "dense.toml", "--out", "again")
+    assert code == 2, "there is no such policy"
+    skips = "".join(f"[scale.{scale}]\nskip = true\n" for scale in range(1, 6))
+    Path("ends.toml").write_text(skips)
+    code, _, _ = run("build", "--from-bundle", "other", *cached, "--policy", "ends.toml", "--out", "again")
+    assert code == 0
+    again = json.loads(run("inspect", "again", "--json")[1])
+    assert [found["images"] for found in again["batches"]] == [1, 2, 4]
+    assert again["policy"]["name"] == "ends"
+
+
 BAD_REBUILDS = {
     "does not go with --backend": ("--backend", "onnxruntime"),  # though it be the bundle's own
     "does not go with CHECKPOINT": ("checkpoint",),
@@ -24,6 +46,8 @@ BAD_REBUILDS = {
     "no policy 'sparse'": ("--policy", "sparse"),
     "no scale schedule for 1000x1000": ("--size", "1000x1000"),
     "Invalid value for '--jobs'": ("--jobs", 0),
+    "--batch 'two' not understood": ("--batch", "two"),
+    "whole numbers from 1 to 64": ("--batch", "65"),
 }
 
 

@@ -11,9 +11,11 @@ import warnings
 import pytest
 
 from fastvar import cli
+from fastvar.core.dtypes import human_bytes
 from fastvar.core.version import __version__
 from fastvar.errors import InternalError
 from fastvar.runtime.images.png import read_metadata
+from tests.fakes.tensorrt import fake_gpu_bundle
 
 PROMPT = "a red circle above a blue square"
 
@@ -92,6 +94,57 @@ def test_inspect_json_adds_up(run, tiny_bundle):
     assert [scale["kept"] for scale in facts["scales"]] == [1, 16, 128]
     # two layers: one always runs all 273 tokens, one only those kept
     assert facts["totals"]["forwarded_tokens"] == 273 + 145
+
+
+def test_inspect_shows_the_passes(run, tiny_bundle, batched_bundle):
+    assert "one image" in run("inspect", tiny_bundle)[1]
+    out = " ".join(run("inspect", batched_bundle)[1].split())
+    facts = json.loads(run("inspect", batched_bundle, "--json")[1])
+    assert facts["guidance_rows"] == [2, 1]
+    assert [own["images"] for own in facts["batches"]] == [1, 2, 4]
+    for smaller, own in zip(facts["batches"], facts["batches"][1:], strict=False):
+        assert smaller["allocated_bytes"] < own["allocated_bytes"]
+        assert smaller["activation_bytes"]["1"] < own["activation_bytes"]["1"]
+        assert f"{own['images']} ({human_bytes(own['activation_bytes']['2'])})" in out
+    assert facts["activation_bytes"] == facts["batches"][0]["activation_bytes"]
+
+
+def test_doctor_of_a_bundle(run, batched_bundle):
+    """Which passes fit into a budget, and into this machine."""
+    facts = json.loads(run("doctor", batched_bundle, "--json")[1])["bundle"]
+    assert (facts["backend"], facts["ready"], facts["largest_batch"]) == ("onnxruntime", True, 4)
+    needs = {own["images"]: own["allocated_bytes"] for own in facts["batches"]}
+    assert list(needs) == [1, 2, 4]
+    facts = json.loads(run("doctor", batched_bundle, "--memory", needs[4] - 1, "--json")[1])["bundle"]
+    assert (facts["budget_bytes"], facts["largest_batch"]) == (needs[4] - 1, 2)
+    assert [own["fits"] for own in facts["batches"]] == [True, True, False]
+    out = " ".join(run("doctor", batched_bundle, "--memory", needs[4] - 1)[1].split())
+    assert f"of 2: {human_bytes(needs[2])}, fits" in out
+    assert f"of 4: {human_bytes(needs[4])}, does not fit" in out
+
+
+def test_doctor_of_a_gpu_bundle_knows_no_budget_of_its_own(run, tiny_bundle, tmp_path):
+    path = fake_gpu_bundle(tiny_bundle, tmp_path / "gpu")
+    facts = json.loads(run("doctor", path, "--json")[1])["bundle"]
+    assert (facts["budget_bytes"], facts["largest_batch"]) == (None, None)
+    assert "not known here: give --memory" in run("doctor", path)[1]
+    facts = json.loads(run("doctor", path, "--memory", "1GiB", "--json")[1])["bundle"]
+    assert facts["largest_batch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("missing",), "is not a bundle"),
+        (("--memory", "1GiB"), "go with a bundle"),
+        (("missing", "--memory", "much"), "not understood"),
+    ],
+)
+def test_doctor_of_what_is_no_bundle(run, arguments, told):
+    code, out, err = run("doctor", *arguments)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "Traceback" not in err
 
 
 def test_doctor(run, monkeypatch):

@@ -126,6 +126,21 @@ def test_the_largest_batch_that_fits_is_told(run):
             assert (run(*SMALL_BATCH, "--batch", batch, "--memory", "9GiB")[0] == 0) == fits
 
 
+def test_launches_of_an_image_are_told(run):
+    code, out, _ = run(*SMALL_BATCH, "--batch", "2,8")
+    assert code == 0
+    told = " ".join(out.split())
+    assert "engine launches an image: " in told
+    facts = json.loads(run(*SMALL_BATCH, "--batch", "2,8", "--guidance", "on", "--json")[1])
+    launches = {own["images"]: own for own in facts["launches"]}
+    assert list(launches) == [1, 2, 8]
+    assert launches[1]["engines"] < launches[8]["engines"] < 1.1 * launches[1]["engines"], "texts and decoders alone"
+    for images, own in launches.items():
+        assert own["engines_an_image"] == own["engines"] / images
+        assert f"{own['engines_an_image']:,.0f} in a pass of {images}" in told
+    assert "launches an image" not in run(*SMALL_BATCH)[1], "of one image a pass there is nothing to compare"
+
+
 def test_fewer_images_are_the_smallest_change(run):
     _, out, _ = run(*SMALL_BATCH, "--batch", "8", "--json")
     need = json.loads(out)["allocated"]["total_bytes"]

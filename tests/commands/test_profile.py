@@ -55,6 +55,19 @@ def test_profile_against_another_as_json(run, tiny_bundle, tmp_path):
     assert "has no text encoder" in err
 
 
+def test_a_pass_of_several_images(run, batched_bundle):
+    code, out, err = run("profile", batched_bundle, *QUICK, "--batch", 4, "--cfg", 1, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["settings"]["batch"] == 4
+    code, out, err = run("profile", batched_bundle, *QUICK, "--batch", 3)
+    assert (code, out) == (2, "")
+    assert (
+        "no engines for 3 images in one pass expected: one of [1, 2, 4] fix: rebuild with --batch 1,2,3,4"
+        in " ".join(err.split())
+    )
+
+
 BAD_INPUTS = {
     "memory 'plenty' not understood": ("--memory", "plenty"),
     "Invalid value for '--runs'": ("--runs", 0),

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from fastvar.core.policy import PruningPolicy
+from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.rebuild import rebuild
 from fastvar.families.infinity import INFINITY
 from fastvar.families.infinity_presets import schedule_for
-from fastvar.profiling.tuning.rebuilder import Rebuilder
+from fastvar.profiling.tuning.rebuilder import ONE_IMAGE, Rebuilder
 from tests.conftest import TINY_POLICY
 
 
@@ -48,6 +50,8 @@ def test_it_writes_what_it_found(run, tiny_bundle, prompts, built, tmp_path):
     assert data["trials"][1]["accuracy"] == 0.5
     assert data["subject"]["prompts"] == ["a red circle", "a blue square"]
     assert f"best: {data['best']}" in out
+    assert "tried with one image" not in out
+    assert data["batches_of_bundle"] == [1]
     assert {"best.toml", "tune.svg", "tune.json", "front"} == {path.name for path in (tmp_path / "found").iterdir()}
     schedule = schedule_for((256, 256))
     members = {path.stem: INFINITY.policy(str(path), schedule, 2) for path in (tmp_path / "found" / "front").iterdir()}
@@ -55,6 +59,32 @@ def test_it_writes_what_it_found(run, tiny_bundle, prompts, built, tmp_path):
     assert "dense" in members
     best = INFINITY.policy(str(tmp_path / "found" / "best.toml"), schedule, 2)
     assert best.rules == members[data["best"]].rules
+
+
+def test_a_bundle_of_several_batches_is_tried_with_one_image(
+    run, batched_bundle, prompts, engine_cache, tmp_path, monkeypatch
+):
+    """Policies are rebuilt for passes of one image alone, and it says so."""
+    tried: list[list[int]] = []
+    (tmp_path / "other.toml").write_text(TINY_POLICY.replace("keep = 0.5", "keep = 0.25"))
+
+    def build(self: Rebuilder, policy: PruningPolicy) -> Path:
+        """As its process does; of policies but two."""
+        out = tmp_path / f"tried-{policy.name}"
+        stand_in = {"dense": str(tmp_path / "other.toml"), "tiny": policy}[policy.name]
+        rebuild(self._bundle, out, policy=stand_in, batch=ONE_IMAGE, cache=engine_cache)
+        tried.append([own.images for own in Bundle.open(out).manifest.sets])
+        return out
+
+    monkeypatch.setattr(Rebuilder, "build", build)
+    options = ("--prompts", prompts, "--budget-minutes", 1e-6, "--runs", 3, "--out", "found")
+    code, out, _ = run("tune", batched_bundle, *options)
+    assert code == 0
+    assert tried
+    assert all(images == [1, 1] for images in tried)
+    assert "tried with one image a pass, of the bundle's 1, 2, 4" in " ".join(out.split())
+    data = json.loads((tmp_path / "found" / "tune.json").read_text())
+    assert (data["batch"], data["batches_of_bundle"]) == (1, [1, 2, 4])
 
 
 BAD = {

@@ -1,73 +1,105 @@
-"""Images of a pass against the same images alone, on compiled engines: the tolerance that the guide states.
+"""Images of a pass against the same images alone, on compiled engines: the tolerances that the guide states.
 
-Tokens are forced, so that a last bit in one scale decides nothing in the next.
+`python -m tests.export.batch_equality` runs every case on every backend; what compiles for long is a part of it here.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from fastvar.core.noise import Noise
 from fastvar.engines.bundle.bundle import Bundle
-from fastvar.export.build import build_bundle
-from fastvar.export.options import BuildOptions
+from fastvar.families import FAMILIES
 from fastvar.runtime.conditioning import TextFeatures
-from fastvar.runtime.editing.given_tokens import FORCE_ONE, FORCE_ZERO
-from fastvar.runtime.requests.settings import SamplingSettings
 from fastvar.runtime.session import Session
-from tests.export.test_batches import CASES, features
+from tests.export.batch_equality import (
+    BATCHES,
+    EDITED,
+    GUIDANCE_ENDS,
+    POLICIES,
+    built,
+    case_of,
+    differences,
+    forced_choices,
+)
+from tests.export.test_batches import features
 
-TOLERANCE = {"onnxruntime": 2e-5, "aotinductor": 2e-5}  # of logits, fp32
-
-
-def forcing(image: int) -> Noise:
-    """Bits of an image's own, drawn by nobody."""
-
-    def noise(scale: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        rng = np.random.default_rng((image, scale))
-        return np.where(rng.random(shape) < 0.5, FORCE_ONE, FORCE_ZERO).astype(np.float32)
-
-    return noise
-
-
-def logits_of(session: Session, images: list[int], guided: bool) -> list[list[NDArray[Any]]]:
-    """Of every image, scale by scale."""
-    workspace = session.workspace(2 if guided else 1, len(images))
-    workspace.give_features([features(session.manifest, image) for image in images])
-    settings = [SamplingSettings(2.0 + image if guided else 1.0, 0.6 + 0.1 * image, 0.9) for image in images]
-    found: list[list[NDArray[Any]]] = [[] for _ in images]
-    for calls, _ in workspace.run_scales([forcing(image) for image in images], settings):
-        logits = workspace.read(calls.sampling_head, "logits")
-        for place, own in enumerate(found):
-            own.append(logits.reshape(-1, len(images), logits.shape[-1])[:, place].copy())
-    return found
+FP32 = 1e-5  # of the largest difference of a logit to the spread of all logits
 
 
-def assert_alike(session: Session, sizes: tuple[int, ...], tolerance: float, guidance: tuple[bool, ...]) -> None:
-    for guided in guidance:
-        alone = [logits_of(session, [image], guided)[0] for image in range(max(sizes))]
-        for count in sizes:
-            images = list(range(count))[::-1]
-            for image, found in zip(images, logits_of(session, images, guided), strict=True):
-                for one, other in zip(found, alone[image], strict=True):
-                    np.testing.assert_allclose(one, other, atol=tolerance, rtol=tolerance)
+KINDS = [(family, policy) for family in FAMILIES for policy in POLICIES]
+QUICK = ("infinity", GUIDANCE_ENDS)  # every kind of engine; others take a minute to trace together
 
 
-def test_onnxruntime(batched_bundle: Path):
-    session = Session(Bundle.open(batched_bundle), threads=1)
-    assert isinstance(features(session.manifest, 0), TextFeatures)
-    assert_alike(session, (2, 4), TOLERANCE["onnxruntime"], (True, False))
+@pytest.mark.parametrize(
+    ("family", "policy"), [pytest.param(*kind, marks=() if kind == QUICK else pytest.mark.slow) for kind in KINDS]
+)
+def test_onnxruntime(family: str, policy: str, engine_cache: Path, tmp_path: Path):
+    case = case_of(family, policy)
+    session = Session(Bundle.open(built(case, tmp_path / "bundle", "onnxruntime", "fp32", engine_cache)))
+    found = list(differences(session, case))
+    kinds = {(one.guided, one.edited, one.images) for one in found}
+    edited = (False, True) if family in EDITED else (False,)
+    assert kinds == {(guided, edit, images) for guided in (True, False) for edit in edited for images in BATCHES}
+    for one in found:
+        assert max(one.largest) <= FP32 * one.spread, one
 
 
 @pytest.mark.slow
-def test_aotinductor(tmp_path: Path, engine_cache: Path):
-    """Pruned, and without guidance at the end: rows of both numbers in one generation."""
-    case, out = CASES["infinity-guidance-ends"], tmp_path / "bundle"
-    options = BuildOptions(backend="aotinductor", precision="fp32", guidance="on", batch=(2,))
-    build_bundle(case.checkpoint(), case.plan, out, options, cache=engine_cache)
-    assert_alike(Session(Bundle.open(out), threads=1), (2,), TOLERANCE["aotinductor"], (True,))
+def test_aotinductor(engine_cache: Path, tmp_path: Path):
+    """Dense layers and pruned ones, guidance that ends: two images, drawn and edited."""
+    case, options = case_of("infinity", GUIDANCE_ENDS), {"batch": (2,), "guidance": "on"}
+    bundle = Bundle.open(built(case, tmp_path / "bundle", "aotinductor", "fp32", engine_cache, **options))
+    assert bundle.manifest.backend == "aotinductor"
+    found = list(differences(Session(bundle), case, (2,), (True,)))
+    assert [one.edited for one in found] == [False, True]
+    for one in found:
+        assert max(one.largest) <= FP32 * one.spread, one
+
+
+def test_numbers_that_are_not_finite_stay_in_their_image(engine_cache: Path, tmp_path: Path):
+    """A text of NaN, for one image of four: it alone fails, and the others are what they are alone."""
+    case = case_of("infinity", GUIDANCE_ENDS)
+    session = Session(Bundle.open(built(case, tmp_path / "bundle", "onnxruntime", "fp32", engine_cache)))
+    manifest, broken = session.manifest, 2
+    texts = [features(manifest, image) for image in range(4)]
+    bad = TextFeatures(texts[broken].cond * np.float32("nan"), texts[broken].uncond, texts[broken].lengths)
+
+    def drawn(images: list[int], texts: list[TextFeatures]) -> tuple[list[np.ndarray], set[int]]:
+        workspace = session.workspace(2, len(images))
+        workspace.give_features(texts)
+        noises = [forced_choices(manifest, image) for image in images]
+        steps = workspace.run_scales(noises, [case.settings(image, True) for image in images])
+        logits = [workspace.read(calls.sampling_head, "logits").copy() for calls, _ in steps]
+        return [found.reshape(-1, len(images), found.shape[-1]) for found in logits], set(workspace.failed)
+
+    logits, failed = drawn([0, 1, 2, 3], [*texts[:broken], bad, *texts[broken + 1 :]])
+    assert failed == {broken}
+    assert all(np.isnan(scale[:, broken]).any() for scale in logits)
+    for image in (0, 1, 3):
+        alone, _ = drawn([image], [texts[image]])
+        for found, expected in zip(logits, alone, strict=True):
+            np.testing.assert_allclose(found[:, image], expected[:, 0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["infinity", pytest.param("hart", marks=pytest.mark.slow)])
+def test_tensorrt_rtx_is_built_and_fused(family: str, engine_cache: Path, tmp_path: Path):
+    """No GPU runs them here: rows, shapes and attention kernels of passes of two images."""
+    pytest.importorskip("tensorrt_rtx")
+    case = case_of(family, GUIDANCE_ENDS)
+    options = {"batch": (2,), "guidance": "on", "with_encoder": False}
+    out = built(case, tmp_path / "bundle", "tensorrt-rtx", "bf16", engine_cache, "sm86", **options)
+    manifest = Bundle.open(out).manifest
+    assert [own.batch for own in manifest.sets] == [(2, 1), (2, 2)]
+    for own in manifest.sets:
+        for step, names in zip(manifest.plan.steps, own.steps, strict=True):
+            rows = step.rows(own.rows, own.images)
+            for name in filter(None, (names.attn_mlp, names.attn_mlp_pruned)):
+                spec = manifest.engines[name]
+                assert spec.report.kernels > 0
+                assert spec.report.fused_attentions == spec.attentions > 0, name
+                assert spec.tensor("x_out").shape[0] == step.tokens * rows, name
+            logits = manifest.engines[names.sampling_head].tensor("logits")
+            assert logits.shape[0] == step.size[0] * step.size[1] * own.images

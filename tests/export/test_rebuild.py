@@ -15,7 +15,7 @@ from fastvar.engines.aotinductor.backend import AotInductorBackend
 from fastvar.engines.base import ONNX, PROGRAM
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.bundle.manifest import SamplingDefaults
-from fastvar.errors import BackendError, BundleError, PlanError
+from fastvar.errors import BackendError, BuildError, BundleError, PlanError
 from fastvar.export import rebuild as rebuilding
 from fastvar.export.rebuild import rebuild
 from fastvar.families.infinity import INFINITY
@@ -58,6 +58,27 @@ def test_it_is_the_bundle_that_the_checkpoint_gives(
     assert (out / "weights.safetensors").samefile(source / "weights.safetensors")
     copied = 3 if size == "256x256" else 1  # text encoder, decoder, encoder; of another size the first alone
     assert (report.engines_copied, report.graphs_traced) == (copied, 0)
+
+
+def test_another_batch(tiny_checkpoint, tiny_bundle, batched_bundle, tiny_policy, engine_cache, tmp_path: Path):
+    """One image a pass, then up to four, then one again: each the bundle that the checkpoint gives."""
+    rebuild(tiny_bundle, tmp_path / "more", policy=str(tiny_policy), batch=(4, 2), cache=engine_cache)
+    more = Bundle.open(tmp_path / "more", verify="all").manifest
+    assert [own.batch for own in more.sets] == [(2, 1), (1, 1), (2, 2), (1, 2), (2, 4), (1, 4)]
+    found = Bundle.open(batched_bundle).manifest
+    assert more.sets == found.sets, "as built at once"
+    assert {n: e.sha256 for n, e in more.engines.items()} == {n: found.engines[n].sha256 for n in more.engines}
+    rebuild(tmp_path / "more", tmp_path / "same", policy=str(tiny_policy), cache=engine_cache)
+    assert contents(tmp_path / "same") == contents(tmp_path / "more"), "its own numbers, where none are given"
+    rebuild(tmp_path / "more", tmp_path / "one", policy=str(tiny_policy), batch=(1,), cache=engine_cache)
+    assert contents(tmp_path / "one") == contents(tiny_bundle)
+
+
+@pytest.mark.parametrize("batch", [(0,), (65,), (1, "2"), 2.0, (True,)])
+def test_a_batch_that_is_none(tiny_bundle, tiny_policy, tmp_path: Path, batch: object):
+    with pytest.raises(BuildError, match=r"batch .* not understood"):
+        rebuild(tiny_bundle, tmp_path / "out", policy=str(tiny_policy), batch=batch)
+    assert not (tmp_path / "out").exists()
 
 
 def test_it_draws_the_same_image(tiny_checkpoint, tiny_bundle, other_policy, engine_cache, tmp_path: Path):

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from fastvar import Pipeline
-from fastvar.serving import uploads
 from fastvar.serving.options import ServeOptions
+from fastvar.serving.wire import uploads
 from tests.serving.asking import EDITS, PROMPT, events, pixels, png
 
 SMALL = Image.linear_gradient("L").resize((64, 64)).convert("RGB")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fastvar import Pipeline
 from fastvar.serving.options import ServeOptions
-from fastvar.serving.reading import spread
+from fastvar.serving.wire.reading import spread
 from tests.serving.asking import GENERATIONS, PROMPT, comments, events, image_of, pixels
 
 

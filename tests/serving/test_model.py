@@ -13,11 +13,11 @@ import pytest
 
 from fastvar import Pipeline, SamplingParams
 from fastvar.errors import ImagesFailed, NumericsError
-from fastvar.serving.answers import ApiError
 from fastvar.serving.jobs import Failed, Finished, Job, Moved, Scale
 from fastvar.serving.metrics import Metrics
 from fastvar.serving.model import ServedModel
 from fastvar.serving.options import ServeOptions
+from fastvar.serving.wire.answers import ApiError
 from tests.serving.asking import pixels
 
 PROMPTS = ["a red circle", "a small blue square", "a green triangle", "a circle", "yellow", "a square", "blue"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastvar.serving.fields import COMMON, EDITS
+from fastvar.serving.wire.fields import COMMON, EDITS
 from tests.serving.asking import EDITS as EDITS_PATH
 from tests.serving.asking import GENERATIONS
 from tests.serving.processes import Served, serving

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.gpu.drawing import WAYS, contender_of, forced, parity, scales_record, timed_runs
+from benchmarks.gpu.drawing import PRECISION, WAYS, contender_of, forced, parity, scales_record, timed_runs
 from benchmarks.gpu.recipes import FAMILIES
 from benchmarks.gpu.sections import Context
-
-PRECISION = "bf16"
 
 
 def measure(context: Context) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,11 +12,12 @@ from benchmarks.gpu.identity import Identity
 from benchmarks.gpu.journal import Journal, Measuring
 from benchmarks.gpu.measured.bundles import build_all
 from benchmarks.gpu.pack import keep_engines, pack
-from benchmarks.gpu.recipes import FIRST, WITH_CUDNN, Recipe, recipes, retargeted
+from benchmarks.gpu.recipes import BATCHED, BATCHES, FIRST, TOLD, WITH_CUDNN, Recipe, recipes, retargeted
 from benchmarks.gpu.sections import Context
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.cache.engine_cache import CachedEngine, EngineCache
 from fastvar.errors import BuildError
+from fastvar.export import rebuild as rebuilding
 
 
 def test_weights_are_made_before_they_are_taken_over():
@@ -26,7 +28,10 @@ def test_weights_are_made_before_they_are_taken_over():
     for position, recipe in enumerate(found):
         assert not recipe.like or recipe.like in names[:position]
     of_model = [recipe for recipe in found if recipe.source == "infinity_2b"]
-    assert [bool(recipe.like) for recipe in of_model] == [False, True, True, True, True], "random weights are made once"
+    assert [bool(recipe.like) for recipe in of_model] == [False, *[True] * 5], "random weights are made once"
+    (batched,) = [recipe for recipe in found if recipe.name == BATCHED]
+    assert (batched.like, batched.batch) == (FIRST, BATCHES)
+    assert all(recipe.batch == (1,) for recipe in found if recipe is not batched)
     targets = {recipe.name: recipe.target for recipe in found}
     assert (targets[FIRST], targets[WITH_CUDNN], targets["demo-cpu"]) == ("cuda-sm90", "cuda-sm90-cudnn", None)
 
@@ -36,6 +41,23 @@ def test_a_bundle_that_is_rebuilt_with_another_attention(tiny_bundle: Path):
     found = retargeted(Bundle.open(tiny_bundle), "cuda-sm90-cudnn").manifest
     assert found.target == "cuda-sm90-cudnn"
     assert {spec.target for spec in found.engines.values()} == {found.target}
+
+
+def test_a_recipe_of_several_batches(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Built, packed, and taken over from another bundle with the same passes."""
+    recipe = Recipe("of-many", "tiny", "onnxruntime", None, "fp32", "256x256", "dense", like="first", batch=(1, 4, 8))
+    _, _, options, _ = recipe.parts()
+    assert options.batches == ((2, 1), (2, 4), (2, 8))
+    asked: list[object] = []
+
+    def rebuilt(source: Bundle, out: Path, **given: object) -> SimpleNamespace:
+        asked.append((source.path, out, given["batch"], given["size"]))
+        return SimpleNamespace(**dict.fromkeys(TOLD, 0))
+
+    monkeypatch.setattr(rebuilding, "rebuild", rebuilt)
+    (tmp_path / "first").symlink_to(tiny_bundle)
+    recipe.make(tmp_path)
+    assert asked == [(tmp_path / "first", tmp_path / "of-many", (1, 4, 8), "256x256")]
 
 
 @pytest.fixture

@@ -207,11 +207,30 @@ def test_an_image_that_fails_fails_alone(pipe: Pipeline, alone: Pipeline, monkey
         ({"params": [SamplingParams(), None, 3]}, "params None is a NoneType"),
         ({"guidance_scale": [1.0, 2.0, float("nan")]}, "guidance_scale nan is out of range"),
         ({"guidance_scale": [2.0, 1.0, 2.0], "negative_prompt": ["a", "b", "c"]}, "no effect at guidance_scale 1"),
+        ({"guidance_scale": [2.0, 1.0, 2.0], "negative_prompt": [None, "b", None]}, "no effect at guidance_scale 1"),
     ],
 )
 def test_lists_that_do_not_fit(pipe: Pipeline, changes: dict[str, Any], problem: str):
     with pytest.raises(InputError, match=problem):
         pipe(PROMPTS[:3], **changes)
+
+
+def test_a_negative_prompt_for_some_goes_with_their_guidance(
+    pipe: Pipeline, alone: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    """Those that have one, one that has none, and one without guidance: two passes, each image as alone."""
+    found = ran(pipe, monkeypatch)
+    changes = {"guidance_scale": [2.0, 2.0, 1.0], "negative_prompt": ["a square", None, None], "seed": [1, 2, 3]}
+    out = pipe(PROMPTS[:3], **changes)
+    assert found == [(2, 2), (1, 1)]
+    for place, image in enumerate(out.images):
+        own = {name: values[place] for name, values in changes.items()}
+        assert_equal([image], alone(PROMPTS[place], **own).images)
+
+
+def test_a_negative_prompt_for_some_where_classes_are_drawn(var_editing_bundle: Path):
+    with pytest.raises(InputError, match="var models read no negative prompt"):
+        Pipeline.load(var_editing_bundle)(class_labels=[1, 2], negative_prompt=[None, "a square"])
 
 
 def test_images_for_another_number_of_prompts(pipe: Pipeline):

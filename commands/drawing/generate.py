@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..console import sampling
-from ..console.family_facts import families_of_classes
-from ..console.options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
-from ..console.prompt_file import PromptLine, check_lines, params_of, read_prompt_file, subjects_of
-from ..console.saving import destination
-from ..errors import InputError
+from ...console import sampling
+from ...console.family_facts import families_of_classes
+from ...console.options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
+from ...console.prompt_file import PromptLine, check_lines, params_of, read_prompt_file, subjects_of
+from ...console.saving import destination
+from ...errors import InputError
 
 if TYPE_CHECKING:
-    from ..runtime.output import Output
-    from ..runtime.pipeline import Pipeline
-    from ..runtime.requests.params import SamplingParams
+    from ...runtime.output import Output
+    from ...runtime.pipeline import Pipeline
+    from ...runtime.requests.params import SamplingParams
 
 Load = Callable[[], "Pipeline"]
 Line = tuple[PromptLine, "SamplingParams"]
@@ -68,7 +68,7 @@ def generate(
     timings: sampling.Timings = False,
 ) -> None:
     """Draw images, each saved as it is drawn. Files carry prompt, seed, settings and bundle digest as metadata."""
-    from ..runtime.requests.params import SamplingParams
+    from ...runtime.requests.params import SamplingParams
 
     params = SamplingParams(guidance_scale, tau, top_p, top_k, seed, num_images, negative_prompt)
     if prompts and prompt_file is not None:
@@ -106,7 +106,7 @@ def _draw_given(load: Load, prompts: list[str], params: SamplingParams, going: G
 
 def _draw_file(load: Load, file: Path, params: SamplingParams, going: Going, show: Show) -> None:
     """Line after line of a file, all of which are checked before."""
-    from ..runtime.requests.inputs import draws_labels
+    from ...runtime.requests.inputs import draws_labels
 
     lines = read_prompt_file(file)
     asked = params_of(lines, params)

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ..errors import BundleError, FastvarError, InputError, NumericsError, PlanError
+from ...errors import BundleError, FastvarError, InputError, NumericsError, PlanError
 
 BAD_REQUEST = "invalid_request_error"
 # What an error of the pipeline says -> the field of a request that it tells of.

@@ -9,11 +9,11 @@ from typing import Any
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
-from ..errors import FastvarError
-from ..runtime.pipeline import Pipeline
-from ..runtime.requests.inputs import TextInput, draws_labels
-from ..runtime.requests.params import SamplingParams
-from ..runtime.requests.passes import ImageRequest
+from ...errors import FastvarError
+from ...runtime.pipeline import Pipeline
+from ...runtime.requests.inputs import TextInput, draws_labels
+from ...runtime.requests.params import SamplingParams
+from ...runtime.requests.passes import ImageRequest
 from . import answers
 from .answers import invalid, missing
 from .encoding import Encoding

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.version import __version__
+from ...core.version import __version__
 from .fields import COMMON, EDITS
 
 Schema = dict[str, Any]

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..console import sampling
-from ..console.options import RequireSignature, TrustRemoteCode, local_bundle
-from ..console.streams import tell, tell_trouble
-from ..core.platform import needs_extra
-from ..errors import InputError
+from ...console import sampling
+from ...console.options import RequireSignature, TrustRemoteCode, local_bundle
+from ...console.streams import tell, tell_trouble
+from ...core.platform import needs_extra
+from ...errors import InputError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -58,8 +58,8 @@ def serve(
     is gone is drawn for no further. SIGTERM finishes what has begun.
     """
     with needs_extra("serve"):
-        from ..serving import server
-        from ..serving.options import ServeOptions, read_aliases, read_api_keys
+        from ...serving import server
+        from ...serving.options import ServeOptions, read_aliases, read_api_keys
     options = ServeOptions(
         queue=queue,
         api_keys=() if api_key_file is None else read_api_keys(api_key_file),
@@ -94,7 +94,7 @@ def _named(bundles: list[str]) -> dict[str, Path]:
         InputError: two of one name, or a name that no address can hold.
         HubError, BundleError: one cannot be downloaded.
     """
-    from ..serving.options import NAME
+    from ...serving.options import NAME
 
     found: dict[str, Path] = {}
     for text in bundles:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.arguments import shown
-from ..core.noise import MAX_SEED
-from ..runtime.editing.source_image import FITS
-from ..runtime.requests.params import MAX_TOP_K, MIN_TAU
+from ...core.arguments import shown
+from ...core.noise import MAX_SEED
+from ...runtime.editing.source_image import FITS
+from ...runtime.requests.params import MAX_TOP_K, MIN_TAU
 from .answers import ApiError, invalid
 
 MAX_TEXT = 1 << 16  # characters, as the pipeline has it in bytes

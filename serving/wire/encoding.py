@@ -7,12 +7,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.plan import GenerationPlan
-from ..core.version import __version__
-from ..runtime.images.formats import PNG, ImageFormat, format_named
-from ..runtime.output import GeneratedImage, ImageTimings, ScaleEvent
-from ..runtime.requests.inputs import TextInput
-from ..runtime.requests.passes import ImageRequest
+from ...core.plan import GenerationPlan
+from ...core.version import __version__
+from ...runtime.images.formats import PNG, ImageFormat, format_named
+from ...runtime.output import GeneratedImage, ImageTimings, ScaleEvent
+from ...runtime.requests.inputs import TextInput
+from ...runtime.requests.passes import ImageRequest
 
 
 @dataclass(frozen=True)

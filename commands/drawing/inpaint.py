@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..console import sampling
-from ..console.options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
-from ..console.saving import destination
+from ...console import sampling
+from ...console.options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
+from ...console.saving import destination
 
 
 def inpaint(
@@ -50,7 +50,7 @@ def inpaint(
     """Redraw the white part of a mask. A token of 16x16 pixels is redrawn if the mask touches it; outside, the image's
     own pixels are put back with a soft edge. Needs a bundle --with-encoder.
     """
-    from ..runtime.requests.params import SamplingParams
+    from ...runtime.requests.params import SamplingParams
 
     params = SamplingParams(guidance_scale, tau, top_p, top_k, seed, num_images, negative_prompt)
     subject = sampling.one_subject(prompt, class_label)

@@ -7,7 +7,7 @@ import threading
 
 from PIL import Image
 
-from ..runtime.images.formats import FORMATS, READ_ERRORS, read_trouble
+from ...runtime.images.formats import FORMATS, READ_ERRORS, read_trouble
 from .answers import invalid
 
 MOST_PIXELS = 1 << 25  # of one image: 5792x5792

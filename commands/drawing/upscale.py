@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..console import sampling
-from ..console.options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
-from ..console.saving import destination
+from ...console import sampling
+from ...console.options import BundlePath, RequireSignature, TrustRemoteCode, progress_bar
+from ...console.saving import destination
 
 
 def upscale(
@@ -49,7 +49,7 @@ def upscale(
     timings: sampling.Timings = False,
 ) -> None:
     """Enlarge an image: its coarse scales are kept, the model draws the finer ones. Needs a bundle --with-encoder."""
-    from ..runtime.requests.params import SamplingParams
+    from ...runtime.requests.params import SamplingParams
 
     params = SamplingParams(guidance_scale, tau, top_p, top_k, seed, num_images, negative_prompt)
     subject = sampling.one_subject(prompt, class_label)

@@ -1,0 +1,145 @@
+"""Draws items with one pipeline, and writes each image as soon as it is complete. Used by processes here and on Ray."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.version import __version__
+from ..errors import BundleError, FastvarError, ImagesFailed, InputError
+from ..runtime.images.formats import format_named
+from ..runtime.output import GeneratedImage
+from ..runtime.pipeline import Pipeline
+from ..runtime.requests.params import SamplingParams
+from ..runtime.requests.passes import ImageRequest
+from .folder import MOST_ATTEMPTS, BulkFolder
+from .items import Item, told
+
+DRAWN, THERE, FAILED = "drawn", "there", "failed"
+Report = Callable[[str, str], object]  # key, what became of it
+
+
+class Drawer:
+    """A pipeline, and the folder that its images go to.
+
+    Args:
+        bundle: a folder; its digest must be `digest`, on whatever machine this is.
+        load_options: arguments of `Pipeline.load`.
+
+    Raises:
+        BundleError: another bundle, or one that cannot be opened.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        digest: str,
+        folder: Path,
+        image_format: str,
+        quality: int | None = None,
+        load_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._format, self._quality = format_named(image_format), quality
+        self._folder = BulkFolder.of(folder, image_format)
+        self._pipe = Pipeline.load(bundle, **dict(load_options or {}))
+        if self._pipe.bundle.digest != digest:
+            raise BundleError(
+                f"{bundle} is another bundle here: its digest is {self._pipe.bundle.digest[:16]}",
+                expected=f"{digest[:16]}, that of the one that was asked for",
+                fix="copy the same bundle to every machine, or use a shared folder",
+            )
+
+    @property
+    def most(self) -> int:
+        """Images of the largest pass."""
+        return max(size for sizes in self._pipe.batch_sizes.values() for size in sizes)
+
+    def close(self) -> None:
+        self._pipe.close()
+
+    def draw(self, items: Sequence[Item], report: Report) -> None:
+        """Draw what is not there yet. Images that a process died of are drawn alone, so that others need not suffer."""
+        together: list[tuple[Item, ImageRequest]] = []
+        for item in items:
+            if self._folder.has(item.key):
+                report(item.key, THERE)
+                continue
+            attempts = self._folder.attempts(item.key)
+            if attempts >= MOST_ATTEMPTS:
+                problem = f"{attempts} processes died of it, by a signal or for want of memory"
+                fix = "leave the row away; or try it again with --retry-errors"
+                self._fail(item, InputError(problem, fix=fix), report)
+                continue
+            try:
+                request = self._request(item)
+            except FastvarError as error:
+                self._fail(item, error, report)
+                continue
+            if attempts:
+                self._draw([(item, request)], report)
+            else:
+                together.append((item, request))
+        if together:
+            self._draw(together, report)
+
+    def _draw(self, given: Sequence[tuple[Item, ImageRequest]], report: Report) -> None:
+        keys = [item.key for item, _ in given]
+        self._folder.begun(keys)
+        failures: dict[int, Exception] = {}
+
+        def save(drawn: GeneratedImage) -> None:
+            item = given[drawn.index][0]
+            try:
+                self._folder.save(
+                    item.key, self._format.encode(drawn.image, self._metadata(item, drawn), self._quality)
+                )
+            except FastvarError as error:
+                failures[drawn.index] = error
+            else:
+                report(item.key, DRAWN)
+
+        try:
+            self._pipe.draw([request for _, request in given], callback_on_image_end=save)
+        except ImagesFailed as error:
+            failures |= error.failed
+        except FastvarError as error:
+            failures |= dict.fromkeys(range(len(given)), error)
+        finally:
+            self._folder.ended(keys)
+        for place, failure in failures.items():
+            self._fail(given[place][0], failure, report)
+
+    def _request(self, item: Item) -> ImageRequest:
+        """What the pipeline is asked for.
+
+        Raises:
+            InputError, BundleError: it cannot draw that.
+        """
+        read, what = self._pipe.requests, item.subject
+        subject: dict[str, Any] = {"prompt": what} if item.kind == "prompt" else {"class_labels": what}
+        params, editing = SamplingParams(seed=item.seed, **item.settings), item.editing or {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unknown words: thousands of lines would say so
+            if item.image is None:
+                return read.generation(**subject, params=params)[0]
+            if item.mask is None:
+                return read.upscaling(item.image, **subject, params=params, **editing)[0]
+            return read.inpainting(item.image, item.mask, **subject, params=params, **editing)[0]
+
+    def _metadata(self, item: Item, drawn: GeneratedImage) -> dict[str, str]:
+        """Of the image alone: the same whoever draws it, in whatever pass."""
+        return {
+            drawn.draws: drawn.prompt,
+            "seed": str(drawn.seed),
+            "settings": json.dumps(drawn.settings, sort_keys=True),
+            "bundle": self._pipe.bundle.digest,
+            "fastvar": __version__,
+            "key": item.key,
+        }
+
+    def _fail(self, item: Item, error: Exception, report: Report) -> None:
+        self._folder.fail(item.key, item.row, item.name, told(error))
+        report(item.key, FAILED)

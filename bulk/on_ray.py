@@ -1,0 +1,137 @@
+"""Drawing on Ray: actors hold the bundle and write the images themselves, so that nothing waits for a writer.
+
+Ray Data's own writers would starve: actors that hold every CPU leave none for them. So a row that comes back says only
+what became of its image, and a run that is killed has lost nothing that was drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..core.platform import import_extra
+from ..errors import BackendError, BundleError, FastvarError, InputError
+from .folder import BulkFolder
+from .items import Item, told
+from .processes import DrawerArguments
+from .run import Draw
+
+LOCAL = "local"
+TOGETHER = 8  # images that an actor is given at a time: it puts them into passes
+RESTARTS, RETRIES = 3, 2  # Ray's own defaults are without end: an image that kills its process would be drawn for ever
+ROUNDS_WITHOUT_END = 3  # that nothing came of
+
+
+def draw_on_ray(address: str, *, gpus_per_worker: float = 0.0, cpus_per_worker: float = 1.0) -> Draw:
+    """How `BulkRun.run` draws on a cluster.
+
+    Args:
+        address: of a cluster, or "local" for one of this machine alone.
+        gpus_per_worker, cpus_per_worker: what each worker holds. fastvar, the bundle and the folder of images must be
+            at the same path on every machine, on a shared file system say.
+
+    Raises (when it draws):
+        BackendError: ray is missing, or does not start.
+        BundleError: the bundle is another one on some machine, or cannot be opened there.
+    """
+
+    def draw(
+        items: Sequence[Item], arguments: DrawerArguments, workers: int, report: Callable[[str, str], object]
+    ) -> None:
+        started(address)
+        data = import_extra("ray.data", "ray")
+        folder = BulkFolder.of(arguments.folder, arguments.image_format)
+        resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
+        left, fruitless = {item.key: item for item in items}, 0
+        while left:
+            before = len(left), sum(folder.attempts(key) for key in left)
+            try:
+                _one_round(data, left, arguments, min(workers, len(left)), resources, report)
+            except import_extra("ray.exceptions", "ray").RayError as error:
+                fruitless = 0 if (len(left), sum(folder.attempts(key) for key in left)) != before else fruitless + 1
+                if fruitless >= ROUNDS_WITHOUT_END:
+                    raise BackendError(f"ray gave up: {error}", fix="see the logs of its workers") from error
+
+    return draw
+
+
+def _one_round(
+    data: Any,
+    left: dict[str, Item],
+    arguments: DrawerArguments,
+    workers: int,
+    resources: Mapping[str, float],
+    report: Callable[[str, str], object],
+) -> None:
+    """Draw what is left, until all is drawn or an image has killed its actor too often."""
+    rows = data.from_items([{"item": json.dumps(item.to_json())} for item in left.values()])
+    results = rows.map_batches(
+        Actor,
+        fn_constructor_args=(json.dumps(vars(arguments)),),
+        batch_size=TOGETHER,
+        compute=data.ActorPoolStrategy(size=workers),
+        max_restarts=RESTARTS,
+        max_task_retries=RETRIES,
+        **resources,
+    )
+    for row in results.iter_rows():
+        if row["state"] == "error":
+            raise BundleError(**json.loads(row["key"]))
+        if left.pop(row["key"], None):
+            report(row["key"], row["state"])
+
+
+class Actor:
+    """Holds the bundle on its machine. What it is called with and what it gives are columns of a batch."""
+
+    def __init__(self, arguments: str) -> None:
+        self._drawer: Any = None
+        self._error: dict[str, str] | None = None
+        try:
+            self._drawer = DrawerArguments(**json.loads(arguments)).drawer()
+        except FastvarError as error:  # raised here it would be tried again, for ever
+            self._error = told(error)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        if self._error is not None:
+            return {"key": [json.dumps(self._error)], "state": ["error"]}
+        found: dict[str, list[str]] = {"key": [], "state": []}
+
+        def report(key: str, state: str) -> None:
+            found["key"].append(key)
+            found["state"].append(state)
+
+        self._drawer.draw([Item(**json.loads(one)) for one in batch["item"]], report)
+        return found
+
+
+def started(address: str) -> None:
+    """Join a cluster, or start one of this machine.
+
+    Ray's usage statistics are sent to its makers unless they are switched off; who draws images has not asked for that.
+
+    Raises:
+        BackendError: ray is missing, or does not start.
+        InputError: no cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    if address == LOCAL:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # of a cluster that ends with this process
+    ray = import_extra("ray", "ray")
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(
+            address=LOCAL if address == LOCAL else address,
+            log_to_driver=False,
+            logging_level="ERROR",
+            **({"include_dashboard": False} if address == LOCAL else {}),
+        )
+    except ConnectionError as error:
+        fix = "start one with `ray start --head`, or say --ray local"
+        raise InputError(f"no cluster answers at {address}: {error}", expected="its address", fix=fix) from error
+    except (RuntimeError, ValueError, OSError) as error:
+        raise BackendError(f"ray does not start: {error}", fix="try again; a busy machine may be too slow") from error

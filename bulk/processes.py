@@ -1,0 +1,136 @@
+"""Drawing in processes of our own: one that dies is replaced, and what it was drawing is tried again."""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.processes.lifeline import clean_up_when_terminated, read_frame, requests, write_frame
+from ..core.processes.own_process import OwnProcess, end_all
+from ..errors import BundleError, FastvarError, InputError
+from .items import Item, told
+
+MOST_DEATHS_AT_START = 3
+STATEMENT = f"import {__name__} as processes; processes.main()"
+News = queue.SimpleQueue[tuple["_Worker", dict[str, Any] | None]]
+READY, DONE = "ready", "done"
+
+
+@dataclass(frozen=True)
+class DrawerArguments:
+    """What a `Drawer` is made of, as plain values."""
+
+    bundle: str
+    digest: str
+    folder: str
+    image_format: str
+    quality: int | None
+    load_options: dict[str, Any]
+
+    def drawer(self) -> Any:
+        from .drawer import Drawer
+
+        return Drawer(
+            Path(self.bundle), self.digest, Path(self.folder), self.image_format, self.quality, self.load_options
+        )
+
+
+class _Worker:
+    """A process with a pipeline, and what it was given to draw. `news` gets what it says, and None when it has died."""
+
+    def __init__(self, arguments: DrawerArguments, news: News) -> None:
+        self._process = OwnProcess(STATEMENT, [json.dumps(vars(arguments))])
+        self.holds: dict[str, Item] = {}
+        self.is_ready = False
+        self._news = news
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    @property
+    def process(self) -> OwnProcess:
+        return self._process
+
+    def give(self, items: Sequence[Item]) -> None:
+        self.holds = {item.key: item for item in items}
+        with suppress(OSError):  # it is dead: whoever listens says so
+            write_frame(self._process.stdin, json.dumps([item.to_json() for item in items]).encode())
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._news.put((self, json.loads(read_frame(self._process.stdout))))
+        except (EOFError, OSError, ValueError):
+            self._news.put((self, None))
+
+
+def draw_in_processes(
+    items: Sequence[Item], arguments: DrawerArguments, workers: int, report: Callable[[str, str], object]
+) -> None:
+    """Draw all items; `report` is told the key of each and what became of it.
+
+    Raises:
+        FastvarError: the bundle cannot be opened.
+        InputError: processes die before they draw anything.
+    """
+    news: News = queue.SimpleQueue()
+    left, running = deque(items), list[_Worker]()
+    deaths_at_start = 0
+    try:
+        running = [_Worker(arguments, news) for _ in range(min(workers, len(items)))]
+        while running:
+            worker, heard = news.get()
+            if worker not in running:  # it was ended, and has closed its pipe
+                continue
+            if heard is None:
+                running.remove(worker)
+                deaths_at_start = 0 if worker.is_ready else deaths_at_start + 1
+                if deaths_at_start >= MOST_DEATHS_AT_START:
+                    how, _ = worker.process.death()
+                    fix = "use fewer --workers if memory is short; `fastvar generate` shows how one image does"
+                    raise InputError(f"the drawing process {how}", fix=fix)
+                worker.process.end()
+                left.extendleft(reversed(worker.holds.values()))
+                if left:
+                    running.append(_Worker(arguments, news))
+            elif "error" in heard:
+                raise BundleError(**heard["error"])
+            elif "key" in heard:
+                worker.holds.pop(heard["key"], None)
+                report(heard["key"], heard["state"])
+            else:  # ready, or done
+                worker.is_ready = True
+                some = [left.popleft() for _ in range(min(heard["most"], len(left)))]
+                if some:
+                    worker.give(some)
+                else:
+                    running.remove(worker)
+                    worker.process.end()
+    finally:
+        end_all([worker.process for worker in running])
+
+
+def main() -> None:
+    """The process: draws what it is given, and tells of every image."""
+    clean_up_when_terminated()
+    asked, out = requests(), sys.stdout.buffer
+    sys.stdout = sys.stderr  # whatever else prints
+
+    def tell(**facts: Any) -> None:
+        write_frame(out, json.dumps(facts).encode())
+
+    try:
+        drawer = DrawerArguments(**json.loads(sys.argv[1])).drawer()
+    except FastvarError as error:
+        tell(error=told(error))
+        return
+    tell(state=READY, most=drawer.most)
+    for frame in asked:
+        drawer.draw([Item(**one) for one in json.loads(frame)], lambda key, state: tell(key=key, state=state))
+        tell(state=DONE, most=drawer.most)
