@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from ...core.resize import area_ends
 from ...core.schedule import Size
 from ...errors import InputError
-from ..images.formats import READ_ERRORS
+from ..images.formats import READ_ERRORS, read_trouble
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 Mask = NDArray[np.bool_]  # [H, W], True where the image is redrawn
@@ -121,17 +121,13 @@ def _opened(source: ImageSource, what: str) -> Image.Image:
     except READ_ERRORS as error:
         name = f"{what} {source}" if is_path else f"the {what}"
         raise InputError(
-            f"{name} cannot be read: {_reason(error)}",
+            f"{name} cannot be read: {read_trouble(error)}",
             expected="a whole image file: PNG, JPEG, WebP, TIFF or whatever else Pillow reads",
             fix="check the path, or save the image anew",
         ) from error
     if 0 in image.size:
         raise InputError(f"the {what} is {image.width}x{image.height}", expected="at least one pixel")
     return _of_8_bits(image, what, is_png) if image.mode.startswith("I") else image
-
-
-def _reason(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def _stored_levels(image: Image.Image) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin, features
+from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 
 from ...errors import InputError
 
@@ -125,6 +125,13 @@ def format_named(name: str) -> ImageFormat:
     raise InputError(f"format {name!r} not understood", expected=", ".join(found.name for found in FORMATS))
 
 
+def read_trouble(error: Exception) -> str:
+    """One of READ_ERRORS in words. Pillow's of an unknown kind of file holds the address of an object."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no kind of image file that is read"
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """What `encode` stored with an image, by name; text chunks of any PNG, nothing of other programs' JPEG and WebP.
 
@@ -138,7 +145,8 @@ def read_metadata(path: Path) -> dict[str, str]:
                 return {str(key): str(text) for key, text in image.info.items() if isinstance(text, str)}
             return _read_comment(image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT))
     except READ_ERRORS as error:
-        raise InputError(f"{path} cannot be read: {error}", expected="a PNG, JPEG or WebP file") from error
+        problem = f"{path} cannot be read: {read_trouble(error)}"
+        raise InputError(problem, expected="a PNG, JPEG or WebP file") from error
 
 
 def _exif(metadata: Mapping[str, str]) -> Image.Exif:

@@ -27,6 +27,14 @@ TOLD_BY = {
 }
 
 
+# Words of the command line in such an error -> what a request calls the same.
+SAID_AS = {
+    r"--quality\b": "output_compression",
+    r"--keep-scales \(keep_scales=\)": "keep_scales",
+    r"--fit (\w+)( \(fit=[^)]*\))?": r"fit: \1",
+}
+
+
 class ApiError(Exception):
     """What a client is told in place of an image: a status, and words that say what was got, expected, and the fix."""
 
@@ -81,7 +89,10 @@ def refused(error: FastvarError, fields: Mapping[str, Any]) -> ApiError:
     words = error.problem.split(maxsplit=1)
     told = [name for pattern, name in TOLD_BY.items() if re.search(pattern, error.problem)]
     param = next((name for name in (*words[:1], *told) if name in fields), None)
-    return ApiError(400, "invalid_value", str(error), param=param)
+    message = str(error)
+    for pattern, words in SAID_AS.items():
+        message = re.sub(pattern, words, message)
+    return ApiError(400, "invalid_value", message, param=param)
 
 
 def failed(error: BaseException) -> ApiError:

@@ -214,6 +214,8 @@ ELSEWHERE = {
     "num_images": "n",
     "num_images_per_prompt": "n",
     "cfg_scale": "guidance_scale",
+    "steps": "",
+    "num_inference_steps": "",
     "temperature": "tau",
     "generator": "seed",
     "width": "size",
@@ -258,7 +260,7 @@ def read_fields(given: Mapping[str, Any], fields: Mapping[str, Field], from_form
 
 def _unknown(name: str, fields: Mapping[str, Field]) -> ApiError:
     near = difflib.get_close_matches(name, fields, 1)
-    meant = ELSEWHERE.get(name) or (near[0] if near else "")
+    meant = ELSEWHERE.get(name, near[0] if near else "")
     said = f"did you mean {meant}?" if meant else "leave it away"
     expected = f"some of {', '.join(fields)}"
     message = f"parameter {shown(name)} is not known\nexpected: {expected}\nfix: {said}"

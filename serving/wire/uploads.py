@@ -7,7 +7,7 @@ import threading
 
 from PIL import Image
 
-from ...runtime.images.formats import FORMATS, READ_ERRORS
+from ...runtime.images.formats import FORMATS, READ_ERRORS, read_trouble
 from .answers import invalid
 
 MOST_PIXELS = 1 << 25  # of one image: 5792x5792
@@ -33,7 +33,8 @@ def decoded(data: bytes, field: str) -> Image.Image:
                 )
             image.load()
         except READ_ERRORS as error:
-            raise invalid(f"the {field} cannot be read: {error}", field, f"a whole file: {formats}") from None
+            problem = f"the {field} cannot be read: {read_trouble(error)}"
+            raise invalid(problem, field, f"a whole file: {formats}") from None
         return image
 
 

@@ -196,7 +196,7 @@ INVALID = "invalid_value"
         ({"prompt": PROMPT, "n": "2"}, INVALID, "n", "a whole number from 1 to 10"),
         ({"prompt": PROMPT, "size": "1024x1024"}, INVALID, "size", "expected: auto or 256x256"),
         ({"prompt": PROMPT, "output_format": "gif"}, INVALID, "output_format", "'png' or 'jpeg' or 'webp'"),
-        ({"prompt": PROMPT, "output_compression": 50}, INVALID, "output_compression", "png has no quality"),
+        ({"prompt": PROMPT, "output_compression": 50}, INVALID, "output_compression", "leave output_compression away"),
         ({"prompt": PROMPT, "response_format": "url"}, INVALID, "response_format", "'b64_json'"),
         ({"prompt": PROMPT, "background": "transparent"}, INVALID, "background", "'auto' or 'opaque'"),
         ({"prompt": PROMPT, "stream": "yes"}, INVALID, "stream", "true or false"),

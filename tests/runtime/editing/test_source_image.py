@@ -130,7 +130,7 @@ def test_a_file_by_its_path_its_bytes_or_opened(tmp_path: Path):
     with (tmp_path / "a.png").open() as file, pytest.raises(InputError, match="opened as text") as error:
         read_image(file)
     assert "rb" in error.value.fix
-    with pytest.raises(InputError, match="the image cannot be read"):
+    with pytest.raises(InputError, match="the image cannot be read: no kind of image file that is read"):
         read_image(b"no image")
 
 
