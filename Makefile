@@ -43,7 +43,7 @@ test: $(STAMP) ## run the tests but the slow ones; those that need a GPU skip th
 	$(PYTEST) -m "not slow"
 
 test-slow: $(STAMP) ## run the slow tests: compilations, processes of their own, the wheel in an environment without torch
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not browser"
 
 # playwright drives the Chromium that is there: it downloads none.
 test-browser: $(STAMP) ## the server's page in Chromium: what it draws and tells, how it looks, and axe-core's rules

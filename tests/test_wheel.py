@@ -101,6 +101,7 @@ def test_it_holds_every_file_of_the_package_and_no_other(wheel: Path):
     data = [REPOSITORY / "py.typed", *(REPOSITORY / "profiling" / "report").glob("report.*")]
     kernels = [*(REPOSITORY / "engines" / "aotinductor" / "kernels").glob("*.cpp")]
     assert len(data) == 3
+    data.append(REPOSITORY / "serving" / "page" / "index.html")
     assert len(kernels) >= 2
     stand_in = [*(REPOSITORY / "engines" / "aotinductor" / "stand_in").iterdir()]
     files = (*modules(REPOSITORY).values(), *data, *kernels, *stand_in)
