@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastvar.core.plan import Batch
 from fastvar.core.precision import Precision
 from fastvar.engines.aotinductor.backend import AotInductorBackend
-from fastvar.engines.aotinductor.gpu_program import _join_channels, gpu_options, known_options, mend
+from fastvar.engines.aotinductor.gpu_program import _join_channels, gpu_options, known_options, mend, moved_to_gpu
 from fastvar.engines.aotinductor.graph import value_of
 from fastvar.errors import BuildError
 from fastvar.export.assembly import assemble
@@ -71,14 +71,21 @@ def test_the_device_that_a_program_is_moved_to_has_a_number(monkeypatch: pytest.
     assert moved == ["cuda:3"]
 
 
-def test_parameters_without_memory_become_zeros_without_memory():
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # "meta" makes whole what it is given, as a GPU does
+def test_shapes_alone_are_moved_to_a_gpu(device: str):
+    """Neither the decoder's parameters, which come from outside, nor the examples that it was traced with."""
+
+    def tensors(program: Any) -> dict[str, Any]:
+        leaves = torch.utils._pytree.tree_leaves(program.example_inputs)
+        return dict(program.state_dict) | {str(number): tensor for number, tensor in enumerate(leaves)}
+
     program = program_of(graphs()["InfinityImageDecoder"])
-    before = {name: value.shape for name, value in program.state_dict.items()}
+    before = {name: (value.shape, value.dtype) for name, value in tensors(program).items()}
     assert any(value.is_meta for value in program.state_dict.values()), "what this test is about"
-    mend(torch, program)
-    assert {name: value.shape for name, value in program.state_dict.items()} == before
-    assert not any(value.is_meta for value in program.state_dict.values())
-    assert sum(value.untyped_storage().nbytes() for value in program.state_dict.values()) < 4096
+    moved = tensors(moved_to_gpu(torch, program, device))
+    assert {name: (value.shape, value.dtype) for name, value in moved.items()} == before
+    assert {str(value.device) for value in moved.values()} == {device}
+    assert sum(value.untyped_storage().nbytes() for value in moved.values()) < 4096
 
 
 @pytest.mark.parametrize("kind", ["Qkv", "AttnMlp", "SamplingHead"])
