@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ...core.platform import import_extra
@@ -120,3 +122,34 @@ def with_attention(torch: Any, kernel: str) -> AbstractContextManager[Any]:
     allowed = [*first, kernels.FLASH_ATTENTION, kernels.EFFICIENT_ATTENTION]
     chosen: AbstractContextManager[Any] = torch.nn.attention.sdpa_kernel(allowed, set_priority=True)
     return chosen
+
+
+@contextmanager
+def arrays_declared_alike(torch: Any) -> Iterator[None]:
+    """A block in which the C++ around the kernels declares its arrays of sizes alike in every build.
+
+    torch before 2.13 looks for an array that it may use again under the address of a method object. That is gone at
+    once, so that it is chance whether the next one lies there.
+    """
+    if torch.__version__ >= (2, 13):
+        yield
+        return
+    wrapper = import_extra("torch._inductor.codegen.cpp_wrapper_cpu", "aotinductor").CppWrapperCpu
+    declare = wrapper.codegen_int_array_var
+    wrapper.codegen_int_array_var = with_lasting_method(declare)
+    try:
+        yield
+    finally:
+        wrapper.codegen_int_array_var = declare
+
+
+def with_lasting_method(declare: Callable[..., str]) -> Callable[..., str]:
+    """`declare` of a code generator (generator, array, method, ...), which is given one object for each method."""
+
+    @functools.wraps(declare)
+    def declared(generator: Any, array: str, method: Any, *more: Any, **named: Any) -> str:
+        lasting = generator.__dict__.setdefault("_lasting_methods", {})
+        key = (id(getattr(method, "__self__", method)), getattr(method, "__name__", ""))
+        return declare(generator, array, lasting.setdefault(key, method), *more, **named)
+
+    return declared
