@@ -153,7 +153,7 @@ class AotInductorBackend(Backend):
         return str(replace(GpuTarget.parse(target or CUDA), attention=kernel))
 
     def build_environment(self, target: str) -> dict[str, str]:
-        """A GPU that is named is stood in for, even by the one at hand: its engines are the same from every machine.
+        """A GPU that is named is stood in for, even by the one at hand: its kernels are chosen alike on every machine.
 
         "cuda" alone means the GPU in this machine, and kernels are tried out on it.
         """
