@@ -80,9 +80,9 @@ def example(shape: tuple[int, ...], dtype: str) -> Tensor:
 
     They are no view, as tracing follows views to what they are views of.
     """
-    element = torch_type(dtype)
-    pages = torch.from_numpy(np.zeros(math.prod(shape) * element.itemsize, np.uint8))
-    return torch.empty(0, dtype=element).set_(pages.untyped_storage(), 0, shape)  # type: ignore[call-overload]
+    zeros = torch.empty(0, dtype=torch_type(dtype))
+    pages = torch.from_numpy(np.zeros(math.prod(shape) * zeros.itemsize, np.uint8)).untyped_storage()
+    return zeros.set_(pages, 0, shape)  # type: ignore[call-overload]  # its stub lacks what it takes
 
 
 def torch_type(name: str) -> torch.dtype:

@@ -58,7 +58,7 @@ for _ in range(2):
 
 
 def test_memory_that_nobody_writes_to_takes_none_of_the_host(on_gpu: Callable[..., str]):
-    """A compiler allocates what a program works on, gigabytes for a decoder of large images. It is zero all the same."""
+    """A compiler allocates what a program works on, gigabytes for a decoder. It is zero all the same."""
     for line in on_gpu(UNTOUCHED).splitlines():
         grown, values = line.split(" ", 1)
         assert int(grown) < 64 << 20
