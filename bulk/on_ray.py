@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,8 @@ def _one_round(
     report: Callable[[str, str], object],
 ) -> None:
     """Draw what is left, until all is drawn or an image has killed its actor too often."""
+    # Named parameters that Ray passes on are told to be deprecated in a form that 2.64 removes; these are not those.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
     rows = data.from_items([{"item": json.dumps(item.to_json())} for item in left.values()])
     results = rows.map_batches(
         Actor,
@@ -120,6 +123,7 @@ def started(address: str) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     if address == LOCAL:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # of a cluster that ends with this process
+        os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own, 15, others on this machine starve it
     ray = import_extra("ray", "ray")
     if ray.is_initialized():
         return

@@ -31,7 +31,7 @@ from . import stand_in_gpu
 from .convolutions import use_row_statistics, use_small_enlargements
 from .cuda_device import TorchCudaDevice
 from .engine_file import ProgramFile
-from .gpu_program import forget_kernels, gpu_options, moved_to_gpu, with_attention
+from .gpu_program import arrays_declared_alike, forget_kernels, gpu_options, moved_to_gpu, with_attention
 from .gpus import ATTENTIONS, CUDA, GPUS, GpuTarget, capability_here, is_gpu, require_gpu
 from .graph import tidy
 from .native import inductor_options, kernel_digest
@@ -153,7 +153,7 @@ class AotInductorBackend(Backend):
         return str(replace(GpuTarget.parse(target or CUDA), attention=kernel))
 
     def build_environment(self, target: str) -> dict[str, str]:
-        """A GPU that is named is stood in for, even by the one at hand: its engines are the same from every machine.
+        """A GPU that is named is stood in for, even by the one at hand: its kernels are chosen alike on every machine.
 
         "cuda" alone means the GPU in this machine, and kernels are tried out on it.
         """
@@ -201,7 +201,7 @@ class AotInductorBackend(Backend):
                     program = moved_to_gpu(torch, program, f"{CUDA}:{torch.cuda.current_device()}")
                     options, kernels = gpu_options(torch), with_attention(torch, GpuTarget.parse(target).attention)
                     forget_kernels()
-                with kernels:
+                with kernels, arrays_declared_alike(torch):
                     inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
             except BuildError:
                 raise

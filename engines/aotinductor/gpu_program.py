@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ...core.platform import import_extra
@@ -19,23 +21,43 @@ def moved_to_gpu(torch: Any, program: Any, device: str) -> Any:
             tensor will ever have.
     """
     mend(torch, program)
-    return import_extra("torch.export.passes", "aotinductor").move_to_device_pass(program, device)
+    examples, parameters = _take_memory(torch, program)
+    moved = import_extra("torch.export.passes", "aotinductor").move_to_device_pass(program, device)
+    moved._example_inputs = torch.utils._pytree.tree_map(_widened, moved.example_inputs, examples)
+    for name, parameter in parameters.items():
+        moved._state_dict[name] = torch.nn.Parameter(_widened(moved.state_dict[name], parameter), requires_grad=False)
+    return moved
 
 
 def mend(torch: Any, program: Any) -> None:
     """All that tracing on the CPU and saving have left, but for the device."""
     tidy(torch, program)
-    _materialise(torch, program)
     _hint_sizes(torch, program)
     _join_channels(torch, program)
 
 
-def _materialise(torch: Any, program: Any) -> None:
-    """Parameters without memory become zeros, which take none either: they are inputs, and only named after these."""
-    for name, value in program.state_dict.items():
-        if value.is_meta:
-            zeros = torch.zeros(1, dtype=value.dtype).expand(value.shape)
-            program._state_dict[name] = torch.nn.Parameter(zeros, requires_grad=False)
+def _take_memory(torch: Any, program: Any) -> tuple[Any, dict[str, Any]]:
+    """Leave one number of every example input, and of every parameter that has no memory: a move makes what it moves
+    whole, and the weights of a text encoder, whose shapes these have, are gigabytes.
+
+    Returns:
+        Those inputs and parameters as they were.
+    """
+
+    def number(tensor: Any) -> Any:
+        return torch.zeros((), dtype=tensor.dtype)
+
+    examples = program.example_inputs
+    parameters = {name: value for name, value in program.state_dict.items() if value.is_meta}
+    program._example_inputs = torch.utils._pytree.tree_map(number, examples)
+    for name, value in parameters.items():
+        program._state_dict[name] = torch.nn.Parameter(number(value), requires_grad=False)
+    return examples, parameters
+
+
+def _widened(number: Any, like: Any) -> Any:
+    """One number in all places of a tensor: its shape, without its memory."""
+    return number.expand(like.shape)
 
 
 def _hint_sizes(torch: Any, program: Any) -> None:
@@ -100,3 +122,34 @@ def with_attention(torch: Any, kernel: str) -> AbstractContextManager[Any]:
     allowed = [*first, kernels.FLASH_ATTENTION, kernels.EFFICIENT_ATTENTION]
     chosen: AbstractContextManager[Any] = torch.nn.attention.sdpa_kernel(allowed, set_priority=True)
     return chosen
+
+
+@contextmanager
+def arrays_declared_alike(torch: Any) -> Iterator[None]:
+    """A block in which the C++ around the kernels declares its arrays of sizes alike in every build.
+
+    torch before 2.13 looks for an array that it may use again under the address of a method object. That is gone at
+    once, so that it is chance whether the next one lies there.
+    """
+    if torch.__version__ >= (2, 13):
+        yield
+        return
+    wrapper = import_extra("torch._inductor.codegen.cpp_wrapper_cpu", "aotinductor").CppWrapperCpu
+    declare = wrapper.codegen_int_array_var
+    wrapper.codegen_int_array_var = with_lasting_method(declare)
+    try:
+        yield
+    finally:
+        wrapper.codegen_int_array_var = declare
+
+
+def with_lasting_method(declare: Callable[..., str]) -> Callable[..., str]:
+    """`declare` of a code generator (generator, array, method, ...), which is given one object for each method."""
+
+    @functools.wraps(declare)
+    def declared(generator: Any, array: str, method: Any, *more: Any, **named: Any) -> str:
+        lasting = generator.__dict__.setdefault("_lasting_methods", {})
+        key = (id(getattr(method, "__self__", method)), getattr(method, "__name__", ""))
+        return declare(generator, array, lasting.setdefault(key, method), *more, **named)
+
+    return declared

@@ -3,7 +3,7 @@
 torch and Triton ask the CUDA runtime and driver for a device before they compile for it, and try kernels out on it.
 The libraries of stand_in/ take the place of both in a process of its own: their device has the facts of gpus.py, memory
 of the host, and kernels that are counted and not run. torch itself is unchanged. All kernels take the same time there,
-so that a compiler that tries several takes the first: a build makes the same library on every machine.
+so that a compiler that tries several takes the first: no build depends on a measurement.
 """
 
 from __future__ import annotations

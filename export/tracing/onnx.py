@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
@@ -65,16 +67,22 @@ def trace(module: nn.Module, weights: WeightShapes, precision: Precision | None 
 
 def example_inputs(step: StepModule, precision: Precision) -> dict[str, Tensor]:
     """Zeros in the shapes and element types that a module takes, without its weights."""
-    return {name: _example(name, shape, precision) for name, shape in step.input_shapes().items()}
+    return {name: example(shape, border_dtype(name, precision)) for name, shape in step.input_shapes().items()}
 
 
 def example_weights(weights: WeightShapes, precision: Precision) -> dict[str, Tensor]:
     """Zeros for the weights, in the types that a module computes with."""
-    return {n: torch.zeros(w.shape, dtype=torch_type(w.role.dtype(precision))) for n, w in weights.items()}
+    return {name: example(weight.shape, weight.role.dtype(precision)) for name, weight in weights.items()}
 
 
-def _example(name: str, shape: tuple[int, ...], precision: Precision) -> Tensor:
-    return torch.zeros(shape, dtype=torch_type(border_dtype(name, precision)))
+def example(shape: tuple[int, ...], dtype: str) -> Tensor:
+    """Zeros that take no memory: none of their pages is touched, and tracing reads none. torch.zeros touches them all.
+
+    They are no view, as tracing follows views to what they are views of.
+    """
+    zeros = torch.empty(0, dtype=torch_type(dtype))
+    pages = torch.from_numpy(np.zeros(math.prod(shape) * zeros.itemsize, np.uint8)).untyped_storage()
+    return zeros.set_(pages, 0, shape)  # type: ignore[call-overload]  # its stub lacks what it takes
 
 
 def torch_type(name: str) -> torch.dtype:

@@ -24,7 +24,7 @@ from ...errors import BuildError
 from ..models.common.quantise import SCALE, IntegerFactor, dequantise
 from ..models.common.rows import OpenDims, border_dtype
 from ..models.common.step_graph import OpenModule, StepModule, WeightShapes
-from .onnx import TracedGraph, torch_type
+from .onnx import TracedGraph, example
 
 
 class Bound(nn.Module):
@@ -76,18 +76,18 @@ def trace_program(module: nn.Module, weights: WeightShapes, precision: Precision
         if hasattr(part, "attention"):
             part.attention = fused_attention  # type: ignore[assignment]  # modules take any attribute
     taken, given = border(module, weights, precision)
-    own = constants(module)
-    tensors = dict(own) | {
-        spec.name: torch.zeros(spec.shape, dtype=torch_type(spec.dtype)) for spec in (*taken, *given)
-    }
+    own = {name: tensor.clone() for name, tensor in constants(module).items()}
+    tensors = own | {spec.name: example(spec.shape, spec.dtype) for spec in (*taken, *given)}
     dims = _dims(module.open_dims(), tensors) if isinstance(module, OpenModule) else [None for _ in tensors]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
         program = torch.export.export(
             Bound(module.eval(), weights, precision),
-            tuple(tensor.clone() for tensor in tensors.values()),
+            tuple(tensors.values()),
             dynamic_shapes=(tuple(dims),),
         )
+        # Saved with the program, and asked for their shapes: one number each is enough.
+        program.example_inputs = (tuple(tensor.new_zeros(()).expand(tensor.shape) for tensor in tensors.values()), {})
         archive = io.BytesIO()
         torch.export.save(program, archive)
     return TracedGraph(archive.getvalue(), taken, given)

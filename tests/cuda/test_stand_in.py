@@ -39,6 +39,32 @@ def test_memory_comes_back_as_it_went(on_gpu: Callable[..., str]):
     assert on_gpu(COPIES).split() == ["True", "True"]
 
 
+UNTOUCHED = """
+import torch
+from pathlib import Path
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
+
+torch.zeros(1, device="cuda")
+before = resident()
+for _ in range(2):
+    held = [torch.empty(1 << 28, dtype=torch.uint8, device="cuda") for _ in range(4)]
+    print(resident() - before, held[3][-4:].cpu().tolist())
+    held = None
+    torch.cuda.empty_cache()
+"""
+
+
+def test_memory_that_nobody_writes_to_takes_none_of_the_host(on_gpu: Callable[..., str]):
+    """A compiler allocates what a program works on, gigabytes for a decoder. It is zero all the same."""
+    for line in on_gpu(UNTOUCHED).splitlines():
+        grown, values = line.split(" ", 1)
+        assert int(grown) < 64 << 20
+        assert json.loads(values) == [0, 0, 0, 0]
+
+
 REFUSALS = """
 import torch
 refused = []

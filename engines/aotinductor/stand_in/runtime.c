@@ -4,6 +4,7 @@
 // while a stream is captured is refused, and the capture is lost with it: asking or awaiting an event, awaiting a stream
 // or the device, copying with a wait.
 #include <cuda_runtime_api.h>
+#include <stdint.h>
 
 #include "gpu.h"
 
@@ -85,17 +86,25 @@ EXPORT cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attrib
     return OK;
 }
 
-// Memory. A device's is aligned as CUDA's is, and zero.
+// Memory. A device's is aligned as CUDA's is, and zero. Pages that nobody writes to take none of the host's: compilers
+// allocate what a program works on. What calloc gave stands before the address.
+enum { ALIGNMENT = 512 };
 EXPORT cudaError_t cudaMalloc(void **memory, size_t size) {
-    size_t whole = (size + 511) / 512 * 512;
-    *memory = whole ? aligned_alloc(512, whole) : NULL;
-    if (whole && !*memory) return cudaErrorMemoryAllocation;
-    if (whole) memset(*memory, 0, whole);
+    *memory = NULL;
+    if (!size) return OK;
+    char *given = calloc(1, size + 2 * ALIGNMENT);
+    if (!given) return cudaErrorMemoryAllocation;
+    void **aligned = (void **)(((uintptr_t)given / ALIGNMENT + 1) * ALIGNMENT);
+    aligned[-1] = given;
+    *memory = aligned;
     return OK;
 }
-EXPORT cudaError_t cudaFree(void *memory) { free(memory); return OK; }
+EXPORT cudaError_t cudaFree(void *memory) {
+    if (memory) free(((void **)memory)[-1]);
+    return OK;
+}
 EXPORT cudaError_t cudaMallocAsync(void **memory, size_t size, cudaStream_t s) { return cudaMalloc(memory, size); }
-EXPORT cudaError_t cudaFreeAsync(void *memory, cudaStream_t s) { free(memory); return OK; }
+EXPORT cudaError_t cudaFreeAsync(void *memory, cudaStream_t s) { return cudaFree(memory); }
 EXPORT cudaError_t cudaHostAlloc(void **memory, size_t size, unsigned flags) { *memory = malloc(size); return OK; }
 EXPORT cudaError_t cudaFreeHost(void *memory) { free(memory); return OK; }
 EXPORT cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {

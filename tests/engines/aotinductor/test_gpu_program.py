@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from fastvar.core.plan import Batch
 from fastvar.core.precision import Precision
 from fastvar.engines.aotinductor.backend import AotInductorBackend
-from fastvar.engines.aotinductor.gpu_program import _join_channels, gpu_options, known_options, mend
+from fastvar.engines.aotinductor.gpu_program import (
+    _join_channels,
+    arrays_declared_alike,
+    gpu_options,
+    known_options,
+    mend,
+    moved_to_gpu,
+    with_lasting_method,
+)
 from fastvar.engines.aotinductor.graph import value_of
 from fastvar.errors import BuildError
 from fastvar.export.assembly import assemble
@@ -71,14 +79,21 @@ def test_the_device_that_a_program_is_moved_to_has_a_number(monkeypatch: pytest.
     assert moved == ["cuda:3"]
 
 
-def test_parameters_without_memory_become_zeros_without_memory():
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # "meta" makes whole what it is given, as a GPU does
+def test_shapes_alone_are_moved_to_a_gpu(device: str):
+    """Neither the decoder's parameters, which come from outside, nor the examples that it was traced with."""
+
+    def tensors(program: Any) -> dict[str, Any]:
+        leaves = torch.utils._pytree.tree_leaves(program.example_inputs)
+        return dict(program.state_dict) | {str(number): tensor for number, tensor in enumerate(leaves)}
+
     program = program_of(graphs()["InfinityImageDecoder"])
-    before = {name: value.shape for name, value in program.state_dict.items()}
+    before = {name: (value.shape, value.dtype) for name, value in tensors(program).items()}
     assert any(value.is_meta for value in program.state_dict.values()), "what this test is about"
-    mend(torch, program)
-    assert {name: value.shape for name, value in program.state_dict.items()} == before
-    assert not any(value.is_meta for value in program.state_dict.values())
-    assert sum(value.untyped_storage().nbytes() for value in program.state_dict.values()) < 4096
+    moved = tensors(moved_to_gpu(torch, program, device))
+    assert {name: (value.shape, value.dtype) for name, value in moved.items()} == before
+    assert {str(value.device) for value in moved.values()} == {device}
+    assert sum(value.untyped_storage().nbytes() for value in moved.values()) < 4096
 
 
 @pytest.mark.parametrize("kind", ["Qkv", "AttnMlp", "SamplingHead"])
@@ -119,6 +134,44 @@ def test_options_are_those_that_the_installed_torch_knows():
     wanted = {"shape_padding": False, "no_such_option": 1}
     assert known_options(torch, wanted) == {"shape_padding": False}
     assert gpu_options(torch)["aot_inductor.embed_kernel_binary"] is True
+
+
+class Lines:
+    """A buffer that code is written to."""
+
+    def write(self, line: str) -> None: ...
+
+
+def test_an_array_is_looked_for_under_a_method_that_lasts():
+    """As torch 2.11 looks for it: under the address of a method object, which the next one takes over."""
+
+    class Generator: ...
+
+    def declare(generator: Any, array: str, method: Any, known: bool = False) -> str:
+        return f"{array} {known} {id(method)}"
+
+    first, second, generator = Lines(), Lines(), Generator()
+    plain = [declare(generator, "{1L}", lines.write) for lines in (first, second)]
+    assert plain[0] == plain[1], "what this test is about"
+    steady = with_lasting_method(declare)
+    found = [steady(generator, "{1L}", lines.write, known=True) for lines in (first, second, first)]
+    kept = [[] for _ in range(64)] + [first.write for _ in range(64)]  # other objects take addresses that are free
+    found += [steady(generator, "{1L}", lines.write, known=True) for lines in (first, second)]
+    assert len(set(found)) == 2
+    assert found[0] == found[2] == found[3] != found[1] == found[4]
+    assert len(kept) == 128
+
+
+def test_torch_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+
+    own = CppWrapperCpu.codegen_int_array_var
+    with arrays_declared_alike(torch):
+        assert (CppWrapperCpu.codegen_int_array_var is own) == (torch.__version__ >= (2, 13))
+    monkeypatch.setattr("torch.__version__", torch.torch_version.TorchVersion("2.11.0+cu130"))
+    with arrays_declared_alike(torch):
+        assert CppWrapperCpu.codegen_int_array_var.__wrapped__ is own
+    assert CppWrapperCpu.codegen_int_array_var is own
 
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default

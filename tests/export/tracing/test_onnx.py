@@ -11,6 +11,7 @@ from fastvar.export.models.infinity.steps import SamplingHead
 from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.tracing.onnx import layer_weights, trace
 from fastvar.families.infinity import TransformerConfig
+from tests.export.tracing.memory import WEIGHT_BYTES, growth, text_encoder
 
 # One block of this model weighs 15 MB, so a graph that held even one of its matrices could not be small.
 WIDE = TransformerConfig(
@@ -50,6 +51,12 @@ def test_no_weight_is_inside_a_step_graph(graph: StepGraph):
     assert names == [*module.input_shapes(), *module.weights]
     assert [value.name for value in model.graph.output] == list(module.outputs)
     assert not {i.name for i in model.graph.initializer} & set(names)
+
+
+def test_no_weight_takes_memory_while_a_graph_is_traced():
+    module, weights = text_encoder()
+    trace(*text_encoder())  # what libraries keep for the process is there
+    assert growth(lambda: trace(module, weights)) < WEIGHT_BYTES // 4
 
 
 @pytest.mark.parametrize("graph", [qkv(), attn_mlp(), sampling_head()], ids=lambda g: g.name)

@@ -19,6 +19,7 @@ from fastvar.export.models.infinity.weights import transformer_weights
 from fastvar.export.tracing.onnx import layer_weights, torch_type
 from fastvar.export.tracing.torch_export import border, constants, trace_program
 from fastvar.families.infinity import ImageTokenizerConfig
+from tests.export.tracing.memory import WEIGHT_BYTES, growth, text_encoder
 from tests.models import tiny_models as tiny
 
 FP32, INT8 = Precision(), Precision(weights="int8")
@@ -106,6 +107,21 @@ def test_equal_stand_ins_have_one_key_whatever_the_scale(sources: dict[str, Weig
     sizes = [((1, 1), 1), ((4, 5), 20), ((4, 5), 12), ((4, 5), 1)]
     different = [key(size=size, kept=kept) for size, kept in sizes]
     assert len(set(different)) == len(different), "sizes of one and pruning are compiled apart"
+
+
+def test_no_weight_takes_memory_while_a_program_is_traced_saved_and_loaded():
+    sizes: list[int] = []
+
+    def through() -> None:
+        archive = trace_program(*text_encoder()).graph
+        sizes.append(len(archive))
+        program = torch.export.load(io.BytesIO(archive))
+        given = {tuple(example.shape) for example in torch.utils._pytree.tree_leaves(program.example_inputs)}
+        assert (1 << 17, 512) in given, "the shapes of weights are those that it was traced with"
+
+    through()  # what libraries keep for the process is there
+    assert growth(through) < WEIGHT_BYTES // 4
+    assert max(sizes) < 1 << 20
 
 
 def test_quantised_weights_are_taken_as_they_are_stored(sources: dict[str, WeightSource]):
