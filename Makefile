@@ -12,12 +12,13 @@ STUBS := tensorrt-stubs==10.13.0.35.1
 CUDA_VENV := .venv-cuda
 CUDA_TORCH ?= torch==2.13.0
 GPU_VENV := .venv-gpu
+RAY_VENV := .venv-ray
 CAPABILITY := sm90
 LOWEST_VENV := .venv-lowest
 LOWEST_BUNDLE := $(LOWEST_VENV)/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-browser test-lowest test-cuda lint format train-demo bench bench-demo bench-batches bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
+.PHONY: help venv demo test test-slow test-browser test-ray test-lowest test-cuda lint format train-demo bench bench-demo bench-batches bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -49,6 +50,13 @@ test-slow: $(STAMP) ## run the slow tests: compilations, processes of their own,
 test-browser: $(STAMP) ## the server's page in Chromium: what it draws and tells, how it looks, and axe-core's rules
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[browser]"
 	$(PYTEST) -m browser
+
+# Ray takes about 0.9 GB. Its tests run alone: a cluster that starts on a busy machine gives up.
+test-ray: ## drawing and serving on Ray, in an environment of their own
+	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[export,onnxruntime,serve,ray]" pytest filelock openai hypothesis
+	$(RAY_VENV)/bin/python -m pytest --quiet -m ray tests/ray
 
 # Its engines are made with the onnxruntime that is to run them: of the environment only that package is put before ours.
 test-lowest: $(STAMP) ## the runtime, without torch, on the oldest packages that it admits: constraints/lowest.txt

@@ -6,6 +6,7 @@ what became of its image, and a run that is killed has lost nothing that was dra
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import warnings
@@ -25,13 +26,16 @@ RESTARTS, RETRIES = 3, 2  # Ray's own defaults are without end: an image that ki
 ROUNDS_WITHOUT_END = 3  # that nothing came of
 
 
-def draw_on_ray(address: str, *, gpus_per_worker: float = 0.0, cpus_per_worker: float = 1.0) -> Draw:
+def draw_on_ray(
+    address: str, *, gpus_per_worker: float = 0.0, cpus_per_worker: float = 1.0, actor: str = f"{__name__}:Actor"
+) -> Draw:
     """How `BulkRun.run` draws on a cluster.
 
     Args:
         address: of a cluster, or "local" for one of this machine alone.
         gpus_per_worker, cpus_per_worker: what each worker holds. fastvar, the bundle and the folder of images must be
             at the same path on every machine, on a shared file system say.
+        actor: the class that draws, as MODULE:NAME: an `Actor`, or one derived from it.
 
     Raises (when it draws):
         BackendError: ray is missing, or does not start.
@@ -42,6 +46,8 @@ def draw_on_ray(address: str, *, gpus_per_worker: float = 0.0, cpus_per_worker: 
         items: Sequence[Item], arguments: DrawerArguments, workers: int, report: Callable[[str, str], object]
     ) -> None:
         started(address)
+        module, _, name = actor.partition(":")
+        kind = getattr(importlib.import_module(module), name)
         data = import_extra("ray.data", "ray")
         folder = BulkFolder.of(arguments.folder, arguments.image_format)
         resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
@@ -49,7 +55,7 @@ def draw_on_ray(address: str, *, gpus_per_worker: float = 0.0, cpus_per_worker: 
         while left:
             before = len(left), sum(folder.attempts(key) for key in left)
             try:
-                _one_round(data, left, arguments, min(workers, len(left)), resources, report)
+                _one_round(data, kind, left, arguments, min(workers, len(left)), resources, report)
             except import_extra("ray.exceptions", "ray").RayError as error:
                 fruitless = 0 if (len(left), sum(folder.attempts(key) for key in left)) != before else fruitless + 1
                 if fruitless >= ROUNDS_WITHOUT_END:
@@ -60,6 +66,7 @@ def draw_on_ray(address: str, *, gpus_per_worker: float = 0.0, cpus_per_worker: 
 
 def _one_round(
     data: Any,
+    kind: type[Actor],
     left: dict[str, Item],
     arguments: DrawerArguments,
     workers: int,
@@ -71,7 +78,7 @@ def _one_round(
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
     rows = data.from_items([{"item": json.dumps(item.to_json())} for item in left.values()])
     results = rows.map_batches(
-        Actor,
+        kind,
         fn_constructor_args=(json.dumps(vars(arguments)),),
         batch_size=TOGETHER,
         compute=data.ActorPoolStrategy(size=workers),

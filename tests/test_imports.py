@@ -54,7 +54,7 @@ LEVEL = {folder: level for level, folders in enumerate(ORDER) for folder in fold
 # Beside the order: who builds engines knows nothing of who runs them.
 APART = (("export", "runtime"),)
 OUTSIDE = {".venv", ".venv-cuda", ".venv-gpu", ".venv-lowest", "benchmarks", "build", "demo", "dist", "docs"}
-OUTSIDE |= {"integrations", "tests"}
+OUTSIDE |= {".venv-ray", "integrations", "tests"}
 MOST_FILES = 14  # of a folder, without its `__init__`
 Imports = dict[str, dict[str, int]]  # module -> what it imports, and the line
 

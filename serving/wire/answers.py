@@ -90,8 +90,8 @@ def refused(error: FastvarError, fields: Mapping[str, Any]) -> ApiError:
     told = [name for pattern, name in TOLD_BY.items() if re.search(pattern, error.problem)]
     param = next((name for name in (*words[:1], *told) if name in fields), None)
     message = str(error)
-    for pattern, words in SAID_AS.items():
-        message = re.sub(pattern, words, message)
+    for option, name in SAID_AS.items():
+        message = re.sub(option, name, message)
     return ApiError(400, "invalid_value", message, param=param)
 
 
