@@ -1,8 +1,8 @@
 """Editing without training: tokens of a given image stand in for drawn ones, at some scales or at some places.
 
 Super-resolution keeps the coarse scales and lets the model draw the fine ones; in-painting keeps every token that the
-mask does not touch (as in VAR, Tian et al. 2024, section 5.2). What those tokens are is for given_tokens.py to say. Knows
-plans and pixels; never runs an engine.
+mask does not touch (as in VAR, Tian et al. 2024, section 5.2). What those tokens are, given_tokens.py says. Knows plans
+and pixels; never runs an engine.
 """
 
 from __future__ import annotations
