@@ -61,7 +61,7 @@ class GivenTokens(ABC):
         if scale in self.own:
             return self.own[scale]
         with np.errstate(invalid="ignore", over="ignore"):  # who draws tells of a sum that is not finite
-            return self._quantised(self.latent - sums(scale).astype(np.float64), scale)
+            return self._quantised(self.latent.astype(np.float64) - sums(scale), scale)
 
     @cached_property
     def own(self) -> Mapping[int, NDArray[Any]]:
