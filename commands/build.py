@@ -12,10 +12,12 @@ from rich.progress import Progress
 from ..console.family_facts import families_with, policy_names
 from ..console.options import (
     Batch,
+    Offline,
     RequireSignature,
     TrustRemoteCode,
     as_typed,
     batch_sizes,
+    check_there,
     given_parameters,
     local_bundle,
     progress_bar,
@@ -24,6 +26,7 @@ from ..console.streams import tell
 from ..core.platform import needs_extra
 from ..engines.registry import DEFAULT
 from ..errors import InputError
+from ..hub.reference import is_reference
 
 if TYPE_CHECKING:
     from ..export.checkpoints.checkpoint import Checkpoint
@@ -109,9 +112,7 @@ def build(
         Path | None,
         typer.Option(help="Text encoder folder, where it is not in the checkpoint folder; or hub:ORG/NAME."),
     ] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Of hub:ORG/NAME, take what was downloaded before, and ask nobody.")
-    ] = False,
+    offline: Offline = False,
     random_weights: Annotated[
         str | None,
         typer.Option(
@@ -284,8 +285,13 @@ def _replace_weights(
         "--from-bundle and --out alone: all else is as in the bundle",
         "leave it away; give the new bundle another policy or size in a second step",
     )
-    if not transformer.exists():
-        raise InputError(f"no checkpoint {transformer}", expected="a transformer", fix="check the path")
+    if is_reference(transformer):
+        raise InputError(
+            f"--weights-from {transformer} is on a hub",
+            expected="a transformer on this disk",
+            fix=f"fastvar convert {transformer} --out FILE.safetensors brings it here",
+        )
+    check_there(transformer, "a transformer")
     from ..engines.bundle.bundle import Bundle
 
     source = Bundle.open(local_bundle(bundle), "all", trust_remote_code=trust[0], require_signature=trust[1])
@@ -343,15 +349,9 @@ def _source(
             "--with-text-encoder goes with --random-weights", fix="drop it: a checkpoint brings its text encoder"
         )
     from ..export.checkpoints.hub_models import find_checkpoint
-    from ..hub.reference import is_reference
     from ..hub.repository import HubAccess
 
-    if not is_reference(checkpoint) and not checkpoint.exists():
-        raise InputError(
-            f"no checkpoint {checkpoint}",
-            expected="a folder, a transformer file, or hub:ORG/NAME",
-            fix="check the path",
-        )
+    check_there(checkpoint, "a folder, a transformer file, or hub:ORG/NAME")
     parts = {"image_tokenizer": options.image_tokenizer, "text_encoder": options.text_encoder}
     return find_checkpoint(checkpoint, model=options.model, **parts, access=HubAccess(offline=offline), told=tell)
 

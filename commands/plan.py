@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..console.family_facts import policy_names
-from ..console.options import AsJson, Batch, as_typed, batch_sizes, given_parameters, print_json, print_tables
+from ..console.options import (
+    AsJson,
+    Batch,
+    Offline,
+    as_typed,
+    batch_sizes,
+    check_there,
+    given_parameters,
+    print_json,
+    print_tables,
+)
 from ..console.streams import check_printed, tell
 from ..core.platform import needs_extra
 from ..engines.registry import DEFAULT_OF_PLANS
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
 
 BUILD_OPTIONS = (
     "model",
+    "offline",
     "size",
     "policy",
     "backend",
@@ -38,15 +49,20 @@ def plan(
     context: typer.Context,
     source: Annotated[
         Path | None,
-        typer.Argument(help="A bundle, or a checkpoint folder as `fastvar build` takes it.", show_default=False),
+        typer.Argument(
+            help="A bundle, or a checkpoint as `fastvar build` takes it: a folder, or hub:ORG/NAME, which is "
+            "downloaded.",
+            show_default=False,
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             help="A model that `fastvar sizes --help` names, with its text encoder, instead of a folder; or which of "
-            "several in the folder."
+            "several in the folder or on the hub."
         ),
     ] = None,
+    offline: Offline = False,
     size: Annotated[
         str | None,
         typer.Option(help="Image size; see `fastvar sizes`. [dim]default: 1024x1024, or the model's only one[/dim]"),
@@ -115,7 +131,10 @@ def plan(
                 batch=batch_sizes(batch),
                 text_length=text_length,
             )
-            request = build_request(find_checkpoint(source, model), options, choice)
+            if source is not None:
+                check_there(source, "a bundle, a checkpoint folder, or hub:ORG/NAME")
+            told = (lambda _: None) if as_json else tell
+            request = build_request(find_checkpoint(source, model, offline=offline, told=told), options, choice)
     fit = None if budget is None else first_fit(request.plan_of, request.asked, request.limits, budget)
     shown = fit or Fit(choice, request.plan_of(choice))
     _show(request, shown, budget, as_json)

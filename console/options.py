@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..errors import InputError
+from ..hub.reference import is_reference
 from .streams import check_printed, tell
 
 BundlePath = Annotated[
@@ -40,6 +41,9 @@ Batch = Annotated[
         show_default=False,
     ),
 ]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Of hub:ORG/NAME, take what was downloaded before, and ask nobody.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -67,13 +71,23 @@ def as_typed(parameter: str) -> str:
     return "CHECKPOINT" if parameter == "checkpoint" else f"--{parameter.replace('_', '-')}"
 
 
+def check_there(checkpoint: Path, expected: str) -> None:
+    """Whether a checkpoint that the command line names is on this disk; a name of the hub is not looked up.
+
+    Raises:
+        InputError: there is nothing of that name.
+    """
+    if not is_reference(checkpoint) and not checkpoint.exists():
+        raise InputError(f"no checkpoint {checkpoint}", expected=expected, fix="check the path")
+
+
 def local_bundle(bundle: Path) -> Path:
     """The folder of a bundle that the command line names; downloaded where it is on a hub.
 
     Raises:
         HubError, BundleError: it cannot be, or is no bundle.
     """
-    if not str(bundle).startswith("hub:"):
+    if not is_reference(bundle):
         return bundle
     from ..engines.bundle.hub_bundle import found_bundle
 

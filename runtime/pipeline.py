@@ -313,7 +313,8 @@ class Pipeline:
         timeout: float | None = None,
         **changes: Any,
     ) -> Output:
-        """Redraw a part of an image: at every scale, tokens that the mask does not touch are the image's.
+        """Redraw a part of an image: at every scale, tokens that the mask does not touch are the image's, given what
+        was drawn under them.
 
         Args:
             image: as for `upscale`; resized to the bundle's size.

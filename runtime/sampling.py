@@ -134,15 +134,19 @@ class ImageSampler:
         ]
 
     def _noises(self, workspace: Workspace, requests: Sequence[ImageRequest]) -> list[Noise]:
-        """Each image's noise; of an edited one it forces the tokens that are kept. Encodes what is edited, once."""
+        """Each image's noise; of an edited one it forces the tokens that are kept, by the sum in that image's place.
+        Encodes what is edited, once.
+        """
         session, tokens = self.session, dict[int, GivenTokens]()
         for edit in (request.edit for request in requests):
             if edit is not None and id(edit) not in tokens:
                 latent = workspace.encode_image(edit.pixels)
                 tokens[id(edit)] = given_tokens(latent, edit.kept, session.manifest, session.weights)
         return [
-            seeded_noise(request.seed) if request.edit is None else tokens[id(request.edit)].noise(request.seed)
-            for request in requests
+            seeded_noise(request.seed)
+            if request.edit is None
+            else tokens[id(request.edit)].noise(request.seed, partial(workspace.summed_before, image=place))
+            for place, request in enumerate(requests)
         ]
 
     def _scales(

@@ -278,6 +278,12 @@ class Workspace:
             return
         self._bound.copy(self.layout.decoded.part(0), self.layout.codes.part(image))
 
+    def summed_before(self, scale: int, image: int = 0) -> NDArray[np.float32]:
+        """Running sum [bits, h, w] that the next scale, of this index, is going to add to; waits for the device."""
+        calls = next(step.calls for step in self._steps if step.calls.step.index == scale)
+        summed: NDArray[np.float32] = self.read(calls.sampling_head, "summed")[image]
+        return summed
+
     def summed_codes(self, calls: StepCalls, image: int = 0) -> NDArray[np.float32]:
         """Running sum [bits, h, w] of an image after a scale."""
         summed: NDArray[np.float32] = self.read_view(calls.summed)[image]

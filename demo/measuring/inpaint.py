@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from demo.bundles import OUT, ROOT, ensure_bundles, exit_on_user_error
+from demo.measuring.background import background_of
 from demo.scenes import BASE_SIDE, SIZES, Scene, Shape, caption, render
 from demo.sheet import compose
 from fastvar import Pipeline
@@ -101,6 +102,7 @@ def main() -> None:
         rows["image and mask"].append(framed(image, change.mask))
         for label, composite in (("redrawn", True), ("as decoded", False)):
             rows[label].append(pipe.inpaint(image, change.mask, text, seed=SEED, composite=composite).images[0])
+        print(f"{text}: around the mask, as decoded, {background_of(pipe, image, change.mask, {'prompt': text})}")
     compose(rows, captions).save(arguments.sheet, optimize=True)
     print(f"wrote {arguments.sheet}")
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import fastvar
 from demo.bundles import ROOT, exit_on_user_error
+from demo.measuring.background import background_of
 from demo.measuring.inpaint import Change, framed
 from demo.measuring.var_tradeoff import SAMPLING, SIZE
 from demo.scenes import Scene, Shape, render
@@ -56,6 +57,8 @@ def rows_of(pipe: Pipeline) -> dict[str, list[Image.Image]]:
         ):
             drawn = pipe.inpaint(image, mask, class_labels=label, seed=SEED, composite=composite)
             rows[name].append(drawn.images[0])
+        found = background_of(pipe, image, mask, {"class_labels": label_of(shown)})
+        print(f"{CLASSES[label_of(shown)]}: around the mask, as decoded, {found}")
     return rows
 
 

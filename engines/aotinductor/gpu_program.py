@@ -9,7 +9,7 @@ from typing import Any
 
 from ...core.platform import import_extra
 from .gpus import CUDNN
-from .graph import Insert, tidy, value_of
+from .graph import Insert, side_by_side, tidy
 
 
 def moved_to_gpu(torch: Any, program: Any, device: str) -> Any:
@@ -85,7 +85,7 @@ def _join_channels(torch: Any, program: Any) -> None:
     aten, graph = torch.ops.aten, program.graph_module.graph
     for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         add = Insert(torch, graph, node)
-        joined = [x if value_of(x).stride(-1) == 1 else add(aten.contiguous.default, x) for x in node.args[:3]]
+        joined = [side_by_side(torch, x, add) for x in node.args[:3]]
         node.args = (*joined, *node.args[3:])
     program.graph_module.recompile()
 

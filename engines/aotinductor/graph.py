@@ -72,6 +72,11 @@ def value_of(argument: Any) -> Any:
     return argument.meta["val"] if hasattr(argument, "meta") else argument
 
 
+def side_by_side(torch: Any, node: Any, add: Insert) -> Any:
+    """The node, or a copy whose last axis lies contiguous where its own does not, as with channels of a convolution."""
+    return node if value_of(node).stride(-1) == 1 else add(torch.ops.aten.contiguous.default, node)
+
+
 def only_user(node: Any, target: Any) -> Any:
     """The one node that reads this one, where it calls `target`; else None."""
     users = list(node.users)

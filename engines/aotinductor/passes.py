@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .graph import Insert, only_user, replacing, value_of
+from .graph import Insert, only_user, replacing, side_by_side, value_of
 from .operators import ATTENTION, LINEAR, LINEAR_INT8, register, supports_heads
 
 
@@ -30,7 +30,8 @@ def use_attention_kernel(torch: Any, node: Any, add: Insert) -> Any:
     aten, (*operands, bias) = torch.ops.aten, (*node.args, node.kwargs.get("attn_mask"))[:4]
     if bias is not None:
         bias = add(aten.to.dtype, add(aten.squeeze.dim, bias, 0), torch.float32)
-    out = add(register(ATTENTION), *(_tokens_first(torch, tensor, add) for tensor in operands), bias)
+    tokens = (_tokens_first(torch, tensor, add) for tensor in operands)
+    out = add(register(ATTENTION), *(side_by_side(torch, tensor, add) for tensor in tokens), bias)
     squeezed = only_user(node, aten.squeeze.dim)
     turned = squeezed and only_user(squeezed, aten.transpose.int)
     if turned:  # [1, heads, L, hd] is turned to tokens first, as `out` [L, heads, hd] is

@@ -26,6 +26,7 @@ from .published import (
     TRANSFORMER,
     PublishedFiles,
     published_files,
+    weight_files,
 )
 from .published import text_encoder_files as files_of_text_encoder
 from .text_encoders import KINDS
@@ -121,6 +122,51 @@ def find_checkpoint(
     )
 
 
+def find_weights(
+    source: str | Path,
+    *,
+    model: str | None = None,
+    access: HubAccess = HubAccess(),  # noqa: B008  it is frozen
+    told: Tell = lambda _: None,
+) -> Path:
+    """Where the weights of one part of a model lie; what is named as hub:ORG/NAME is downloaded.
+
+    Args:
+        source: a path, given back as it is; a repository, of which the transformer is meant; or hub:ORG/NAME/FILE.
+        model: which of several models in a repository.
+        told: called with a line for the repository, before anything is downloaded.
+
+    Raises:
+        CheckpointError: no such model there, or a file is named and a model too.
+        HubError: the repository cannot be read or downloaded, or the disk has no room.
+    """
+    if not is_reference(source):
+        return Path(source)
+    reference = parse_reference(source)
+    if not reference.file:
+        repository, found = _published(reference, model, access)
+        part, names = _Part(found.transformer.path, repository, found.transformer.files), {reference: found.model}
+    elif model is not None:
+        raise CheckpointError(f"{reference} names a file, and the model {model!r} another", fix="give one of them")
+    else:
+        repository = Repository.open(replace(reference, file=""), access)
+        held = repository.listing.files
+        files = weight_files(held, reference.file) if reference.file in held else (reference.file,)
+        part, names = _Part(reference.file, repository, files), {}
+    _fetch([part], names, access, told)
+    return part.place
+
+
+def _published(reference: HubReference, model: str | None, access: HubAccess) -> tuple[Repository, PublishedFiles]:
+    """A repository that a model is published in, and its files there."""
+    repository = Repository.open(reference, access)
+    try:
+        return repository, published_files(repository.listing.files, model)
+    except CheckpointError as error:
+        problem = f"{repository.reference}: {error.problem}"
+        raise CheckpointError(problem, expected=error.expected, fix=error.fix) from error
+
+
 def _from_hub(
     reference: HubReference,
     model: str | None,
@@ -129,12 +175,7 @@ def _from_hub(
     told: Tell,
 ) -> FoundCheckpoint:
     """A published model; `given` are an image tokenizer and a text encoder in place of its own."""
-    repository = Repository.open(reference, access)
-    try:
-        found = published_files(repository.listing.files, model)
-    except CheckpointError as error:
-        problem = f"{repository.reference}: {error.problem}"
-        raise CheckpointError(problem, expected=error.expected, fix=error.fix) from error
+    repository, found = _published(reference, model, access)
     parts = {
         TRANSFORMER: _Part(found.transformer.path, repository, found.transformer.files),
         IMAGE_TOKENIZER: _image_tokenizer(found, repository, given[0], access),

@@ -125,6 +125,12 @@ def text_encoder_files(names: Iterable[str], folder: str = ".") -> tuple[str, ..
     return _Listing(names).text_encoder(folder)
 
 
+def weight_files(names: Iterable[str], file: str) -> tuple[str, ...]:
+    """What reading one of the files takes: itself, the shards that an index names, and settings beside it."""
+    listing = _Listing(names)
+    return (*_shards(listing, file), *listing.beside(file, BESIDE_TRANSFORMER))
+
+
 def is_transformer_folder(name: str, held: Iterable[str]) -> bool:
     """Whether a folder is the transformer itself, as some model is published: by its name, and the files in it."""
     rows = [row for row in _rows(None) if re.fullmatch(row.transformer, name)]

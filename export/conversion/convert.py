@@ -74,7 +74,7 @@ def convert(
         BundleError: the file cannot be written.
     """
     out = Path(out)
-    _check_out(out)
+    check_out(out)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise CheckpointError(f"scale {scale!r} not understood", expected="a finite number")
     path = find_parts(Path(checkpoint), model).transformer
@@ -98,7 +98,12 @@ def convert(
     )
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
+    """Whether a file can be written as `convert` writes it.
+
+    Raises:
+        CheckpointError: another suffix, a file that is there, or no folder for it.
+    """
     if out.suffix != SUFFIX:
         raise CheckpointError(f"{out} is not named as what is written", expected=f"a name that ends in {SUFFIX}")
     if out.exists():

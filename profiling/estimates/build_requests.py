@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,11 +13,13 @@ from ...engines.bundle.estimates import with_estimates
 from ...engines.bundle.manifest import Manifest
 from ...engines.registry import backend_class
 from ...errors import InputError
-from ...export.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from ...export.checkpoints import hub_models
+from ...export.checkpoints.checkpoint import Checkpoint
 from ...export.checkpoints.random_weights import random_checkpoint
 from ...export.describe import describe
 from ...export.models.registry import adapter_of
 from ...export.options import MOST_IMAGES, BuildOptions
+from ...hub.repository import HubAccess
 from .fitting import Change, Limits, MemoryOptions, PlanOf
 from .memory_plan import MemoryPlan, memory_plan
 from .requests import PlanRequest
@@ -60,15 +62,19 @@ def _largest_batch(checkpoint: Checkpoint, options: BuildOptions, choice: Memory
     return fitting
 
 
-def find_checkpoint(source: Path | None, model: str | None) -> Checkpoint:
-    """A folder's checkpoint, of several models the named one; without a folder, the shapes of a named model."""
+def find_checkpoint(
+    source: Path | None, model: str | None, *, offline: bool = False, told: Callable[[str], None] = lambda _: None
+) -> Checkpoint:
+    """A checkpoint of a folder or of hub:ORG/NAME, which is downloaded; of several models the named one. Without
+    either, the shapes of a named model.
+    """
     if source is None:
         if model is None:
-            raise InputError("nothing to plan", expected="a bundle, a checkpoint folder, or --model MODEL")
+            raise InputError(
+                "nothing to plan", expected="a bundle, a checkpoint folder, hub:ORG/NAME, or --model MODEL"
+            )
         return random_checkpoint(model, text_encoder=True)
-    if not source.exists():
-        raise InputError(f"no checkpoint {source}", expected="a bundle or a checkpoint folder", fix="check the path")
-    return load_checkpoint(source, model=model)
+    return hub_models.find_checkpoint(source, model=model, access=HubAccess(offline=offline), told=told).load()
 
 
 def _plans(checkpoint: Checkpoint, options: BuildOptions) -> PlanOf:

@@ -58,11 +58,15 @@ class Codebook:
         total = np.zeros(latent.shape)
         found: list[Codes] = []
         for size, phi in grids:
-            cells = resampled(latent - total, size, area_matrix)
-            found.append(self.nearest(cells.reshape(len(cells), -1).T))
-            grid = self.vectors[found[-1]].T.reshape(cells.shape)
+            found.append(self.codes_of(latent - total, size))
+            grid = self.vectors[found[-1]].T.reshape(-1, *size)
             total += self._smoothed(resampled(grid, full, bicubic_matrix), phi)
         return found, total
+
+    def codes_of(self, residual: NDArray[np.floating], size: Size) -> Codes:
+        """What is left of a latent [channels, h, w] -> the codes [tokens] of one scale."""
+        cells = resampled(residual, size, area_matrix)
+        return self.nearest(cells.reshape(len(cells), -1).T)
 
     def nearest(self, cells: NDArray[np.float64]) -> Codes:
         """Cells [L, channels] -> codes [L]; of equally near ones the first."""

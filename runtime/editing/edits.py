@@ -1,7 +1,8 @@
 """Editing without training: tokens of a given image stand in for drawn ones, at some scales or at some places.
 
 Super-resolution keeps the coarse scales and lets the model draw the fine ones; in-painting keeps every token that the
-mask does not touch (as in VAR, Tian et al. 2024, section 5.2). Knows plans and pixels; never runs an engine.
+mask does not touch (as in VAR, Tian et al. 2024, section 5.2). What those tokens are, given_tokens.py says. Knows plans
+and pixels; never runs an engine.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ FEATHER = 4  # pixels: the original returns over twice as many
 class Editing:
     """What is kept of an image, and what becomes of the drawn one.
 
-    `image` has the bundle's size, and is what is encoded. `kept` holds for every executed scale which tokens are the
-    image's [L]. `finish` takes the drawn image. `record` goes into the output's settings.
+    `image` has the bundle's size, and is what is encoded. `kept` holds for every executed scale which tokens are
+    taken from it [L]. `finish` takes the drawn image. `record` goes into the output's settings.
     """
 
     image: Image.Image

@@ -31,10 +31,15 @@ def quantize(latent: NDArray[np.float32], grids: Iterable[Size]) -> tuple[list[B
     total = np.zeros(latent.shape)
     found: list[Bits] = []
     for grid in grids:
-        bits = resampled(latent - total, grid, area_matrix) > 0
+        bits = bits_of(latent - total, grid)
         total += resampled(np.where(bits, size, -size), full, bilinear_matrix)
         found.append(bits)
     return found, total
+
+
+def bits_of(residual: NDArray[np.floating], grid: Size) -> Bits:
+    """What is left of a latent [bits, h, w] -> the bits [bits, *grid] of one scale."""
+    return resampled(residual, grid, area_matrix) > 0
 
 
 def tokens_of(bits: Bits, patch: int) -> Bits:

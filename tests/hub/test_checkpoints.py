@@ -11,30 +11,35 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fastvar.core.dtypes import human_bytes
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.export.checkpoints.checkpoint import load_checkpoint
 from tests.fakes.hub import FakeHub, fake_hub
 from tests.models import tiny_layouts
 
 INFINITY, T5, VAR, HART = "FoundationVision/Infinity", "google/flan-t5-xl", "FoundationVision/var", "mit-han-lab/hart"
-# Finds models and reads them, one a line of its input; tells what is printed of each, as JSON. One process for all of
-# these tests: torch takes its seconds to import.
+# Finds models and reads them, or finds the weights of one part, one a line of its input; tells what is printed of each,
+# as JSON. One process for all of these tests: torch takes its seconds to import.
 WORKER = """
 import json, os, shutil, sys
 from pathlib import Path
 from fastvar.errors import FastvarError
-from fastvar.export.checkpoints.hub_models import find_checkpoint
+from fastvar.export.checkpoints.hub_models import find_checkpoint, find_weights
 from fastvar.hub.repository import HubAccess
 usage = shutil.disk_usage
 for line in sys.stdin:
-    source, options, home, free = json.loads(line)
+    source, options, home, free, whole = json.loads(line)
     os.environ["FASTVAR_CACHE"] = home + "/cache"
     shutil.disk_usage = usage if free is None else lambda path: type("Usage", (), {"free": free})
     told = []
     try:
         access = HubAccess(cache_dir=Path(home, "hub"))
-        checkpoint = find_checkpoint(source, **options, access=access, told=told.append).load()
-        told.append(json.dumps([checkpoint.name, checkpoint.digest, checkpoint.origin]))
+        options |= {"access": access, "told": told.append}
+        if whole:
+            checkpoint = find_checkpoint(source, **options).load()
+            told.append(json.dumps([checkpoint.name, checkpoint.digest, checkpoint.origin]))
+        else:
+            told.append("found " + str(find_weights(source, **options)))
     except FastvarError as error:
         told += str(error).splitlines()
     print(json.dumps(told), flush=True)
@@ -103,14 +108,27 @@ def worker(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 def find(hub: FakeHub, worker: subprocess.Popen[str], tmp_path: Path) -> Callable[..., list[str]]:
     """What is printed of a model: lines before the download, and then what was read."""
 
-    def call(source: object, *, free: int | None = None, **options: object) -> list[str]:
+    def call(source: object, *, free: int | None = None, whole: bool = True, **options: object) -> list[str]:
         hub.asked.clear()
         assert worker.stdin is not None
         assert worker.stdout is not None
         options = {name: str(value) for name, value in options.items()}
-        print(json.dumps([str(source), options, str(tmp_path), free]), file=worker.stdin, flush=True)
+        print(json.dumps([str(source), options, str(tmp_path), free, whole]), file=worker.stdin, flush=True)
         told: list[str] = json.loads(worker.stdout.readline())
         return told
+
+    return call
+
+
+@pytest.fixture
+def weights_of(find: Callable[..., list[str]]) -> Callable[..., tuple[list[str], Path | None]]:
+    """What is printed of the weights of one part, and where they lie."""
+
+    def call(source: object, **options: object) -> tuple[list[str], Path | None]:
+        told = find(source, whole=False, **options)
+        if not told[-1].startswith("found "):
+            return told, None
+        return told[:-1], Path(told[-1].removeprefix("found "))
 
     return call
 
@@ -243,6 +261,73 @@ def test_a_disk_without_room_is_told_before_the_download(published, find):
     assert told[-2].startswith("the download takes ")
     assert "64.0 KiB are free on the disk of" in told[-2]
     assert downloaded(published) == set()
+
+
+# Parts by themselves, and plans
+
+
+def test_weights_of_one_part_come_by_themselves(published, folders, weights_of):
+    infinity = published.repositories[INFINITY]
+    told, found = weights_of(f"hub:{INFINITY}", model="infinity_2b")
+    assert downloaded(published) == {"infinity_2b_reg.pth"}
+    assert told[0] == f"infinity_2b: 1 file, {human_bytes(found.stat().st_size)}, of hub:{INFINITY}@{infinity.commit}"
+    assert found.read_bytes() == (folders["infinity"] / "infinity_2b_reg.pth").read_bytes()
+    told, found = weights_of(f"hub:{INFINITY}@{infinity.commit}/infinity_vae_d32reg.pth")
+    assert downloaded(published) == {"infinity_vae_d32reg.pth"}
+    assert found.name == "infinity_vae_d32reg.pth"
+    told, found = weights_of(f"hub:{VAR}/var_d16.pth")
+    assert downloaded(published) == {"var_d16.pth", "config.json"}, "what tensors do not say lies beside them"
+    names = {path.name for path in (folders["infinity"] / "infinity_8b_weights").iterdir()}
+    (index,) = (name for name in names if name.endswith(".index.json"))
+    told, found = weights_of(f"hub:{INFINITY}/infinity_8b_weights/{index}")
+    assert {path.name for path in found.parent.iterdir()} == names, "an index brings its shards"
+    assert weights_of(folders["t5"]) == ([], folders["t5"]), "what lies here is not looked up"
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "words"),
+    [
+        (f"hub:{INFINITY}", {}, "2 files that could be the transformer"),
+        (f"hub:{INFINITY}/none.pth", {}, f"{INFINITY} has no file 'none.pth' at main"),
+        (f"hub:{VAR}/var_d16.pth", {"model": "var_d20"}, "names a file, and the model 'var_d20' another"),
+        ("hub:no-such/thing", {}, "the hub has no repository no-such/thing"),
+    ],
+)
+def test_weights_that_cannot_be_had(published, weights_of, source, options, words):
+    told, found = weights_of(source, **options)
+    assert words in told[0]
+    assert found is None
+    assert downloaded(published) == set()
+
+
+def test_plan_and_convert_take_a_name_of_the_hub(published, folders, child: Run, tmp_path: Path):
+    """As they take the files on the disk."""
+    pinned = f"hub:{VAR}@{published.repositories[VAR].commit}"
+    done = child("-m", "fastvar", "plan", pinned, "--model", "var_d16", "--backend", "onnxruntime", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert downloaded(published) == {"var_d16.pth", "vae_ch160v4096z32.pth", "config.json"}
+    local = ("plan", folders["var"], "--model", "var_d16", "--backend", "onnxruntime", "--json")
+    assert json.loads(done.stdout) == json.loads(child("-m", "fastvar", *local).stdout)
+    done = child("-m", "fastvar", "convert", pinned, "--model", "var_d16", "--offline", "--out", "a.safetensors")
+    assert (done.returncode, done.stderr, published.asked) == (0, "", [])
+    assert child("-m", "fastvar", "convert", folders["var"] / "var_d16.pth", "--out", "b.safetensors").returncode == 0
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("command", [("plan",), ("convert", "--out", "a.safetensors")], ids=lambda command: command[0])
+def test_they_say_what_a_hub_does_not_have(published, child: Run, tmp_path: Path, command: tuple[str, ...]):
+    done = child("-m", "fastvar", command[0], f"hub:{INFINITY}", *command[1:])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "2 files that could be the transformer" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_convert_looks_at_what_it_writes_before_it_downloads(published, child: Run, tmp_path: Path):
+    (tmp_path / "there.safetensors").touch()
+    done = child("-m", "fastvar", "convert", f"hub:{INFINITY}", "--out", "there.safetensors")
+    assert (done.returncode, published.asked) == (2, [])
+    assert "is there already" in done.stderr
 
 
 # A name becomes an image

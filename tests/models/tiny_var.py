@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,9 +56,9 @@ def build(out: Path, cache: Path, backend: str = "onnxruntime") -> None:
     )
 
 
-def modules(folder: Path, policy: PruningPolicy = PRUNED, *, smooth: bool = False, guidance: str = "both") -> Pipeline:
-    """A pipeline of the step modules themselves: nothing is compiled."""
-    options = replace(WITH_ENCODER, guidance=guidance)
+def modules(folder: Path, policy: PruningPolicy = PRUNED, *, smooth: bool = False, **changes: Any) -> Pipeline:
+    """A pipeline of the step modules themselves: nothing is compiled. changes: of the build's options."""
+    options = replace(WITH_ENCODER, **changes)
     return ModuleBundle(checkpoint(), plan(policy, smooth), folder, options).pipeline()
 
 

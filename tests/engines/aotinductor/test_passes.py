@@ -88,6 +88,23 @@ def test_attention_goes_to_the_kernel_where_it_is_supported(head_dim, dtype, pla
     assert sum("transpose" in target for target in read) == (0 if places else 4), "nothing is turned and turned back"
 
 
+@pytest.mark.parametrize("channels", [16, 12])
+def test_attention_over_channels_of_a_convolution(channels: int):
+    """They lie apart: the kernel is given copies of them."""
+
+    def attends(qkv: Tensor) -> Tensor:  # [B, 3C, h, w], as image tokenizers have it
+        q, k, v = qkv.flatten(2).permute(2, 0, 1).split(channels, dim=-1)
+        return fused_attention(q, k, v, None, channels)
+
+    qkv = random(1, 3 * channels, 4, 5, dtype=torch.bfloat16)
+    found, program = changed(attends, use_attention_kernel, qkv)
+    assert found == (channels == 16)
+    (kernel,) = [n for n in program.graph.nodes if "attention" in str(n.target)]
+    if found:
+        assert [operand.meta["val"].stride(-1) for operand in kernel.args[:3]] == [1, 1, 1]
+        assert kernel.meta["val"].shape == (20, 1, channels)
+
+
 def test_norms_by_rows():
     def norms(x: Tensor) -> Tensor:
         return F.group_norm(F.group_norm(x, 4, eps=1e-6), 32, eps=1e-6)

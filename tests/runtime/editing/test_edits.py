@@ -18,6 +18,7 @@ from fastvar.errors import InputError, NumericsError
 from fastvar.export.models.infinity.tokenizer import ImageTokenizer
 from fastvar.runtime.editing.edits import FEATHER, back_projected, inpainting, scales_of, upscaling
 from fastvar.runtime.editing.given_tokens import given_tokens
+from fastvar.runtime.editing.quantiser import bits_of, quantize, tokens_of
 from fastvar.runtime.editing.source_image import read_mask, touched
 from fastvar.runtime.requests.inputs import TextInput
 from fastvar.runtime.requests.settings import SamplingSettings
@@ -69,17 +70,24 @@ def test_everything_kept_is_the_round_trip_of_the_image_tokenizer(pipe: Pipeline
     assert again.images[0].tobytes() == out.images[0].tobytes(), "neither prompt nor seed has a say"
 
 
-def drawn_bits(pipe: Pipeline, edit: Any, seed: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Scale -> bits [L, bits] of the image and those that were drawn, the latter read off the running sum."""
+def drawn_bits(pipe: Pipeline, edit: Any, seed: int) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Scale -> bits [L, bits]: of the image alone, of the image over the sum that was drawn before, and those that were
+    drawn, the latter read off the running sum.
+    """
     workspace = pipe._session.workspace(2)
-    given = given_tokens(workspace.encode_image(edit.pixels), edit.kept, pipe.manifest, pipe.bundle.weights)
+    latent = workspace.encode_image(edit.pixels)
+    given = given_tokens(latent, edit.kept, pipe.manifest, pipe.bundle.weights)
     workspace.give(TextInput(pipe._reader.subjects.tokenizer.encode(PROMPT)))
-    found, before = {}, 0.0
-    for calls, _ in workspace.run_scales(given.noise(seed), SamplingSettings(3.0, 1.0, 0.97)):
+    own = dict(zip(EXECUTED, quantize(latent, EXECUTED.values())[0], strict=True))
+    found, before = {}, np.zeros(latent.shape)
+    noise = given.noise(seed, workspace.summed_before)
+    for calls, _ in workspace.run_scales(noise, SamplingSettings(3.0, 1.0, 0.97)):
+        index, size = calls.step.index, calls.step.size
+        over = bits_of(latent - before, size)
         summed = workspace.summed_codes(calls).astype(float)
-        inverse = np.linalg.pinv(bilinear_matrix(calls.step.size[0], 16))
+        inverse = np.linalg.pinv(bilinear_matrix(size[0], 16))
         codes = inverse @ (summed - before) @ inverse.T
-        found[calls.step.index] = given.bits[calls.step.index], codes.reshape(8, -1).T > 0
+        found[index] = tokens_of(own[index], 1), tokens_of(over, 1), codes.reshape(8, -1).T > 0
         before = summed
     return found
 
@@ -91,8 +99,9 @@ def test_upscaling_keeps_the_scales_that_the_image_fills_and_draws_the_rest(pipe
     assert edit.record == {"task": "upscale", "from": "70x70", "keep_scales": 3, "consistency": True}
     bits = drawn_bits(pipe, edit, seed=1)
     for index in (0, 2):
-        np.testing.assert_array_equal(*bits[index])
-    image, drawn = bits[6]
+        own, _, drawn = bits[index]
+        np.testing.assert_array_equal(own, drawn)
+    _, image, drawn = bits[6]
     assert (image != drawn).any(axis=1).mean() > 0.5
 
 
@@ -104,10 +113,11 @@ def test_inpainting_keeps_the_tokens_that_the_mask_does_not_touch(pipe: Pipeline
     expected[rows, columns] = False
     np.testing.assert_array_equal(edit.kept[6].reshape(16, 16), expected)
     np.testing.assert_array_equal(edit.kept[0], [False])
-    for index, (image, drawn) in bits.items():
+    for index, (own, image, drawn) in bits.items():
         kept = edit.kept[index]
         np.testing.assert_array_equal(image[kept], drawn[kept])
         assert (image[~kept] != drawn[~kept]).any(), f"scale {index}"
+        assert (own[kept] != image[kept]).any() == (index > 0), "they make up for what was drawn"
     assert edit.record == {"task": "inpaint", "redrawn": round(42 / 256, 4), "composite": True}
 
 

@@ -39,8 +39,8 @@ def pipe(var_editing_bundle: Path) -> Pipeline:
 def modules(tmp_path_factory: pytest.TempPathFactory):
     """Pipelines of step modules by policy and way of drawing."""
 
-    def made(policy: PruningPolicy, smooth: bool = False) -> Pipeline:
-        return tiny_var.modules(tmp_path_factory.mktemp("modules"), policy, smooth=smooth)
+    def made(policy: PruningPolicy, **options: Any) -> Pipeline:
+        return tiny_var.modules(tmp_path_factory.mktemp("modules"), policy, **options)
 
     return made
 
@@ -82,35 +82,39 @@ def decoded(total: torch.Tensor) -> np.ndarray:
 
 
 def drawn_codes(pipe: Pipeline, edit: Any, seed: int, label: int = 3) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Scale -> codes of the image as the runtime found them, and those that the scale added to the sum.
+    """Scale -> codes of the image over the sum that was drawn before, as torch finds them, and those that the scale
+    added to that sum.
 
     The latter are those that the logits give to the seed's numbers outside the kept tokens; what the engine added to
     its running sum is compared with what they add in torch.
     """
     workspace, quantizer = pipe._session.workspace(2), tiny_var.tokenizer().quantize
-    given = given_tokens(workspace.encode_image(edit.pixels), edit.kept, pipe.manifest, pipe.bundle.weights)
+    latent = torch.from_numpy(workspace.encode_image(edit.pixels))
+    given = given_tokens(latent.numpy(), edit.kept, pipe.manifest, pipe.bundle.weights)
     workspace.give(LabelInput(label))
     found, before = {}, torch.zeros(8, *FINAL)
-    for calls, _ in workspace.run_scales(given.noise(seed), SamplingSettings(3.0, None, TOP_P, TOP_K, 0.0)):
+    noise = given.noise(seed, workspace.summed_before)
+    for calls, _ in workspace.run_scales(noise, SamplingSettings(3.0, None, TOP_P, TOP_K, 0.0)):
         index, size = calls.step.index, calls.step.size
+        image = quantizer.nearest(area_pool((latent - before)[None], size)).flatten().numpy()
         logits = torch.from_numpy(workspace.read(calls.sampling_head, "logits").copy())
         ranking = Ranking(logits, CONFIG.codes, torch.tensor([1 - TOP_P]), torch.tensor([TOP_K]))
         uniform = torch.from_numpy(uniform_noise(seed, index, (len(logits), 1))[:, 0])
-        codes = np.where(edit.kept[index], given.codes[index], ranking.draw(uniform).numpy())
+        codes = np.where(edit.kept[index], image, ranking.draw(uniform).numpy())
         grid = torch.from_numpy(codes).view(1, *size)
         summed = torch.from_numpy(workspace.summed_codes(calls).copy())
         expected = quantizer.contribution(quantizer.lookup(grid), index, SCALES, FINAL)[0]
         torch.testing.assert_close(summed - before, expected, atol=1e-4, rtol=0)
-        found[index], before = (given.codes[index], codes), summed
+        found[index], before = (image, codes), summed
     return found
 
 
 def test_codes_of_an_image_are_those_that_torch_gives_it(pipe: Pipeline, picture):
     edit = upscaling(picture, pipe.manifest.plan, keep_scales=SCALES, fit="exact", consistency=False)
     expected, _ = quantised(picture, EXECUTED)
-    for index, (given, drawn) in drawn_codes(pipe, edit, seed=1).items():
-        np.testing.assert_array_equal(given, expected[index].numpy())
-        np.testing.assert_array_equal(drawn, given)
+    for index, (image, drawn) in drawn_codes(pipe, edit, seed=1).items():
+        np.testing.assert_array_equal(image, expected[index].numpy())
+        np.testing.assert_array_equal(drawn, image)
     assert len(expected[4].unique()) > 20, "not a flat image"
 
 
@@ -136,11 +140,30 @@ def test_inpainting_keeps_the_tokens_that_the_mask_does_not_touch(modules, pictu
     assert list(codes) == list(executed)
     for index, (image, drawn) in codes.items():
         kept = edit.kept[index]
-        np.testing.assert_array_equal(image, own[index].numpy())
-        np.testing.assert_array_equal(drawn[kept], own[index].numpy()[kept])
+        np.testing.assert_array_equal(drawn[kept], image[kept])
+        assert (image != own[index].numpy())[kept].any() == (index > 0), "they make up for what was drawn"
     image, drawn = codes[4]
     assert (image != drawn)[~edit.kept[4]].mean() > 0.5
     assert edit.record == {"task": "inpaint", "redrawn": round(9 / 64, 4), "composite": True}
+
+
+def test_what_is_kept_makes_up_for_coarse_tokens_that_were_drawn(modules, picture, mask):
+    """Forced regardless of what was drawn, the image's own tokens end farther from it."""
+    pipe = modules(PRUNED)
+    workspace = pipe._session.workspace(2)
+    edit = inpainting(picture, read_mask(mask), pipe.manifest.plan, fit="exact", composite=False)
+    latent = workspace.encode_image(edit.pixels)
+    given = given_tokens(latent, edit.kept, pipe.manifest, pipe.bundle.weights)
+    own_sums = {
+        scale: quantised(picture, {i: size for i, size in EXECUTED.items() if i < scale})[1][0].numpy()
+        for scale in EXECUTED
+    }
+    outside, errors = edit.kept[4].reshape(FINAL), []
+    workspace.give(LabelInput(3))
+    for sums in (own_sums.__getitem__, workspace.summed_before):
+        steps = list(workspace.run_scales(given.noise(1, sums), SamplingSettings(3.0, None, TOP_P, TOP_K, 0.0)))
+        errors.append(np.square(latent - workspace.summed_codes(steps[-1][0]))[:, outside].mean())
+    assert errors[1] < 0.9 * errors[0], errors
 
 
 def test_outside_the_mask_the_pixels_are_the_images_own(pipe: Pipeline, picture, mask):
@@ -162,6 +185,17 @@ def test_another_class_edits_what_the_mask_shows(pipe: Pipeline, picture, mask):
     several = pipe.inpaint(picture, mask, class_labels=[3, "unconditional"], seed=4)
     assert several.prompts == ["3", "unconditional"]
     assert several.images[0].tobytes() == images[3].tobytes()
+
+
+def test_images_of_a_pass_have_masks_of_their_own(modules, picture, mask):
+    """Each makes up for what was drawn in its own place."""
+    pipe, other = modules(PRUNED, batch=(1, 2)), picture.transpose(Image.Transpose.ROTATE_90)
+    masks = [mask, mask.transpose(Image.Transpose.ROTATE_180)]
+    together = pipe.inpaint([picture, other], masks, class_labels=[3, 5], seed=[1, 2], composite=False)
+    assert [timing.images for timing in together.timings] == [2, 2]
+    for place, (image, own) in enumerate(zip((picture, other), masks, strict=True)):
+        alone = pipe.inpaint(image, own, class_labels=3 + 2 * place, seed=1 + place, composite=False)
+        assert np.abs(levels(together.images[place]) - levels(alone.images[0])).max() <= 1, f"image {place}"
 
 
 def test_same_seed_same_image_and_seeds_count_up(pipe: Pipeline, picture, mask):
@@ -210,7 +244,9 @@ def test_where_codes_are_mixed_those_that_are_kept_are_not(modules, picture, cou
     edit = upscaling(picture, pipe.manifest.plan, keep_scales=count, fit="exact", consistency=False)
     given = given_tokens(workspace.encode_image(edit.pixels), edit.kept, pipe.manifest, pipe.bundle.weights)
     workspace.give(LabelInput(3))
-    for calls, _ in workspace.run_scales(given.noise(1), SamplingSettings(3.0, None, TOP_P, TOP_K, 0.0)):
+    for calls, _ in workspace.run_scales(
+        given.noise(1, workspace.summed_before), SamplingSettings(3.0, None, TOP_P, TOP_K, 0.0)
+    ):
         index = calls.step.index
         kept = {i: size for i, size in executed.items() if i <= index}
         own = quantised(picture, kept)[1][0]

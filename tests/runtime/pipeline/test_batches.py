@@ -119,13 +119,13 @@ def test_seeds_of_each_image(pipe: Pipeline, alone: Pipeline):
 def test_edits_share_a_pass(pipe: Pipeline, alone: Pipeline, monkeypatch: pytest.MonkeyPatch):
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)) for _ in range(2)]
-    mask = np.zeros((64, 64), bool)
-    mask[:32, :32] = True
+    masks = [np.zeros((64, 64), bool) for _ in range(2)]
+    masks[0][:32, :32] = masks[1][20:60, 40:] = True
     found = ran(pipe, monkeypatch)
-    out = pipe.inpaint(images, mask, PROMPTS[:2], seed=[1, 2])
+    out = pipe.inpaint(images, masks, PROMPTS[:2], seed=[1, 2])
     large = pipe.upscale(images, PROMPTS[:2], seed=[1, 2])
     assert found == [(2, 2), (2, 2)]
-    assert_equal(out.images, [alone.inpaint(images[i], mask, PROMPTS[i], seed=1 + i).images[0] for i in range(2)])
+    assert_equal(out.images, [alone.inpaint(images[i], masks[i], PROMPTS[i], seed=1 + i).images[0] for i in range(2)])
     assert_equal(large.images, [alone.upscale(images[i], PROMPTS[i], seed=1 + i).images[0] for i in range(2)])
 
 
