@@ -36,8 +36,9 @@ class Drawing:
         self._fleet, self._model, self.asked, self._log = fleet, model, asked, log
         assert model.pipe is not None
         self._pipe = model.pipe
+        self._digest = model.pipe.bundle.digest
         self._size = f"{self._pipe.size[1]}x{self._pipe.size[0]}"
-        self.job = Job(asked.requests, asked.watched)
+        self.job = Job(asked.requests, asked.watched, asked.streams, self._encoded)
         model.submit(self.job)
 
     async def news(self, heartbeat: float) -> AsyncIterator[News | None]:
@@ -66,10 +67,10 @@ class Drawing:
             self._log["cancelled"] = stage
             self._fleet.metrics.cancelled.labels(self._model.name, stage).inc()
 
-    async def encoded(self, image: GeneratedImage) -> dict[str, Any]:
+    def _encoded(self, image: GeneratedImage) -> dict[str, Any]:
         """An image as it goes into an answer, its numbers beside it."""
         try:
-            data = await asyncio.to_thread(self.asked.encoding.image, image, self._pipe.bundle.digest)
+            data = self.asked.encoding.image(image, self._digest)
         except FastvarError as error:
             raise answers.refused(error, {}) from error
         return {"b64_json": data, "seed": image.seed, "settings": image.settings}
@@ -103,7 +104,7 @@ class Drawing:
         timings = dict[str, float]()
         async for news in self.news(self._fleet.options.heartbeat):
             if isinstance(news, Finished):
-                images[news.place] = await self.encoded(news.image)
+                images[news.place] = news.encoded
                 timings = milliseconds(news.image.timings, self.job.queue_ms)
         body = {
             "created": int(time.time()),
@@ -132,7 +133,7 @@ class Drawing:
                 yield event(partial | index | _scale(news, self.scales))
                 shown[news.place] += 1
             elif isinstance(news, Finished):
-                done = {"type": f"{kind}.completed", **await self.encoded(news.image), **now, **facts}
+                done = {"type": f"{kind}.completed", **news.encoded, **now, **facts}
                 times = milliseconds(news.image.timings, self.job.queue_ms)
                 own = {"image": news.place, "timings": times, "usage": self.usage_of_one}
                 yield event(done | own)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..runtime.output import GeneratedImage, ScaleEvent
 from ..runtime.requests.passes import ImageRequest
@@ -31,10 +32,11 @@ class Scale:
 
 @dataclass(frozen=True)
 class Finished:
-    """An image is complete."""
+    """An image is complete, and encoded as its request wants it."""
 
     place: int
     image: GeneratedImage
+    encoded: Any = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Job:
 
     requests: Sequence[ImageRequest]
     watched: frozenset[int] = frozenset()
+    streams: bool = True  # whether anybody is told of its place in the queue
+    encode: Callable[[GeneratedImage], Any] = lambda image: None  # called in a thread of its own
     number: int = field(default_factory=lambda: next(_numbers))
     arrived: float = field(default_factory=time.monotonic)
     begun: float | None = None  # when its first image was

@@ -8,10 +8,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..core.platform import usable_cores
 from ..errors import ImagesFailed
 from ..runtime.output import GeneratedImage, ScaleEvent
 from ..runtime.pipeline import Pipeline
@@ -45,6 +47,7 @@ class ServedModel:
         self._recent: deque[float] = deque(maxlen=REMEMBERED)  # seconds an image
         self._thread = threading.Thread(target=self._run, name=f"draws {name}", daemon=True)
         self._loaded: Callable[[], object] = lambda: None
+        self._encoders = ThreadPoolExecutor(usable_cores(), f"encodes {name}")
 
     @classmethod
     def of_bundle(
@@ -92,7 +95,7 @@ class ServedModel:
             ahead = len({*self._drawing, *self._waiting} - {job})
             self._count()
             self._lock.notify_all()
-        job.tell(Moved(ahead))
+        self._tell_place(job, ahead)
 
     def _check_room(self) -> None:
         if self._is_closed:
@@ -107,8 +110,8 @@ class ServedModel:
 
     @property
     def _images_ahead(self) -> int:
-        """Images before the first place in the queue is free again."""
-        return sum(job.unfinished for job in self._drawing) or len(self._waiting[0].left)
+        """Images of all who are there: who is refused now would be among the next ones then, and asks no sooner."""
+        return sum(job.unfinished for job in {*self._drawing, *self._waiting})
 
     @property
     def _seconds_an_image(self) -> float:
@@ -192,6 +195,7 @@ class ServedModel:
                 self.pipe = None
                 self._metrics.ready.labels(self.name).set(0)
                 self.abandon()
+                self._encoders.shutdown()
 
     def _next_pass(self, pipe: Pipeline) -> list[Unit]:
         """Wait for images, and take as many as fit into a pass with the one that is first; none at the end."""
@@ -232,7 +236,7 @@ class ServedModel:
             if job.begun is None:
                 job.begun = now
                 self._metrics.queue_seconds.labels(self.name).observe(now - job.arrived)
-                job.tell(Moved(0))
+                self._tell_place(job, 0)
         self._drawing = list(dict.fromkeys(job for job, _ in units))
         self._waiting = deque(job for job in self._waiting if job.left)
         self._tell_places()
@@ -242,8 +246,13 @@ class ServedModel:
         ahead = set(self._drawing)
         for job in self._waiting:
             if job.begun is None:
-                job.tell(Moved(len(ahead)))
+                self._tell_place(job, len(ahead))
             ahead.add(job)
+
+    @staticmethod
+    def _tell_place(job: Job, ahead: int) -> None:
+        if job.streams:  # nobody else is shown it
+            job.tell(Moved(ahead))
 
     def _count(self, running: int | None = None) -> None:
         self._metrics.queue_length.labels(self.name).set(self._length)
@@ -255,12 +264,15 @@ class ServedModel:
         self._metrics.pass_images.labels(self.name).observe(len(units))
         requests = [job.requests[place] for job, place in units]
         failures: dict[int, Exception] = {}
+        encoding: list[Future[None]] = []
         try:
             pipe.draw(
                 requests,
                 lambda event: self._tell_scale(units, event),
-                lambda image: self._tell_image(units, image),
+                lambda image: encoding.append(self._encoders.submit(self._tell_image, units, image)),
             )
+            if self._shares_cores(pipe):
+                wait(encoding)
             spent = (time.monotonic() - begun) / len(units)
             self._recent.append(spent)
             self._metrics.image_seconds.labels(self.name).observe(spent)
@@ -296,9 +308,18 @@ class ServedModel:
                 event.preview.keep()  # here and now: the memory is this thread's
             job.tell(Scale(place, event))
 
+    @staticmethod
+    def _shares_cores(pipe: Pipeline) -> bool:
+        """Whether engines run on the cores that encode images: they would wait for each other at every operation."""
+        return any(spec.target == "cpu" for spec in pipe.manifest.engines.values())
+
     def _tell_image(self, units: list[Unit], image: GeneratedImage) -> None:
         job, place = units[image.index]
+        try:
+            news: Finished | Failed = Finished(place, image, None if job.cancelled else job.encode(image))
+        except Exception as error:  # noqa: BLE001  told to whoever asked
+            news = Failed(error)
         with self._lock:
             job.unfinished -= 1
         self._metrics.images.labels(self.name).inc()
-        job.tell(Finished(place, image))
+        job.tell(news)

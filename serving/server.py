@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from .model import ServedModel
 from .options import ServeOptions
 
 SAME_REQUEST_SECONDS = 1.0  # within these a second signal is the first one
+SWITCH_SECONDS = 0.0005  # after which whoever answers lets the drawing thread launch its next engine
+KEPT_ALIVE = 75  # seconds between requests: longer than clients wait that were told to come again
 GOODBYE = 3  # seconds for connections to close when all is answered
 
 
@@ -67,6 +70,7 @@ def serve(
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         server = _Server(app, options)
         told(f"listening on http://{shown}:{address[1]}")
+        sys.setswitchinterval(SWITCH_SECONDS)
         with _logged(log):
             server.run(sockets=[bound])
     if failures:
@@ -118,6 +122,7 @@ class _Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=GOODBYE,
+            timeout_keep_alive=KEPT_ALIVE,
         )
         super().__init__(config)
         self._fleet: Fleet = app.state.fleet
@@ -165,26 +170,43 @@ def _protocol(patience: float) -> type[H11Protocol]:
     """HTTP whose connections are closed when no request has come through in so many seconds."""
 
     class Patient(H11Protocol):
+        _head_due: asyncio.TimerHandle | None = None
+
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
             super().connection_made(transport)
             self._expect_request()
 
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._head_due is None and not self._is_answering:
+                self._expect_request()
+
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            self._head_due.cancel()
-            self._expect_request()
+            self._expect_nothing()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._head_due.cancel()
+            self._expect_nothing()
             super().connection_lost(exc)
+
+        @property
+        def _is_answering(self) -> bool:
+            cycle: Any = self.cycle  # None before the first request
+            return cycle is not None and not cycle.response_complete
 
         def _expect_request(self) -> None:
             self._head_due = self.loop.call_later(patience, self._give_up)
 
+        def _expect_nothing(self) -> None:
+            """Between requests uvicorn's own limit holds."""
+            if self._head_due is not None:
+                self._head_due.cancel()
+                self._head_due = None
+
         def _give_up(self) -> None:
             """Whatever was sent so far is no request."""
-            cycle: Any = self.cycle  # None before the first request
-            if (cycle is None or cycle.response_complete) and not self.transport.is_closing():
+            self._head_due = None
+            if not self._is_answering and not self.transport.is_closing():
                 self.transport.close()
 
     return Patient

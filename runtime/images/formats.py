@@ -28,6 +28,7 @@ READ_ERRORS = (
 IMAGE_DESCRIPTION, SOFTWARE, EXIF_IFD, USER_COMMENT = 0x010E, 0x0131, 0x8769, 0x9286
 ASCII_CODE = b"ASCII\0\0\0"  # which characters a UserComment is made of
 JPEG_EXIF_BYTES = 65_500  # of the 65,533 that a JPEG segment holds; the rest names tags and lengths
+PNG_LEVEL = 4  # of zlib: in 0.4 of the time of Pillow's own 6, and 6 to 10 % larger
 LOSSLESS = 100  # the quality from which on WebP files are lossless
 
 
@@ -84,7 +85,7 @@ class ImageFormat:
             chunks = PngImagePlugin.PngInfo()
             for key, text in metadata.items():
                 chunks.add_itxt(key, text)  # UTF-8: prompts hold any script
-            return {"pnginfo": chunks}
+            return {"pnginfo": chunks, "compress_level": PNG_LEVEL}
         if self.name == "jpeg":
             return {"exif": _exif(metadata), "quality": quality, "subsampling": "4:4:4"}
         return {"exif": _exif(metadata), "quality": quality, "lossless": quality == LOSSLESS}
