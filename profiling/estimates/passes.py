@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from ...engines.bundle.manifest import Manifest
 from ...engines.registry import backend_class
 from ...runtime.memory.fit import DeviceNeed, total_need
-from ...runtime.memory.layout import Layout, build_layout
+from ...runtime.memory.layout import Layout
+from ...runtime.memory.soundness import sound_layout
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,14 @@ class PassMemory:
 
 
 def passes_of(manifest: Manifest, *, offload_text_encoder: bool = False) -> list[PassMemory]:
-    """Every number of images that the bundle has engines for, in rising order; as a session loads them."""
+    """Every number of images that the bundle has engines for, in rising order; as a session loads them.
+
+    Raises:
+        BundleError: its engines do not fit together.
+    """
     on_host = backend_class(manifest.backend).runs_on_host(manifest.target)
     offloads = offload_text_encoder and not on_host
-    layouts = [build_layout(manifest, *own.batch, offload_text_encoder=offloads) for own in manifest.sets]
+    layouts = [sound_layout(manifest, *own.batch, offload_text_encoder=offloads) for own in manifest.sets]
     return list(_passes(manifest, layouts, on_host))
 
 

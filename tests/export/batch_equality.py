@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,7 +117,8 @@ def logits_of(session: Session, case: Case, images: Sequence[int], guided: bool,
     """Of images by number, in one pass."""
     workspace, manifest = session.workspace(2 if guided else 1, len(images)), session.manifest
     noises = [
-        edited_choices(session, workspace, image) if edited else forced_choices(manifest, image) for image in images
+        edited_choices(session, workspace, image, place) if edited else forced_choices(manifest, image)
+        for place, image in enumerate(images)
     ]
     if manifest.text_length:
         workspace.give_features([features(manifest, image) for image in images])
@@ -144,7 +146,7 @@ def forced_choices(manifest: Manifest, image: int) -> Noise:
     return noise
 
 
-def edited_choices(session: Session, workspace: Any, image: int) -> Noise:
+def edited_choices(session: Session, workspace: Any, image: int, place: int) -> Noise:
     """Half of every scale's tokens are those of a given picture; the others are forced as above."""
     manifest = session.manifest
     size = manifest.plan.schedule.pixels
@@ -152,7 +154,8 @@ def edited_choices(session: Session, workspace: Any, image: int) -> Noise:
         size = manifest.engines[manifest.encoder].tensor("image").shape[2:]
     picture = np.random.default_rng(image).uniform(-1, 1, (3, *size)).astype(np.float32)
     kept = {step.index: np.arange(step.tokens) % 2 == image % 2 for step in manifest.plan.steps}
-    given = given_tokens(workspace.encode_image(picture), kept, manifest, session.weights).noise(SEED + image)
+    tokens = given_tokens(workspace.encode_image(picture), kept, manifest, session.weights)
+    given = tokens.noise(SEED + image, partial(workspace.summed_before, image=place))
     forced = forced_choices(manifest, image)
 
     def noise(scale: int, shape: tuple[int, ...], stream: str = CHOICE) -> NDArray[Any]:
