@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.processes.lifeline import clean_up_when_terminated, read_frame, requests, write_frame
+from ..core.processes.lifeline import read_frame, requests, write_frame
 from ..core.processes.own_process import OwnProcess, end_all
 from ..errors import BundleError, FastvarError, InputError
+from .folder import BulkFolder
 from .items import Item, told
 
 MOST_DEATHS_AT_START = 3
@@ -114,11 +115,15 @@ def draw_in_processes(
                     worker.process.end()
     finally:
         end_all([worker.process for worker in running])
+        # Ended by us, they have not died of what they held.
+        held = [key for worker in running for key in worker.holds]
+        BulkFolder.of(arguments.folder, arguments.image_format).ended(held)
 
 
 def main() -> None:
-    """The process: draws what it is given, and tells of every image."""
-    clean_up_when_terminated()
+    """The process: draws what it is given, and tells of every image. SIGTERM ends it at once: who started it removes
+    what is half written.
+    """
     asked, out = requests(), sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever else prints
 
