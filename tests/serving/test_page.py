@@ -288,7 +288,7 @@ def test_lines_may_end_as_a_proxy_likes(page):
         ("guidance_scale", "3,5", "expected: a number from 0 to 100"),
         ("n", "11", "expected: a whole number from 1 to 10"),
         ("negative_prompt", "red " * 99, "fix: shorten the negative prompt"),
-        ("tau", "0", "expected: a number above 0 to 100"),
+        ("tau", "0", "expected: a number from 0.0001 to 100"),
     ],
 )
 def test_an_error_stands_by_its_field(page, field: str, value: str, message: str):
