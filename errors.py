@@ -15,6 +15,11 @@ class FastvarError(Exception):
             lines.append(f"fix: {fix}")
         super().__init__("\n".join(lines))
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """The arguments that make the error again: it is written down, or told to another process."""
+        return {"problem": self.problem, "expected": self.expected, "fix": self.fix}
+
 
 class CheckpointError(FastvarError):
     """A checkpoint cannot be read, or its tensors are not those of the model."""

@@ -33,7 +33,7 @@ with needs_extra("serve"):
     from .serving.metrics import Metrics
     from .serving.model import ServedModel
     from .serving.options import ServeOptions, read_aliases
-    from .serving.wire.answers import ApiError, json_response, missing
+    from .serving.wire.answers import ApiError, body_too_large, json_response, missing, no_model
 
 HEADERS = ("authorization", "content-type", "content-length", "x-request-id", "sec-fetch-site")
 FORM_MODEL = re.compile(rb'name="model"\r\n\r\n([^\r\n]{0,256})\r\n')
@@ -154,8 +154,7 @@ class Ingress:
         if name in self._names:
             return str(name)
         if asked:
-            message = f"no model {asked!r}\nexpected: {', '.join(known)}\nfix: serve it under that name by aliases"
-            raise ApiError(404, "model_not_found", message, param="model")
+            raise no_model(asked, known, "serve it under that name by aliases")
         if len(self._names) > 1 and path.startswith("/v1/"):
             raise missing("model", f"one of {', '.join(known)}")
         return self._names[0]
@@ -180,9 +179,7 @@ async def _read(request: Request) -> bytes:
         parts.append(part)
         size += len(part)
         if size > MOST_BODY:
-            raise ApiError(
-                413, "body_too_large", f"the body has more than {MOST_BODY} bytes\nfix: send a smaller image"
-            )
+            raise body_too_large(f"{size} bytes or more", MOST_BODY)
     return b"".join(parts)
 
 

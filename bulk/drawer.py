@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.version import __version__
 from ..errors import BundleError, FastvarError, ImagesFailed, InputError
 from ..runtime.images.formats import format_named
 from ..runtime.output import GeneratedImage
@@ -16,7 +14,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.requests.params import SamplingParams
 from ..runtime.requests.passes import ImageRequest
 from .folder import MOST_ATTEMPTS, BulkFolder
-from .items import Item, told
+from .items import Item
 
 DRAWN, THERE, FAILED = "drawn", "there", "failed"
 Report = Callable[[str, str], object]  # key, what became of it
@@ -57,9 +55,6 @@ class Drawer:
         """Images of the largest pass."""
         return max(size for sizes in self._pipe.batch_sizes.values() for size in sizes)
 
-    def close(self) -> None:
-        self._pipe.close()
-
     def draw(self, items: Sequence[Item], report: Report) -> None:
         """Draw what is not there yet. Images that a process died of are drawn alone, so that others need not suffer."""
         together: list[tuple[Item, ImageRequest]] = []
@@ -88,14 +83,14 @@ class Drawer:
     def _draw(self, given: Sequence[tuple[Item, ImageRequest]], report: Report) -> None:
         keys = [item.key for item, _ in given]
         self._folder.begun(keys)
-        failures: dict[int, Exception] = {}
+        failures: dict[int, FastvarError] = {}
 
         def save(drawn: GeneratedImage) -> None:
             item = given[drawn.index][0]
             try:
-                self._folder.save(
-                    item.key, self._format.encode(drawn.image, self._metadata(item, drawn), self._quality)
-                )
+                # Of the image alone: the same whoever draws it, in whatever pass.
+                origin = {**drawn.metadata(self._pipe.bundle.digest), "key": item.key}
+                self._folder.save(item.key, self._format.encode(drawn.image, origin, self._quality))
             except FastvarError as error:
                 failures[drawn.index] = error
             else:
@@ -129,17 +124,6 @@ class Drawer:
                 return read.upscaling(item.image, **subject, params=params, **editing)[0]
             return read.inpainting(item.image, item.mask, **subject, params=params, **editing)[0]
 
-    def _metadata(self, item: Item, drawn: GeneratedImage) -> dict[str, str]:
-        """Of the image alone: the same whoever draws it, in whatever pass."""
-        return {
-            drawn.draws: drawn.prompt,
-            "seed": str(drawn.seed),
-            "settings": json.dumps(drawn.settings, sort_keys=True),
-            "bundle": self._pipe.bundle.digest,
-            "fastvar": __version__,
-            "key": item.key,
-        }
-
-    def _fail(self, item: Item, error: Exception, report: Report) -> None:
-        self._folder.fail(item.key, item.row, item.name, told(error))
+    def _fail(self, item: Item, error: FastvarError, report: Report) -> None:
+        self._folder.fail(item.key, item.row, item.name, error.parts)
         report(item.key, FAILED)

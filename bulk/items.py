@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import digest_of_file
-from ..errors import InputError
+from ..errors import FastvarError, InputError
 from .folder import BAD_ROW
 from .rows import BadRow, Row
 
@@ -77,15 +77,8 @@ def items_of(rows: Iterable[Row | BadRow], digest: str) -> Iterator[Item | BadIt
             )
 
 
-def _bad(row: Row | BadRow, error: Exception) -> BadItem:
-    return BadItem(f"{BAD_ROW}{row.number:08d}", row.number, row.name, told(error))
-
-
-def told(error: Exception) -> dict[str, str]:
-    """An error as it is written down."""
-    if hasattr(error, "problem"):
-        return {name: str(getattr(error, name)) for name in ("problem", "expected", "fix")}
-    return {"problem": f"{type(error).__name__}: {error}", "expected": "", "fix": ""}
+def _bad(row: Row | BadRow, error: FastvarError) -> BadItem:
+    return BadItem(f"{BAD_ROW}{row.number:08d}", row.number, row.name, error.parts)
 
 
 def _key(what: dict[str, Any]) -> str:

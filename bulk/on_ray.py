@@ -16,7 +16,7 @@ from typing import Any
 from ..core.platform import import_extra
 from ..errors import BackendError, BundleError, FastvarError, InputError
 from .folder import BulkFolder
-from .items import Item, told
+from .items import Item
 from .processes import DrawerArguments
 from .run import Draw
 
@@ -102,7 +102,7 @@ class Actor:
         try:
             self._drawer = DrawerArguments(**json.loads(arguments)).drawer()
         except FastvarError as error:  # raised here it would be tried again, for ever
-            self._error = told(error)
+            self._error = error.parts
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         if self._error is not None:

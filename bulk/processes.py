@@ -17,7 +17,7 @@ from ..core.processes.lifeline import read_frame, requests, write_frame
 from ..core.processes.own_process import OwnProcess, end_all
 from ..errors import BundleError, FastvarError, InputError
 from .folder import BulkFolder
-from .items import Item, told
+from .items import Item
 
 MOST_DEATHS_AT_START = 3
 STATEMENT = f"import {__name__} as processes; processes.main()"
@@ -133,7 +133,7 @@ def main() -> None:
     try:
         drawer = DrawerArguments(**json.loads(sys.argv[1])).drawer()
     except FastvarError as error:
-        tell(error=told(error))
+        tell(error=error.parts)
         return
     tell(state=READY, most=drawer.most)
     for frame in asked:

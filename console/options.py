@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from ..errors import InputError
 from ..hub.reference import is_reference
@@ -105,13 +113,16 @@ def print_tables(*tables: RenderableType) -> None:
     check_printed()
 
 
-def progress_bar() -> Progress:
-    """On stderr, so that stdout can be piped; silent where that is no terminal, gone when done."""
+def progress_bar(*last: ProgressColumn) -> Progress:
+    """On stderr, so that stdout can be piped; silent where that is no terminal, gone when done.
+
+    `last`: columns in place of the time that it has taken.
+    """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
     return Progress(
         *columns,
-        TimeElapsedColumn(),
+        *(last or (TimeElapsedColumn(),)),
         console=console,
         transient=True,
         # What is printed meanwhile goes above the bar where both are on a terminal, else to where stdout leads.

@@ -136,17 +136,14 @@ def check_lines(pipe: Pipeline, lines: Sequence[PromptLine], params: Sequence[Sa
     Raises:
         InputError, BundleError: what a call would raise; says for which line.
     """
-    from ..runtime.requests.inputs import ConditioningInputs, draws_labels
-    from ..runtime.requests.passes import asked_of
+    from ..runtime.requests.inputs import draws_labels
 
-    reader, labels = ConditioningInputs(pipe.bundle), draws_labels(pipe.manifest)
+    labels = draws_labels(pipe.manifest)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of unknown words, which are told when the line is drawn
         for line, asked in zip(lines, params, strict=True):
             with line.blamed():
-                given = subject_of(line, labels)
-                subjects = reader.of(given.get("prompt"), given.get("class_labels"))
-                asked_of(pipe.manifest, reader, subjects, asked, {})
+                pipe.requests.generation(**subject_of(line, labels), params=asked)
 
 
 def _text(path: Path, name: str) -> str:

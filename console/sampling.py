@@ -155,16 +155,30 @@ def load(
 ) -> Pipeline:
     from ..runtime.pipeline import Pipeline
 
-    return Pipeline.load(
-        local_bundle(bundle),
-        threads=threads,
-        offload_text_encoder=offload_text_encoder,
-        cuda_graphs=not no_cuda_graphs,
-        memory_budget=memory,
-        trust_remote_code=trust_remote_code,
-        require_signature=require_signature,
-        batch=batch,
-    )
+    trust = (trust_remote_code, require_signature)
+    options = load_options(threads, offload_text_encoder, no_cuda_graphs, memory, *trust, batch)
+    return Pipeline.load(local_bundle(bundle), **options)
+
+
+def load_options(
+    threads: int | None,
+    offload_text_encoder: bool,
+    no_cuda_graphs: bool,
+    memory: str | None,
+    trust_remote_code: bool,
+    require_signature: Path | None,
+    batch: int | None,
+) -> dict[str, Any]:
+    """Options of the command line, as arguments of `Pipeline.load`."""
+    return {
+        "threads": threads,
+        "offload_text_encoder": offload_text_encoder,
+        "cuda_graphs": not no_cuda_graphs,
+        "memory_budget": memory,
+        "trust_remote_code": trust_remote_code,
+        "require_signature": require_signature,
+        "batch": batch,
+    }
 
 
 def check_size(pipe: Pipeline, size: str | None) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..core.version import __version__
 from ..errors import InputError
 from .interruption import signals_deferred
 from .streams import tell
@@ -57,13 +56,7 @@ class Destination:
         from ..runtime.images.file_names import slug
         from ..runtime.images.files import save_image
 
-        metadata = {
-            drawn.draws: drawn.prompt,
-            "seed": str(drawn.seed),
-            "settings": json.dumps(drawn.settings, sort_keys=True),
-            "bundle": digest,
-            "fastvar": __version__,
-        }
+        metadata = drawn.metadata(digest)
         if self.pipe is not None:
             _write(self.pipe, self.format.encode(drawn.image, metadata, self.quality))
             return "the image to stdout"

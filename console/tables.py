@@ -18,7 +18,6 @@ from ..engines.registry import backend_class
 from ..profiling.estimates.passes import PassMemory, largest_that_fits, passes_of
 from ..profiling.formatting import pixels
 from ..profiling.report.columns import Column, fact_table, text_table
-from ..runtime.memory.soundness import sound_layout
 
 if TYPE_CHECKING:
     from ..engines.bundle.bundle import Bundle
@@ -33,6 +32,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
     manifest = bundle.manifest
     plan, policy = manifest.plan, manifest.plan.policy
     engine = manifest.any_engine
+    batches = [pass_facts(found) for found in passes_of(manifest)]
     return {
         "path": str(bundle.path),
         "digest": bundle.digest,
@@ -51,7 +51,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "text_length": manifest.text_length,
         "decoder_tile": manifest.tiles.rows if manifest.tiles else None,
         "guidance_rows": sorted({s.rows for s in manifest.sets}, reverse=True),
-        "batches": [pass_facts(found) for found in passes_of(manifest)],
+        "batches": batches,
         "sampling": vars(manifest.sampling),
         "classes": getattr(manifest.transformer, "classes", None),
         "sampling_mode": vars(manifest.plan.sampling_mode),
@@ -59,9 +59,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "fastvar_version": manifest.fastvar_version,
         "format_version": manifest.format_version,
         "weight_bytes": manifest.weights.size_bytes,
-        "activation_bytes": {
-            str(s.rows): sound_layout(manifest, *s.batch).arena_bytes for s in manifest.sets if s.images == 1
-        },
+        "activation_bytes": next(own["activation_bytes"] for own in batches if own["images"] == 1),
         "scales": [_scale_facts(manifest, position, step) for position, step in enumerate(plan.steps)],
         "skipped_scales": [i for i in range(len(plan.schedule)) if policy.rule(i).skip],
         "totals": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.schedule import Size
+from ..core.version import __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,6 +70,16 @@ class GeneratedImage:
     settings: dict[str, Any]
     timings: ImageTimings
     draws: str = "prompt"  # what `prompt` is: a prompt, or a class label
+
+    def metadata(self, digest: str) -> dict[str, str]:
+        """What an image file says of its origin; `digest` is the bundle's."""
+        return {
+            self.draws: self.prompt,
+            "seed": str(self.seed),
+            "settings": json.dumps(self.settings, sort_keys=True),
+            "bundle": digest,
+            "fastvar": __version__,
+        }
 
 
 @dataclass(frozen=True)

@@ -102,14 +102,12 @@ def app_of(
 async def _told(request: Request, error: Exception) -> Response:
     """What Starlette refuses, in our form."""
     assert isinstance(error, HTTPException)
-    path = request.url.path[:200]
-    message = {
-        404: f"nothing is at {path}\nexpected: an address of /openapi.json",
-        405: f"{request.method} of {path} does nothing\nexpected: {(error.headers or {}).get('Allow', 'GET')}",
-    }.get(error.status_code, f"{error.detail}\nfix: send the body as /openapi.json has it")
-    return ApiError(
-        error.status_code, CODES.get(error.status_code, "invalid_value"), message, headers=error.headers
-    ).response
+    path, status, allowed = request.url.path[:200], error.status_code, (error.headers or {}).get("Allow", "GET")
+    told = {
+        404: {"problem": f"nothing is at {path}", "expected": "an address of /openapi.json"},
+        405: {"problem": f"{request.method} of {path} does nothing", "expected": allowed},
+    }.get(status, {"problem": error.detail, "fix": "send the body as /openapi.json has it"})
+    return ApiError(status, CODES.get(status, "invalid_value"), **told, headers=error.headers).response
 
 
 def _fleet(request: Request) -> Fleet:
@@ -121,8 +119,8 @@ async def health(request: Request) -> Response:
     """Whether the process is sound: 200, or 503 when a drawing thread has ended by itself."""
     dead = [model.name for model in _fleet(request).models.values() if model.has_died]
     if dead:
-        message = f"{', '.join(dead)} draws no longer\nfix: restart the server; its log says what happened"
-        raise ApiError(503, "not_healthy", message)
+        fix = "restart the server; its log says what happened"
+        raise ApiError(503, "not_healthy", f"{', '.join(dead)} draws no longer", fix=fix)
     return json_response({"status": "ok"})
 
 

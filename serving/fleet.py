@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError
+from ..profiling.formatting import pixels
+from ..runtime.requests.inputs import draws_labels
 from .log import Log
 from .metrics import Metrics
 from .model import ServedModel
 from .options import ServeOptions
 from .wire import answers
-from .wire.answers import ApiError
 
 ANSWERS_LEAVE = 5.0  # seconds for answers to be sent when all is drawn
 
@@ -56,8 +57,7 @@ class Fleet:
             return next(iter(self.models.values()))
         found = self.models.get(self.options.aliases.get(name, name))
         if found is None:
-            message = f"no model {name[:200]!r}\nexpected: {', '.join(known)}\nfix: serve it under that name by --alias"
-            raise ApiError(404, "model_not_found", message, param="model")
+            raise answers.no_model(name[:200], known, "serve it under that name by --alias")
         return found
 
     def described(self) -> list[dict[str, Any]]:
@@ -76,10 +76,10 @@ class Fleet:
         return found | {
             "family": manifest.family,
             "architecture": manifest.model,
-            "size": f"{pipe.size[1]}x{pipe.size[0]}",
+            "size": pixels(pipe.size),
             "policy": manifest.plan.policy.name,
             "scales": len(manifest.plan.schedule),
-            "draws": "class_label" if manifest.transformer.classes else "prompt",
+            "draws": "class_label" if draws_labels(manifest) else "prompt",
             "edits": bool(manifest.encoder),
             "batch": pipe.batch_sizes,
             "guidance_scale": defaults.guidance_scale,
@@ -88,14 +88,6 @@ class Fleet:
             "top_k": defaults.top_k,
             "bundle": pipe.bundle.digest,
         }
-
-    @property
-    def is_ready(self) -> bool:
-        return not self._is_closed and all(model.is_ready for model in self.models.values())
-
-    @property
-    def is_closed(self) -> bool:
-        return self._is_closed
 
     def check_open(self) -> None:
         """Raises ApiError where the server is about to end."""

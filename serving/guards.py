@@ -16,6 +16,7 @@ from .fleet import Fleet
 from .images import ClientGone
 from .wire import answers
 from .wire.answers import ApiError
+from .wire.reading import takes_images
 
 JSON_BYTES = 1 << 20  # of a body without images
 SLOWEST = 1 << 16  # bytes a second that a client must send, once its patience is used up
@@ -54,14 +55,14 @@ class Guard:
 
     def _limit(self, path: str) -> int:
         limit = self._fleet.options.body_limit
-        return limit if path.endswith("/edits") else min(limit, JSON_BYTES)
+        return limit if takes_images(path) else min(limit, JSON_BYTES)
 
     async def _answered(self, scope: Scope, headers: Headers, body: _Body, answer: _Answer) -> None:
         reserved = 0
         try:
             self._check(scope, headers)
             length = body.announced(headers)
-            if scope["path"].endswith("/edits"):
+            if takes_images(scope["path"]):
                 reserved = self._reserve(length)
             await self._app(scope, body.receive, answer.send)
         except ClientGone:
@@ -87,18 +88,22 @@ class Guard:
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raises ApiError where the client may not ask."""
         if scope["method"] == "POST" and headers.get("sec-fetch-site") == "cross-site":
-            message = "a page of another site asks\nexpected: the server's own page, or a program"
-            raise ApiError(403, "cross_site", message)
+            expected = "the server's own page, or a program"
+            raise ApiError(403, "cross_site", "a page of another site asks", expected=expected)
         if not self._keys or scope["path"] in OPEN:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip().encode(errors="replace")
         fits = [hmac.compare_digest(given, own) for own in self._keys]  # all of them: no early answer tells which
         if scheme.lower() != "bearer" or not any(fits):
-            message = (
-                "the API key is missing or unknown\nexpected: Authorization: Bearer KEY\nfix: ask who runs the server"
+            raise ApiError(
+                401,
+                "invalid_api_key",
+                "the API key is missing or unknown",
+                expected="Authorization: Bearer KEY",
+                fix="ask who runs the server",
+                headers={"www-authenticate": "Bearer"},
             )
-            raise ApiError(401, "invalid_api_key", message, headers={"www-authenticate": "Bearer"})
 
     def _reserve(self, length: int) -> int:
         if self._reserved and self._reserved + length > AT_ONCE * self._fleet.options.body_limit:
@@ -153,8 +158,7 @@ class _Body:
         return length
 
     def _too_large(self, length: int) -> ApiError:
-        message = f"the body has {length} bytes or more\nexpected: at most {self._limit}\nfix: send a smaller image"
-        return ApiError(413, "body_too_large", message)
+        return answers.body_too_large(f"{length} bytes or more", self._limit)
 
     async def receive(self) -> Message:
         if self._is_whole:
@@ -166,9 +170,8 @@ class _Body:
         except asyncio.TimeoutError:
             self._is_whole = True  # no more of it is awaited
             headers = {"connection": "close"}
-            raise ApiError(
-                408, "request_timeout", "the body came too slowly\nfix: send it again", headers=headers
-            ) from None
+            problem, fix = "the body came too slowly", "send it again"
+            raise ApiError(408, "request_timeout", problem, fix=fix, headers=headers) from None
         if message["type"] == "http.disconnect":
             self._is_whole = True
             raise ClientGone

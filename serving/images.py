@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..errors import FastvarError
+from ..profiling.formatting import pixels
 from ..runtime.output import GeneratedImage
 from .fleet import Fleet
 from .jobs import Failed, Finished, Job, Moved, News, Scale
@@ -20,7 +21,7 @@ from .model import ServedModel
 from .wire import answers
 from .wire.answers import ApiError, json_response
 from .wire.encoding import milliseconds, usage
-from .wire.reading import Asked, checked, read_body
+from .wire.reading import Asked, checked, read_body, takes_images
 
 Result = TypeVar("Result")
 
@@ -37,7 +38,7 @@ class Drawing:
         assert model.pipe is not None
         self._pipe = model.pipe
         self._digest = model.pipe.bundle.digest
-        self._size = f"{self._pipe.size[1]}x{self._pipe.size[0]}"
+        self._size = pixels(self._pipe.size)
         self.job = Job(asked.requests, asked.watched, asked.streams, self._encoded)
         model.submit(self.job)
 
@@ -219,8 +220,7 @@ async def draw(request: Request) -> Response:
         log |= {name: fields[name] for name in ("prompt", "negative_prompt", "class_label") if name in fields}
     model.check_room()
     assert model.pipe is not None
-    is_edit = request.url.path.endswith("/edits")
-    asked = await asyncio.to_thread(checked, model.pipe, fields, files, is_edit)
+    asked = await asyncio.to_thread(checked, model.pipe, fields, files, takes_images(request.url.path))
     drawing = Drawing(fleet, model, asked, log)
     if asked.streams:
         return EventStream(drawing)

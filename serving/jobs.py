@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,6 @@ from typing import Any
 
 from ..runtime.output import GeneratedImage, ScaleEvent
 from ..runtime.requests.passes import ImageRequest
-
-_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,6 @@ class Job:
     watched: frozenset[int] = frozenset()
     streams: bool = True  # whether anybody is told of its place in the queue
     encode: Callable[[GeneratedImage], Any] = lambda image: None  # called in a thread of its own
-    number: int = field(default_factory=lambda: next(_numbers))
     arrived: float = field(default_factory=time.monotonic)
     begun: float | None = None  # when its first image was
     cancelled: bool = False

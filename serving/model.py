@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.platform import usable_cores
+from ..engines.registry import backend_class
 from ..errors import ImagesFailed
 from ..runtime.output import GeneratedImage, ScaleEvent
 from ..runtime.pipeline import Pipeline
@@ -136,8 +137,7 @@ class ServedModel:
         """Nothing new is begun from now on; whoever waits is told."""
         with self._lock:
             self._is_closed = True
-            refused = [*self._waiting, *(job for job in self._drawing if job.left and job not in self._waiting)]
-            for job in refused:
+            for job in self._waiting:
                 if job.begun is None:
                     job.cancelled = True
                     job.tell(Failed(answers.shutting_down()))
@@ -311,7 +311,7 @@ class ServedModel:
     @staticmethod
     def _shares_cores(pipe: Pipeline) -> bool:
         """Whether engines run on the cores that encode images: they would wait for each other at every operation."""
-        return any(spec.target == "cpu" for spec in pipe.manifest.engines.values())
+        return backend_class(pipe.manifest.backend).runs_on_host(pipe.manifest.target)
 
     def _tell_image(self, units: list[Unit], image: GeneratedImage) -> None:
         job, place = units[image.index]

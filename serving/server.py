@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
+from ..profiling.formatting import pixels
 from .app import create_app
 from .fleet import Fleet
 from .log import Log, LogHandler
@@ -61,8 +62,7 @@ def serve(
             failures.append(model.failure)
             server.should_exit = True
         elif model.pipe is not None:
-            size = f"{model.pipe.size[1]}x{model.pipe.size[0]}"
-            told(f"loaded {model.name}: {size}, {model.pipe.manifest.plan.policy.name}")
+            told(f"loaded {model.name}: {pixels(model.pipe.size)}, {model.pipe.manifest.plan.policy.name}")
 
     app = create_app(bundles, options, loaded=loaded, log=log, **load_options)
     with contextlib.closing(_bound(host, port)) as bound:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import ProgressColumn, TimeRemainingColumn
 
 from ...console import sampling
-from ...console.options import RequireSignature, TrustRemoteCode, local_bundle
+from ...console.options import RequireSignature, TrustRemoteCode, local_bundle, progress_bar
 from ...console.streams import tell
 from ...errors import InputError
 
@@ -71,18 +71,11 @@ def batch(
     if gpus_per_worker and ray is None:
         raise InputError("--gpus-per-worker without --ray", fix="say --ray ADDRESS, or leave it away")
     params = SamplingParams(guidance_scale, tau, top_p, top_k, None, 1, negative_prompt)
-    load_options = {
-        "threads": threads,
-        "offload_text_encoder": offload_text_encoder,
-        "cuda_graphs": not no_cuda_graphs,
-        "memory_budget": memory,
-        "batch": max_batch,
-        "trust_remote_code": trust_remote_code,
-        "require_signature": require_signature,
-    }
+    trust = (trust_remote_code, require_signature)
+    load_options = sampling.load_options(threads, offload_text_encoder, no_cuda_graphs, memory, *trust, max_batch)
     folder = local_bundle(bundle)
     wanted = BulkRun(table, folder, out, image_format, quality, workers, params, retry_errors, load_options)
-    with _progress() as progress:
+    with progress_bar(_Rate(), TimeRemainingColumn()) as progress:
         task = progress.add_task("loading", total=None)
 
         def started(left: int, there: int) -> None:
@@ -106,28 +99,10 @@ def _tell(outcome: Outcome) -> None:
         )
 
 
-class _Rate(TextColumn):
+class _Rate(ProgressColumn):
     """Images a second."""
-
-    def __init__(self) -> None:
-        super().__init__("")
 
     def render(self, task: Any) -> Any:
         from rich.text import Text
 
         return Text(f"{task.speed:.2f}/s" if task.speed else "")
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        disable=not console.is_terminal,
-    )

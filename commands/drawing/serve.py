@@ -71,20 +71,9 @@ def serve(
     )
     if host not in LOOPBACK and api_key_file is None:
         tell_trouble(f"warning: {host} is open to the network, and anybody may draw: --api-key-file says who may")
-    server.serve(
-        _named(bundles),
-        options,
-        host=host,
-        port=port,
-        told=tell,
-        threads=threads,
-        offload_text_encoder=offload_text_encoder,
-        cuda_graphs=not no_cuda_graphs,
-        memory_budget=memory,
-        batch=batch,
-        trust_remote_code=trust_remote_code,
-        require_signature=require_signature,
-    )
+    trust = (trust_remote_code, require_signature)
+    load_options = sampling.load_options(threads, offload_text_encoder, no_cuda_graphs, memory, *trust, batch)
+    server.serve(_named(bundles), options, host=host, port=port, told=tell, **load_options)
 
 
 def _named(bundles: list[str]) -> dict[str, Path]:

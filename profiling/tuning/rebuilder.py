@@ -84,7 +84,7 @@ class Rebuilder:
             how, fix = self._process.death()
             raise BuildError(f"the process that builds {request['policy']['name']!r} {how}", fix=fix) from error
         if "problem" in answer:
-            raise BuildError(answer["problem"], expected=answer["expected"], fix=answer["fix"])
+            raise BuildError(**answer)
 
 
 def serve(bundle: Path, options: dict[str, Any], requests: Iterable[bytes], answers: IO[bytes]) -> None:
@@ -104,7 +104,7 @@ def serve(bundle: Path, options: dict[str, Any], requests: Iterable[bytes], answ
             policy = policy_from_json(request["policy"])
             rebuild(source, request["out"], policy=policy, batch=ONE_IMAGE, cache=cache, jobs=options["jobs"])
         except FastvarError as error:
-            answer = {"problem": error.problem, "expected": error.expected, "fix": error.fix}
+            answer = error.parts
         write_frame(answers, json.dumps(answer).encode())
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from ...core.arguments import shown
 from ...core.schedule import Size
 from ...errors import InputError
+from .params import rename
 
-SAME = {"num_images_per_prompt": "num_images"}
+SAME = {"num_images_per_prompt": "num_images", "generator": "seed"}
 OUTPUT_TYPES = ("pil", "np")
 
 
@@ -20,11 +21,12 @@ def translated(changes: dict[str, Any], size: Size) -> str:
     Raises:
         InputError: one that cannot be understood, another size, or a setting that is given by two names.
     """
-    for theirs, ours in SAME.items():
-        if theirs in changes:
-            _rename(changes, theirs, ours, changes.pop(theirs))
     if "generator" in changes:
-        _rename(changes, "generator", "seed", _seed(changes.pop("generator")))
+        changes["generator"] = _seed(changes["generator"])
+    for theirs, ours in SAME.items():
+        if changes.get(theirs) is not None:
+            rename(changes, theirs, ours)
+        changes.pop(theirs, None)
     own = dict(zip(("height", "width"), size, strict=True))
     for name, pixels in own.items():
         if (asked := changes.pop(name, None)) not in (None, pixels):
@@ -37,14 +39,6 @@ def translated(changes: dict[str, Any], size: Size) -> str:
     if found not in OUTPUT_TYPES:
         raise InputError(f"output_type {shown(found)} not understood", expected=" or ".join(map(repr, OUTPUT_TYPES)))
     return str(found)
-
-
-def _rename(changes: dict[str, Any], theirs: str, ours: str, value: Any) -> None:
-    if value is None:
-        return
-    if changes.get(ours) is not None:
-        raise InputError(f"{theirs} and {ours} are the same parameter", fix="give one of them")
-    changes[ours] = value
 
 
 def _seed(generator: Any) -> Any:

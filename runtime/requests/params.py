@@ -71,9 +71,7 @@ class SamplingParams:
         """
         for alias, name in ALIASES.items():
             if alias in changes:
-                if changes.get(name) is not None:
-                    raise InputError(f"{alias} and {name} are the same parameter", fix="give one of them")
-                changes[name] = changes.pop(alias)
+                rename(changes, alias, name)
         known = [field.name for field in fields(self)]
         if unknown := sorted(changes.keys() - set(known)):
             raise InputError(
@@ -82,6 +80,17 @@ class SamplingParams:
                 fix="check the spelling",
             )
         return replace(self, **changes) if changes else self
+
+
+def rename(changes: dict[str, Any], alias: str, name: str) -> None:
+    """Put a parameter under the name that it has here.
+
+    Raises:
+        InputError: it is given under both.
+    """
+    if changes.get(name) is not None:
+        raise InputError(f"{alias} and {name} are the same parameter", fix="give one of them")
+    changes[name] = changes.pop(alias)
 
 
 def params_of_each(

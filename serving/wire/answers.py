@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -42,13 +42,16 @@ class ApiError(Exception):
         self,
         status: int,
         code: str,
-        message: str,
+        problem: str,
         *,
+        expected: str = "",
+        fix: str = "",
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message, self.param = status, code, message, param
+        self.message = str(FastvarError(problem, expected=expected, fix=fix))
+        super().__init__(self.message)
+        self.status, self.code, self.param = status, code, param
         self.headers = dict(headers or {})
 
     @property
@@ -74,12 +77,22 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 
 def invalid(problem: str, param: str | None, expected: str = "", fix: str = "") -> ApiError:
     """A field that was not understood."""
-    return ApiError(400, "invalid_value", str(InputError(problem, expected=expected, fix=fix)), param=param)
+    return ApiError(400, "invalid_value", problem, expected=expected, fix=fix, param=param)
 
 
 def missing(param: str, expected: str, fix: str = "") -> ApiError:
-    message = str(InputError(f"{param} is missing", expected=expected, fix=fix))
-    return ApiError(400, "missing_required_parameter", message, param=param)
+    problem = f"{param} is missing"
+    return ApiError(400, "missing_required_parameter", problem, expected=expected, fix=fix, param=param)
+
+
+def no_model(name: str, known: Sequence[str], fix: str) -> ApiError:
+    return ApiError(404, "model_not_found", f"no model {name!r}", expected=", ".join(known), fix=fix, param="model")
+
+
+def body_too_large(size: str, limit: int) -> ApiError:
+    """`size`: what is known of it, in words."""
+    problem, expected = f"the body has {size}", f"at most {limit}"
+    return ApiError(413, "body_too_large", problem, expected=expected, fix="send a smaller image")
 
 
 def refused(error: FastvarError, fields: Mapping[str, Any]) -> ApiError:
@@ -103,17 +116,23 @@ def failed(error: BaseException) -> ApiError:
 
 
 def loading(model: str) -> ApiError:
-    return ApiError(
-        503, "loading", f"{model} is being loaded\nfix: ask again in a moment", headers={"retry-after": "1"}
-    )
+    fix = "ask again in a moment"
+    return ApiError(503, "loading", f"{model} is being loaded", fix=fix, headers={"retry-after": "1"})
 
 
 def shutting_down() -> ApiError:
-    return ApiError(503, "shutting_down", "the server is shutting down\nfix: ask again", headers={"retry-after": "5"})
+    problem = "the server is shutting down"
+    return ApiError(503, "shutting_down", problem, fix="ask again", headers={"retry-after": "5"})
 
 
 def queue_full(waiting: int, seconds: float) -> ApiError:
     """`seconds`: until there is room, as far as recent images tell."""
     after = max(1, min(120, math.ceil(seconds)))
-    message = f"{waiting} requests wait already\nexpected: a free place in the queue\nfix: ask again in {after} s"
-    return ApiError(429, "queue_full", message, headers={"retry-after": str(after)})
+    return ApiError(
+        429,
+        "queue_full",
+        f"{waiting} requests wait already",
+        expected="a free place in the queue",
+        fix=f"ask again in {after} s",
+        headers={"retry-after": str(after)},
+    )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from ...core.plan import GenerationPlan
-from ...core.version import __version__
 from ...runtime.images.formats import PNG, ImageFormat, format_named
 from ...runtime.output import GeneratedImage, ImageTimings, ScaleEvent
 from ...runtime.requests.inputs import TextInput
@@ -40,21 +38,10 @@ class Encoding:
         Raises:
             InputError: the format has no room for that.
         """
-        return _base64(self.format.encode(drawn.image, metadata(drawn, digest), self.quality))
+        return _base64(self.format.encode(drawn.image, drawn.metadata(digest), self.quality))
 
     def preview(self, event: ScaleEvent) -> str:
         return _base64(self.format.encode(event.preview(), {}, self.quality))
-
-
-def metadata(drawn: GeneratedImage, digest: str) -> dict[str, str]:
-    """What an image file says of its origin; `digest` is the bundle's."""
-    return {
-        drawn.draws: drawn.prompt,
-        "seed": str(drawn.seed),
-        "settings": json.dumps(drawn.settings, sort_keys=True),
-        "bundle": digest,
-        "fastvar": __version__,
-    }
 
 
 def usage(requests: list[ImageRequest], plan: GenerationPlan) -> dict[str, Any]:

@@ -262,9 +262,8 @@ def _unknown(name: str, fields: Mapping[str, Field]) -> ApiError:
     near = difflib.get_close_matches(name, fields, 1)
     meant = ELSEWHERE.get(name, near[0] if near else "")
     said = f"did you mean {meant}?" if meant else "leave it away"
-    expected = f"some of {', '.join(fields)}"
-    message = f"parameter {shown(name)} is not known\nexpected: {expected}\nfix: {said}"
-    return ApiError(400, "unknown_parameter", message, param=name)
+    problem, expected = f"parameter {shown(name)} is not known", f"some of {', '.join(fields)}"
+    return ApiError(400, "unknown_parameter", problem, expected=expected, fix=said, param=name)
 
 
 def _no_constant(name: str) -> None:

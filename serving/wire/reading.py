@@ -10,6 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from ...errors import FastvarError
+from ...profiling.formatting import pixels
 from ...runtime.pipeline import Pipeline
 from ...runtime.requests.inputs import TextInput, draws_labels
 from ...runtime.requests.params import SamplingParams
@@ -38,13 +39,18 @@ class Asked:
     is_edit: bool
 
 
+def takes_images(path: str) -> bool:
+    """Whether requests there are forms with images."""
+    return path.endswith("/edits")
+
+
 async def read_body(request: Request) -> tuple[dict[str, Any], Files]:
     """Fields and files, as they were sent; the fields are checked for kind and range.
 
     Raises:
         ApiError: the body is of another kind, or a field is not known or not understood.
     """
-    is_edit = request.url.path.endswith("/edits")
+    is_edit = takes_images(request.url.path)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     expected = "multipart/form-data" if is_edit else "application/json"
     if kind != expected:
@@ -128,7 +134,7 @@ def _edits(
 
 
 def _check_size(pipe: Pipeline, size: str | None) -> None:
-    own = f"{pipe.size[1]}x{pipe.size[0]}"
+    own = pixels(pipe.size)
     if size not in (None, "auto", own):
         fix = f"say {own} or auto, or ask a model of that size"
         raise invalid(f"size {size!r}, but the model draws {own}", "size", f"auto or {own}", fix)
