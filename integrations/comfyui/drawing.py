@@ -1,76 +1,34 @@
-"""What the nodes do, without ComfyUI: bundles by name, tensors to images and back, drawing that can be interrupted."""
+"""What the nodes draw: ComfyUI's arrays to requests of a pipeline, and its images back. Knows no ComfyUI."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from fastvar import Pipeline
-from fastvar.errors import FastvarError, InputError
-from fastvar.runtime.output import ScaleEvent
-from fastvar.runtime.requests.inputs import draws_labels
+from fastvar.errors import InputError, UnknownWordsWarning
 
-MANIFEST = "manifest.json"
-MOST_LOADED = 2
+from .bundles import draws_classes
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from fastvar import Pipeline
+    from fastvar.runtime.output import Output, ScaleEvent
+
 BUNDLES_OWN = -1.0  # a number that stands for the bundle's own setting
-Preview = Callable[[int, int, Image.Image], None]  # scales drawn, of how many, what is known of the image
+FITS = ("crop", "exact")
+Preview = Callable[[int, int, "Image.Image"], None]  # scales drawn, of how many, what is known of the image
 Interrupt = Callable[[], None]  # raises where the user has had enough
-
-
-def bundles(folders: Sequence[str]) -> dict[str, Path]:
-    """Bundles that lie in these folders, by name."""
-    found: dict[str, Path] = {}
-    for folder in map(Path, folders):
-        for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
-            found.setdefault(manifest.parent.name, manifest.parent)
-    return found
-
-
-def bundle_named(name: str, folders: Sequence[str]) -> Path:
-    """The folder of a bundle.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    known = bundles(folders)
-    if name not in known:
-        raise InputError(
-            f"no bundle is named {name!r}",
-            expected=", ".join(known) or f"a folder made by `fastvar build` in {folders[0] if folders else 'models'}",
-            fix="build one there, and reload the page",
-        )
-    return known[name]
-
-
-@lru_cache(maxsize=MOST_LOADED)
-def loaded(path: Path, changed_ns: int, threads: int, memory: str) -> Pipeline:
-    """A pipeline, kept until others are used; `changed_ns`: when its manifest was written."""
-    return Pipeline.load(path, threads=threads or None, memory_budget=memory or None)
-
-
-def load(name: str, folders: Sequence[str], threads: int = 0, memory: str = "") -> Pipeline:
-    """The pipeline of a bundle.
-
-    Args:
-        threads: 0 for the library's choice.
-        memory: "15GiB" say; empty for no budget.
-
-    Raises:
-        FastvarError: it cannot be loaded.
-    """
-    path = bundle_named(name, folders)
-    return loaded(path, (path / MANIFEST).stat().st_mtime_ns, threads, memory.strip())
+Told = Callable[[str], None]  # a line for the user
 
 
 def settings(seed: int, guidance: float, tau: float, top_p: float) -> dict[str, Any]:
-    """Settings as the pipeline takes them; a negative number is the bundle's own."""
+    """Settings as the pipeline takes them: those that are not the bundle's own."""
     chosen = {"guidance_scale": guidance, "tau": tau, "top_p": top_p}
-    return {"seed": seed} | {name: value for name, value in chosen.items() if value >= 0}
+    return {"seed": seed} | {name: value for name, value in chosen.items() if value != BUNDLES_OWN}
 
 
 def draw(
@@ -81,53 +39,100 @@ def draw(
     negative: str,
     preview: Preview,
     interrupt: Interrupt,
+    told: Told = lambda line: None,
     image: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     **editing: Any,
 ) -> np.ndarray:
-    """Images [B, H, W, 3] of floats from 0 to 1.
+    """Images [B, H, W, 3] of float32 from 0 to 1.
 
     Args:
         prompt: a text; or a class by number or name, where the bundle draws classes.
         count: images; their seeds count up.
         chosen: settings by name.
-        image: [B, h, w, 3] of floats, each enlarged, or redrawn where `mask` [B or 1, h, w] is 1.
         preview: called at every scale of every image.
         interrupt: called at every scale; what it raises ends the drawing.
+        told: called with what the user should know, a line each: unknown words; then seeds and settings.
+        image: [B, h, w, 3] of floats, each enlarged, or redrawn where its mask is 1.
+        mask: [B or 1, h, w] of floats.
 
     Raises:
         FastvarError: what is asked for cannot be drawn.
     """
-    subject = {"class_labels" if draws_labels(pipe.manifest) else "prompt": prompt}
-    params = {**chosen, "num_images": count, **({"negative_prompt": negative} if negative.strip() else {})}
-    read = pipe.requests
-    if image is None:
-        asked = read.generation(**subject, **params)
-    else:
-        asked = []
-        for place, one in enumerate(image):
-            own = {**params, "seed": params["seed"] + place * count}
-            if mask is None:
-                asked += read.upscaling(one, **subject, **own, **editing)
-            else:
-                asked += read.inpainting(one, _mask(mask, place), **subject, **own, **editing)
-    steps = len(pipe.manifest.plan.steps)
-    done = dict.fromkeys(range(len(asked)), 0)
+    masks = None if mask is None else _of_each(mask, len(image if image is not None else mask))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asked = _asked(pipe, prompt, count, chosen, negative, image, masks, editing)
+    unknown = dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UnknownWordsWarning))
+    for line in unknown:
+        told(line)
+    total = len(pipe.manifest.plan.steps) * len(asked)
+    done = 0
 
-    def told(event: ScaleEvent) -> None:
+    def scale_ended(event: ScaleEvent) -> None:
+        nonlocal done
         interrupt()
-        done[event.image] += 1
-        preview(sum(done.values()), steps * len(asked), event.preview())
+        done += 1
+        preview(done, total, event.preview())
 
-    output = pipe.draw(asked, told)
+    output = pipe.draw(asked, scale_ended)
+    told("\n".join((*unknown, summary(output))))
     return np.stack([np.asarray(drawn, np.float32) / 255 for drawn in output.images])
 
 
-def _mask(mask: np.ndarray, place: int) -> np.ndarray:
-    """The mask of an image: its own, or the only one. Above half is redrawn."""
-    return np.asarray(mask[place if len(mask) > 1 else 0] > 0.5)
+def summary(output: Output) -> str:
+    """Seeds and settings of what was drawn, in a line: the bundle's own among them."""
+    first, last = output.seeds[0], output.seeds[-1]
+    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+    named = ("guidance_scale", "tau", "top_p")
+    return ", ".join((seeds, *(f"{name} {output.settings[name]:g}" for name in named if name in output.settings)))
 
 
-def in_words(error: FastvarError) -> ValueError:
-    """What ComfyUI shows of an error."""
-    return ValueError(str(error))
+def _asked(
+    pipe: Pipeline,
+    prompt: str,
+    count: int,
+    chosen: dict[str, Any],
+    negative: str,
+    images: np.ndarray | None,
+    masks: Sequence[np.ndarray] | None,
+    editing: dict[str, Any],
+) -> list[Any]:
+    """What is asked for, checked by the pipeline: the images of a generation, or one for each image that is given."""
+    given = {
+        "class_labels" if draws_classes(pipe) else "prompt": prompt,
+        "num_images": count,
+        **({"negative_prompt": negative} if negative.strip() else {}),
+    }
+    read = pipe.requests
+    if images is None:
+        return list(read.generation(**given, **chosen))
+    asked: list[Any] = []
+    for place, image in enumerate(images):
+        own = {**given, **chosen, "seed": chosen["seed"] + place * count, **editing}
+        found = read.upscaling(image, **own) if masks is None else read.inpainting(image, masks[place], **own)
+        asked += found
+    return asked
+
+
+def _of_each(mask: np.ndarray, images: int) -> list[np.ndarray]:
+    """The mask of each image as booleans, its own or the only one: above half is redrawn.
+
+    Raises:
+        InputError: other numbers of masks, or nothing is masked.
+    """
+    if len(mask) not in (1, images):
+        raise InputError(f"{len(mask)} masks for {images} images", expected="one for all, or one for each")
+    found = [one > 0.5 for one in mask]
+    if empty := [place for place, one in enumerate(found, start=1) if not one.any()]:
+        which = "the mask" if len(found) == 1 else f"mask {_listed(empty)} of {len(found)}"
+        raise InputError(
+            f"{which} is empty",
+            expected="1 where the image is to be drawn anew",
+            fix="paint one: right-click the image's node, Open in MaskEditor",
+        )
+    return found * images if len(found) == 1 else found
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
