@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -12,9 +13,11 @@ from fastvar.errors import DeviceMemoryError, InputError
 
 MANIFEST = "manifest.json"
 NO_BUNDLE = "(no bundle in models/fastvar)"
+# Of the process, not of a workflow: onnxruntime makes its threads once, for all that is drawn afterwards.
+THREADS = "FASTVAR_THREADS"
 # ComfyUI keeps what a node gave as long as a workflow may want it again. A pipeline lives as long, so that "unload
 # models" and another bundle free its memory.
-_loaded: WeakValueDictionary[tuple[Path, int, int, str], Pipeline] = WeakValueDictionary()
+_loaded: WeakValueDictionary[tuple[Path, int, str], Pipeline] = WeakValueDictionary()
 
 
 def bundles(folders: Sequence[str]) -> dict[str, Path]:
@@ -48,13 +51,10 @@ def version(path: Path) -> int:
     return (path / MANIFEST).stat().st_mtime_ns
 
 
-def load(
-    name: str, folders: Sequence[str], threads: int = 0, memory: str = "", make_room: Callable[[], None] = lambda: None
-) -> Pipeline:
+def load(name: str, folders: Sequence[str], memory: str = "", make_room: Callable[[], None] = lambda: None) -> Pipeline:
     """The pipeline of a bundle; the same one, while somebody holds it.
 
     Args:
-        threads: 0 for the library's choice.
         memory: "15GiB" say; empty for no budget.
         make_room: called where the device has too little free memory. Then loading is tried once more.
 
@@ -63,11 +63,11 @@ def load(
     """
     path = bundle_named(name, folders)
     memory = memory.strip()
-    key = (path, version(path), threads, memory)
+    key = (path, version(path), memory)
     if (found := _loaded.get(key)) is not None:
         return found
     gc.collect()  # what nobody holds any more gives its memory back before more is asked for
-    options = {"threads": threads or None, "memory_budget": memory or None}
+    options = {"threads": threads(), "memory_budget": memory or None}
     try:
         pipe = Pipeline.load(path, **options)
     except DeviceMemoryError:
@@ -75,6 +75,18 @@ def load(
         pipe = Pipeline.load(path, **options)
     _loaded[key] = pipe
     return pipe
+
+
+def threads() -> int | None:
+    """CPU threads that the process was started with; None is the library's choice.
+
+    Raises:
+        InputError: the variable holds no number.
+    """
+    text = os.environ.get(THREADS, "").strip()
+    if text and not text.isdecimal():
+        raise InputError(f"{THREADS} is {text!r}", expected="a number of CPU threads", fix="start ComfyUI without it")
+    return int(text) if text else None
 
 
 def described(pipe: Pipeline) -> str:

@@ -39,7 +39,8 @@ def draw(
     negative: str,
     preview: Preview,
     interrupt: Interrupt,
-    told: Told = lambda line: None,
+    warned: Told,
+    told: Told,
     image: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     **editing: Any,
@@ -52,7 +53,8 @@ def draw(
         chosen: settings by name.
         preview: called at every scale of every image.
         interrupt: called at every scale; what it raises ends the drawing.
-        told: called with what the user should know, a line each: unknown words; then seeds and settings.
+        warned: called with what of the prompts is not understood, a line each, before anything is drawn.
+        told: called with seeds and settings of what was drawn, the bundle's own among them.
         image: [B, h, w, 3] of floats, each enlarged, or redrawn where its mask is 1.
         mask: [B or 1, h, w] of floats.
 
@@ -63,9 +65,8 @@ def draw(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         asked = _asked(pipe, prompt, count, chosen, negative, image, masks, editing)
-    unknown = dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UnknownWordsWarning))
-    for line in unknown:
-        told(line)
+    for line in dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UnknownWordsWarning)):
+        warned(line)
     total = len(pipe.manifest.plan.steps) * len(asked)
     done = 0
 
@@ -76,12 +77,12 @@ def draw(
         preview(done, total, event.preview())
 
     output = pipe.draw(asked, scale_ended)
-    told("\n".join((*unknown, summary(output))))
+    told(summary(output))
     return np.stack([np.asarray(drawn, np.float32) / 255 for drawn in output.images])
 
 
 def summary(output: Output) -> str:
-    """Seeds and settings of what was drawn, in a line: the bundle's own among them."""
+    """Seeds and settings of what was drawn, in a line."""
     first, last = output.seeds[0], output.seeds[-1]
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
     named = ("guidance_scale", "tau", "top_p")

@@ -15,7 +15,7 @@ from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from fastvar.errors import InputError
+from fastvar.errors import FastvarError, InputError
 
 from . import bundles, drawing
 
@@ -34,10 +34,10 @@ def _folders() -> list[str]:
 
 
 def _tell(line: str) -> None:
-    """Show a line on the node that is running."""
-    context = get_executing_context()
+    """Show a line on the node that is running, to whoever has it run."""
+    server, context = PromptServer.instance, get_executing_context()
     if context is not None:
-        PromptServer.instance.send_progress_text(line, context.node_id, PromptServer.instance.client_id)
+        server.send_progress_text(line, context.node_id, server.client_id)
 
 
 def _make_room() -> None:
@@ -45,6 +45,11 @@ def _make_room() -> None:
     log.info("fastvar: too little free memory on the device, unloading ComfyUI's models")
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache(True)
+
+
+def _in_words(error: FastvarError) -> FastvarError:
+    """What the user has done wrong, without the way to where it was found: ComfyUI shows a traceback with it."""
+    return error.with_traceback(None)
 
 
 def _subject() -> list[Any]:
@@ -146,14 +151,23 @@ def _draw(pipeline: Any, prompt: str, seed: int, images: int, given: dict[str, A
     def preview(done: int, total: int, image: Any) -> None:
         bar.update_absolute(done, total, ("JPEG", image, args.preview_size))
 
+    lines: list[str] = []
+
     def told(line: str) -> None:
-        log.info("fastvar: %s", line)
-        _tell(line)
+        lines.append(line)
+        _tell("\n".join(lines))
+
+    def warned(line: str) -> None:
+        log.warning("fastvar: %s", line)
+        told(line)
 
     chosen = drawing.settings(seed, *(given.get(name, OWN) for name in ("guidance", "tau", "top_p")))
     interrupt = comfy.model_management.throw_exception_if_processing_interrupted
     negative = given.get("negative", "")
-    drawn = drawing.draw(pipeline, prompt, images, chosen, negative, preview, interrupt, told, **more)
+    try:
+        drawn = drawing.draw(pipeline, prompt, images, chosen, negative, preview, interrupt, warned, told, **more)
+    except FastvarError as error:
+        raise _in_words(error) from None
     return io.NodeOutput(torch.from_numpy(drawn))
 
 
@@ -170,14 +184,6 @@ class LoadBundle(io.ComfyNode):
             description="Load a bundle, a folder made by `fastvar build`, from models/fastvar.",
             inputs=[
                 io.Combo.Input("bundle", options=names, tooltip="Folders in models/fastvar that hold a manifest.json."),
-                io.Int.Input(
-                    "threads",
-                    default=0,
-                    min=0,
-                    max=1024,
-                    optional=True,
-                    tooltip="CPU threads. 0 is the library's choice; 1 on a machine that is busy.",
-                ),
                 io.String.Input(
                     "memory",
                     default="",
@@ -206,8 +212,11 @@ class LoadBundle(io.ComfyNode):
         return bundle, bundles.version(found) if found else 0
 
     @classmethod
-    def execute(cls, bundle: str, threads: int = 0, memory: str = "") -> io.NodeOutput:
-        pipeline = bundles.load(bundle, _folders(), threads, memory, _make_room)
+    def execute(cls, bundle: str, memory: str = "") -> io.NodeOutput:
+        try:
+            pipeline = bundles.load(bundle, _folders(), memory, _make_room)
+        except FastvarError as error:
+            raise _in_words(error) from None
         _tell(bundles.described(pipeline))
         return io.NodeOutput(pipeline)
 

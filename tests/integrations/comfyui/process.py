@@ -40,7 +40,7 @@ import json, sys
 import numpy
 from fastvar import Pipeline
 bundle, method, arguments, out = sys.argv[1:]
-drawn = getattr(Pipeline.load(bundle), method)(**json.loads(arguments))
+drawn = getattr(Pipeline.load(bundle, threads=1), method)(**json.loads(arguments))
 numpy.save(out, numpy.stack([numpy.asarray(image) for image in drawn.images]))
 """
 NODES = "fastvar-nodes"  # the pack's folder in custom_nodes
@@ -121,9 +121,7 @@ class ComfyUI:
         assert isinstance(found, dict)
         return found
 
-    def run(
-        self, prompt: Prompt, metadata: bool = False, on_message: Callable[[Run], None] | None = None
-    ) -> Run:
+    def run(self, prompt: Prompt, metadata: bool = False, on_message: Callable[[Run], None] | None = None) -> Run:
         """Run a workflow to its end.
 
         Args:
@@ -201,7 +199,7 @@ def comfyui(base: Path, bundles: Mapping[str, Path]) -> Iterator[ComfyUI]:
     port = _free_port()
     options = ["--cpu", "--base-directory", str(base), "--listen", "127.0.0.1", "--port", str(port)]
     options += ["--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
-    environment = {**os.environ, "PYTHONPATH": str(base / "source")}
+    environment = {**os.environ, "PYTHONPATH": str(base / "source"), "FASTVAR_THREADS": "1"}
     log = base / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(

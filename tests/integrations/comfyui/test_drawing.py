@@ -41,13 +41,14 @@ def pack(models: Path) -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def pipe(pack: ModuleType, models: Path) -> Pipeline:
-    found = pack.bundles.load("demo", [str(models)], threads=1)
+    found = pack.bundles.load("demo", [str(models)])
     assert isinstance(found, Pipeline)
     return found
 
 
 def draw(pack: ModuleType, pipe: Pipeline, prompt: str = "a red circle", count: int = 1, **more: Any) -> np.ndarray:
-    given = {"chosen": OWN, "negative": "", "preview": lambda *_: None, "interrupt": lambda: None, **more}
+    given = {"chosen": OWN, "negative": "", "preview": lambda *_: None, "interrupt": lambda: None}
+    given |= {"warned": lambda line: None, "told": lambda line: None, **more}
     found = pack.drawing.draw(pipe, prompt, count, **given)
     assert isinstance(found, np.ndarray)
     return found
@@ -77,17 +78,15 @@ def test_bundles_are_listed_by_name(pack: ModuleType, models: Path):
 
 def test_a_bundle_stays_loaded_while_somebody_holds_it(pack: ModuleType, models: Path, pipe: Pipeline):
     folders = [str(models)]
-    assert pack.bundles.load("demo", folders, threads=1) is pipe
-    other = pack.bundles.load("classes", folders, threads=1)
+    assert pack.bundles.load("demo", folders) is pipe
+    other = pack.bundles.load("classes", folders)
     assert len(pack.bundles._loaded) == 2
     del other
-    assert pack.bundles.load("demo", folders, threads=2) is not pipe
+    assert pack.bundles.load("demo", folders, "9GiB") is not pipe
     assert [key[0].name for key in pack.bundles._loaded] == ["demo"]
 
 
-def test_room_is_made_once_where_memory_is_short(
-    pack: ModuleType, models: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_room_is_made_once_where_memory_is_short(pack: ModuleType, models: Path, monkeypatch: pytest.MonkeyPatch):
     loads, rooms = [], []
 
     def load(path: Path, **options: Any) -> object:
@@ -98,20 +97,30 @@ def test_room_is_made_once_where_memory_is_short(
 
     monkeypatch.setattr(pack.bundles.Pipeline, "load", load)
     needed = 1
-    pack.bundles.load("demo", [str(models)], 3, " 1GiB ", lambda: rooms.append(1))
-    assert loads == [{"threads": 3, "memory_budget": "1GiB"}] * 2
+    pack.bundles.load("demo", [str(models)], " 1GiB ", lambda: rooms.append(1))
+    assert loads == [{"threads": None, "memory_budget": "1GiB"}] * 2
     needed = 9
     with pytest.raises(DeviceMemoryError):
-        pack.bundles.load("demo", [str(models)], 4, "", lambda: rooms.append(1))
+        pack.bundles.load("demo", [str(models)], "2GiB", lambda: rooms.append(1))
     assert len(loads) == 4
     assert len(rooms) == 2
+
+
+def test_threads_are_those_that_the_process_was_started_with(pack: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FASTVAR_THREADS", "3")
+    assert pack.bundles.threads() == 3
+    monkeypatch.setenv("FASTVAR_THREADS", " ")
+    assert pack.bundles.threads() is None
+    monkeypatch.setenv("FASTVAR_THREADS", "many")
+    with pytest.raises(InputError, match="FASTVAR_THREADS is 'many'\nexpected: a number of CPU threads"):
+        pack.bundles.threads()
 
 
 def test_a_bundle_is_told_in_a_line(pack: ModuleType, models: Path, pipe: Pipeline):
     scales = len(pipe.manifest.plan.steps)
     told = pack.bundles.described(pipe)
     assert told == f"infinity: 256x256 of prompts, {scales} scales; enlarges and in-paints"
-    assert "of class labels" in pack.bundles.described(pack.bundles.load("classes", [str(models)], threads=1))
+    assert "of class labels" in pack.bundles.described(pack.bundles.load("classes", [str(models)]))
 
 
 def test_images_are_the_pipelines(pack: ModuleType, pipe: Pipeline):
@@ -149,7 +158,7 @@ def test_masks_are_one_for_all_images_or_one_for_each(pack: ModuleType, pipe: Pi
 
 
 def test_a_prompt_is_a_class_where_classes_are_drawn(pack: ModuleType, models: Path):
-    pipe = pack.bundles.load("classes", [str(models)], threads=1)
+    pipe = pack.bundles.load("classes", [str(models)])
     assert np.array_equal(levels(draw(pack, pipe, "3")), own(pipe(class_labels=3, seed=7).images))
 
 
@@ -175,15 +184,13 @@ def test_interrupted_within_a_scale_it_draws_on_afterwards(pack: ModuleType, pip
 
 
 def test_the_user_is_told_of_seeds_settings_and_unknown_words(pack: ModuleType, pipe: Pipeline):
+    warned: list[str] = []
     told: list[str] = []
-    draw(pack, pipe, "a red zeppelin", count=2, told=told.append)
-    unknown, summary = told
-    assert unknown == "the tokenizer does not know: 'zeppelin' (prompt); the image cannot follow them"
+    draw(pack, pipe, "a red zeppelin", count=2, warned=warned.append, told=told.append)
+    assert warned == ["the tokenizer does not know: 'zeppelin' (prompt); the image cannot follow them"]
     settings = pipe("a red circle", seed=7).settings
-    assert summary == (
-        f"{unknown}\nseeds 7 to 8, guidance_scale {settings['guidance_scale']:g}, tau {settings['tau']:g}, "
-        f"top_p {settings['top_p']:g}"
-    )
+    own = (f"{name} {settings[name]:g}" for name in ("guidance_scale", "tau", "top_p"))
+    assert told == [", ".join(("seeds 7 to 8", *own))]
 
 
 def test_what_cannot_be_drawn_is_told_in_words(pack: ModuleType, pipe: Pipeline):

@@ -24,6 +24,7 @@ from .workflows import FILES, Prompt, as_prompt, workflow
 pytestmark = needs_comfyui
 LOAD, DRAW = "1", "2"  # ids of generate.json
 EDIT = "3"  # of the others
+RED, GREEN = (f"a large red circle above a small {color} square on a white background" for color in ("blue", "green"))
 MANY = 64  # images that are interrupted long before they are done
 
 
@@ -102,7 +103,11 @@ def test_example_workflows_are_among_comfyuis_templates(server: ComfyUI):
 
 def test_a_bundle_that_comes_is_listed_without_a_restart(server: ComfyUI):
     def listed() -> list[str]:
-        return list(server.get("/object_info/FastvarLoadBundle")["FastvarLoadBundle"]["input"]["required"]["bundle"][1]["options"])
+        return list(
+            server.get("/object_info/FastvarLoadBundle")["FastvarLoadBundle"]["input"]["required"]["bundle"][1][
+                "options"
+            ]
+        )
 
     assert listed() == ["classes", "demo", "plain"]
     (server.models / "later").symlink_to(server.models / "demo")
@@ -117,15 +122,14 @@ def test_images_are_the_pipelines_and_every_scale_is_previewed(server: ComfyUI, 
     prompt = given(infos, "generate", seed=11)
     count = prompt[DRAW]["inputs"]["images"]
     run = server.run(prompt)
-    text = prompt[DRAW]["inputs"]["prompt"]
-    assert equal(run.images, server.drawn("demo", prompt=text, seed=11, num_images=count))
+    assert equal(run.images, server.drawn("demo", prompt=RED, seed=11, num_images=count))
     total = scales * count
     assert [(value, most) for value, most, node in run.progress if node == DRAW] == [
         (done, total) for done in range(1, total + 1)
     ]
     assert len(run.previews) == total
     assert {image.size for _, image in run.previews} == {(512, 512)}  # --preview-size, to which ComfyUI resizes
-    assert json.loads(run.images[0].info["prompt"]) == prompt
+    assert json.loads(run.images[0].info["prompt"])[DRAW] == prompt[DRAW]
 
 
 def test_previews_say_of_which_node_they_are(server: ComfyUI, infos: dict[str, Any], scales: int):
@@ -140,14 +144,14 @@ def test_the_same_again_is_not_drawn_again(server: ComfyUI, infos: dict[str, Any
     assert again.progress == []
     other = server.run(given(infos, "generate", seed=14, images=1))
     assert other.cached == {LOAD}
-    assert equal(other.images, server.drawn("demo", prompt="a red circle above a blue square", seed=14))
+    assert equal(other.images, server.drawn("demo", prompt=RED, seed=14))
     assert not equal(other.images, [np.asarray(first.images[0])])
 
 
 def test_settings_are_the_bundles_own_or_those_given(server: ComfyUI, infos: dict[str, Any]):
     run = server.run(given(infos, "generate", seed=15, images=1, guidance=2.5, tau=0.7, top_p=0.9, negative="blue"))
     own = {"guidance_scale": 2.5, "tau": 0.7, "top_p": 0.9, "negative_prompt": "blue"}
-    assert equal(run.images, server.drawn("demo", prompt="a red circle above a blue square", seed=15, **own))
+    assert equal(run.images, server.drawn("demo", prompt=RED, seed=15, **own))
     assert (DRAW, "seed 15, guidance_scale 2.5, tau 0.7, top_p 0.9") in run.words
     plain = server.run(given(infos, "generate", seed=15, images=2))
     assert any(node == DRAW and line.startswith("seeds 15 to 16, guidance_scale ") for node, line in plain.words)
@@ -163,10 +167,9 @@ def test_an_image_is_enlarged(server: ComfyUI, infos: dict[str, Any], scales: in
     small = server.base / "input" / "small.png"
     photo(96, 64).save(small)
     run = server.run(given(infos, "upscale", file="small.png", seed=17))
-    text = "a red circle"
-    assert equal(run.images, server.drawn("demo", "upscale", image=str(small), prompt=text, seed=17, fit="crop"))
+    assert equal(run.images, server.drawn("demo", "upscale", image=str(small), prompt=RED, seed=17, fit="crop"))
     kept = server.run(given(infos, "upscale", file="small.png", seed=17, keep_scales=2))
-    own = {"image": str(small), "prompt": text, "seed": 17, "fit": "crop", "keep_scales": 2}
+    own = {"image": str(small), "prompt": RED, "seed": 17, "fit": "crop", "keep_scales": 2}
     assert equal(kept.images, server.drawn("demo", "upscale", **own))
     assert not equal(kept.images, [np.asarray(run.images[0])])
     assert 0 < len(run.previews) <= scales
@@ -178,7 +181,7 @@ def test_a_part_is_drawn_anew(server: ComfyUI, infos: dict[str, Any]):
     run = server.run(given(infos, "inpaint", file="holed.png", seed=18))
     whole = server.base / "temp" / "whole.png"
     photo().save(whole)
-    own = {"image": str(whole), "mask": str(holed), "prompt": "a yellow triangle", "seed": 18}
+    own = {"image": str(whole), "mask": str(holed), "prompt": GREEN, "seed": 18}
     assert equal(run.images, server.drawn("demo", "inpaint", **own))
     assert np.array_equal(np.asarray(run.images[0])[:32], np.asarray(photo())[:32])
 
@@ -189,11 +192,14 @@ def test_a_batch_is_enlarged_image_by_image(server: ComfyUI, infos: dict[str, An
         photo(64, 64, turned=bool(place)).save(file)
     prompt = given(infos, "upscale", file=files[0].name, seed=19)
     prompt["20"] = {"class_type": "LoadImage", "inputs": {"image": files[1].name}}
-    prompt["21"] = {"class_type": "ImageBatch", "inputs": {"image1": prompt[EDIT]["inputs"]["image"], "image2": ["20", 0]}}
+    prompt["21"] = {
+        "class_type": "ImageBatch",
+        "inputs": {"image1": prompt[EDIT]["inputs"]["image"], "image2": ["20", 0]},
+    }
     prompt[EDIT]["inputs"]["image"] = ["21", 0]
     run = server.run(prompt)
     own = [
-        server.drawn("demo", "upscale", image=str(file), prompt="a red circle", seed=19 + place)[0]
+        server.drawn("demo", "upscale", image=str(file), prompt=RED, seed=19 + place)[0]
         for place, file in enumerate(files)
     ]
     assert equal(run.images, own)
@@ -207,8 +213,8 @@ def test_interrupted_within_a_scale_it_draws_on_afterwards(server: ComfyUI, info
 
     def stop(run: Run) -> None:
         if len(run.previews) == 2 * scales and not stopped:
-            stopped.append(len(run.previews))
             server.post("/interrupt")
+            stopped.append(len(run.previews))
 
     run = server.run(given(infos, "generate", seed=20, images=MANY), on_message=stop)
     assert run.end == "execution_interrupted"
@@ -216,7 +222,7 @@ def test_interrupted_within_a_scale_it_draws_on_afterwards(server: ComfyUI, info
     assert run.images == []
     assert len(run.previews) < scales * MANY / 2
     after = server.run(given(infos, "generate", seed=20, images=1))
-    assert equal(after.images, server.drawn("demo", prompt="a red circle above a blue square", seed=20))
+    assert equal(after.images, server.drawn("demo", prompt=RED, seed=20))
     assert LOAD in after.cached
 
 
@@ -270,13 +276,17 @@ def test_what_cannot_be_drawn_is_told_in_words(server: ComfyUI, infos: dict[str,
     assert data["node_type"].startswith("Fastvar")
     assert data["exception_type"].startswith("fastvar.errors.")
     assert "Traceback" not in run.error
+    assert "/nodes.py" in data["traceback"][-1]  # not where in fastvar it was found
     assert re.search(words, run.error), run.error
     assert server.run(given(infos, "generate", seed=21, images=1)).end == "execution_success"
 
 
 def test_unknown_words_are_told_on_the_node(server: ComfyUI, infos: dict[str, Any]):
     run = server.run(given(infos, "generate", prompt="a red zeppelin", seed=22, images=1))
-    assert any(node == DRAW and "does not know: 'zeppelin'" in line for node, line in run.words)
+    unknown = "the tokenizer does not know: 'zeppelin' (prompt); the image cannot follow them"
+    first, last = (line for node, line in run.words if node == DRAW)
+    assert first == unknown
+    assert last.startswith(f"{unknown}\nseed 22, guidance_scale ")
 
 
 # How long a bundle stays

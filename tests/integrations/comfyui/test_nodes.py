@@ -111,12 +111,12 @@ def test_what_is_chosen_of_a_list_is_checked(pack: ModuleType):
 
 def test_a_bundle_that_was_built_anew_has_another_fingerprint(pack: ModuleType, bundles: dict[str, Path]):
     changed = (bundles["demo"] / "manifest.json").stat().st_mtime_ns
-    assert pack.LoadBundle.fingerprint_inputs("demo", threads=1, memory="") == ("demo", changed)
+    assert pack.LoadBundle.fingerprint_inputs("demo", memory="") == ("demo", changed)
     assert pack.LoadBundle.fingerprint_inputs("none") == ("none", 0)
 
 
 def loaded(pack: ModuleType) -> Pipeline:
-    (found,) = pack.LoadBundle.execute("demo", threads=1).args
+    (found,) = pack.LoadBundle.execute("demo").args
     assert isinstance(found, Pipeline)
     return found
 
