@@ -10,7 +10,7 @@ except ModuleNotFoundError as error:
     if error.name != "fastvar":
         raise
     raise ModuleNotFoundError(
-        'the fastvar nodes need fastvar in ComfyUI\'s environment: python -m pip install "fastvar-runtime[onnxruntime]"',
+        'these nodes need fastvar in ComfyUI\'s environment: python -m pip install "fastvar-runtime[onnxruntime]"',
         name="fastvar",
     ) from None
 

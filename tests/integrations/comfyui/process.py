@@ -145,7 +145,7 @@ class ComfyUI:
         return run
 
     def drawn(self, bundle: str, method: str = "__call__", **arguments: Any) -> list[np.ndarray]:
-        """What `Pipeline` itself draws of a bundle of the models, in the same Python. Images are given by their path."""
+        """What `Pipeline` draws of a bundle of the models, in the same Python. Images are given by their path."""
         out = self.base / "temp" / f"{uuid.uuid4().hex}.npy"
         given = [str(self.models / bundle), method, json.dumps(arguments), str(out)]
         subprocess.run([self.python, "-c", DRAW, *given], env=self.environment, check=True)
@@ -186,7 +186,7 @@ def _note(run: Run, message: str | bytes) -> None:
 
 @contextlib.contextmanager
 def comfyui(base: Path, bundles: Mapping[str, Path]) -> Iterator[ComfyUI]:
-    """ComfyUI from COMFYUI_DIR with its folders at `base`: the pack linked into them, and copies of bundles, by name."""
+    """ComfyUI from COMFYUI_DIR, its folders at `base`: the pack linked into them, and copies of bundles, by name."""
     folder = os.environ[FOLDER]
     assert (Path(folder) / "main.py").is_file(), f"{FOLDER} {folder} holds no main.py"
     python = os.environ.get(PYTHON, sys.executable)

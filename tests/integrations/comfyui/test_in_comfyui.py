@@ -7,7 +7,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from PIL import Image
 from fastvar import Pipeline
 
 from . import stand_in
-from .process import NODES, ComfyUI, Refused, Run, comfyui, needs_comfyui
+from .conftest import photo
+from .process import NODES, ComfyUI, Refused, Run, needs_comfyui
 from .workflows import FILES, Prompt, as_prompt, workflow
 
 pytestmark = needs_comfyui
@@ -29,35 +29,9 @@ MANY = 64  # images that are interrupted long before they are done
 
 
 @pytest.fixture(scope="module")
-def server(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
-    base = tmp_path_factory.mktemp("comfyui")
-    with comfyui(base, bundles) as found:
-        photo().save(base / "input" / "example.png")  # the picture that ComfyUI brings
-        yield found
-
-
-@pytest.fixture(scope="module")
-def infos(server: ComfyUI) -> dict[str, Any]:
-    return server.infos()
-
-
-@pytest.fixture(scope="module")
 def scales(bundles: dict[str, Path]) -> int:
     with Pipeline.load(bundles["demo"], threads=1) as pipe:
         return len(pipe.manifest.plan.steps)
-
-
-def photo(width: int = 256, height: int = 256, hole: bool = False, turned: bool = False) -> Image.Image:
-    """A picture; with a hole, where it is transparent, as ComfyUI's mask editor leaves it."""
-    grey = Image.linear_gradient("L").resize((width, height))
-    colours = Image.merge("RGB", (grey, grey.rotate(90 if width == height else 180), grey.rotate(180)))
-    if turned:
-        colours = colours.transpose(Image.Transpose.ROTATE_90)
-    if hole:
-        alpha = Image.new("L", (width, height), 255)
-        alpha.paste(0, (width // 4, height // 4, 3 * width // 4, 3 * height // 4))
-        colours.putalpha(alpha)
-    return colours
 
 
 def given(infos: dict[str, Any], name: str, **inputs: Any) -> Prompt:

@@ -1,4 +1,4 @@
-"""The nodes with a stand-in for ComfyUI: their inputs, what they hand on, the example workflows, the registry's rules."""
+"""The nodes with a stand-in for ComfyUI: their inputs, what they hand on; example workflows; the registry's rules."""
 
 from __future__ import annotations
 
