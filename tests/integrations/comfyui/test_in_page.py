@@ -34,8 +34,10 @@ def page(server: ComfyUI) -> Iterator[Page]:
 def open_template(page: Page, name: str) -> None:
     """As a user does: Browse Templates, the pack, the picture."""
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.get_by_text(NODES, exact=True).first.click()
-    page.get_by_text(name, exact=True).first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text(NODES, exact=True).first.click()
+    dialog.get_by_text(name, exact=True).first.click()
+    dialog.wait_for(state="hidden")
     page.wait_for_function(f"app.extensionManager.workflow.activeWorkflow?.filename.startsWith('{name}')")
 
 
