@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from fastvar import Pipeline
-    from fastvar.runtime.output import Output, ScaleEvent
+    from fastvar.runtime.output import ScaleEvent
+    from fastvar.runtime.requests.passes import ImageRequest
 
 BUNDLES_OWN = -1.0  # a number that stands for the bundle's own setting
 FITS = ("crop", "exact")
@@ -53,8 +54,8 @@ def draw(
         chosen: settings by name.
         preview: called at every scale of every image.
         interrupt: called at every scale; what it raises ends the drawing.
-        warned: called with what of the prompts is not understood, a line each, before anything is drawn.
-        told: called with seeds and settings of what was drawn, the bundle's own among them.
+        warned: called with what of the prompts is not understood, a line each.
+        told: called with seeds and settings of what is drawn, the bundle's own among them, before it is.
         image: [B, h, w, 3] of floats, each enlarged, or redrawn where its mask is 1.
         mask: [B or 1, h, w] of floats.
 
@@ -67,6 +68,7 @@ def draw(
         asked = _asked(pipe, prompt, count, chosen, negative, image, masks, editing)
     for line in dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UnknownWordsWarning)):
         warned(line)
+    told(summary(asked))
     total = len(pipe.manifest.plan.steps) * len(asked)
     done = 0
 
@@ -77,16 +79,15 @@ def draw(
         preview(done, total, event.preview())
 
     output = pipe.draw(asked, scale_ended)
-    told(summary(output))
     return np.stack([np.asarray(drawn, np.float32) / 255 for drawn in output.images])
 
 
-def summary(output: Output) -> str:
-    """Seeds and settings of what was drawn, in a line."""
-    first, last = output.seeds[0], output.seeds[-1]
+def summary(asked: Sequence[ImageRequest]) -> str:
+    """Seeds and settings of images, in a line."""
+    first, last, settings = asked[0].seed, asked[-1].seed, asked[0].record
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
     named = ("guidance_scale", "tau", "top_p")
-    return ", ".join((seeds, *(f"{name} {output.settings[name]:g}" for name in named if name in output.settings)))
+    return ", ".join((seeds, *(f"{name} {settings[name]:g}" for name in named if name in settings)))
 
 
 def _asked(
@@ -98,7 +99,7 @@ def _asked(
     images: np.ndarray | None,
     masks: Sequence[np.ndarray] | None,
     editing: dict[str, Any],
-) -> list[Any]:
+) -> list[ImageRequest]:
     """What is asked for, checked by the pipeline: the images of a generation, or one for each image that is given."""
     given = {
         "class_labels" if draws_classes(pipe) else "prompt": prompt,
@@ -108,11 +109,10 @@ def _asked(
     read = pipe.requests
     if images is None:
         return list(read.generation(**given, **chosen))
-    asked: list[Any] = []
+    asked: list[ImageRequest] = []
     for place, image in enumerate(images):
         own = {**given, **chosen, "seed": chosen["seed"] + place * count, **editing}
-        found = read.upscaling(image, **own) if masks is None else read.inpainting(image, masks[place], **own)
-        asked += found
+        asked += read.upscaling(image, **own) if masks is None else read.inpainting(image, masks[place], **own)
     return asked
 
 

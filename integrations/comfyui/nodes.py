@@ -75,7 +75,7 @@ def _subject() -> list[Any]:
 
 
 def _sampling() -> list[Any]:
-    about = f"{OWN:g} is the bundle's own value, which the node shows when it has drawn."
+    about = f"{OWN:g} is the bundle's own value, which the node shows when it runs."
     return [
         io.String.Input(
             "negative",

@@ -133,7 +133,8 @@ def test_a_node_draws_with_bar_previews_and_words(comfy: tuple[ModuleType, stand
     assert [(done, most, preview[0], preview[2]) for done, most, preview in there.bars] == [
         (done, total, "JPEG", 384) for done in range(1, total + 1)
     ]
-    assert there.lines[-1] == ("7", pack.nodes.drawing.summary(own))
+    asked = pipe.requests.generation("a red circle", seed=3, num_images=2, guidance_scale=2.0)
+    assert there.lines[-1] == ("7", pack.nodes.drawing.summary(asked))
 
 
 def test_images_and_masks_come_as_tensors(comfy: tuple[ModuleType, stand_in.Comfy]):
