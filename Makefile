@@ -18,7 +18,7 @@ LOWEST_VENV := .venv-lowest
 LOWEST_BUNDLE := $(LOWEST_VENV)/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-browser test-ray test-lowest test-cuda lint format train-demo bench bench-demo bench-batches bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
+.PHONY: help venv demo test test-slow test-browser test-ray test-comfyui test-lowest test-cuda lint format train-demo bench bench-demo bench-batches bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,6 +50,12 @@ test-slow: $(STAMP) ## run the slow tests: compilations, processes of their own,
 test-browser: $(STAMP) ## the server's page in Chromium: what it draws and tells, how it looks, and axe-core's rules
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[browser]"
 	$(PYTEST) -m browser
+
+# One ComfyUI for all of them: the tests run in one process.
+test-comfyui: $(STAMP) ## the nodes in a real ComfyUI: COMFYUI_DIR=FOLDER, COMFYUI_PYTHON=its Python
+	@test -n "$(COMFYUI_DIR)" || { echo "COMFYUI_DIR does not say where a ComfyUI is"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[browser]"
+	$(BIN)/python -m pytest --quiet tests/integrations/comfyui
 
 # Ray takes about 0.9 GB. Its tests run alone: a cluster that starts on a busy machine gives up.
 test-ray: ## drawing and serving on Ray, in an environment of their own

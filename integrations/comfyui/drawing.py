@@ -86,8 +86,8 @@ def summary(asked: Sequence[ImageRequest]) -> str:
     """Seeds and settings of images, in a line."""
     first, last, settings = asked[0].seed, asked[-1].seed, asked[0].record
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
-    named = ("guidance_scale", "tau", "top_p")
-    return ", ".join((seeds, *(f"{name} {settings[name]:g}" for name in named if name in settings)))
+    named = {"guidance": "guidance_scale", "tau": "tau", "top_p": "top_p"}  # as the nodes call them
+    return ", ".join((seeds, *(f"{own} {settings[name]:g}" for own, name in named.items() if name in settings)))
 
 
 def _asked(

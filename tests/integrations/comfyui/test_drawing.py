@@ -189,8 +189,8 @@ def test_the_user_is_told_of_seeds_settings_and_unknown_words(pack: ModuleType, 
     draw(pack, pipe, "a red zeppelin", count=2, warned=warned.append, told=told.append)
     assert warned == ["the tokenizer does not know: 'zeppelin' (prompt); the image cannot follow them"]
     settings = pipe("a red circle", seed=7).settings
-    own = (f"{name} {settings[name]:g}" for name in ("guidance_scale", "tau", "top_p"))
-    assert told == [", ".join(("seeds 7 to 8", *own))]
+    guidance, tau, top_p = (settings[name] for name in ("guidance_scale", "tau", "top_p"))
+    assert told == [f"seeds 7 to 8, guidance {guidance:g}, tau {tau:g}, top_p {top_p:g}"]
 
 
 def test_what_cannot_be_drawn_is_told_in_words(pack: ModuleType, pipe: Pipeline):

@@ -23,7 +23,7 @@ from .workflows import FILES, Prompt, as_prompt, workflow
 
 pytestmark = needs_comfyui
 LOAD, DRAW = "1", "2"  # ids of generate.json
-EDIT = "3"  # of the others
+EDIT, SMALLER = "3", "6"  # of the others
 RED, GREEN = (f"a large red circle above a small {color} square on a white background" for color in ("blue", "green"))
 MANY = 64  # images that are interrupted long before they are done
 
@@ -35,8 +35,12 @@ def scales(bundles: dict[str, Path]) -> int:
 
 
 def given(infos: dict[str, Any], name: str, **inputs: Any) -> Prompt:
-    """An example workflow with other values of the node that draws; `bundle` is the other node's, `file` the image."""
+    """An example workflow with other values of the node that draws; `bundle` is the other node's, `file` the image.
+    What makes that image small is left out.
+    """
     prompt = as_prompt(workflow(name), infos)
+    if name == "upscale":
+        prompt[EDIT]["inputs"]["image"] = prompt.pop(SMALLER)["inputs"]["image"]
     bundle, file = inputs.pop("bundle", None), inputs.pop("file", None)
     for node in prompt.values():
         kind = node["class_type"]
@@ -126,9 +130,9 @@ def test_settings_are_the_bundles_own_or_those_given(server: ComfyUI, infos: dic
     run = server.run(given(infos, "generate", seed=15, images=1, guidance=2.5, tau=0.7, top_p=0.9, negative="blue"))
     own = {"guidance_scale": 2.5, "tau": 0.7, "top_p": 0.9, "negative_prompt": "blue"}
     assert equal(run.images, server.drawn("demo", prompt=RED, seed=15, **own))
-    assert (DRAW, "seed 15, guidance_scale 2.5, tau 0.7, top_p 0.9") in run.words
+    assert (DRAW, "seed 15, guidance 2.5, tau 0.7, top_p 0.9") in run.words
     plain = server.run(given(infos, "generate", seed=15, images=2))
-    assert any(node == DRAW and line.startswith("seeds 15 to 16, guidance_scale ") for node, line in plain.words)
+    assert any(node == DRAW and line.startswith("seeds 15 to 16, guidance ") for node, line in plain.words)
 
 
 def test_classes_are_drawn_by_number(server: ComfyUI, infos: dict[str, Any]):
@@ -147,6 +151,12 @@ def test_an_image_is_enlarged(server: ComfyUI, infos: dict[str, Any], scales: in
     assert equal(kept.images, server.drawn("demo", "upscale", **own))
     assert not equal(kept.images, [np.asarray(run.images[0])])
     assert 0 < len(run.previews) <= scales
+
+
+def test_the_example_of_upscaling_runs_as_it_is(server: ComfyUI, infos: dict[str, Any]):
+    run = server.run(as_prompt(workflow("upscale"), infos))
+    assert [image.size for image in run.images] == [(256, 256)]
+    assert "Upscale" in infos["ImageScale"]["display_name"]  # as the workflow's note calls it
 
 
 def test_a_part_is_drawn_anew(server: ComfyUI, infos: dict[str, Any]):
@@ -260,7 +270,7 @@ def test_unknown_words_are_told_on_the_node(server: ComfyUI, infos: dict[str, An
     unknown = "the tokenizer does not know: 'zeppelin' (prompt); the image cannot follow them"
     first, last = (line for node, line in run.words if node == DRAW)
     assert first == unknown
-    assert last.startswith(f"{unknown}\nseed 22, guidance_scale ")
+    assert last.startswith(f"{unknown}\nseed 22, guidance ")
 
 
 # How long a bundle stays

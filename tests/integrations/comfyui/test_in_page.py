@@ -55,4 +55,4 @@ def test_an_example_workflow_runs_and_shows_its_images(page: Page, infos: dict[s
     page.get_by_role("button", name="Run", exact=True).click()
     page.wait_for_function(f"app.graph.getNodeById({SAVE}).imgs?.length === {count}")
     shown = page.evaluate(f"app.graph.getNodeById({DRAW}).widgets.map((widget) => String(widget.value))")
-    assert any(text.startswith("seeds 7 to ") and "guidance_scale" in text for text in shown)
+    assert any(text.startswith("seeds 7 to ") and ", guidance " in text for text in shown)

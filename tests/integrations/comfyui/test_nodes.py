@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastvar import Pipeline
 from fastvar.errors import InputError
@@ -28,6 +29,17 @@ else:
 # Nodes of ComfyUI itself that the example workflows use, as far as workflows depend on it.
 CORE: dict[str, Info] = {
     "LoadImage": {"input": {"required": {"image": [["example.png"], {"image_upload": True}]}}},
+    "ImageScale": {
+        "input": {
+            "required": {
+                "image": ["IMAGE"],
+                "upscale_method": [["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]],
+                "width": ["INT", {"min": 0, "max": 16384}],
+                "height": ["INT", {"min": 0, "max": 16384}],
+                "crop": [["disabled", "center"]],
+            }
+        }
+    },
     "SaveImage": {"input": {"required": {"images": ["IMAGE"], "filename_prefix": ["STRING", {"default": "ComfyUI"}]}}},
 }
 
@@ -206,4 +218,10 @@ def test_the_registry_takes_the_pack():
     package = tomllib.loads((PACK.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["requires-python"] == package["requires-python"]
     (dependency,) = project["dependencies"]
-    assert dependency.startswith(f"{package['name']}[onnxruntime]")
+    assert dependency == f"{package['name']}[onnxruntime]"
+    assert (PACK / "requirements.txt").read_text(encoding="utf-8") == f"{dependency}\n"
+    accelerators = {name for name in project["classifiers"] if name.startswith("Environment :: ")}
+    assert accelerators <= set(package["classifiers"])
+    for file in FILES:
+        with Image.open(file.with_suffix(".jpg")) as thumbnail:
+            assert thumbnail.format == "JPEG"
