@@ -25,7 +25,7 @@ def server(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     """A running ComfyUI; for tests that are marked `needs_comfyui`."""
     base = tmp_path_factory.mktemp("comfyui")
     with comfyui(base, bundles) as found:
-        photo().save(base / "input" / "example.png")  # the picture that ComfyUI brings
+        photo(hole=True).save(base / "input" / "example.png")  # the picture that ComfyUI brings, with a mask painted
         yield found
 
 

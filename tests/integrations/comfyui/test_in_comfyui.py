@@ -153,10 +153,11 @@ def test_an_image_is_enlarged(server: ComfyUI, infos: dict[str, Any], scales: in
     assert 0 < len(run.previews) <= scales
 
 
-def test_the_example_of_upscaling_runs_as_it_is(server: ComfyUI, infos: dict[str, Any]):
-    run = server.run(as_prompt(workflow("upscale"), infos))
-    assert [image.size for image in run.images] == [(256, 256)]
-    assert "Upscale" in infos["ImageScale"]["display_name"]  # as the workflow's note calls it
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_example_workflows_run_as_they_are(server: ComfyUI, infos: dict[str, Any], file: Path):
+    run = server.run(as_prompt(workflow(file.stem), infos))
+    assert {image.size for image in run.images} == {(256, 256)}
+    assert "Upscale" in infos["ImageScale"]["display_name"]  # as a workflow's note calls it
 
 
 def test_a_part_is_drawn_anew(server: ComfyUI, infos: dict[str, Any]):
