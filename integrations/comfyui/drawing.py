@@ -57,12 +57,12 @@ def draw(
         warned: called with what of the prompts is not understood, a line each.
         told: called with seeds and settings of what is drawn, the bundle's own among them, before it is.
         image: [B, h, w, 3] of floats, each enlarged, or redrawn where its mask is 1.
-        mask: [B or 1, h, w] of floats.
+        mask: [B or 1, h, w] of floats; some nodes give [h, w].
 
     Raises:
         FastvarError: what is asked for cannot be drawn.
     """
-    masks = None if mask is None else _of_each(mask, len(image if image is not None else mask))
+    masks = None if mask is None or image is None else _of_each(mask, len(image))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         asked = _asked(pipe, prompt, count, chosen, negative, image, masks, editing)
@@ -122,6 +122,7 @@ def _of_each(mask: np.ndarray, images: int) -> list[np.ndarray]:
     Raises:
         InputError: other numbers of masks, or nothing is masked.
     """
+    mask = mask.reshape(-1, *mask.shape[-2:])
     if len(mask) not in (1, images):
         raise InputError(f"{len(mask)} masks for {images} images", expected="one for all, or one for each")
     found = [one > 0.5 for one in mask]

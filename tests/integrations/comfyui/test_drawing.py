@@ -151,6 +151,7 @@ def test_masks_are_one_for_all_images_or_one_for_each(pack: ModuleType, pipe: Pi
     each = draw(pack, pipe, image=images, mask=np.concatenate([MASK, other]))
     same = draw(pack, pipe, image=images, mask=MASK)
     assert np.array_equal(each[0], same[0])
+    assert np.array_equal(draw(pack, pipe, image=images, mask=MASK[0]), same)
     assert np.array_equal(levels(same[1]), own(pipe.inpaint(PHOTO, MASK[0] > 0.5, "a red circle", seed=8).images)[0])
     assert np.array_equal(levels(each[1]), own(pipe.inpaint(PHOTO, other[0] > 0.5, "a red circle", seed=8).images)[0])
     with pytest.raises(InputError, match=r"3 masks for 2 images\nexpected: one for all, or one for each"):
