@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ..core.precision import Precision
+from ..core.precision import WEIGHT_FORMATS, Precision
 from ..core.provenance import source_digest
 from ..core.tensors import Launch, Scratch, TensorRef
 from ..errors import BackendError, BuildError, BundleError, InternalError
@@ -118,6 +118,15 @@ class Backend(ABC):
     def default_precision(self) -> str:
         """Element type to compute in where nobody asks for one."""
         return self.precisions[0]
+
+    def default_compute(self, weights: str | None) -> str:
+        """`default_precision`, but where weights stored so go with one element type alone.
+
+        Args:
+            weights: a name of WEIGHT_FORMATS, or None.
+        """
+        activations = WEIGHT_FORMATS.get(weights or "", ("", ""))[1]
+        return "bfloat16" if activations and self.quantises_activations else self.default_precision
 
     def accepts(self, library_version: str) -> bool:
         """Whether engines built with that library version run here: by default only with the very same one."""

@@ -53,7 +53,7 @@ def make_toolchain(
         FastvarError: a backend that is not installed, or a target or precision that it does not build for.
     """
     found = get_backend(backend, target=target)
-    numbers = parse_precision(precision, weights, default=found.default_precision)
+    numbers = parse_precision(precision, weights, default=found.default_compute(weights))
     if via is None:
         via = found.graph_form
     _check_via(via, found, numbers)

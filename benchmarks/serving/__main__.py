@@ -1,7 +1,9 @@
 """`python -m benchmarks.serving BUNDLE`: what a server gives many clients, against its pipeline alone on these cores.
 
-The pipeline alone, the server under k6's clients, and the pipeline alone again; resident memory every second, and the
-first preview of a stream of a server at rest. k6 and the server share the cores: its CPU seconds are told.
+First the server under k6's clients for as long as was asked; resident memory every second, and before that the first
+preview of a stream. Then both in turn, for a machine's speed drifts by more than what is looked for: rounds of the
+pipeline alone in a process that otherwise sleeps, and of the server under the same clients; the median of the rounds'
+ratios is what is told. k6 and the server share the cores: its CPU seconds are told.
 """
 
 from __future__ import annotations
@@ -31,25 +33,48 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 PROMPT = "a small red circle on a white background"
 WARM_S, SETTLED_S = 5.0, 60.0
+ROUNDS, ROUND_S, ROUND_WARM_S = 8, 15.0, 3.0
 
 
-def alone(bundle: Path, seconds: float) -> dict[str, Any]:
-    """Images a second of the pipeline by itself, in a process of its own, in passes as large as the bundle has."""
-    code = (
+class Alone:
+    """The pipeline by itself, in a process of its own: draws when it is asked, in passes as large as the bundle has."""
+
+    CODE = (
         "import sys, time, json\n"
         "from fastvar import Pipeline\n"
         "with Pipeline.load(sys.argv[1]) as pipe:\n"
-        "    most = pipe.batch_sizes['on'][-1]\n"
-        "    prompts, begun, images, counting = [sys.argv[3]] * most, time.monotonic(), 0, False\n"
-        f"    while (now := time.monotonic()) < begun + {WARM_S} + float(sys.argv[2]):\n"
-        f"        if not counting and now >= begun + {WARM_S}:\n"
-        "            counting, images, since = True, 0, now\n"
-        "        images += len(pipe(prompts, seed=images).images)\n"
-        "    print(json.dumps({'images': images, 'seconds': time.monotonic() - since, 'batch': most}))\n"
+        "    prompts = [sys.argv[2]] * pipe.batch_sizes['on'][-1]\n"
+        "    print(len(pipe(prompts, seed=0).images), flush=True)\n"
+        "    for line in sys.stdin:\n"
+        "        begun, images = time.monotonic(), 0\n"
+        "        while (spent := time.monotonic() - begun) < float(line):\n"
+        "            images += len(pipe(prompts, seed=images).images)\n"
+        "        print(images / spent, flush=True)\n"
     )
-    arguments = [sys.executable, "-c", code, str(bundle), str(seconds), PROMPT]
-    found: dict[str, Any] = json.loads(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
-    return found | {"images_per_s": found["images"] / found["seconds"]}
+
+    def __init__(self, bundle: Path) -> None:
+        arguments = [sys.executable, "-c", self.CODE, str(bundle), PROMPT]
+        self._process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.batch = int(self._read())
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            raise InputError("the pipeline ended", fix="try `fastvar generate` by hand")
+        return line
+
+    def images_per_s(self, seconds: float) -> float:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def __enter__(self) -> Alone:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._process.communicate()
 
 
 @contextmanager
@@ -89,9 +114,9 @@ class Watch:
         while not self._over.wait(1):
             self.samples.append((time.monotonic() - begun, resident_bytes(self._pid), images_drawn(self._url)))
 
-    def images_per_s(self, seconds: float) -> float:
+    def images_per_s(self, seconds: float, warm: float = WARM_S) -> float:
         """While all clients were there: after the warm-up, before the first of them stopped."""
-        busy = [(when, images) for when, _, images in self.samples if WARM_S <= when <= seconds]
+        busy = [(when, images) for when, _, images in self.samples if warm <= when <= seconds]
         (first, before), (last, after) = busy[0], busy[-1]
         return (after - before) / (last - first)
 
@@ -160,9 +185,24 @@ def loaded(url: str, clients: int, seconds: float, folder: Path) -> dict[str, An
     }
 
 
+def in_turn(alone: Alone, pid: int, url: str, clients: int, folder: Path) -> dict[str, Any]:
+    """Images a second of both, round after round; each begins every other round."""
+    rounds: list[dict[str, float]] = []
+
+    def served() -> float:
+        with Watch(pid, url) as watch:
+            loaded(url, clients, ROUND_S + ROUND_WARM_S, folder)
+        return watch.images_per_s(ROUND_S + ROUND_WARM_S, ROUND_WARM_S)
+
+    for number in range(ROUNDS):
+        ways = {"alone": lambda: alone.images_per_s(ROUND_S), "served": served}
+        order = list(ways)[:: 1 if number % 2 else -1]
+        found = {way: ways[way]() for way in order}
+        rounds.append({way: found[way] for way in ways} | {"ratio": found["served"] / found["alone"]})
+    return {"rounds": rounds, "served_of_alone": median(own["ratio"] for own in rounds)}
+
+
 def measure(bundle: Path, clients: int, seconds: float, options: Sequence[str]) -> dict[str, Any]:
-    share = min(seconds, 60.0)
-    before = alone(bundle, share)
     with server(bundle, options) as (process, url), tempfile.TemporaryDirectory() as folder:
         preview = first_preview(url)
         children, cpu = os.times(), cpu_seconds(process.pid)
@@ -170,17 +210,16 @@ def measure(bundle: Path, clients: int, seconds: float, options: Sequence[str]) 
             found = loaded(url, clients, seconds, Path(folder))
         after = os.times()
         found["server_cpu_s"] = cpu_seconds(process.pid) - cpu
+        with Alone(bundle) as alone:
+            turns = in_turn(alone, process.pid, url, clients, Path(folder))
     found["k6_cpu_s"] = after.children_user + after.children_system - children.children_user - children.children_system
-    later = alone(bundle, share)
-    own = (before["images_per_s"] + later["images_per_s"]) / 2
-    rate = watch.images_per_s(seconds)
     return {
         "clients": clients,
         "seconds": seconds,
         "options": list(options),
-        "alone": [before, later],
-        "served": found | {"images_per_s": rate},
-        "served_of_alone": rate / own,
+        "batch": alone.batch,
+        "served": found | {"images_per_s": watch.images_per_s(seconds)},
+        **turns,
         "resident_mib": [round(size / 2**20, 1) for _, size, _ in watch.samples[::10]],
         "resident_growth_after_first_minute": watch.growth_after_first_minute,
         **preview,

@@ -37,6 +37,7 @@ from .graph import tidy
 from .native import inductor_options, kernel_digest
 from .operators import ATTENTION, LINEAR, LINEAR_INT8, register
 from .passes import use_attention_kernel, use_int8_gelu, use_onednn_linear
+from .product_speed import fastest, product_speeds
 from .targets import (
     CPU,
     WITH_INT8_PRODUCTS,
@@ -44,7 +45,7 @@ from .targets import (
     best_cpu,
     check_cpu,
     compiler_options,
-    has_fast_bfloat16,
+    has_bfloat16_products,
     require_cpu_options,
 )
 
@@ -106,8 +107,13 @@ class AotInductorBackend(Backend):
 
     @property
     def default_precision(self) -> str:
-        """bfloat16 on GPUs and on CPUs that multiply it faster than fp32, else fp32."""
-        return "bfloat16" if not self._on_host or has_fast_bfloat16(self._torch) else "float32"
+        """bfloat16 on GPUs, and for CPUs with its products where this one was measured to be faster so; else fp32."""
+        if not self._on_host:
+            return "bfloat16"
+        target = best_cpu(self._torch) if self._target == CPU else self._target
+        if not has_bfloat16_products(target):
+            return "float32"
+        return fastest(product_speeds(self._torch, ("float32", "bfloat16")))
 
     def version(self) -> str:
         return str(self._torch.__version__)

@@ -25,9 +25,9 @@ def cpu_names() -> tuple[str, ...]:
     return tuple(_LEVELS)
 
 
-def has_fast_bfloat16(torch: Any) -> bool:
-    """Whether this CPU multiplies bfloat16 matrices faster than fp32 ones."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+def has_bfloat16_products(target: str) -> bool:
+    """Whether a CPU target has instructions for products of bfloat16 matrices."""
+    return target in ("cpu-avx512-bf16", "cpu-amx")
 
 
 def best_cpu(torch: Any) -> str:

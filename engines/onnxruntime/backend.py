@@ -1,8 +1,7 @@
 """onnxruntime on the CPU: the embedded default, and the reference for every step graph.
 
-An engine here is an ONNX graph, cleaned and rewritten for this library (rewriting.py). All sessions of a process
-share one thread pool and one memory arena: with a pool each, forty sessions of two spinning threads ran ten times
-slower and held three times the memory.
+An engine here is an ONNX graph, cleaned and rewritten for this library (rewriting.py). All sessions of a process share
+one memory arena; which threads they have, threads.py says.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...core.dtypes import BY_ONNXRUNTIME, element_type
-from ...core.platform import import_extra, usable_cores
+from ...core.platform import import_extra
 from ...core.precision import Precision
 from ...core.tensors import Launch, Scratch, TensorRef
 from ...errors import BackendError, BuildError
@@ -26,6 +25,7 @@ from ..spec import EngineSpec, TensorSpec
 from .estimates import library_bytes
 from .needs import graph_needs
 from .rewriting import rewritten
+from .threads import choose_pool, join_shared_pool
 
 TARGET = "cpu"
 # What onnxruntime would log as an error it also raises, and fastvar reports: only log what it dies of.
@@ -34,16 +34,16 @@ _FATAL_ONLY = 4
 # Blocks of 16 channels for convolutions whose weights are constants: here those are transforms of a single channel.
 UNHELPFUL = ("NchwcTransformer",)
 
-_shared_lock = threading.Lock()
-_shared_threads: int | None = None  # threads of the process-wide pool, once there is one
+_arena_lock = threading.Lock()
+_has_arena = False
 
 
 class OnnxRuntimeBackend(Backend):
     """onnxruntime's CPU execution provider.
 
     Args:
-        threads: size of the thread pool that all engines of the process share; by default one per usable core.
-            The pool is made when the first engine is built or loaded and cannot be resized.
+        threads: how many run an engine; by default one per usable core. Where all engines of the process share one
+            pool (see threads.py), the first of them decides.
 
     Raises:
         BackendError: onnxruntime is not installed.
@@ -137,17 +137,29 @@ class OnnxRuntimeBackend(Backend):
         )
 
     def _session(self, engine: bytes) -> Any:
-        _share_threads_and_memory(self._ort, self._threads)
+        _share_memory(self._ort)
+        try:
+            return self._session_of(engine)
+        except _library_errors(self._ort) as error:
+            if not join_shared_pool(error, self._threads):
+                raise
+            return self._session_of(engine)
+
+    def _session_of(self, engine: bytes) -> Any:
         options = self._ort.SessionOptions()
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
         # With a pattern, the second run would hold a block for all tensors beside what the first run left.
         options.enable_mem_pattern = False
-        options.use_per_session_threads = False
+        choose_pool(self._ort, _version_key(self.version()), self._threads, options)
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.log_severity_level = _FATAL_ONLY
         return self._ort.InferenceSession(
-            engine, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(UNHELPFUL)
+            engine,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(UNHELPFUL),
+            enable_fallback=False,  # there is no other provider; it would print what it tries
         )
 
 
@@ -181,30 +193,17 @@ class OrtEngine(Engine):
         return launch
 
 
-def _share_threads_and_memory(ort: Any, threads: int | None) -> None:
-    """Once per process: the thread pool and the arena that all sessions use.
+def _share_memory(ort: Any) -> None:
+    """Once per process: the arena that all sessions use.
 
     The arena doubles its regions: grown by exact requests instead, it kept a region for each size it ever saw.
     """
-    global _shared_threads
-    with _shared_lock:
-        if _shared_threads is not None:
-            if threads not in (None, _shared_threads):
-                raise BackendError(
-                    f"onnxruntime's threads are shared by the process and already number {_shared_threads}",
-                    expected=f"{_shared_threads} threads, not {threads}",
-                    fix="give the number of threads where the first pipeline is made",
-                )
-            return
-        wanted = threads or usable_cores()
-        try:
-            ort.set_global_thread_pool_sizes(wanted, 1)
-        except _library_errors(ort) as error:
-            if threads is not None:  # the embedding program has made a pool of a size of its own
-                raise BackendError(f"onnxruntime cannot be given {threads} threads: {error}") from error
-        memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-        ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, 0, -1, -1))
-        _shared_threads = wanted
+    global _has_arena
+    with _arena_lock:
+        if not _has_arena:
+            memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+            ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, 0, -1, -1))
+            _has_arena = True
 
 
 def _library_errors(ort: Any) -> tuple[type[Exception], ...]:

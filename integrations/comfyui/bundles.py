@@ -13,7 +13,7 @@ from fastvar.errors import DeviceMemoryError, InputError
 
 MANIFEST = "manifest.json"
 NO_BUNDLE = "(no bundle in models/fastvar)"
-# Of the process, not of a workflow: onnxruntime makes its threads once, for all that is drawn afterwards.
+# Of the process, not of a workflow: where engines share one pool of threads, the first that draws decides its size.
 THREADS = "FASTVAR_THREADS"
 # ComfyUI keeps what a node gave as long as a workflow may want it again. A pipeline lives as long, so that "unload
 # models" and another bundle free its memory.

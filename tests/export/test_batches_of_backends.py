@@ -84,7 +84,9 @@ def test_numbers_that_are_not_finite_stay_in_their_image(engine_cache: Path, tmp
             np.testing.assert_allclose(found[:, image], expected[:, 0], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["infinity", pytest.param("hart", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family", ["infinity", *(pytest.param(name, marks=pytest.mark.slow) for name in ("var", "hart"))]
+)
 def test_tensorrt_rtx_is_built_and_fused(family: str, engine_cache: Path, tmp_path: Path):
     """No GPU runs them here: rows, shapes and attention kernels of passes of two images."""
     pytest.importorskip("tensorrt_rtx")

@@ -70,6 +70,13 @@ def test_only_aotinductor_quantises_activations(name):
         backend.check_precision(W8A8)
 
 
+def test_quantised_activations_are_rounded_to_bf16_whatever_the_default(monkeypatch):
+    monkeypatch.setattr(backend_class("aotinductor"), "default_precision", "float32")
+    monkeypatch.setattr(cpu_target, "_offered", lambda torch: cpu_target.cpu_names()[:3])
+    assert make_toolchain("aotinductor", weights="w8a8").precision == W8A8
+    assert make_toolchain("aotinductor", weights="int8").precision == Precision("float32", "int8")
+
+
 def test_quantised_activations_need_integer_products(monkeypatch):
     backend = get_backend("aotinductor")
     monkeypatch.setattr(cpu_target, "_offered", lambda torch: cpu_target.cpu_names())

@@ -162,13 +162,17 @@ class CodeSamplingHead(SamplingHeadStep):
     def added(self, summed: Tensor, embedded: Tensor, named: Tensors, weights: Weights) -> Tensor:
         """The running sum with this scale's embedded codes [L * B, Cv]."""
         if self.size == self.final:
-            grid = self.grids(embedded, (summed.shape[2], summed.shape[3]))
+            size = (summed.shape[2], summed.shape[3])
+            grid = self.grids(embedded, size)
+            # TensorRT-RTX 1.7 fails where codes reach both a convolution and its sum in the same layout.
+            unsmoothed = self.grids((1 - PHI_SHARE) * embedded, size)
         else:
             grid = self.grids(embedded, (self.enlarge_0.shape[1], self.enlarge_1.shape[1]))
             grid = self.enlarge_0 @ grid @ self.enlarge_1.t()
+            unsmoothed = (1 - PHI_SHARE) * grid
         if self.phi:
             smoothed = F.conv2d(grid, weights[f"{self.phi}.weight"], weights[f"{self.phi}.bias"], padding=1)
-            grid = PHI_SHARE * smoothed + (1 - PHI_SHARE) * grid
+            grid = PHI_SHARE * smoothed + unsmoothed
         return summed + grid
 
 

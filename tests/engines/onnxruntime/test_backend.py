@@ -15,7 +15,7 @@ from fastvar.engines.onnxruntime.backend import OnnxRuntimeBackend, OrtEngine
 from fastvar.engines.onnxruntime.needs import graph_needs
 from fastvar.engines.registry import BACKEND_NAMES, get_backend
 from fastvar.errors import BackendError, BuildError, BundleError, InternalError
-from tests.models.small_bundle import ROOT, graph, linear, linear_spec, tensor
+from tests.models.small_bundle import graph, linear, linear_spec, tensor
 
 
 @pytest.fixture(scope="module")
@@ -270,30 +270,6 @@ def test_unknown_backend_lists_the_known_ones():
 def test_threads_must_be_positive():
     with pytest.raises(BackendError, match="0 threads"):
         OnnxRuntimeBackend(threads=0)
-
-
-def test_the_shared_pool_cannot_be_resized(backend):
-    backend.build(linear())
-    with pytest.raises(BackendError, match="already number"):
-        OnnxRuntimeBackend(threads=977).build(linear())
-
-
-_MANY_SESSIONS = """
-import sys
-from tests.models.small_bundle import linear, linear_spec
-from fastvar.engines.registry import get_backend
-backend = get_backend("onnxruntime", threads=3)
-engine, spec = backend.build(linear()).engine, linear_spec(backend.version())
-count = lambda: int(open("/proc/self/status").read().split("Threads:")[1].split()[0])
-before = count()
-engines = [backend.load(engine, spec) for _ in range(40)]
-sys.exit(count() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_forty_engines_share_their_threads():
-    assert subprocess.run([sys.executable, "-c", _MANY_SESSIONS], check=False, cwd=ROOT).returncode == 0
 
 
 def test_loading_needs_no_onnx_package(backend, tmp_path):
