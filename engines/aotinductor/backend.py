@@ -12,8 +12,8 @@ import tempfile
 import threading
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from ...core.precision import Precision
 from ...core.tensors import Launch, Scratch, TensorRef
 from ...errors import BackendError, BuildError
 from ..base import PROGRAM, Backend, CompiledEngine, Engine, check_bindings
+from ..cache.lock import FolderLock
 from ..device import Device, HostDevice, host_array
 from ..scratch_estimates import Computation, working_bytes
 from ..spec import EngineSpec
@@ -207,7 +208,7 @@ class AotInductorBackend(Backend):
                     program = moved_to_gpu(torch, program, f"{CUDA}:{torch.cuda.current_device()}")
                     options, kernels = gpu_options(torch), with_attention(torch, GpuTarget.parse(target).attention)
                     forget_kernels()
-                with kernels, arrays_declared_alike(torch):
+                with kernels, arrays_declared_alike(torch), _folder_of_its_own(program, target):
                     inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
             except BuildError:
                 raise
@@ -254,6 +255,31 @@ class AotInductorBackend(Backend):
         # Run by one thread at a time (`Library.turn`): else every run asks an event of the run before it, which a
         # capture refuses, and which waits for the GPU outside of one.
         return runners.AOTIModelContainerRunnerCuda(path, 1, CUDA, "", True)
+
+
+@contextmanager
+def _folder_of_its_own(program: Any, target: str) -> Iterator[None]:
+    """Where the compiler leaves its files while it compiles a program; nobody else writes there meanwhile.
+
+    Its own choice is a name by the program's source, in which sizes do not stand: programs that differ in nothing else,
+    compiled at the same time, would find each other's files, and a library could be linked with another's kernels.
+    The name is the same in every build, for it comes into the library.
+    """
+    config = import_extra("torch._inductor.config", "aotinductor")
+    cache = import_extra("torch._inductor.codecache", "aotinductor")
+    given = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
+    sizes = [(str(getattr(value, "dtype", "")), str(tuple(getattr(value, "shape", ())))) for value in given]
+    made_of = f"{target} {sizes} {program.graph_module.code}"
+    name = f"fastvar-{hashlib.sha256(made_of.encode()).hexdigest()[:40]}"
+    folder = Path(cache.cache_dir()) / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder)
+    lock.acquire(wait=True)
+    try:
+        with config.patch({"aot_inductor.output_path": name}):
+            yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)

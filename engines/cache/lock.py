@@ -29,8 +29,8 @@ class FolderLock:
         self._path = folder.with_name(folder.name + ".lock")
         self._handle: BinaryIO | None = None
 
-    def acquire(self) -> None:
-        """Take the lock, or fail at once.
+    def acquire(self, wait: bool = False) -> None:
+        """Take the lock; where another process holds it, fail at once, or wait for it.
 
         Raises:
             BundleError: another process holds it, the file system has no locks, or the lock file cannot be made.
@@ -43,7 +43,7 @@ class FolderLock:
                     f"cannot write {self._path}: {error.strerror}", fix="check the free space and the permissions"
                 ) from error
             try:
-                self._lock(handle)
+                self._lock(handle, wait)
                 if self._is_current(handle):
                     self._handle = handle
             finally:
@@ -58,11 +58,11 @@ class FolderLock:
         self._handle.close()
         self._handle = None
 
-    def _lock(self, handle: BinaryIO) -> None:
+    def _lock(self, handle: BinaryIO, wait: bool) -> None:
         if sys.platform == "win32":
             return
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise BundleError(
                 f"another build into {self._folder} is running",

@@ -1,3 +1,4 @@
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from fastvar.engines.aotinductor.backend import AotInductorBackend
 from fastvar.engines.aotinductor.engine_file import ProgramFile
 from fastvar.engines.base import PROGRAM
 from fastvar.engines.cache.engine_cache import EngineCache
+from fastvar.engines.cache.lock import FolderLock
 from fastvar.engines.registry import get_backend
 from fastvar.engines.spec import EngineSpec
 from fastvar.errors import BackendError, BuildError, BundleError
@@ -93,6 +95,38 @@ def test_refuses_bytes_that_are_no_program(backend: AotInductorBackend):
     for graph in (b"", b"no program", ProgramFile.of(b"").to_bytes()):
         with pytest.raises(BuildError, match="not a program that torch"):
             backend.build(graph, "cpu-avx2")
+
+
+def doubled(rows: int) -> bytes:
+    """A program of so many rows, as it is exported."""
+
+    class Doubled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + x
+
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(Doubled(), (torch.zeros(rows, 4),)), file)
+    return file.getvalue()
+
+
+def test_programs_are_compiled_apart_from_each_other(backend: AotInductorBackend, monkeypatch: pytest.MonkeyPatch):
+    """By programs that differ in a size alone, in folders of their own, which nobody else has meanwhile."""
+    folders: list[str] = []
+
+    def compiled(program: Any, package_path: str, inductor_configs: dict[str, Any]) -> None:
+        folders.append(torch._inductor.config.aot_inductor.output_path)
+        with pytest.raises(BundleError, match="another build into"):
+            FolderLock(Path(torch._inductor.codecache.cache_dir()) / folders[-1]).acquire()
+        raise RuntimeError("seen enough")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compiled)
+    for rows in (2, 3, 2):
+        with pytest.raises(BuildError, match="seen enough"):
+            backend.build(doubled(rows), "cpu-avx2")
+    assert folders[0] == folders[2] != folders[1]
+    free = FolderLock(Path(torch._inductor.codecache.cache_dir()) / folders[0])
+    free.acquire()
+    free.release()
 
 
 def test_refuses_engines_of_others(backend: AotInductorBackend):
