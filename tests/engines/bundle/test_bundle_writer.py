@@ -259,11 +259,11 @@ def test_a_lock_file_removed_while_waiting_is_not_taken_for_the_lock(tmp_path, m
     lock, real = FolderLock(tmp_path / "b"), FolderLock._lock
     seen = []
 
-    def removed_once(self, handle):
+    def removed_once(self, handle, wait):
         if not seen:
             self._path.unlink()
         seen.append(handle)
-        real(self, handle)
+        real(self, handle, wait)
 
     monkeypatch.setattr(FolderLock, "_lock", removed_once)
     lock.acquire()
