@@ -1,4 +1,4 @@
-"""Workers of Ray whose scales take as long as a file says; another file has a byte for every scale drawn."""
+"""Workers of Ray whose scales take as long as a file says; other files have a byte for every scale and pass drawn."""
 
 from __future__ import annotations
 
@@ -7,8 +7,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(os.environ.get("PACED", "."))
-PACE, SCALES = FOLDER / "pace", FOLDER / "scales"
+
+def folder() -> Path:
+    return Path(os.environ["PACED"])
+
+
+def pace() -> Path:
+    """Seconds of a scale."""
+    return folder() / "pace"
+
+
+def scales() -> Path:
+    """A byte for every scale of every pass that was served."""
+    return folder() / "scales"
+
+
+def passes(address: str) -> Path:
+    """A byte for every pass of a batch that a machine has drawn."""
+    return folder() / f"passes-{address}"
 
 
 def install() -> None:
@@ -19,8 +35,8 @@ def install() -> None:
 
     def told(self: ServedModel, units: Any, event: Any) -> None:
         if event.image == 0:
-            time.sleep(float(PACE.read_text()) if PACE.exists() else 0.0)
-            with SCALES.open("ab") as handle:
+            time.sleep(float(pace().read_text()) if pace().exists() else 0.0)
+            with scales().open("ab") as handle:
                 handle.write(b".")
         tell(self, units, event)
 

@@ -34,7 +34,7 @@ class Slow(Actor):
 
     def __init__(self, arguments: str) -> None:
         super().__init__(arguments)
-        pipe, passes = self._drawer._pipe, paced.FOLDER / f"passes-{get_node_ip_address()}"
+        pipe, passes = self._drawer._pipe, paced.passes(get_node_ip_address())
         draw = pipe.draw
 
         def slow(requests: Any, *rest: Any, **named: Any) -> Any:

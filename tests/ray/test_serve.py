@@ -28,7 +28,6 @@ from tests.serving.asking import EDITS, GENERATIONS, PROMPT, events, pixels
 
 pytest.importorskip("ray", reason="ray is not installed; `make test-ray` installs it")
 pytestmark = pytest.mark.ray
-SCALES = 7
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Client:
 
 
 def scales() -> int:
-    return paced.SCALES.stat().st_size if paced.SCALES.exists() else 0
+    return paced.scales().stat().st_size if paced.scales().exists() else 0
 
 
 def wait_for(found: Any, seconds: float = 60.0) -> None:
@@ -100,9 +99,9 @@ def wait_for(found: Any, seconds: float = 60.0) -> None:
 @pytest.fixture
 def pace() -> Iterator[Any]:
     """Sets the seconds of a scale."""
-    paced.SCALES.unlink(missing_ok=True)
-    yield lambda seconds: paced.PACE.write_text(str(seconds))
-    paced.PACE.unlink(missing_ok=True)
+    paced.scales().unlink(missing_ok=True)
+    yield lambda seconds: paced.pace().write_text(str(seconds))
+    paced.pace().unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")

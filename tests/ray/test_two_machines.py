@@ -70,7 +70,7 @@ def remove() -> None:
 
 
 def inside(space: str, command: Sequence[str], **options: object) -> subprocess.Popen[str]:
-    environment = os.environ | PATIENCE | {"PACED": str(paced.FOLDER)}
+    environment = os.environ | PATIENCE
     return subprocess.Popen(
         ["ip", "netns", "exec", space, *command],
         cwd=ROOT,
@@ -94,7 +94,8 @@ def node(space: str, log: Path) -> None:
 
 def passes() -> dict[str, int]:
     """Passes that the machines have drawn."""
-    return {path.name.partition("-")[2]: path.stat().st_size for path in paced.FOLDER.glob("passes-*")}
+    drawn = {address: paced.passes(address) for address in ADDRESSES.values()}
+    return {address: path.stat().st_size for address, path in drawn.items() if path.exists()}
 
 
 def wait_for_more(process: subprocess.Popen[str], before: dict[str, int], addresses: Sequence[str]) -> None:
@@ -108,8 +109,8 @@ def wait_for_more(process: subprocess.Popen[str], before: dict[str, int], addres
 @OUTAGE
 def test_a_link_that_fails_costs_time_and_no_image(link, batched_bundle: Path, tmp_path: Path, seconds: int):
     """For two seconds; and for so long that the machine is given up, and is started anew when the link is there."""
-    for file in paced.FOLDER.glob("passes-*"):
-        file.unlink()
+    for address in ADDRESSES.values():
+        paced.passes(address).unlink(missing_ok=True)
     node(HEAD, tmp_path / "head.log")
     node(WORKER, tmp_path / "worker.log")
     count = 120 if seconds < 10 else 300
