@@ -136,7 +136,7 @@ precisions: $(STAMP) ## score the demo in fp32, fp16, bf16 and with 8-bit weight
 # a network. GPU_RUN is a program that runs what was prepared.
 GPU_RUN := build/gpu/python
 define GPU_INSTALL
-	$(PYTHON) -m benchmarks.gpu_install --prepare build/gpu --venv $(GPU_VENV) $(if $(WHEELS),--wheels "$(WHEELS)")
+	$(PYTHON) -m benchmarks.gpu.install --prepare build/gpu --venv $(GPU_VENV) $(if $(WHEELS),--wheels "$(WHEELS)")
 endef
 
 gpu: ## on a machine with an NVIDIA GPU: truth, timings, gpu tests, one JSON, and on again after a stop; CACHE, WHEELS, GPU=OPTIONS
@@ -151,7 +151,7 @@ gpu-bench: ## there too: engines against eager torch, infinity_2b to 2048x2048; 
 gpu-pack: $(if $(PACK_RTX),$(STAMP)) ## engines of make gpu for CAPABILITY=sm90, made without a GPU; PACK_RTX=whole or halves packs that library
 	$(GPU_INSTALL)
 	$(GPU_RUN) -m benchmarks.gpu pack --out dist/gpu/cache --capability $(CAPABILITY) $(GPU)
-	$(if $(PACK_RTX),$(BIN)/python -m benchmarks.gpu_install --pack dist/gpu/wheels $(if $(filter halves,$(PACK_RTX)),--halves))
+	$(if $(PACK_RTX),$(BIN)/python -m benchmarks.gpu.install --pack dist/gpu/wheels $(if $(filter halves,$(PACK_RTX)),--halves))
 
 docs: $(STAMP) ## build the documentation site into build/site; warnings are errors
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"

@@ -62,17 +62,20 @@ def app(arguments: dict[str, Any]) -> Any:
     options: dict[str, Any] = {**_read(arguments, NUMBERS), **_read(arguments, TEXTS)}
     checked = ServeOptions(**{name: value for name, value in options.items() if name != "api_key_file"})
     scaling = _read(arguments, SCALING)
-    load_options = {"memory_budget" if name == "memory" else name: v for name, v in _read(arguments, LOADING).items()}
+    load_options: dict[str, Any] = {
+        "memory_budget" if name == "memory" else name: v for name, v in _read(arguments, LOADING).items()
+    }
+    autoscaling: dict[str, Any] = {
+        "min_replicas": scaling.get("least", 1),
+        "max_replicas": max(scaling.get("replicas", 1), scaling.get("least", 1)),
+        "target_ongoing_requests": scaling.get("ongoing", 2.0),
+    }
+    autoscaling |= {name: scaling[name] for name in ("upscale_delay_s", "downscale_delay_s") if name in scaling}
     replica = Replica.options(  # type: ignore[attr-defined]  # ray's decorator gives a deployment
         # Ours is full first, and says so in a form that clients read; Ray's own refusal is plain text.
         max_ongoing_requests=(checked.queue + 16) * MOST_BUNDLES,
         ray_actor_options={"num_cpus": scaling.get("cpus", 1.0), "num_gpus": scaling.get("gpus", 0.0)},
-        autoscaling_config={
-            "min_replicas": scaling.get("least", 1),
-            "max_replicas": max(scaling.get("replicas", 1), scaling.get("least", 1)),
-            "target_ongoing_requests": scaling.get("ongoing", 2.0),
-            **{name: scaling[name] for name in ("upscale_delay_s", "downscale_delay_s") if name in scaling},
-        },
+        autoscaling_config=autoscaling,
         health_check_period_s=5,
     )
     options["aliases"] = aliases

@@ -76,7 +76,7 @@ def inside(space: str, command: Sequence[str], **options: object) -> subprocess.
         cwd=ROOT,
         env=environment,
         text=True,
-        **options,  # type: ignore[call-overload]
+        **options,  # type: ignore[call-overload]  # options of any kind
     )
 
 

@@ -16,7 +16,7 @@ ONE_BY_ONE = Service({1: (1.0,)}, exponential=True)
 
 def setting(rate: float, replicas: int = 1, service: Service = ONE_BY_ONE, **more: object) -> Setting:
     options = {"queue": None, "batch_wait_s": 0.0, "routing": Routing.ONE_QUEUE} | more
-    return Setting(rate, replicas, service, **options)  # type: ignore[arg-type]
+    return Setting(rate, replicas, service, **options)  # type: ignore[arg-type]  # options of any kind
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.8])
