@@ -339,9 +339,10 @@ def test_replicas_come_with_the_load_and_may_be_killed_under_it(
             one.result()
     seen = Counter(answer.status for answer in answers)
     assert seen[200] > 24
-    assert set(seen) <= {200, 429, 500, 503}, seen
+    assert seen[503] > 0, "it was killed while it drew"
+    assert set(seen) <= {200, 429, 503}, seen
     for answer in answers:
-        if answer.status >= 500:
+        if answer.status == 503:
             assert answer.error["code"] == "replica_lost"
             assert int(answer.headers["retry-after"]) >= 1
     assert broken == []
