@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from benchmarks.capacity.growth import HEAD as HEAD_OF_GROWTH
+from benchmarks.capacity.growth import Measured, rows
 from benchmarks.capacity.planning import Choice, fewest, tried
 from benchmarks.capacity.simulation import Service, Setting
 from benchmarks.tables import markdown_table, placed_in
@@ -28,6 +30,7 @@ PROMPT = "a small red circle on a white background"
 SHARES = (0.5, 0.8, 0.9)  # of the most that replicas can draw
 REPLICAS = (1, 10, 100, 1000)
 BEGIN, END = "<!-- capacity: made by `python -m benchmarks.capacity` -->", "<!-- capacity: end -->"
+BEGIN_GROWTH, END_GROWTH = "<!-- growth: made by `python -m benchmarks.capacity` -->", "<!-- growth: end -->"
 HEAD = ("requests a second", "replicas", "p50", "p99", "refused", "busy", "images a pass")
 RATES = (1.0, 10.0, 100.0, 1000.0)
 
@@ -116,6 +119,11 @@ def _shown(one: dict[str, Any]) -> list[str]:
     ]
 
 
+def growth_table(record: dict[str, Any], front: dict[str, Any]) -> str:
+    """Replicas, and what they ask of the rest."""
+    return markdown_table(HEAD_OF_GROWTH, rows(Measured.of(record["images_per_s"], front), REPLICAS))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, help="measure its passes")
@@ -124,6 +132,7 @@ def main() -> None:
     parser.add_argument("--p99", type=float, help="seconds; four passes of the largest size by default")
     parser.add_argument("--queue", type=int, default=16, help="requests of a replica that may wait")
     parser.add_argument("--out", type=Path, default=RESULTS / "capacity.json")
+    parser.add_argument("--front", type=Path, default=RESULTS / "front.json", help="JSON of benchmarks.serving.front")
     parser.add_argument("--docs", type=Path, help="write the tables there")
     given = parser.parse_args()
     load = os.getloadavg()[0]
@@ -141,8 +150,11 @@ def main() -> None:
     given.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(table(record))
     if given.docs is not None:
-        page = given.docs.read_text(encoding="utf-8")
-        given.docs.write_text(placed_in(page, table(record), BEGIN, END), encoding="utf-8")
+        page = placed_in(given.docs.read_text(encoding="utf-8"), table(record), BEGIN, END)
+        if given.front.exists():
+            growth = growth_table(record, json.loads(given.front.read_text(encoding="utf-8")))
+            page = placed_in(page, growth, BEGIN_GROWTH, END_GROWTH)
+        given.docs.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

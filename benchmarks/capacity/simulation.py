@@ -118,7 +118,7 @@ def simulate(setting: Setting, requests: int, seed: int = 0) -> Outcome:
             begun = now
         servers.arrive(now)
     servers.advance(float("inf"))
-    outcome.lasted_s = now - begun
+    outcome.lasted_s = servers.last - begun
     return outcome
 
 
@@ -131,11 +131,12 @@ class _Servers:
         self._setting, self._queues, self._dice, self._outcome = setting, queues, dice, outcome
         self._free = free  # replicas of one common queue that draw nothing
         self._events: list[tuple[float, int, int, list[float]]] = []  # when, order, queue, who came when
-        self._order = 0
+        self._order, self.last = 0, 0.0  # when the last event was
 
     def advance(self, now: float) -> None:
         while self._events and self._events[0][0] <= now:
             when, _, number, drawn = heapq.heappop(self._events)
+            self.last = when
             queue = self._queues[number]
             if drawn:
                 queue.drawing -= len(drawn)

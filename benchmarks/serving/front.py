@@ -126,6 +126,7 @@ def main() -> None:
         record = measure(given.bundle, given.clients, given.seconds)
     except FastvarError as error:
         sys.exit(f"error: {error}")
+    record["bundle_bytes"] = sum(file.stat().st_size for file in given.bundle.rglob("*") if file.is_file())
     head = {"date": datetime.now(timezone.utc).date().isoformat(), "load_before": load, "clients": given.clients}
     given.out.write_text(json.dumps({**head, **record, "environment": where}, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(record, indent=2))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.capacity import __main__ as capacity
+from benchmarks.capacity.growth import Measured, grown
 from benchmarks.capacity.simulation import Service
 
 ROOT = Path(__file__).parents[3]
@@ -18,7 +19,8 @@ def test_times_are_measured_and_kept(tiny_bundle: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(capacity, "RATES", (1.0,))
     monkeypatch.setattr(capacity, "REPLICAS", (2,))
     page = tmp_path / "page.md"
-    page.write_text(f"# Page\n\n{capacity.BEGIN}\n\n{capacity.END}\n\nEnd\n")
+    marks = (capacity.BEGIN, capacity.END, capacity.BEGIN_GROWTH, capacity.END_GROWTH)
+    page.write_text("\n\n".join(("# Page", *marks, "End\n")))
     out = tmp_path / "out.json"
     arguments = ["capacity", "--bundle", str(tiny_bundle), "--rounds", "2", "--out", str(out), "--docs", str(page)]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -49,4 +51,25 @@ def test_the_committed_plan_follows_from_its_times():
     one = next(one for one in record["grown"] if one["replicas"] == 1)
     again = capacity.tried(capacity.Setting(one["rate"], 1, service, record["queue"]), 1)
     assert capacity.described(again, one["rate"]) == pytest.approx({k: v for k, v in one.items() if k != "share"})
-    assert capacity.table(record) in (ROOT / "docs" / "scale-out.md").read_text()
+    page = (ROOT / "docs" / "scale-out.md").read_text()
+    assert capacity.table(record) in page
+    assert capacity.growth_table(record, json.loads((capacity.RESULTS / "front.json").read_text())) in page
+
+
+def test_what_replicas_ask_of_the_rest():
+    measured = Measured(
+        images_per_s=5.0,
+        bundle_bytes=10**9,
+        answer_bytes=10**6,
+        requests_per_s=100.0,
+        shares_per_s=50.0,
+        images_a_share=16,
+        entry_bytes=200,
+    )
+    found = grown(measured, 100)
+    assert found["images_per_s"] == 500
+    assert found["load_s"] == pytest.approx(80)
+    assert found["answers_gbit_s"] == pytest.approx(4)
+    assert found["ingresses"] == 5
+    assert found["driver_share"] == pytest.approx(0.625)
+    assert found["store_mb_s"] == pytest.approx(0.1)
