@@ -59,7 +59,7 @@ $(RAY_STAMP): pyproject.toml
 	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[export,onnxruntime,serve,ray]" pytest filelock openai hypothesis
 	touch $@
 
-RAY_PYTEST := $(RAY_VENV)/bin/python -m pytest --quiet --show-capture=no
+RAY_PYTEST := $(RAY_VENV)/bin/python -m pytest --quiet --show-capture=no --disable-warnings
 
 test-ray: $(RAY_STAMP) ## drawing and serving on Ray, in an environment of their own
 	$(RAY_PYTEST) -m "ray and not slow" tests/ray

@@ -19,7 +19,7 @@ CLUSTER = SERVICE["spec"]["rayClusterConfig"]
 def application() -> Any:
     from ray.serve.schema import ServeDeploySchema
 
-    found = ServeDeploySchema.parse_obj(yaml.safe_load(SERVICE["spec"]["serveConfigV2"]))
+    found = ServeDeploySchema.model_validate(yaml.safe_load(SERVICE["spec"]["serveConfigV2"]))
     (only,) = found.applications
     return only
 
