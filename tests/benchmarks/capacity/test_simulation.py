@@ -10,7 +10,7 @@ import pytest
 from benchmarks.capacity.planning import Choice, fewest
 from benchmarks.capacity.simulation import Outcome, Routing, Service, Setting, simulate
 
-REQUESTS = 60_000
+REQUESTS = 200_000
 ONE_BY_ONE = Service({1: (1.0,)}, exponential=True)
 
 
