@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -145,6 +145,8 @@ class _Relayed(Response):
                     continue
                 await self._send_all(start, messages, send)
                 return
+            except RayTaskError:  # a bug: the guard writes it down
+                raise
             except RayError as error:
                 raise ApiError(503, "replica_lost", GONE, fix="ask again", headers={"retry-after": "1"}) from error
             finally:

@@ -100,6 +100,7 @@ def table(record: dict[str, Any]) -> str:
     grown = [[f"{one['rate']:,.1f} ({one['share']:.0%})", *_shown(one)] for one in record["grown"]]
     return "\n\n".join(
         (
+            _surroundings(record["measured"]),
             f"Replicas for a p99 of {record['p99_target_s']:g} s:",
             markdown_table(HEAD, chosen),
             "What so many replicas give, at shares of the most that they can draw:",
@@ -121,7 +122,15 @@ def _shown(one: dict[str, Any]) -> list[str]:
 
 def growth_table(record: dict[str, Any], front: dict[str, Any]) -> str:
     """Replicas, and what they ask of the rest."""
-    return markdown_table(HEAD_OF_GROWTH, rows(Measured.of(record["images_per_s"], front), REPLICAS))
+    found = markdown_table(HEAD_OF_GROWTH, rows(Measured.of(record["images_per_s"], front), REPLICAS))
+    return f"{_surroundings(front)}\n\n{found}"
+
+
+def _surroundings(measured: dict[str, Any]) -> str:
+    """Where its times come from, and how busy that was: other work makes everything slower than it is."""
+    where = measured["environment"]
+    load = f"a load of {measured['load_before']:.1f} before"
+    return f"Measured on {measured['date']}, {where['cpu_cores']} cores of an {where['cpu']}, {load}."
 
 
 def main() -> None:
