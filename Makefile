@@ -13,12 +13,13 @@ CUDA_VENV := .venv-cuda
 CUDA_TORCH ?= torch==2.13.0
 GPU_VENV := .venv-gpu
 RAY_VENV := .venv-ray
+RAY_STAMP := $(RAY_VENV)/.installed
 CAPABILITY := sm90
 LOWEST_VENV := .venv-lowest
 LOWEST_BUNDLE := $(LOWEST_VENV)/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-browser test-ray test-comfyui test-lowest test-cuda lint format train-demo bench bench-demo bench-batches bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
+.PHONY: help venv demo test test-slow test-browser test-ray test-ray-slow test-comfyui test-lowest test-cuda lint format train-demo bench bench-demo bench-batches bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -58,11 +59,19 @@ test-comfyui: $(STAMP) ## the nodes in a real ComfyUI: COMFYUI_DIR=FOLDER, COMFY
 	$(BIN)/python -m pytest --quiet tests/integrations/comfyui
 
 # Ray takes about 0.9 GB. Its tests run alone: a cluster that starts on a busy machine gives up.
-test-ray: ## drawing and serving on Ray, in an environment of their own
+$(RAY_STAMP): pyproject.toml
 	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
 	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[export,onnxruntime,serve,ray]" pytest filelock openai hypothesis
-	$(RAY_VENV)/bin/python -m pytest --quiet -m ray tests/ray
+	touch $@
+
+RAY_PYTEST := $(RAY_VENV)/bin/python -m pytest --quiet --show-capture=no --disable-warnings
+
+test-ray: $(RAY_STAMP) ## drawing and serving on Ray, in an environment of their own
+	$(RAY_PYTEST) -m "ray and not slow" tests/ray
+
+test-ray-slow: $(RAY_STAMP) ## there too: ten processes killed where test-ray kills two, and a link that stays down for long
+	$(RAY_PYTEST) -m "ray and slow" tests/ray
 
 # Its engines are made with the onnxruntime that is to run them: of the environment only that package is put before ours.
 test-lowest: $(STAMP) ## the runtime, without torch, on the oldest packages that it admits: constraints/lowest.txt
@@ -133,7 +142,7 @@ precisions: $(STAMP) ## score the demo in fp32, fp16, bf16 and with 8-bit weight
 # a network. GPU_RUN is a program that runs what was prepared.
 GPU_RUN := build/gpu/python
 define GPU_INSTALL
-	$(PYTHON) -m benchmarks.gpu_install --prepare build/gpu --venv $(GPU_VENV) $(if $(WHEELS),--wheels "$(WHEELS)")
+	$(PYTHON) -m benchmarks.gpu.install --prepare build/gpu --venv $(GPU_VENV) $(if $(WHEELS),--wheels "$(WHEELS)")
 endef
 
 gpu: ## on a machine with an NVIDIA GPU: truth, timings, gpu tests, one JSON, and on again after a stop; CACHE, WHEELS, GPU=OPTIONS
@@ -148,7 +157,7 @@ gpu-bench: ## there too: engines against eager torch, infinity_2b to 2048x2048; 
 gpu-pack: $(if $(PACK_RTX),$(STAMP)) ## engines of make gpu for CAPABILITY=sm90, made without a GPU; PACK_RTX=whole or halves packs that library
 	$(GPU_INSTALL)
 	$(GPU_RUN) -m benchmarks.gpu pack --out dist/gpu/cache --capability $(CAPABILITY) $(GPU)
-	$(if $(PACK_RTX),$(BIN)/python -m benchmarks.gpu_install --pack dist/gpu/wheels $(if $(filter halves,$(PACK_RTX)),--halves))
+	$(if $(PACK_RTX),$(BIN)/python -m benchmarks.gpu.install --pack dist/gpu/wheels $(if $(filter halves,$(PACK_RTX)),--halves))
 
 docs: $(STAMP) ## build the documentation site into build/site; warnings are errors
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
@@ -160,5 +169,5 @@ torture: $(STAMP) ## campaigns that kill, fill disks, damage files and drop stre
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture $(TORTURE)
 
 clean: ## remove .venv, caches and everything made by the demo
-	rm -rf $(VENV) $(GPU_VENV) $(CUDA_VENV) $(LOWEST_VENV) demo/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) $(CUDA_VENV) $(RAY_VENV) $(LOWEST_VENV) demo/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

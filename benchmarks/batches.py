@@ -19,7 +19,7 @@ import typer
 from benchmarks.contenders import EngineContender, Entry, parse_contenders
 from benchmarks.models import DEMO, GUIDANCE_ROWS, ROOT, SMALL, TARGETS, Model, Place, build_engines
 from benchmarks.peers import Watch
-from benchmarks.tables import markdown_table
+from benchmarks.tables import markdown_table, placed_in
 from benchmarks.timing import TOLERANCES, Run, forced_logits, timed_in_turn, token_error
 from fastvar.core.files import write_json, write_text
 from fastvar.core.precision import Precision
@@ -72,7 +72,7 @@ def main(
         typer.echo(f"wrote {out}", err=True)
         table = tables(record)
         if docs is not None:
-            write_text(docs, between(docs.read_text(encoding="utf-8"), table))
+            write_text(docs, placed_in(docs.read_text(encoding="utf-8"), table, BEGIN, END))
     except FastvarError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
@@ -232,19 +232,6 @@ def _time_cells(found: Record) -> list[str]:
         *(f"{own['scales_ms']:,.1f} / {own['image_ms']:,.1f}" for own in batches.values()),
         *(f"{r['median']:.2f} ({r['min']:.2f} to {r['max']:.2f})" for r in ratios),
     ]
-
-
-def between(page: str, table: str) -> str:
-    """A page with what lies between the marks replaced.
-
-    Raises:
-        InputError: it has no such marks.
-    """
-    before, mark, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not mark or not end:
-        raise InputError("the page has no place for the table", expected=f"a line {BEGIN} and a line {END} behind it")
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 
 
 if __name__ == "__main__":

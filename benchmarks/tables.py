@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastvar.core.dtypes import human_bytes
+from fastvar.errors import InputError
 from fastvar.profiling.formatting import flop, percent, times
 
 Record = Mapping[str, Any]
@@ -86,3 +87,16 @@ def _seconds(ms: float | None) -> str:
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows under a head."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def placed_in(page: str, table: str, begin: str, end: str) -> str:
+    """A page with the table between its marks.
+
+    Raises:
+        InputError: it has no such marks.
+    """
+    before, mark, rest = page.partition(begin)
+    _, close, after = rest.partition(end)
+    if not mark or not close:
+        raise InputError("the page has no place for the table", expected=f"a line {begin} and a line {end} behind it")
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..core.platform import usable_cores
+from ..engines.registry import backend_class
 from ..errors import BundleError, FastvarError, ImagesFailed, InputError
 from ..runtime.images.formats import format_named
 from ..runtime.output import GeneratedImage
@@ -43,6 +46,8 @@ class Drawer:
         self._format, self._quality = format_named(image_format), quality
         self._folder = BulkFolder.of(folder, image_format)
         self._pipe = Pipeline.load(bundle, **dict(load_options or {}))
+        self._encoders = ThreadPoolExecutor(usable_cores(), "encodes")
+        self._saving: list[tuple[Item, Future[None]]] = []
         if self._pipe.bundle.digest != digest:
             raise BundleError(
                 f"{bundle} is another bundle here: its digest is {self._pipe.bundle.digest[:16]}",
@@ -56,7 +61,20 @@ class Drawer:
         return max(size for sizes in self._pipe.batch_sizes.values() for size in sizes)
 
     def draw(self, items: Sequence[Item], report: Report) -> None:
-        """Draw what is not there yet. Images that a process died of are drawn alone, so that others need not suffer."""
+        """Draw what is not there yet. Images that a process died of are drawn alone, so that others need not suffer.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        try:
+            self._draw_all(items, report)
+        except OSError as error:
+            self._saving = []
+            self._folder.ended([item.key for item in items])  # it is not they that are to blame
+            problem = f"cannot write into {self._folder.path}: {error.strerror}"
+            raise InputError(problem, fix="make room there, and run it again: what is drawn is kept") from error
+
+    def _draw_all(self, items: Sequence[Item], report: Report) -> None:
         together: list[tuple[Item, ImageRequest]] = []
         for item in items:
             if self._folder.has(item.key):
@@ -77,24 +95,19 @@ class Drawer:
                 self._draw([(item, request)], report)
             else:
                 together.append((item, request))
-        if together:
-            self._draw(together, report)
+        for first in range(0, len(together), self.most):
+            self._draw(together[first : first + self.most], report)
+        self._saved(report)
 
     def _draw(self, given: Sequence[tuple[Item, ImageRequest]], report: Report) -> None:
-        keys = [item.key for item, _ in given]
-        self._folder.begun(keys)
+        """Draw what fits into a pass. Images are encoded beside the next one, where no engine wants the cores."""
+        self._folder.begun([item.key for item, _ in given])
         failures: dict[int, FastvarError] = {}
+        saving: list[tuple[Item, Future[None]]] = []
 
         def save(drawn: GeneratedImage) -> None:
             item = given[drawn.index][0]
-            try:
-                # Of the image alone: the same whoever draws it, in whatever pass.
-                origin = {**drawn.metadata(self._pipe.bundle.digest), "key": item.key}
-                self._folder.save(item.key, self._format.encode(drawn.image, origin, self._quality))
-            except FastvarError as error:
-                failures[drawn.index] = error
-            else:
-                report(item.key, DRAWN)
+            saving.append((item, self._encoders.submit(self._save, item, drawn)))
 
         try:
             self._pipe.draw([request for _, request in given], callback_on_image_end=save)
@@ -102,10 +115,28 @@ class Drawer:
             failures |= error.failed
         except FastvarError as error:
             failures |= dict.fromkeys(range(len(given)), error)
-        finally:
-            self._folder.ended(keys)
         for place, failure in failures.items():
             self._fail(given[place][0], failure, report)
+        self._saved(report)  # those of the pass before
+        self._saving = saving
+        if backend_class(self._pipe.manifest.backend).runs_on_host(self._pipe.manifest.target):
+            self._saved(report)
+
+    def _save(self, item: Item, drawn: GeneratedImage) -> None:
+        # Of the image alone: the same whoever draws it, in whatever pass.
+        origin = {**drawn.metadata(self._pipe.bundle.digest), "key": item.key}
+        self._folder.save(item.key, self._format.encode(drawn.image, origin, self._quality))
+
+    def _saved(self, report: Report) -> None:
+        """Wait for images that are being encoded, and tell of them."""
+        saving, self._saving = self._saving, []
+        for item, encoded in saving:
+            try:
+                encoded.result()
+            except FastvarError as error:
+                self._fail(item, error, report)
+            else:
+                report(item.key, DRAWN)
 
     def _request(self, item: Item) -> ImageRequest:
         """What the pipeline is asked for.
@@ -126,4 +157,5 @@ class Drawer:
 
     def _fail(self, item: Item, error: FastvarError, report: Report) -> None:
         self._folder.fail(item.key, item.row, item.name, error.parts)
+        self._folder.ended([item.key])  # the process lives
         report(item.key, FAILED)

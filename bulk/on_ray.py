@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,13 +23,14 @@ from .processes import DrawerArguments
 from .run import Draw
 
 LOCAL = "local"
-TOGETHER = 8  # images that an actor is given at a time: it puts them into passes
+UNREADABLE, UNWRITABLE = "unreadable", "unwritable"  # an actor cannot open the bundle, or not write into the folder
 RESTARTS, RETRIES = 3, 2  # Ray's own defaults are without end: an image that kills its process would be drawn for ever
+ACTOR = f"{__name__}:Actor"
 ROUNDS_WITHOUT_END = 3  # that nothing came of
 
 
 def draw_on_ray(
-    address: str, *, gpus_per_worker: float = 0.0, cpus_per_worker: float = 1.0, actor: str = f"{__name__}:Actor"
+    address: str, *, gpus_per_worker: float = 0.0, cpus_per_worker: float = 1.0, actor: str | None = None
 ) -> Draw:
     """How `BulkRun.run` draws on a cluster.
 
@@ -35,31 +38,38 @@ def draw_on_ray(
         address: of a cluster, or "local" for one of this machine alone.
         gpus_per_worker, cpus_per_worker: what each worker holds. fastvar, the bundle and the folder of images must be
             at the same path on every machine, on a shared file system say.
-        actor: the class that draws, as MODULE:NAME: an `Actor`, or one derived from it.
+        actor: the class that draws, as MODULE:NAME: an `Actor`, as by default, or one derived from it.
 
     Raises (when it draws):
         BackendError: ray is missing, or does not start.
         BundleError: the bundle is another one on some machine, or cannot be opened there.
+        InputError: no cluster answers, or the folder cannot be written on some machine.
     """
 
     def draw(
         items: Sequence[Item], arguments: DrawerArguments, workers: int, report: Callable[[str, str], object]
     ) -> None:
-        started(address)
-        module, _, name = actor.partition(":")
+        is_ours = started(address)
+        module, _, name = (actor or ACTOR).partition(":")
         kind = getattr(importlib.import_module(module), name)
         data = import_extra("ray.data", "ray")
         folder = BulkFolder.of(arguments.folder, arguments.image_format)
         resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
         left, fruitless = {item.key: item for item in items}, 0
-        while left:
-            before = len(left), sum(folder.attempts(key) for key in left)
-            try:
-                _one_round(data, kind, left, arguments, min(workers, len(left)), resources, report)
-            except import_extra("ray.exceptions", "ray").RayError as error:
-                fruitless = 0 if (len(left), sum(folder.attempts(key) for key in left)) != before else fruitless + 1
-                if fruitless >= ROUNDS_WITHOUT_END:
-                    raise BackendError(f"ray gave up: {error}", fix="see the logs of its workers") from error
+        try:
+            while left:
+                before = len(left), sum(folder.attempts(key) for key in left)
+                try:
+                    _one_round(data, kind, left, arguments, min(workers, len(left)), resources, report)
+                except import_extra("ray.exceptions", "ray").RayError as error:
+                    fruitless = 0 if (len(left), sum(folder.attempts(key) for key in left)) != before else fruitless + 1
+                    if fruitless >= ROUNDS_WITHOUT_END:
+                        raise BackendError(f"ray gave up: {error}", fix="see the logs of its workers") from error
+        finally:
+            if left:  # it is interrupted: its actors are ended by us, and have not died of what they held
+                if is_ours:
+                    import_extra("ray", "ray").shutdown()
+                folder.ended(list(left))
 
     return draw
 
@@ -76,19 +86,27 @@ def _one_round(
     """Draw what is left, until all is drawn or an image has killed its actor too often."""
     # Named parameters that Ray passes on are told to be deprecated in a form that 2.64 removes; these are not those.
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-    rows = data.from_items([{"item": json.dumps(item.to_json())} for item in left.values()])
+    # A block for every share: Ray would make its own, whatever fits into a pass.
+    items, together = list(left.values()), arguments.share(len(left), workers)
+    shares = [items[first : first + together] for first in range(0, len(items), together)]
+    rows = data.from_items(
+        [{"items": json.dumps([item.to_json() for item in share])} for share in shares],
+        override_num_blocks=len(shares),
+    )
     results = rows.map_batches(
         kind,
         fn_constructor_args=(json.dumps(vars(arguments)),),
-        batch_size=TOGETHER,
+        batch_size=1,
         compute=data.ActorPoolStrategy(size=workers),
         max_restarts=RESTARTS,
         max_task_retries=RETRIES,
         **resources,
     )
     for row in results.iter_rows():
-        if row["state"] == "error":
+        if row["state"] == UNREADABLE:
             raise BundleError(**json.loads(row["key"]))
+        if row["state"] == UNWRITABLE:
+            raise InputError(**json.loads(row["key"]))
         if left.pop(row["key"], None):
             report(row["key"], row["state"])
 
@@ -106,19 +124,23 @@ class Actor:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         if self._error is not None:
-            return {"key": [json.dumps(self._error)], "state": ["error"]}
+            return {"key": [json.dumps(self._error)], "state": [UNREADABLE]}
         found: dict[str, list[str]] = {"key": [], "state": []}
 
         def report(key: str, state: str) -> None:
             found["key"].append(key)
             found["state"].append(state)
 
-        self._drawer.draw([Item(**json.loads(one)) for one in batch["item"]], report)
+        items = [Item(**one) for share in batch["items"] for one in json.loads(share)]
+        try:
+            self._drawer.draw(items, report)
+        except InputError as error:
+            return {"key": [json.dumps(error.parts)], "state": [UNWRITABLE]}
         return found
 
 
-def started(address: str) -> None:
-    """Join a cluster, or start one of this machine.
+def started(address: str) -> bool:
+    """Join a cluster, or start one of this machine; gives whether it ends with this process.
 
     Ray's usage statistics are sent to its makers unless they are switched off; who draws images has not asked for that.
 
@@ -128,12 +150,14 @@ def started(address: str) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     if address == LOCAL:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # of a cluster that ends with this process
         os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own, 15, others on this machine starve it
     ray = import_extra("ray", "ray")
     if ray.is_initialized():
-        return
+        return False
+    ending = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=LOCAL if address == LOCAL else address,
@@ -146,3 +170,7 @@ def started(address: str) -> None:
         raise InputError(f"no cluster answers at {address}: {error}", expected="its address", fix=fix) from error
     except (RuntimeError, ValueError, OSError) as error:
         raise BackendError(f"ray does not start: {error}", fix="try again; a busy machine may be too slow") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ending)  # Ray's own would end with another status, and a dump
+    return address == LOCAL

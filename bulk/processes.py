@@ -20,6 +20,7 @@ from .folder import BulkFolder
 from .items import Item
 
 MOST_DEATHS_AT_START = 3
+PASSES = 4  # that a worker is given at a time
 STATEMENT = f"import {__name__} as processes; processes.main()"
 News = queue.SimpleQueue[tuple["_Worker", dict[str, Any] | None]]
 READY, DONE = "ready", "done"
@@ -27,14 +28,21 @@ READY, DONE = "ready", "done"
 
 @dataclass(frozen=True)
 class DrawerArguments:
-    """What a `Drawer` is made of, as plain values."""
+    """What a `Drawer` is made of, as plain values. most: images of the bundle's largest pass."""
 
     bundle: str
     digest: str
+    most: int
     folder: str
     image_format: str
     quality: int | None
     load_options: dict[str, Any]
+
+    def share(self, left: int, workers: int) -> int:
+        """How many images a worker is given at a time: some passes, for it to go from one to the next without asking,
+        but no more than leave enough for the others.
+        """
+        return max(1, min(self.most * PASSES, -(-left // workers)))
 
     def drawer(self) -> Any:
         from .drawer import Drawer
@@ -78,7 +86,7 @@ def draw_in_processes(
 
     Raises:
         FastvarError: the bundle cannot be opened.
-        InputError: processes die before they draw anything.
+        InputError: processes die before they draw anything, or the folder cannot be written.
     """
     news: News = queue.SimpleQueue()
     left, running = deque(items), list[_Worker]()
@@ -102,12 +110,14 @@ def draw_in_processes(
                     running.append(_Worker(arguments, news))
             elif "error" in heard:
                 raise BundleError(**heard["error"])
+            elif "unwritable" in heard:
+                raise InputError(**heard["unwritable"])
             elif "key" in heard:
                 worker.holds.pop(heard["key"], None)
                 report(heard["key"], heard["state"])
             else:  # ready, or done
                 worker.is_ready = True
-                some = [left.popleft() for _ in range(min(heard["most"], len(left)))]
+                some = [left.popleft() for _ in range(min(arguments.share(len(left), workers), len(left)))]
                 if some:
                     worker.give(some)
                 else:
@@ -135,7 +145,11 @@ def main() -> None:
     except FastvarError as error:
         tell(error=error.parts)
         return
-    tell(state=READY, most=drawer.most)
+    tell(state=READY)
     for frame in asked:
-        drawer.draw([Item(**one) for one in json.loads(frame)], lambda key, state: tell(key=key, state=state))
-        tell(state=DONE, most=drawer.most)
+        try:
+            drawer.draw([Item(**one) for one in json.loads(frame)], lambda key, state: tell(key=key, state=state))
+        except InputError as error:
+            tell(unwritable=error.parts)
+            return
+        tell(state=DONE)

@@ -70,7 +70,7 @@ class BulkRun:
         Args:
             draw: how; in processes of our own by default.
             started: told how many images are left, and how many are there.
-            ended: told of every image what became of it: "drawn", "there" or "failed".
+            ended: told of every image what became of it: "drawn" or "failed".
 
         Raises:
             InputError: no table, or nothing can be written.
@@ -80,7 +80,7 @@ class BulkRun:
         import_extra("pyarrow.parquet", "batch")  # before anything is drawn
         chosen = format_named(self.image_format)
         chosen.check({}, self.quality)
-        digest = self._digest()
+        digest, most = self._bundle()
         asked = list(items_of(read_rows(self.table, self.params), digest))
         if not asked:
             raise InputError(f"{self.table} holds no rows", expected="at least one")
@@ -93,12 +93,14 @@ class BulkRun:
             started(len(left), counts[THERE])
 
             def report(_key: str, state: str) -> None:
+                # Nobody else writes here: what is there by now was drawn by a process that died before it could say so.
+                state = DRAWN if state == THERE else state
                 counts[state] += 1
                 ended(state)
 
             try:
                 if left:
-                    draw(left, self._arguments(digest, target.path, chosen.name), self.workers, report)
+                    draw(left, self._arguments(digest, most, target.path, chosen.name), self.workers, report)
             finally:  # also where it is interrupted: the index says what is there
                 target.make()
                 index = write_index(target, asked, digest)
@@ -106,16 +108,17 @@ class BulkRun:
             lock.release()
         return Outcome(counts[DRAWN], counts[THERE], counts[FAILED], index)
 
-    def _digest(self) -> str:
-        """The bundle's; its weights need not stay mapped here."""
+    def _bundle(self) -> tuple[str, int]:
+        """The bundle's digest, and images of its largest pass; its weights need not stay mapped here."""
         names = ("trust_remote_code", "require_signature")
         given = {name: self.load_options[name] for name in names if name in self.load_options}
-        return Bundle.open(self.bundle.absolute(), **given).digest
+        found = Bundle.open(self.bundle.absolute(), **given)
+        return found.digest, max(engines.images for engines in found.manifest.sets)
 
-    def _arguments(self, digest: str, folder: Path, image_format: str) -> DrawerArguments:
+    def _arguments(self, digest: str, most: int, folder: Path, image_format: str) -> DrawerArguments:
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in self.load_options.items()}
         bundle = str(self.bundle.absolute())
-        return DrawerArguments(bundle, digest, str(folder), image_format, self.quality, plain)
+        return DrawerArguments(bundle, digest, most, str(folder), image_format, self.quality, plain)
 
 
 def _left(asked: Sequence[Item | BadItem], target: BulkFolder, retry_errors: bool) -> tuple[list[Item], dict[str, int]]:

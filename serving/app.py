@@ -87,6 +87,11 @@ def app_of(
         Route("/v1/images/generations", draw, methods=["POST"]),
         Route("/v1/images/edits", draw, methods=["POST"]),
     ]
+    return guarded(fleet, routes, lifespan)
+
+
+def guarded(fleet: Fleet, routes: Sequence[Route], lifespan: Any = None) -> Starlette:
+    """An application whose requests pass the guard first, and whose errors are answers. It stands for `fleet`."""
     app = Starlette(
         routes=routes,
         lifespan=lifespan,

@@ -144,10 +144,15 @@ class ServedModel:
             self._waiting = deque(job for job in self._waiting if job.begun is not None)
             self._count()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is drawn and nobody waits."""
+        return not (self._drawing or self._waiting)
+
     async def idle(self, seconds: float) -> bool:
         """Wait until nothing is drawn and nobody waits, or the time is over; gives whether that came."""
         end = time.monotonic() + seconds
-        while self._drawing or self._waiting:
+        while not self.is_idle:
             if time.monotonic() >= end:
                 return False
             await asyncio.sleep(0.02)

@@ -17,8 +17,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import gpu_install
 from benchmarks.builder import ROOT
+from benchmarks.gpu import install
 from benchmarks.gpu.day import Day, end_with_parent
 from benchmarks.gpu.identity import Identity, identify
 from benchmarks.gpu.journal import Journal
@@ -97,7 +97,7 @@ def section(
     """One section in this process; the day calls it."""
     if lifeline:
         end_with_parent()
-    os.environ.update(gpu_install.linker_variables(work / "lib"))
+    os.environ.update(install.linker_variables(work / "lib"))
     wanted = section_named(name)
     context = context_of(work, wanted, Identity(**json.loads(identity)))
     import_module(f"benchmarks.gpu.measured.{wanted.module}").measure(context)

@@ -31,8 +31,9 @@ def openapi(models: Sequence[Mapping[str, Any]], has_keys: bool) -> Schema:
         "model": {"type": "string", "enum": [model["id"] for model in models]},
         "size": {"type": "string", "enum": ["auto", *dict.fromkeys(m["size"] for m in models if "size" in m)]},
     }
-    required = ("prompt",) if {model.get("draws") for model in models} == {"prompt"} else ()
-    refused = {name for name in ("tau", "top_k") if all(model.get(name) is None for model in models)}
+    told = [model for model in models if "draws" in model]  # of the others only the name is known yet
+    required = ("prompt",) if {model["draws"] for model in told} == {"prompt"} else ()
+    refused = {name for name in ("tau", "top_k") if told and all(model.get(name) is None for model in told)}
     refused |= {"class_label"} if required else set()
     generation, edit = (
         {name: _specific(field.schema, own.get(name)) for name, field in fields.items() if name not in refused}

@@ -11,8 +11,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from benchmarks import batches, timing
-from benchmarks.batches import BEGIN, END, between, engine_entries, pass_record, require_alike
+from benchmarks.batches import BEGIN, END, engine_entries, pass_record, require_alike
 from benchmarks.contenders import EngineContender
+from benchmarks.tables import placed_in
 from benchmarks.timing import Run
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.errors import InputError, NumericsError
@@ -108,4 +109,4 @@ def test_eager_torch_draws_one_image_at_a_time():
 @pytest.mark.parametrize("page", ["nothing", f"{END}\n{BEGIN}", BEGIN])
 def test_a_page_without_a_place_for_the_table(page: str):
     with pytest.raises(InputError, match="no place for the table"):
-        between(page, "| a |")
+        placed_in(page, "| a |", BEGIN, END)

@@ -336,3 +336,25 @@ def test_params_are_what_rows_leave_unsaid(batched_bundle: Path, tmp_path: Path)
     outcome = run([{"prompt": "blue", "seed": 1}], batched_bundle, tmp_path, params=SamplingParams(guidance_scale=1))
     assert json.loads(index(outcome)[0]["settings"]) == {"guidance_scale": 1}
     shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_that_cannot_be_written_ends_the_run(
+    batched_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+):
+    """A full disk is nobody's row: nothing is blamed, and the run goes on when there is room."""
+    monkeypatch.setattr(processes, "STATEMENT", "from tests.bulk import poison; poison.full_disk()")
+    rows = [{"prompt": "blue", "seed": seed} for seed in range(12)]
+    with pytest.raises(InputError, match=r"cannot write into .*: No space left on device"):
+        run(rows, batched_bundle, tmp_path, workers=workers)
+    assert leftovers(tmp_path) == []
+    assert list((tmp_path / "out" / "errors").iterdir()) == []
+    monkeypatch.undo()
+    again = run(rows, batched_bundle, tmp_path)
+    assert (again.drawn + again.there, again.failed) == (12, 0)
+
+
+@pytest.mark.parametrize(("left", "workers", "share"), [(1000, 1, 16), (1000, 2, 16), (20, 2, 10), (1, 4, 1)])
+def test_shares_are_some_passes_and_leave_enough_for_others(left: int, workers: int, share: int):
+    arguments = processes.DrawerArguments("bundle", "digest", 4, "out", "png", None, {})
+    assert arguments.share(left, workers) == share

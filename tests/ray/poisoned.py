@@ -7,7 +7,10 @@ import signal
 import time
 from typing import Any
 
+from ray.util import get_node_ip_address
+
 from fastvar.bulk.on_ray import Actor
+from tests.ray import paced
 
 
 class Poisoned(Actor):
@@ -27,15 +30,17 @@ class Poisoned(Actor):
 
 
 class Slow(Actor):
-    """Every pass takes a second."""
+    """Every pass takes a second; a file of each machine has a byte for each of its passes."""
 
     def __init__(self, arguments: str) -> None:
         super().__init__(arguments)
-        pipe = self._drawer._pipe
+        pipe, passes = self._drawer._pipe, paced.passes(get_node_ip_address())
         draw = pipe.draw
 
         def slow(requests: Any, *rest: Any, **named: Any) -> Any:
             time.sleep(1)
+            with passes.open("ab") as handle:
+                handle.write(b".")
             return draw(requests, *rest, **named)
 
         pipe.draw = slow

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fastvar.serving.wire.fields import COMMON, EDITS
+from fastvar.serving.wire.openapi import openapi
 from tests.serving.asking import EDITS as EDITS_PATH
 from tests.serving.asking import GENERATIONS
 from tests.serving.processes import Served, serving
@@ -38,6 +39,13 @@ def test_it_names_models_and_sizes_of_this_server(client):
     found = properties(client.get("/openapi.json").json(), EDITS_PATH)
     assert found["model"]["enum"] == ["texts", "gpt-image-1"]
     assert found["size"]["enum"] == ["auto", "256x256"]
+
+
+def test_models_of_which_only_names_are_known_refuse_nothing():
+    """They are being loaded, or are replicas' on a cluster."""
+    found = properties(openapi([{"id": "loading"}], has_keys=False), EDITS_PATH)
+    assert found["model"]["enum"] == ["loading"]
+    assert {"prompt", "class_label", "tau", "top_k"} <= set(found)
 
 
 def test_it_tells_of_keys(make_client, client):

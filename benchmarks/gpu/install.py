@@ -23,9 +23,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.gpu_archives import HALVES, halve, pack, unpack
+from benchmarks.gpu.archives import HALVES, halve, pack, unpack
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = "export,onnxruntime,tensorrt-rtx,nvml,dev"
 # By the name under which each is imported. Without the second kind some measurements are left out, and say so.
 NEEDED: tuple[str, ...] = (
@@ -72,7 +72,7 @@ def prepare(folder: Path, wheels: Path | None, venv: Path) -> Path:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(venv)], check=True)
     arguments = ["--install", *(["--wheels", str(wheels)] if wheels else [])]
-    subprocess.run([str(python), "-m", "benchmarks.gpu_install", *arguments], check=True, cwd=ROOT)
+    subprocess.run([str(python), "-m", "benchmarks.gpu.install", *arguments], check=True, cwd=ROOT)
     link(packages)
     write_launcher(launcher, python, packages, folder / "lib")
     return launcher

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_archives, gpu_install
-from benchmarks.gpu_archives import halve, pack, unpack
-from benchmarks.gpu_install import (
+from benchmarks.gpu import archives
+from benchmarks.gpu import install as installation
+from benchmarks.gpu.archives import halve, pack, unpack
+from benchmarks.gpu.install import (
     NEEDED,
     ROOT,
     beside,
@@ -33,8 +34,8 @@ from benchmarks.gpu_install import (
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An environment with a small library in place of TensorRT-RTX, and a dictionary in proportion."""
-    smaller = [gpu_archives.FILTERS[0], {**gpu_archives.FILTERS[1], "dict_size": 1 << 20}]
-    monkeypatch.setattr(gpu_archives, "FILTERS", smaller)
+    smaller = [archives.FILTERS[0], {**archives.FILTERS[1], "dict_size": 1 << 20}]
+    monkeypatch.setattr(archives, "FILTERS", smaller)
     folder = tmp_path / "site-packages" / "tensorrt_rtx_libs"
     folder.mkdir(parents=True)
     (folder / "libtensorrt.so").write_bytes(os.urandom(100_000))
@@ -111,7 +112,7 @@ def test_links_are_refused_and_so_is_a_way_through_one_that_lies_there(tmp_path:
 
 
 def test_more_bytes_than_the_library_ever_took_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpu_archives, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(archives, "MOST_BYTES", 1 << 20)
     big = archive_of(
         tmp_path / "big.tar.xz", (tarfile.TarInfo("a"), b"a" * (1 << 19)), (tarfile.TarInfo("b"), bytes(1 << 20))
     )
@@ -121,7 +122,7 @@ def test_more_bytes_than_the_library_ever_took_are_refused(tmp_path: Path, monke
 
 
 def test_and_so_are_more_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpu_archives, "MOST_FILES", 3)
+    monkeypatch.setattr(archives, "MOST_FILES", 3)
     many = archive_of(tmp_path / "many.tar.xz", *((tarfile.TarInfo(f"f{i}"), b"") for i in range(5)))
     with pytest.raises(SystemExit, match="3 files"):
         unpack(many, tmp_path / "inner")
@@ -129,8 +130,8 @@ def test_and_so_are_more_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_and_bytes_that_no_header_tells_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A long name takes bytes without being a member of any size."""
-    monkeypatch.setattr(gpu_archives, "MOST_BYTES", 1 << 10)
-    monkeypatch.setattr(gpu_archives, "MOST_FILES", 10)
+    monkeypatch.setattr(archives, "MOST_BYTES", 1 << 10)
+    monkeypatch.setattr(archives, "MOST_FILES", 10)
     member = tarfile.TarInfo("n" * (1 << 20))
     with pytest.raises(SystemExit, match="more than it may"):
         unpack(archive_of(tmp_path / "name.tar.xz", (member, b"")), tmp_path / "inner")
@@ -193,7 +194,7 @@ def test_an_environment_is_used_as_it_is_and_what_it_lacks_comes_beside_it(tmp_p
 
 
 def test_what_is_needed_and_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpu_install, "NEEDED", (*NEEDED, "no_such_module"))
+    monkeypatch.setattr(installation, "NEEDED", (*NEEDED, "no_such_module"))
     with pytest.raises(SystemExit, match="lacks no_such_module"):
         beside(tmp_path, None)
 
@@ -221,11 +222,11 @@ def test_a_python_with_torch_for_cuda_is_used_as_it_is(tmp_path: Path, monkeypat
 
 def test_any_other_python_gets_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     commands: list[list[str]] = []
-    monkeypatch.setattr(gpu_install, "python_at_hand", lambda: False)
-    monkeypatch.setattr(gpu_install.subprocess, "run", lambda command, **_: commands.append(command) or _Said(""))
+    monkeypatch.setattr(installation, "python_at_hand", lambda: False)
+    monkeypatch.setattr(installation.subprocess, "run", lambda command, **_: commands.append(command) or _Said(""))
     launcher = prepare(tmp_path / "work", None, tmp_path / "venv")
     assert commands[0][1:] == ["-m", "venv", "--system-site-packages", str(tmp_path / "venv")]
-    assert commands[1] == [str(tmp_path / "venv" / "bin" / "python"), "-m", "benchmarks.gpu_install", "--install"]
+    assert commands[1] == [str(tmp_path / "venv" / "bin" / "python"), "-m", "benchmarks.gpu.install", "--install"]
     assert f"exec {tmp_path}/venv/bin/python" in launcher.read_text()
 
 
@@ -239,11 +240,11 @@ def test_a_linker_that_finds_no_driver_is_given_a_link(tmp_path: Path, monkeypat
     driver, lib = tmp_path / "driver", tmp_path / "lib"
     driver.mkdir()
     (driver / "libcuda.so.1").touch()
-    monkeypatch.setattr(gpu_install, "_linker_finds", lambda name: False)
+    monkeypatch.setattr(installation, "_linker_finds", lambda name: False)
     given = {"LD_LIBRARY_PATH": str(driver), "LIBRARY_PATH": "/before"}
     assert linker_variables(lib, given) == {"LIBRARY_PATH": f"{lib}:/before"}
     assert (lib / "libcuda.so").resolve() == driver / "libcuda.so.1"
     assert linker_variables(lib, given) == {"LIBRARY_PATH": f"{lib}:/before"}, "again"
     assert linker_variables(tmp_path / "other", {"LIBRARY_PATH": str(lib)}) == {}, "it finds that link"
-    monkeypatch.setattr(gpu_install, "_linker_finds", lambda name: True)
+    monkeypatch.setattr(installation, "_linker_finds", lambda name: True)
     assert linker_variables(tmp_path / "other", given) == {}
