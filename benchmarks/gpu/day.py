@@ -97,8 +97,10 @@ def _kill_all(process: subprocess.Popen[bytes]) -> None:
 def end_with_parent() -> None:
     """In a section's process: it and all that it started end when whoever started it does, however that ends."""
 
+    pipe = os.dup(0)  # pytest puts another file under that number
+
     def listen() -> None:
-        while os.read(0, 1):
+        while os.read(pipe, 1):
             pass
         os.killpg(0, signal.SIGKILL)
 

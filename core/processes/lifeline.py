@@ -26,7 +26,7 @@ def requests() -> Iterator[bytes]:
     """
     waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     # Unbuffered: a thread that waits in the buffer of sys.stdin would keep the interpreter from ending in order.
-    pipe = FileIO(0, closefd=False)
+    pipe = FileIO(os.dup(0))  # whatever lies under that number later
 
     def listen() -> None:
         try:

@@ -121,6 +121,21 @@ def test_a_section_ends_with_the_day_however_that_ends(tmp_path: Path):
     assert all(gone(pid) for pid in found)
 
 
+def test_a_section_may_put_another_file_in_place_of_its_standard_input():
+    """As pytest does; the signal of a child that ends makes the listener read anew, by number."""
+    section = (
+        "import os, subprocess, sys, time; from benchmarks.gpu.day import end_with_parent; end_with_parent();"
+        "time.sleep(0.2); os.dup2(os.open(os.devnull, os.O_RDONLY), 0); subprocess.run([sys.executable, '-c', '']);"
+        "time.sleep(0.3); print('alive')"
+    )
+    command = [sys.executable, "-c", section]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == b"alive\n"
+
+
 def gone(pid: int) -> bool:
     """Within some seconds; a zombie that nobody waits for is gone."""
     deadline = time.monotonic() + 10
