@@ -122,17 +122,19 @@ def test_a_section_ends_with_the_day_however_that_ends(tmp_path: Path):
 
 
 def test_a_section_may_put_another_file_in_place_of_its_standard_input():
-    """As pytest does; the signal of a child that ends makes the listener read anew, by number."""
+    """As pytest does: whoever listens for the day's end goes on listening to the day."""
     section = (
-        "import os, subprocess, sys, time; from benchmarks.gpu.day import end_with_parent; end_with_parent();"
-        "time.sleep(0.2); os.dup2(os.open(os.devnull, os.O_RDONLY), 0); subprocess.run([sys.executable, '-c', '']);"
-        "time.sleep(0.3); print('alive')"
+        "import os, sys, time; from benchmarks.gpu.day import end_with_parent; end_with_parent();"
+        "os.dup2(os.open(os.devnull, os.O_RDONLY), 0); print('begun', flush=True); time.sleep(0.5); print('alive')"
     )
     command = [sys.executable, "-c", section]
     with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
     ) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        process.stdin.write(b" ")  # it reads once more
         assert process.stdout.read() == b"alive\n"
 
 
