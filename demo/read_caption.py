@@ -19,7 +19,9 @@ from demo.scenes import (
 _BACKGROUND = re.compile(
     rf"^on a ({'|'.join(BACKGROUNDS)}) background, (.*)$|^(.*) on a ({'|'.join(BACKGROUNDS)}) background$"
 )
-_NAME = re.compile(rf"a (?:({'|'.join(SIZES)}) )?(?:({'|'.join(PATTERNS)}) )?({'|'.join(COLORS)}) ({'|'.join(KINDS)})")
+_NAME = re.compile(
+    rf"an? (?:({'|'.join(SIZES)}) )?(?:({'|'.join(PATTERNS)}) )?({'|'.join(COLORS)}) ({'|'.join(KINDS)})"
+)
 
 
 def read_caption(text: str) -> Scene:

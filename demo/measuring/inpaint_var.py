@@ -11,10 +11,11 @@ from PIL import Image
 
 import fastvar
 from demo.bundles import ROOT, exit_on_user_error
+from demo.draw_scene import render
 from demo.measuring.background import background_of
 from demo.measuring.inpaint import Change, framed
 from demo.measuring.var_tradeoff import SAMPLING, SIZE
-from demo.scenes import Scene, Shape, render
+from demo.scenes import Scene, Shape
 from demo.sheet import compose
 from demo.training.var_codec import CLASSES
 from demo.training.var_training import OUT

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from demo.draw_scene import render
 from demo.measuring.score import accuracy, caption_accuracy, likeness
 from demo.read_scene import ATTRIBUTES
-from demo.scenes import Scene, Shape, caption, held_out_scenes, render
+from demo.scenes import Scene, Shape, caption, held_out_scenes
 from fastvar.errors import InputError
 from fastvar.profiling.tuning.metrics import psnr, ssim
 
