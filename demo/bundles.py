@@ -1,4 +1,4 @@
-"""The demo checkpoint as two bundles, dense and pruned.
+"""The demo checkpoint as two bundles, dense and pruned, of one image size.
 
 `python -m demo.bundles` builds them. Who draws calls `ensure_bundles`, which does so in another process: what is
 timed then shares its process with neither torch nor the threads of a build.
@@ -20,23 +20,25 @@ from fastvar.families.base import SamplingDefaults
 ROOT = Path(__file__).parent
 CHECKPOINT = ROOT / "checkpoint"
 OUT = ROOT / "out"
-SIZE = "256x256"
+SIZE = "256x256"  # unless another is asked for
+SIDES = (256, 512)
 POLICIES = ("dense", "fastvar")
 SAMPLING = SamplingDefaults(guidance_scale=3.0, tau=0.5, top_p=0.97)
 
 
-def bundle_paths(out: Path = OUT) -> dict[str, Path]:
-    """Policy -> bundle folder."""
-    return {policy: out / policy for policy in POLICIES}
+def bundle_paths(out: Path = OUT, size: str = SIZE) -> dict[str, Path]:
+    """Policy -> bundle folder; sizes but the usual one have a folder of their own."""
+    return {policy: (out if size == SIZE else out / size) / policy for policy in POLICIES}
 
 
-def ensure_bundles(out: Path = OUT, *, checkpoint: Path = CHECKPOINT) -> dict[str, Path]:
+def ensure_bundles(out: Path = OUT, *, checkpoint: Path = CHECKPOINT, size: str = SIZE) -> dict[str, Path]:
     """Build the checkpoint for every policy, in a process of its own; ends this one where that fails.
 
     Always builds: with the engine cache an unchanged bundle takes a second, and a stale one is never scored.
     """
-    paths = bundle_paths(out)
-    command = [sys.executable, "-m", "demo.bundles", "--checkpoint", str(checkpoint), "--out", str(out)]
+    paths = bundle_paths(out, size)
+    options = ("--checkpoint", str(checkpoint), "--out", str(out), "--side", size.split("x")[0])
+    command = [sys.executable, "-m", "demo.bundles", *options]
     done = subprocess.run(command, check=False)
     if done.returncode:
         sys.exit(done.returncode)
@@ -52,7 +54,7 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def build_bundles(checkpoint: Path, out: Path) -> None:
+def build_bundles(checkpoint: Path, out: Path, size: str = SIZE) -> None:
     """Build one bundle for every policy, showing progress.
 
     Raises:
@@ -63,12 +65,12 @@ def build_bundles(checkpoint: Path, out: Path) -> None:
             f"no demo transformer in {checkpoint}", expected="transformer.pth", fix="train it with `make train-demo`"
         )
     columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    for policy, path in bundle_paths(out).items():
+    for policy, path in bundle_paths(out, size).items():
         with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
             task = progress.add_task(f"building {policy}", total=None)
             built = fastvar.build(
                 checkpoint,
-                size=SIZE,
+                size=size,
                 policy=policy,
                 guidance="on",
                 with_encoder=True,
@@ -84,12 +86,23 @@ def _show(progress: Progress, task: TaskID, policy: str, what: str, done: int, t
     progress.update(task, description=f"{policy}: {what}", completed=done, total=total)
 
 
+def add_side(parser: argparse.ArgumentParser) -> None:
+    """The option that chooses the image size."""
+    parser.add_argument("--side", type=int, choices=SIDES, default=SIDES[0], help="of the images, in pixels")
+
+
+def square(side: int) -> str:
+    """256 -> "256x256"."""
+    return f"{side}x{side}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="folder in the official format")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the two bundles")
+    add_side(parser)
     arguments = parser.parse_args()
-    build_bundles(arguments.checkpoint, arguments.out)
+    build_bundles(arguments.checkpoint, arguments.out, square(arguments.side))
 
 
 if __name__ == "__main__":

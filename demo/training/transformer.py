@@ -34,6 +34,7 @@ STATE = STATES / "transformer.pt"
 SCALE_WEIGHTS = (2.0, 3.0, 5.0, 7.0, 8.0, 6.0, 6.0, 4.0, 4.0, 4.0)
 LARGEST_FLIP_RATE = 0.2
 UNCONDITIONAL_RATE = 0.1
+HELD_OUT_IMAGES, HELD_OUT_PART = 12, 2  # images whose loss is measured, and how many go through at once
 LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 20, 40, 1000  # steps
 
 
@@ -169,13 +170,13 @@ def averaged_model(weights: dict[str, Tensor]) -> InfinityTransformer:
     return model
 
 
-def held_out_losses(model: InfinityTransformer, teacher: Teacher, count: int = 12) -> dict[str, float]:
+def held_out_losses(model: InfinityTransformer, teacher: Teacher, count: int) -> dict[str, float]:
     """Loss per bit over all context and over random subsets of it, mean of the scales that lessons thin out."""
     found = {}
     for whole, subset in ((WHOLE_256, MIDDLE), (WHOLE_512, LARGE)):
         batch = teacher.batch(whole.side, count, (5, 5), held_out=True)
         for name, lesson in (("full", whole), ("subset", subset)):
-            parts = [context_losses(model, part, lesson) for part in batch.split(count // 2)]
+            parts = [context_losses(model, part, lesson) for part in batch.split(-(-count // HELD_OUT_PART))]
             found[f"{name}_{whole.side}"] = torch.stack(parts).mean(0)[min(subset.kept) :].mean().item()
     return found
 
@@ -191,7 +192,7 @@ def evaluate(weights: dict[str, Tensor], teacher: Teacher, count: int) -> dict[s
         print(f"{side}x{side}: {in_percent(shares)}", flush=True)
         result[f"overall_{side}"] = shares["overall"]
         result[f"shape_{side}"] = shares["shape"]
-    return result | held_out_losses(model, teacher)
+    return result | held_out_losses(model, teacher, min(count, HELD_OUT_IMAGES))
 
 
 def train(steps: int, lr: float, evaluated_captions: int) -> None:
