@@ -1,7 +1,7 @@
 """Which ideal outline a region of pixels is: plain geometry on masks, without colours and without captions."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ class Fit:
     kind: str
     radius: float
     centre: tuple[float, float]  # x, y in pixels
+    overlap: float = 1.0  # with the region that it was fitted to: intersection over union
     outlined: bool = False
 
 
@@ -78,8 +79,8 @@ def fit_whole(region: Mask, kinds: Iterable[str]) -> Fit:
         radius = float(np.sqrt(area / UNIT_AREAS[kind]))
         centre_y = y - radius / 3 if kind == "triangle" else y  # a triangle's centroid lies below its middle
         fit = Fit(kind, radius, (float(x), float(centre_y)))
-        fits.append((_overlap(ideal(fit, region.shape), region), kind, fit))
-    return max(fits)[2]
+        fits.append(replace(fit, overlap=_overlap(ideal(fit, region.shape), region)))
+    return max(fits, key=lambda fit: (fit.overlap, fit.kind))
 
 
 def fit_open(region: Mask, kinds: tuple[str, ...]) -> Fit:
@@ -90,8 +91,8 @@ def fit_open(region: Mask, kinds: tuple[str, ...]) -> Fit:
     if hole < HOLE_AT_LEAST:
         return fit
     if fit.kind in ROUND and hole < RING_HOLE_AT_MOST:
-        return Fit("ring", fit.radius, fit.centre)
-    return Fit(fit.kind, fit.radius, fit.centre, outlined=True)
+        return replace(fit, kind="ring")
+    return replace(fit, outlined=True)
 
 
 def fit_hidden(part: Mask, unknown: Mask, kinds: Iterable[str]) -> Fit:
@@ -106,8 +107,8 @@ def fit_hidden(part: Mask, unknown: Mask, kinds: Iterable[str]) -> Fit:
     for kind in kinds:
         for start in START_RADII:
             quality, (left, top, radius) = _climb(kind, (float(x), float(y), start), seen, known)
-            fits.append((quality, Fit(kind, radius, (left + columns.start, top + rows.start))))
-    return max(fits, key=lambda fit: fit[0])[1]
+            fits.append(Fit(kind, radius, (left + columns.start, top + rows.start), quality))
+    return max(fits, key=lambda fit: fit.overlap)
 
 
 def _climb(

@@ -39,6 +39,8 @@ class SeenShape:
     size: str
     pattern: str
     centre: tuple[float, float]
+    radius: float  # in fractions of the side
+    overlap: float  # of the region and the ideal shape: 1 for a perfect outline
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,15 @@ def _read_shape(pixels: Colors, part: _Part) -> SeenShape:
     inside = core if core.any() else part.region
     pattern = "outlined" if part.fit.outlined else _pattern(pixels, inside)
     x, y = ((place + 0.5) / GRID for place in part.fit.centre)
-    return SeenShape(part.fit.kind, _color(pixels[inside]), _size(part.fit.radius), pattern, (x, y))
+    return SeenShape(
+        part.fit.kind,
+        _color(pixels[inside]),
+        _size(part.fit.radius),
+        pattern,
+        (x, y),
+        part.fit.radius / GRID,
+        part.fit.overlap,
+    )
 
 
 def _hue(color: Colors) -> Colors:
