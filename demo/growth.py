@@ -71,7 +71,7 @@ class Gardener:
             mask.repeat(2, 1),
             self.plan,
             lambda scale, shape: torch.from_numpy(uniform_noise(seed, scale, shape)),
-            Sampling(SAMPLING.guidance_scale, SAMPLING.tau, SAMPLING.top_p),
+            Sampling(SAMPLING.guidance_scale, SAMPLING.tau or 1.0, SAMPLING.top_p),
         )
         for trace in traces:
             decoded = self.tokenizer.decode(trace.summed_codes)[0].clamp(-1, 1)

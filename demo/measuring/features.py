@@ -48,7 +48,7 @@ def features(image: Pixels, reading: Reading) -> NDArray[np.floating]:
             levels.std(),
         )
     )
-    return measured / np.array(list(UNITS.values()))
+    return np.asarray(measured / np.array(list(UNITS.values())))
 
 
 def frechet_distance(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:

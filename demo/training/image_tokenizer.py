@@ -105,6 +105,7 @@ def initialize(model: nn.Module) -> None:
             zero_bias(module)
 
 
+STEPS = {"decoder": 8000, "encoder": 3000}
 LOSSES = {"decoder": decoder_losses, "encoder": encoder_losses}
 
 
@@ -180,6 +181,6 @@ def evaluate(codec: LatentCodec, images: Images) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=LOSSES)
-    parser.add_argument("--steps", type=int, help="12000 for the decoder and 4000 for the encoder by default")
+    parser.add_argument("--steps", type=int, help=f"by default {STEPS}")
     arguments = parser.parse_args()
-    train(arguments.part, arguments.steps or {"decoder": 12000, "encoder": 4000}[arguments.part])
+    train(arguments.part, arguments.steps or STEPS[arguments.part])

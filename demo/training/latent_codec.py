@@ -46,8 +46,8 @@ class Images(NamedTuple):
 
 
 def draw(scenes: list[Scene], seed: tuple[int, ...]) -> Images:
-    """Both sizes with the same jitter."""
-    return Images(*(images_of(scenes, np.random.default_rng(seed), side) for side in SCHEDULES))
+    """Both sizes with the same jitter, of a stream of its own: scenes come from that of the seed itself."""
+    return Images(*(images_of(scenes, np.random.default_rng((*seed, 1)), side) for side in SCHEDULES))
 
 
 class LatentCodec(nn.Module):
@@ -171,5 +171,5 @@ def train(steps: int, batch: int = 16) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4000)
     train(parser.parse_args().steps)

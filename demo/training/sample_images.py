@@ -76,7 +76,7 @@ def sample_images(
     """uint8 [N, H, W, 3]; the same captions give the same images."""
     schedule = SCHEDULES[side]
     plan = make_plan(schedule, INFINITY.policy(policy, schedule, model.config.depth), model.config.depth)
-    rows = ROWS * min(SCHEDULES) // side
+    rows = ROWS * min(SCHEDULES) ** 2 // side**2  # as many tokens whatever the size
     generator = torch.Generator().manual_seed(0)
     images = []
     for i in range(0, len(captions), rows):

@@ -186,7 +186,7 @@ def train(steps: int, batch_size: int, peak_rate: float, seed: int) -> tuple[Tok
     run = TrainingRun(both, [optimizer], STATE, Steps(steps), average=0.0)
     curve = Curve(CURVES / "text_encoder.csv", ("loss",), run.step)
     while run.progress < 1:
-        own = np.random.default_rng((seed, run.step))
+        own = np.random.default_rng((seed, run.step, 1))  # another stream than the scenes come from
         batch = make_batch(
             list(islice(training_scenes((seed, run.step), RICH), batch_size)), tokenizer, own, UNKNOWN_RATE
         )

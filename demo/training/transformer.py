@@ -125,10 +125,10 @@ class Teacher:
         scenes = (
             held_out_scenes(count, seed[-1], RICH) if held_out else list(islice(training_scenes(seed, RICH), count))
         )
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng((*seed, 2))
         features, mask = self.text([caption(scene, rng) for scene in scenes])
         if side == min(SCHEDULES):
-            return Batch(self.codec.base(images_of(scenes, rng)), features, mask)
+            return Batch(self.codec.base(images_of(scenes, np.random.default_rng((*seed, 1)))), features, mask)
         return Batch(self.codec.encode(latent_codec.draw(scenes, seed))[1], features, mask)
 
 
