@@ -51,8 +51,8 @@ def _placed(joints: str, count: int, text: str) -> tuple[str, tuple[str, ...]]:
             return "alone", (cell,)
     for relation, phrases in RELATION_PHRASES.items():
         forms = {phrase.join("*" * count) for direction in phrases for phrase in direction}
-        series = f"*, * and * {SERIES_PHRASES[relation]}"
-        if (relation, count) in LAYOUTS and joints in (*forms, series):
+        series = {f"*, * and * {SERIES_PHRASES[relation]}"} if relation in SERIES_PHRASES else set()
+        if (relation, count) in LAYOUTS and joints in forms | series:
             return relation, LAYOUTS[relation, count]
     raise ValueError(f"{text!r} is no caption of a scene: {joints!r} places no shapes")
 
