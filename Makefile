@@ -19,7 +19,7 @@ LOWEST_VENV := .venv-lowest
 LOWEST_BUNDLE := $(LOWEST_VENV)/bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-browser test-ray test-ray-slow test-comfyui test-lowest test-cuda lint format train-demo bench bench-demo bench-batches bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
+.PHONY: help venv demo demo-growth test test-slow test-browser test-ray test-ray-slow test-comfyui test-lowest test-cuda lint format train-demo bench bench-demo bench-batches bench-lossy bench-scaling bench-upscale train-var var-tradeoff inpaint-var tune-demo precisions gpu gpu-bench gpu-pack docs torture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,8 +35,11 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(STUBS)
 	touch $@
 
-demo: $(STAMP) ## build the demo model dense and pruned, draw demo/out/sheet.png, print the speed ratio
-	$(BIN)/python -m demo.sheet
+demo: $(STAMP) ## build the demo model dense and pruned, draw demo/out/sheet.png, print the speed ratio; SIZE=512
+	$(BIN)/python -m demo.sheet $(if $(SIZE),--side $(SIZE))
+
+demo-growth: $(STAMP) ## draw demo/out/scales.png, an image scale by scale with the tokens that are kept, and growing.webp; SIZE=512
+	$(BIN)/python -m demo.growth $(if $(SIZE),--side $(SIZE))
 
 # A process for every core; who is done takes over half of what another has left.
 PYTEST := $(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -101,7 +104,7 @@ format: $(STAMP) ## let ruff fix what it can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-train-demo: $(STAMP) ## train the demo model anew: about two hours on two cores, resumes where it stopped
+train-demo: $(STAMP) ## train the demo model anew into demo/out/training: about a day on one core, resumes where it stopped
 	$(BIN)/python -m demo.training
 
 bench: $(STAMP) ## engines against eager torch in turn, demo and a 125 M model; JSON to benchmarks/results; BENCH=OPTIONS

@@ -19,7 +19,9 @@ from demo.scenes import (
 _BACKGROUND = re.compile(
     rf"^on a ({'|'.join(BACKGROUNDS)}) background, (.*)$|^(.*) on a ({'|'.join(BACKGROUNDS)}) background$"
 )
-_NAME = re.compile(rf"a (?:({'|'.join(SIZES)}) )?(?:({'|'.join(PATTERNS)}) )?({'|'.join(COLORS)}) ({'|'.join(KINDS)})")
+_NAME = re.compile(
+    rf"an? (?:({'|'.join(SIZES)}) )?(?:({'|'.join(PATTERNS)}) )?({'|'.join(COLORS)}) ({'|'.join(KINDS)})"
+)
 
 
 def read_caption(text: str) -> Scene:
@@ -49,8 +51,8 @@ def _placed(joints: str, count: int, text: str) -> tuple[str, tuple[str, ...]]:
             return "alone", (cell,)
     for relation, phrases in RELATION_PHRASES.items():
         forms = {phrase.join("*" * count) for direction in phrases for phrase in direction}
-        series = f"*, * and * {SERIES_PHRASES[relation]}"
-        if (relation, count) in LAYOUTS and joints in (*forms, series):
+        series = {f"*, * and * {SERIES_PHRASES[relation]}"} if relation in SERIES_PHRASES else set()
+        if (relation, count) in LAYOUTS and joints in forms | series:
             return relation, LAYOUTS[relation, count]
     raise ValueError(f"{text!r} is no caption of a scene: {joints!r} places no shapes")
 

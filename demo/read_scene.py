@@ -1,7 +1,7 @@
 """Read a scene back from pixels by plain geometry: no learned part, so it can judge a generated image.
 
-It works on a 128x128 reduction of the image, which takes out noise and keeps the 8-pixel stripes, and it
-tolerates blur, colour shifts and ringing. It knows the palette and the kinds, never the caption.
+It works on a 128x128 reduction of the image, which takes out noise and keeps the 8-pixel stripes, and it tolerates
+blur, colour shifts and ringing. It knows what the world is made of (demo/scenes.py), never the caption.
 """
 
 from dataclasses import dataclass
@@ -10,33 +10,24 @@ from itertools import pairwise, permutations
 import numpy as np
 from numpy.typing import NDArray
 
-from demo.scenes import (
-    BACKGROUNDS,
-    BASE_SIDE,
-    CELLS,
-    COLORS,
-    KINDS,
-    SIZES,
-    SQUARE_HALF_SIDE,
-    STRIPE_WIDTH,
-    Pixels,
-    Scene,
-    Shape,
-    signed_distance,
-)
+from demo.draw_scene import BASE_SIDE, DOT_PERIOD, STRIPE_WIDTH, Pixels
+from demo.fit_shape import Fit, Mask, fit_hidden, fit_open, fit_whole, ideal, regions
+from demo.scenes import CELLS, COLORS, LEVELS, SHIPPED, SIZES, STYLES, Scene, Shape, World
 
 Colors = NDArray[np.float32]
-Mask = NDArray[np.bool_]  # [GRID, GRID]
 
 ATTRIBUTES = ("background", "count", "color", "shape", "size", "pattern", "position", "relation")
 _SHAPE_FIELDS = {"color": "color", "shape": "kind", "size": "size", "pattern": "pattern"}
 
 GRID = 128  # side of the reduced image; all thresholds below are in its pixels
 COLORED = 38.0  # chroma difference from the background that makes a pixel foreground
-MIN_AREA = 120  # the smallest clean shape, a small triangle, covers about 400
+MIN_AREA = 120  # the smallest clean shape, an outlined small star, covers about 180
 MAX_SHAPES = 5  # the largest are kept: a bound on the cost of matching a broken image
 PATTERN_CONTRAST = 0.1  # amplitude of the 16-pixel wave over mean brightness: 0 on plain, 0.15 or more else
 MIN_STEP = 0.12  # fraction of the side between two shapes that stand in a relation
+MIN_COVERED = 12  # pixels in which two shapes overlap, where one of them hides the other
+MIN_RAMP = 35.0  # levels between the top of a background and its bottom: 0 where it is even, 70 or more else
+MIN_DOTS = 3.0  # amplitude of the dots' wave, in levels: 0 where there are none, 8 or more else
 
 
 @dataclass(frozen=True)
@@ -48,26 +39,56 @@ class SeenShape:
     size: str
     pattern: str
     centre: tuple[float, float]
+    radius: float  # in fractions of the side
+    overlap: float  # of the region and the ideal shape: 1 for a perfect outline
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What an image shows; shapes are sorted from the largest area to the smallest."""
+    """What an image shows; shapes are sorted from the largest area to the smallest.
+
+    covering: pairs of indices of shapes, the first of which hides a part of the second.
+    """
 
     background: str
     shapes: tuple[SeenShape, ...]
+    covering: frozenset[tuple[int, int]] = frozenset()
 
 
-def read_scene(image: Pixels) -> Reading:
+def read_scene(image: Pixels, world: World = SHIPPED) -> Reading:
     """Read uint8 [S, S, 3], S a multiple of 128; raises ValueError for another shape."""
     pixels = _reduce(image)  # [GRID, GRID, 3]
     background = _background(pixels)  # [3]
     difference = pixels - background
     mask = _smooth(difference.max(2) - difference.min(2)) > COLORED
-    regions = sorted(_regions(mask), key=np.sum, reverse=True)[:MAX_SHAPES]
-    levels = {name: np.mean(color) for name, color in BACKGROUNDS.items()}
-    nearest = min(levels, key=lambda name: abs(levels[name] - background.mean()))
-    return Reading(nearest, tuple(_read_shape(pixels, region) for region in regions))
+    groups = [_parts(pixels, region, world) for region in regions(mask, MIN_AREA)]
+    parts = sorted((part for group in groups for part in group), key=lambda part: part.area, reverse=True)[:MAX_SHAPES]
+    return Reading(
+        _style(pixels, mask, world) + _level(background),
+        tuple(_read_shape(pixels, part) for part in parts),
+        frozenset(
+            (i, k) for i, front in enumerate(parts) for k, behind in enumerate(parts) if _hides_part(front, behind)
+        ),
+    )
+
+
+def _level(background: Colors) -> str:
+    levels = {name: abs(level - background.mean()) for name, level in LEVELS.items()}
+    return min(levels, key=lambda name: float(levels[name]))
+
+
+def _style(pixels: Colors, foreground: Mask, world: World) -> str:
+    """What the background does beside having a level: "", or the style with a space behind it."""
+    rows, columns = np.nonzero(~_widened(foreground))
+    if len(rows) < GRID or all(style + next(iter(LEVELS)) not in world.backgrounds for style in STYLES[1:]):
+        return STYLES[0]
+    light = pixels[rows, columns].mean(1)
+    slope, offset = np.polyfit(rows / GRID, light, 1)
+    rest = light - slope * rows / GRID - offset
+    wave = 2 * np.pi / (DOT_PERIOD * GRID / BASE_SIDE)  # radians per pixel
+    if min(_amplitude(rest, wave * rows), _amplitude(rest, wave * columns)) > MIN_DOTS:
+        return "dotted "
+    return "gradient " if abs(slope) > MIN_RAMP else STYLES[0]
 
 
 def _reduce(image: Pixels) -> Colors:
@@ -95,55 +116,84 @@ def _smooth(values: Colors) -> Colors:
     return values
 
 
-def _regions(mask: Mask) -> list[Mask]:
-    """4-connected components of at least `MIN_AREA`, as bool [GRID, GRID] masks."""
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:
-        spread = np.pad(labels, 1)
-        neighbours = (spread[:-2, 1:-1], spread[2:, 1:-1], spread[1:-1, :-2], spread[1:-1, 2:], labels)
-        spread = np.where(mask, np.maximum.reduce(neighbours), 0)
-        if (spread == labels).all():
-            break
-        labels = spread
-    names, areas = np.unique(labels[mask], return_counts=True)
-    return [labels == name for name, area in zip(names, areas, strict=True) if area >= MIN_AREA]
+def _widened(mask: Mask) -> Mask:
+    """The mask and the pixels within two of it."""
+    return _smooth(_smooth(mask.astype(np.float32))) > 1e-3
 
 
-def _read_shape(pixels: Colors, region: Mask) -> SeenShape:
-    core = _smooth(region.astype(np.float32)) > 0.99  # away from the blended outline
-    kind, radius, centre = _fit(region)
-    inside = core if core.any() else region
-    return SeenShape(kind, _color(pixels[inside]), _size(radius), _pattern(pixels, inside), centre)
+@dataclass(frozen=True)
+class _Part:
+    """The pixels of one shape, and the ideal shape that they are seen of."""
+
+    region: Mask
+    fit: Fit
+
+    @property
+    def area(self) -> int:
+        return int(self.region.sum())
 
 
-def _fit(region: Mask) -> tuple[str, float, tuple[float, float]]:
-    """The kind whose ideal outline of equal area and centroid overlaps best: kind, radius, centre.
+def _parts(pixels: Colors, region: Mask, world: World) -> list[_Part]:
+    """The shapes of one connected region: several where its colors say so and the world knows shapes that overlap."""
+    if "in front of" in world.relations:
+        parts = _colored_parts(pixels, region)
+        if len(parts) > 1:
+            kinds = [kind for kind in world.kinds if kind != "ring"]
+            others = [_widened(np.logical_or.reduce([p for p in parts if p is not part])) for part in parts]
+            return [
+                _Part(part, fit_hidden(part & ~other, other, kinds)) for part, other in zip(parts, others, strict=True)
+            ]
+    fit = fit_open if "ring" in world.kinds else fit_whole
+    return [_Part(region, fit(region, world.kinds))]
 
-    Area and centroid, unlike a bounding box, hardly move when a few outline pixels are wrong.
-    """
-    rows, columns = np.nonzero(region)
-    area, y, x = len(rows), rows.mean(), columns.mean()
-    grid = np.arange(GRID, dtype=np.float32)
-    fits = []
-    for kind in KINDS:
-        unit_area = {"circle": np.pi, "square": (2 * SQUARE_HALF_SIDE) ** 2, "triangle": 2.0}[kind]
-        radius = float(np.sqrt(area / unit_area))
-        centre_y = y - radius / 3 if kind == "triangle" else y  # a triangle's centroid lies below its middle
-        ideal = signed_distance(kind, grid[None, :] - x, grid[:, None] - centre_y, radius) < 0
-        overlap = (ideal & region).sum() / (ideal | region).sum()
-        fits.append((overlap, kind, radius, ((x + 0.5) / GRID, (centre_y + 0.5) / GRID)))
-    return max(fits)[1:]
+
+def _colored_parts(pixels: Colors, region: Mask) -> list[Mask]:
+    """The largest connected part of every color that covers enough of a region."""
+    chroma = pixels - pixels.min(2, keepdims=True)
+    palette = np.stack([_hue(np.asarray(color, np.float32)) for color in COLORS.values()])
+    nearest = (chroma @ palette.T).argmax(2)  # [GRID, GRID]
+    found = []
+    for i in range(len(palette)):
+        mask = region & (_smooth((region & (nearest == i)).astype(np.float32)) > 0.5)
+        found += sorted(regions(mask, MIN_AREA), key=np.sum)[-1:]
+    return found
+
+
+def _hides_part(front: _Part, behind: _Part) -> bool:
+    """True if the pixels that both ideal shapes claim are the first one's."""
+    shape = front.region.shape
+    if front is behind:
+        return False
+    both = ideal(front.fit, shape) & ideal(behind.fit, shape)
+    return bool(both.sum() >= MIN_COVERED and (both & front.region).sum() > (both & behind.region).sum())
+
+
+def _read_shape(pixels: Colors, part: _Part) -> SeenShape:
+    core = _smooth(part.region.astype(np.float32)) > 0.99  # away from the blended outline
+    inside = core if core.any() else part.region
+    pattern = "outlined" if part.fit.outlined else _pattern(pixels, inside)
+    x, y = ((place + 0.5) / GRID for place in part.fit.centre)
+    return SeenShape(
+        part.fit.kind,
+        _color(pixels[inside]),
+        _size(part.fit.radius),
+        pattern,
+        (x, y),
+        part.fit.radius / GRID,
+        part.fit.overlap,
+    )
+
+
+def _hue(color: Colors) -> Colors:
+    """The direction of a color [3] away from gray: brightness and mixed-in gray cancel out."""
+    chroma = color - color.min()
+    return np.asarray(chroma / max(np.linalg.norm(chroma), 1e-6))
 
 
 def _color(values: Colors) -> str:
     """Nearest palette hue of float32 [N, 3]; brightness cancels out, so patterns do not matter."""
-
-    def hue(color: Colors) -> Colors:
-        chroma = color - color.min()
-        return np.asarray(chroma / max(np.linalg.norm(chroma), 1e-6))
-
-    mean = hue(values.mean(0))
-    return max(COLORS, key=lambda name: float(mean @ hue(np.asarray(COLORS[name], np.float32))))
+    mean = _hue(values.mean(0))
+    return max(COLORS, key=lambda name: float(mean @ _hue(np.asarray(COLORS[name], np.float32))))
 
 
 def _size(radius: float) -> str:
@@ -176,26 +226,29 @@ def score(reading: Reading, scene: Scene) -> dict[str, tuple[int, int]]:
     shape that was not found counts as wrong; surplus shapes show in `count` only.
     """
     pairs = _match(reading.shapes, scene.shapes)
+    found = [None if index is None else reading.shapes[index] for index, _ in pairs]
     result = {
         "background": (int(reading.background == scene.background), 1),
         "count": (int(len(reading.shapes) == len(scene.shapes)), 1),
     }
     for name, field in _SHAPE_FIELDS.items():
-        hits = sum(seen is not None and getattr(seen, field) == getattr(want, field) for seen, want in pairs)
+        hits = sum(
+            seen is not None and getattr(seen, field) == getattr(want, field)
+            for seen, want in zip(found, scene.shapes, strict=True)
+        )
         result[name] = (hits, len(pairs))
-    result["position"] = (_in_cell(*pairs[0]), 1) if scene.relation == "alone" else (0, 0)
-    steps = list(pairwise(pairs))
-    ordered = sum(_in_order(first[0], second[0], scene.relation) for first, second in steps)
-    result["relation"] = (ordered, len(steps))
+    result["position"] = (_in_cell(found[0], scene.shapes[0]), 1) if scene.relation == "alone" else (0, 0)
+    steps = list(pairwise(index for index, _ in pairs))
+    result["relation"] = (sum(_related(reading, *step, scene.relation) for step in steps), len(steps))
     return result
 
 
-def _match(seen: tuple[SeenShape, ...], wanted: tuple[Shape, ...]) -> list[tuple[SeenShape | None, Shape]]:
-    """Pair every wanted shape with at most one seen shape so that most attributes agree."""
-    candidates = permutations((*seen, *([None] * len(wanted))), len(wanted))
+def _match(seen: tuple[SeenShape, ...], wanted: tuple[Shape, ...]) -> list[tuple[int | None, Shape]]:
+    """Pair every wanted shape with the index of at most one seen shape so that most attributes agree."""
+    candidates = permutations((*range(len(seen)), *([None] * len(wanted))), len(wanted))
     return max(
         ([*zip(chosen, wanted, strict=True)] for chosen in candidates),
-        key=lambda pairs: sum(_agreement(*pair) for pair in pairs),
+        key=lambda pairs: sum(_agreement(None if i is None else seen[i], want) for i, want in pairs),
     )
 
 
@@ -214,9 +267,13 @@ def _in_cell(seen: SeenShape | None, want: Shape) -> int:
     return int(nearest == want.cell)
 
 
-def _in_order(first: SeenShape | None, second: SeenShape | None, relation: str) -> int:
-    """1 if `second` lies to the right of (below) `first` by a clear and mainly horizontal (vertical) step."""
+def _related(reading: Reading, first: int | None, second: int | None, relation: str) -> bool:
+    """True if two shapes stand as the relation says: the first hides a part of the second, or the second lies to the
+    right of (below) the first by a clear and mainly horizontal (vertical) step."""
     if first is None or second is None:
-        return 0
-    along, across = np.subtract(second.centre, first.centre)[:: 1 if relation == "left of" else -1]
-    return int(along > MIN_STEP and along > abs(across))
+        return False
+    if relation == "in front of":
+        return (first, second) in reading.covering
+    centres = reading.shapes[second].centre, reading.shapes[first].centre
+    along, across = np.subtract(*centres)[:: 1 if relation == "left of" else -1]
+    return bool(along > MIN_STEP and along > abs(across))

@@ -1,20 +1,16 @@
-"""Procedural scenes with captions: one to three coloured shapes on a plain background.
+"""Procedural scenes with captions: one to three coloured shapes on a background.
 
-They are the demo model's whole world. Numpy only: no torch, no model code. Lengths are in pixels of a
-256x256 image and scale with the image side; positions are fractions of the side.
+A `World` says which kinds, patterns, backgrounds and relations there are; it is a demo model's whole world. Numpy
+only: no torch, no model code, no pixels. Lengths are in pixels of a 256x256 image; positions are fractions of the side.
 """
 
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]  # [H, W, 3]
-Floats = NDArray[np.floating]
-
-KINDS = ("circle", "square", "triangle")
+KINDS = ("circle", "square", "triangle", "star", "ring", "hexagon")
 COLORS = {
     "red": (225, 35, 35),
     "green": (30, 180, 60),
@@ -23,10 +19,12 @@ COLORS = {
     "purple": (170, 45, 205),
     "cyan": (35, 205, 225),
 }
-BACKGROUNDS = {"white": (245, 245, 245), "black": (12, 12, 12), "gray": (128, 128, 128)}
+LEVELS = {"white": 245, "black": 12, "gray": 128}  # of the three equal channels of a background
+STYLES = ("", "gradient ", "dotted ")
+BACKGROUNDS = tuple(style + level for style in STYLES for level in LEVELS)
 SIZES = {"small": 30.0, "large": 50.0}  # radius in pixels at 256
-PATTERNS = ("plain", "striped", "checked")
-RELATIONS = ("alone", "left of", "above")
+PATTERNS = ("plain", "striped", "checked", "outlined")
+RELATIONS = ("alone", "left of", "above", "in front of")
 
 CELLS = {
     "centre": (1 / 2, 1 / 2),
@@ -41,14 +39,9 @@ CELLS = {
 }
 ROW = {"row first": (1 / 6, 1 / 2), "row middle": (1 / 2, 1 / 2), "row last": (5 / 6, 1 / 2)}
 COLUMN = {"column first": (1 / 2, 1 / 6), "column middle": (1 / 2, 1 / 2), "column last": (1 / 2, 5 / 6)}
-PLACEMENTS = {**CELLS, **ROW, **COLUMN}  # name -> (x, y) centre
+OVERLAP = {"front": (0.42, 0.56), "behind": (0.58, 0.44)}  # 51 pixels apart at 256
+PLACEMENTS = {**CELLS, **ROW, **COLUMN, **OVERLAP}  # name -> (x, y) centre
 
-BASE_SIDE = 256
-STRIPE_WIDTH = 8  # pixels at 256; two stripes make the period, which equals the tokenizer's 16x16 patch
-DARKENED = 0.45  # brightness of a pattern's second colour
-SQUARE_HALF_SIDE = 0.9  # in radii: keeps the visual weight of the three kinds similar
-MAX_SHIFT = 5.0  # pixels at 256
-MAX_SCALING = 0.05
 COUNT_PROBABILITIES = (0.45, 0.38, 0.17)  # of one, two and three shapes
 HELD_OUT_ONE_IN = 20
 
@@ -58,6 +51,7 @@ LAYOUTS = {
     ("above", 2): ("top", "bottom"),
     ("left of", 3): tuple(ROW),
     ("above", 3): tuple(COLUMN),
+    ("in front of", 2): tuple(OVERLAP),
 }
 
 CELL_PHRASES = {
@@ -72,8 +66,24 @@ CELL_PHRASES = {
 RELATION_PHRASES = {
     "left of": ((" left of ", " to the left of "), (" right of ", " to the right of ")),
     "above": ((" above ",), (" below ",)),
+    "in front of": ((" in front of ",), (" behind ",)),
 }
 SERIES_PHRASES = {"left of": "in a row from left to right", "above": "in a column from top to bottom"}
+
+
+@dataclass(frozen=True)
+class World:
+    """What scenes are made of. Relations: "alone", then those of several shapes."""
+
+    kinds: tuple[str, ...]
+    patterns: tuple[str, ...]
+    backgrounds: tuple[str, ...]
+    relations: tuple[str, ...]
+
+
+SIMPLE = World(KINDS[:3], PATTERNS[:3], BACKGROUNDS[:3], RELATIONS[:3])
+RICH = World(KINDS, PATTERNS, BACKGROUNDS, RELATIONS)
+SHIPPED = SIMPLE  # the world that the model in demo/checkpoint was trained on
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,13 @@ class Shape:
         _check("size", self.size, SIZES)
         _check("pattern", self.pattern, PATTERNS)
         _check("cell", self.cell, PLACEMENTS)
+        if self.kind == "ring" and self.pattern == "outlined":
+            raise ValueError("got an outlined ring; expected a ring that is filled, or another kind")
+
+    @property
+    def solid(self) -> bool:
+        """True where nothing of what lies behind shows within the outline."""
+        return self.kind != "ring" and self.pattern != "outlined"
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -101,7 +118,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and one to three shapes in reading order (left to right or top to bottom)."""
+    """A background and one to three shapes in reading order: left to right, top to bottom, or front to back."""
 
     background: str
     shapes: tuple[Shape, ...]
@@ -116,6 +133,13 @@ class Scene:
             raise ValueError(f"got relation {self.relation!r} with cells {cells}; expected one of {LAYOUTS}")
         if len({(shape.color, shape.kind) for shape in self.shapes}) < len(cells):
             raise ValueError("shapes of one scene need different (color, kind) pairs")
+        if self.relation == "in front of" and not self._parts_by_color():
+            raise ValueError("shapes that overlap need to be large and solid, and of different colors")
+
+    def _parts_by_color(self) -> bool:
+        """True if enough is seen of both shapes, and their colors tell which part belongs to which."""
+        plain = all(shape.solid and shape.size == "large" for shape in self.shapes)
+        return plain and len({shape.color for shape in self.shapes}) == len(self.shapes)
 
 
 def _check(name: str, value: str, allowed: Collection[str]) -> None:
@@ -123,23 +147,45 @@ def _check(name: str, value: str, allowed: Collection[str]) -> None:
         raise ValueError(f"got {name} {value!r}; expected one of {', '.join(allowed)}")
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
+def sample_scene(rng: np.random.Generator, world: World = SHIPPED) -> Scene:
     """A random scene; about 45 % have one shape, 38 % two and 17 % three."""
     count = 1 + int(np.searchsorted(np.cumsum(COUNT_PROBABILITIES)[:-1], rng.random(), side="right"))
-    relation = "alone" if count == 1 else _pick(RELATIONS[1:], rng)
+    several = tuple(relation for relation in world.relations if (relation, count) in LAYOUTS)
+    relation = "alone" if count == 1 else _pick(several, rng)
     cells = (_pick(tuple(CELLS), rng),) if count == 1 else LAYOUTS[relation, count]
-    identities = rng.choice(len(COLORS) * len(KINDS), size=count, replace=False)
+    if relation == "in front of":
+        return _overlapping(cells, rng, world)
+    identities = rng.choice(len(COLORS) * len(world.kinds), size=count, replace=False)
     shapes = tuple(
-        Shape(
-            kind=KINDS[identity % len(KINDS)],
-            color=tuple(COLORS)[identity // len(KINDS)],
+        _dressed(
+            kind=world.kinds[identity % len(world.kinds)],
+            color=tuple(COLORS)[identity // len(world.kinds)],
             size="small" if count == 3 else _pick(tuple(SIZES), rng),
-            pattern=_pick(PATTERNS, rng),
             cell=cell,
+            patterns=world.patterns,
+            rng=rng,
         )
         for identity, cell in zip(identities, cells, strict=True)
     )
-    return Scene(_pick(tuple(BACKGROUNDS), rng), shapes, relation)
+    return Scene(_pick(world.backgrounds, rng), shapes, relation)
+
+
+def _overlapping(cells: tuple[str, ...], rng: np.random.Generator, world: World) -> Scene:
+    """Large solid shapes of different colors, front to back."""
+    patterns = tuple(pattern for pattern in world.patterns if pattern != "outlined")
+    kinds = tuple(kind for kind in world.kinds if kind != "ring")
+    colors = rng.choice(tuple(COLORS), size=len(cells), replace=False)
+    shapes = tuple(
+        _dressed(_pick(kinds, rng), str(color), "large", cell, patterns, rng)
+        for color, cell in zip(colors, cells, strict=True)
+    )
+    return Scene(_pick(world.backgrounds, rng), shapes, "in front of")
+
+
+def _dressed(kind: str, color: str, size: str, cell: str, patterns: tuple[str, ...], rng: np.random.Generator) -> Shape:
+    """A shape in a random pattern that its kind can have."""
+    allowed = tuple(pattern for pattern in patterns if (kind, pattern) != ("ring", "outlined"))
+    return Shape(kind, color, size, _pick(allowed, rng), cell)
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -151,21 +197,21 @@ def is_held_out(scene: Scene) -> bool:
     return zlib.crc32(repr(astuple(scene)).encode()) % HELD_OUT_ONE_IN == 0
 
 
-def training_scenes(seed: int) -> Iterator[Scene]:
+def training_scenes(seed: int | Sequence[int], world: World = SHIPPED) -> Iterator[Scene]:
     """Endless scenes without the held-out ones."""
     rng = np.random.default_rng(seed)
     while True:
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, world)
         if not is_held_out(scene):
             yield scene
 
 
-def held_out_scenes(count: int, seed: int) -> list[Scene]:
+def held_out_scenes(count: int, seed: int, world: World = SHIPPED) -> list[Scene]:
     """`count` different held-out scenes."""
     rng = np.random.default_rng(seed)
     scenes: dict[Scene, None] = {}
     while len(scenes) < count:
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, world)
         if is_held_out(scene):
             scenes[scene] = None
     return list(scenes)
@@ -188,54 +234,6 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _name(shape: Shape, with_size: bool) -> str:
-    words = ("a", shape.size if with_size else "", "" if shape.pattern == "plain" else shape.pattern)
-    return " ".join(word for word in (*words, shape.color, shape.kind) if word)
-
-
-def render(scene: Scene, size: int = BASE_SIDE, rng: np.random.Generator | None = None) -> Pixels:
-    """Draw the scene anti-aliased; with `rng`, shapes move by up to 5 px and scale by up to 5 %.
-
-    Returns uint8 [size, size, 3]. Patterns are locked to the image grid, not to the shape, so that
-    every 16x16 patch (at 256) inside a patterned shape looks alike.
-    """
-    image = np.empty((size, size, 3), np.float32)
-    image[:] = BACKGROUNDS[scene.background]
-    unit = size / BASE_SIDE
-    for shape in scene.shapes:
-        jitter = np.zeros(3) if rng is None else rng.uniform(-1, 1, 3)
-        x, y = np.asarray(shape.centre) * size + jitter[:2] * MAX_SHIFT * unit
-        _draw(image, shape, x, y, SIZES[shape.size] * unit * (1 + MAX_SCALING * jitter[2]), unit)
-    return np.rint(image).astype(np.uint8)
-
-
-def _draw(image: NDArray[np.float32], shape: Shape, x: float, y: float, radius: float, unit: float) -> None:
-    """Blend one shape into `image` (float32 [H, W, 3], in place), touching its bounding box only."""
-    left, top = max(int(x - radius) - 2, 0), max(int(y - radius) - 2, 0)
-    window = image[top : int(y + radius) + 3, left : int(x + radius) + 3]
-    rows = np.arange(top, top + window.shape[0], dtype=np.float32)[:, None] + 0.5
-    columns = np.arange(left, left + window.shape[1], dtype=np.float32)[None, :] + 0.5
-    distance = signed_distance(shape.kind, columns - np.float32(x), rows - np.float32(y), radius)
-    coverage = np.clip(0.5 - distance, 0, 1)[..., None]  # [h, w, 1]
-    brightness = _brightness(shape.pattern, columns / unit, rows / unit)[..., None]
-    color = brightness * np.asarray(COLORS[shape.color], np.float32)  # [h, w, 3]
-    window += coverage * (color - window)
-
-
-def signed_distance(kind: str, x: Floats, y: Floats, radius: float) -> Floats:
-    """Distance to the outline, negative inside; x and y are relative to the centre and broadcast."""
-    if kind == "circle":
-        return np.asarray(np.hypot(x, y) - radius)
-    if kind == "square":
-        return np.asarray(np.maximum(abs(x), abs(y)) - SQUARE_HALF_SIDE * radius)
-    # triangle: apex (0, -radius), base corners (+-radius, radius)
-    return np.asarray(np.maximum(y - radius, (2 * abs(x) - y - radius) / np.sqrt(np.float32(5))))
-
-
-def _brightness(pattern: str, x: Floats, y: Floats) -> Floats:
-    """1 or `DARKENED` per pixel, float32, broadcastable to [h, w]; x, y in pixels at 256."""
-    if pattern == "plain":
-        return np.ones((1, 1), np.float32)
-    stripe = (y // STRIPE_WIDTH).astype(np.int32)
-    if pattern == "checked":
-        stripe = stripe + (x // STRIPE_WIDTH).astype(np.int32)
-    return np.where(stripe % 2 == 0, np.float32(1), np.float32(DARKENED))
+    words = (shape.size if with_size else "", "" if shape.pattern == "plain" else shape.pattern)
+    name = " ".join(word for word in (*words, shape.color, shape.kind) if word)
+    return f"an {name}" if name.startswith("outlined") else f"a {name}"

@@ -7,15 +7,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import T5EncoderModel
 
-TEXT_ENCODER = Path(__file__).parent / "checkpoint" / "text_encoder"
-
 
 class TextFeatures:
     """Loads the text encoder once, in fp32."""
 
-    def __init__(self) -> None:
-        self.tokenizer = Tokenizer.from_file(str(TEXT_ENCODER / "tokenizer.json"))
-        self.encoder = T5EncoderModel.from_pretrained(TEXT_ENCODER, dtype=torch.float32).eval()
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.encoder = T5EncoderModel.from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.no_grad()
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:

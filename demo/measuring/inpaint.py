@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from demo.bands import compose
 from demo.bundles import OUT, ROOT, ensure_bundles, exit_on_user_error
+from demo.draw_scene import BASE_SIDE, render
 from demo.measuring.background import background_of
-from demo.scenes import BASE_SIDE, SIZES, Scene, Shape, caption, render
-from demo.sheet import compose
+from demo.scenes import SIZES, Scene, Shape, caption
 from fastvar import Pipeline
 
 SHEET = ROOT.parent / "docs" / "inpaint.png"

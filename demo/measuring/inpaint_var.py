@@ -10,12 +10,13 @@ from pathlib import Path
 from PIL import Image
 
 import fastvar
+from demo.bands import compose
 from demo.bundles import ROOT, exit_on_user_error
+from demo.draw_scene import render
 from demo.measuring.background import background_of
 from demo.measuring.inpaint import Change, framed
 from demo.measuring.var_tradeoff import SAMPLING, SIZE
-from demo.scenes import Scene, Shape, render
-from demo.sheet import compose
+from demo.scenes import Scene, Shape
 from demo.training.var_codec import CLASSES
 from demo.training.var_training import OUT
 from fastvar import UNCONDITIONAL, Pipeline

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from demo.bands import compose
 from demo.bundles import OUT, POLICIES, ROOT, ensure_bundles, exit_on_user_error
+from demo.draw_scene import BASE_SIDE, render
 from demo.measuring.speed import RESULTS
-from demo.scenes import BASE_SIDE, caption, held_out_scenes, render
-from demo.sheet import compose
+from demo.scenes import caption, held_out_scenes
 from fastvar import Pipeline
 from fastvar.profiling.environment import environment
 from fastvar.profiling.tuning.metrics import psnr

@@ -1,4 +1,4 @@
-"""What both trainings share: the optimizer, averaged weights, checkpoints, and a clock-driven learning rate.
+"""What all trainings share: the optimizer, averaged weights, checkpoints, and a learning rate that follows a budget.
 
 Knows nothing of images, codes or captions.
 """
@@ -7,14 +7,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-WORKERS = 2
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -37,18 +35,18 @@ def orthogonalize(update: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024) for matrices and convolutions, its step as large as one of AdamW."""
 
-    def __init__(self, params: Sequence[Tensor], lr: float, decay: float, pool: Executor | None = None) -> None:
+    def __init__(self, params: Sequence[Tensor], lr: float, decay: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": 0.95, "decay": decay})
-        self.pool = pool
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Update every parameter that has a gradient, in the pool's threads if there is one; takes no closure."""
-        work = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        list((self.pool.map if self.pool else map)(self._update, work))
+        """Update every parameter that has a gradient; takes no closure."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(group, p)
 
     @torch.no_grad()
-    def _update(self, item: tuple[dict[str, Any], Tensor]) -> None:
-        group, p = item
+    def _update(self, group: dict[str, Any], p: Tensor) -> None:
         if "momentum" not in self.state[p]:
             self.state[p]["momentum"] = torch.zeros_like(p)
         buffer, gradient = self.state[p]["momentum"], p.grad
@@ -61,11 +59,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimizers(
-    matrices: Sequence[Tensor], others: Sequence[Tensor], lr: float, decay: float, pool: Executor | None = None
+    matrices: Sequence[Tensor], others: Sequence[Tensor], lr: float, decay: float
 ) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for everything else, with one learning rate for both."""
     adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-    built: list[torch.optim.Optimizer] = [Muon(matrices, lr, decay, pool), adam]
+    built: list[torch.optim.Optimizer] = [Muon(matrices, lr, decay), adam]
     for optimizer in built:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -79,39 +77,31 @@ def learning_rate_factor(progress: float, warm_up: float = 0.03) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))
 
 
-class Workers:
-    """Python threads that each compute the gradients of a part of the batch with one torch thread.
+@dataclass(frozen=True)
+class Minutes:
+    """A budget of processor time: the run takes as long on any machine, and goes as far as it can."""
 
-    They meet once per step. Torch's own threads meet at every operation, and crawl (measured: 18 times slower)
-    when another program holds one of the cores.
-    """
+    minutes: float
 
-    def __init__(self, model: nn.Module, count: int = WORKERS) -> None:
-        torch.set_num_threads(1)
-        self.params = list(model.parameters())
-        self.count = count
-        self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    def progress(self, _step: int, cpu_s: float) -> float:
+        return cpu_s / (60 * self.minutes)
 
-    def backward(self, part_losses: Callable[[int], Tensor]) -> Tensor:
-        """Fill the gradients with the mean over the parts of `part_losses(part)`, a tensor whose sum is the loss.
 
-        Returns the mean of those tensors.
-        """
+@dataclass(frozen=True)
+class Steps:
+    """A budget of steps: the run ends with the same weights on any machine, up to rounding."""
 
-        def work(part: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-            losses = part_losses(part)
-            return losses.detach(), torch.autograd.grad(losses.sum(), self.params, allow_unused=True)
+    steps: int
 
-        results = list(self.pool.map(work, range(self.count)))
-        for p, *grads in zip(self.params, *(grads for _, grads in results), strict=True):
-            p.grad = None if grads[0] is None else sum(grads) / self.count
-        return torch.stack([losses for losses, _ in results]).mean(0)
+    def progress(self, step: int, _cpu_s: float) -> float:
+        return step / self.steps
 
 
 class TrainingRun:
     """Step counter, clock, optimizers, and the averaged weights of one model; resumes from its file.
 
-    The learning rate follows the training time used, not the step: the run ends on time on any machine.
+    The learning rate follows the share of the budget that is used. The clock counts the processor time of this
+    process, so that a stopped or crowded-out run loses nothing of it.
     """
 
     def __init__(
@@ -119,20 +109,20 @@ class TrainingRun:
         model: nn.Module,
         optimizers: list[torch.optim.Optimizer],
         file: Path,
-        minutes: float,
+        budget: Minutes | Steps,
         average: float,
     ) -> None:
         self.model, self.optimizers, self.file = model, optimizers, file
-        self.budget_s, self.average = minutes * 60, average
+        self.budget, self.average = budget, average
         self.step, self.used_s = 0, 0.0
         self.averaged = {k: v.clone() for k, v in model.state_dict().items()}
         if file.exists():
             self._restore(torch.load(file, weights_only=False))
-        self._clock = time.monotonic()
+        self._clock = time.process_time()
 
     @property
     def progress(self) -> float:
-        return self.used_s / self.budget_s
+        return self.budget.progress(self.step, self.used_s)
 
     def update(self, lr_scale: float = 1.0) -> None:
         """One optimizer step on the gradients at hand, then the average and the clock."""
@@ -146,7 +136,7 @@ class TrainingRun:
         weight = 1 - min(self.average, 1 - 1 / (1 + self.step / 5))
         for k, v in self.model.state_dict().items():
             self.averaged[k].lerp_(v, weight)
-        now = time.monotonic()
+        now = time.process_time()
         self.used_s, self._clock = self.used_s + now - self._clock, now
 
     def save(self) -> None:
@@ -165,7 +155,7 @@ class TrainingRun:
 
     def resume_clock(self) -> None:
         """Leave out the time since the last step: saving and evaluating are no training."""
-        self._clock = time.monotonic()
+        self._clock = time.process_time()
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

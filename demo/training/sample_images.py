@@ -1,6 +1,6 @@
 """Samples images for many captions at once in torch and reads them back: the training's own yardstick.
 
-`python -m demo.training.sample_images` scores the delivered weights, dense and pruned.
+`python -m demo.training.sample_images` scores the weights that the training wrote, dense and pruned.
 """
 
 import argparse
@@ -14,20 +14,20 @@ from PIL import Image
 from torch import Tensor
 
 from demo.read_scene import ATTRIBUTES, read_scene, score
-from demo.scenes import Scene, caption, held_out_scenes
+from demo.scenes import RICH, Scene, World, caption, held_out_scenes
 from demo.text_features import TextFeatures
-from demo.training import patch_codec
-from demo.training.image_tokenizer import CONFIG, WEIGHTS
-from demo.training.teacher_forcing import SCHEDULE
+from demo.training import latent_codec
+from demo.training.image_tokenizer import load as load_tokenizer
+from demo.training.latent_codec import SCHEDULES
+from demo.training.places import STATES, TEXT_ENCODER
 from fastvar.core.plan import GenerationPlan, make_plan
 from fastvar.export.models.common.tokenizer_blocks import enlarge
 from fastvar.export.models.infinity.model import InfinityTransformer
 from fastvar.export.models.infinity.reference import Sampling, run_layers, sample_bits
-from fastvar.export.models.infinity.tokenizer import ImageTokenizer, bits_to_codes
+from fastvar.export.models.infinity.tokenizer import bits_to_codes
 from fastvar.export.models.transformer.pruning import LayerState
 from fastvar.families.infinity import INFINITY
 
-SAMPLES = Path(__file__).parents[1] / "out" / "training" / "samples.png"
 SAMPLING = Sampling(guidance_scale=3.0, tau=0.5)
 ROWS = 16  # captions per batch
 
@@ -69,54 +69,51 @@ def sample_images(
     decode: Callable[[Tensor], Tensor],
     text: TextFeatures,
     captions: list[str],
+    side: int = 256,
     policy: str = "dense",
     sampling: Sampling = SAMPLING,
 ) -> np.ndarray:
     """uint8 [N, H, W, 3]; the same captions give the same images."""
-    plan = make_plan(SCHEDULE, INFINITY.policy(policy, SCHEDULE, model.config.depth), model.config.depth)
+    schedule = SCHEDULES[side]
+    plan = make_plan(schedule, INFINITY.policy(policy, schedule, model.config.depth), model.config.depth)
+    rows = ROWS * min(SCHEDULES) ** 2 // side**2  # as many tokens whatever the size
     generator = torch.Generator().manual_seed(0)
     images = []
-    for i in range(0, len(captions), ROWS):
-        features, mask = text(captions[i : i + ROWS])
+    for i in range(0, len(captions), rows):
+        features, mask = text(captions[i : i + rows])
         images.append(decode(sample_codes(model, features, mask, plan, sampling, generator)).clamp(-1, 1))
     return ((torch.cat(images).permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
 
 
-def accuracy(images: np.ndarray, scenes: list[Scene]) -> dict[str, float]:
+def accuracy(images: np.ndarray, scenes: list[Scene], world: World) -> dict[str, float]:
     """Share of attributes read back rightly, by name; "overall" counts every single check alike."""
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for image, scene in zip(images, scenes, strict=True):
-        for name, (hits, count) in score(read_scene(image), scene).items():
+        for name, (hits, count) in score(read_scene(image, world), scene).items():
             right[name] += hits
             total[name] += count
     result = {name: right[name] / max(1, total[name]) for name in ATTRIBUTES}
     return {"overall": right.total() / total.total(), **result}
 
 
-def held_out(count: int) -> tuple[list[Scene], list[str]]:
+def held_out(count: int, world: World) -> tuple[list[Scene], list[str]]:
     """Scenes never trained on, with one caption each."""
-    scenes = held_out_scenes(count, seed=2)
+    scenes = held_out_scenes(count, 2, world)
     rng = np.random.default_rng(2)
     return scenes, [caption(scene, rng) for scene in scenes]
 
 
-def write_sheet(images: np.ndarray, columns: int = 6) -> None:
+def write_sheet(images: np.ndarray, file: Path, columns: int = 6) -> None:
     """The first images on one sheet."""
+    columns = min(columns, len(images))
     rows = [np.concatenate(list(images[i : i + columns]), axis=1) for i in range(0, len(images), columns)]
-    SAMPLES.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate([row for row in rows if row.shape == rows[0].shape][:4])).save(SAMPLES)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate([row for row in rows if row.shape == rows[0].shape][:4])).save(file)
 
 
 def in_percent(result: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * value:.1f}" for name, value in result.items())
-
-
-def load_tokenizer() -> ImageTokenizer:
-    """The delivered image tokenizer in fp32."""
-    model = ImageTokenizer(CONFIG).eval().requires_grad_(False)
-    model.load_state_dict(torch.load(WEIGHTS)["vae"])
-    return model
 
 
 def main() -> None:
@@ -127,16 +124,17 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=SAMPLING.guidance_scale)
     parser.add_argument("--tau", type=float, default=SAMPLING.tau)
     parser.add_argument("--policies", nargs="+", default=["dense", "fastvar"])
+    parser.add_argument("--side", type=int, choices=list(SCHEDULES), default=256, help="of the images, in pixels")
     parser.add_argument("--codec", action="store_true", help="decode with the patch codec")
     args = parser.parse_args()
-    model, text = load_transformer(), TextFeatures()
-    decode = patch_codec.load().decode if args.codec else load_tokenizer().decode
-    scenes, captions = held_out(args.count)
+    model, text = load_transformer(), TextFeatures(TEXT_ENCODER)
+    decode = latent_codec.load().decode if args.codec else load_tokenizer().decode
+    scenes, captions = held_out(args.count, RICH)
     for policy in args.policies:
         sampling = Sampling(guidance_scale=args.guidance, tau=args.tau)
-        images = sample_images(model, decode, text, captions, policy, sampling)
-        print(f"{policy}: {in_percent(accuracy(images, scenes))}", flush=True)
-        write_sheet(images)
+        images = sample_images(model, decode, text, captions, args.side, policy, sampling)
+        print(f"{policy}: {in_percent(accuracy(images, scenes, RICH))}", flush=True)
+        write_sheet(images, STATES / f"samples_{args.side}_{policy}.png")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ from fastvar.core.schedule import ScaleSchedule
 from fastvar.export.models.common.tokenizer_blocks import enlarge
 from fastvar.export.models.infinity.model import Block, Conditioning, InfinityTransformer
 from fastvar.export.models.infinity.tokenizer import bits_to_codes
-from fastvar.families.infinity_presets import schedule_for
 
-SCHEDULE = schedule_for((256, 256))
 MASKED_SCALES = 5  # the small scales share one attention call under a block-causal mask
 
 
@@ -29,7 +27,7 @@ class Example:
 
 
 @torch.no_grad()
-def make_example(latent: Tensor, flip_rate: Tensor, scales: int, schedule: ScaleSchedule = SCHEDULE) -> Example:
+def make_example(latent: Tensor, flip_rate: Tensor, schedule: ScaleSchedule, scales: int) -> Example:
     """Quantise `latent` [B, bits, h, w] with random mistakes that the next scales are asked to mend.
 
     A share `flip_rate` [B, 1, 1, 1] of the bits of every scale is wrong in the running sum; the targets are
@@ -67,16 +65,14 @@ def random_subset(example: Example, kept: dict[int, int]) -> tuple[Example, dict
 class Scales:
     """Where each scale's tokens lie in the flat sequence, with their rotary tables and the mask."""
 
-    def __init__(
-        self, counts: list[int], head_dim: int, indices: dict[int, Tensor], schedule: ScaleSchedule = SCHEDULE
-    ) -> None:
+    def __init__(self, counts: list[int], head_dim: int, indices: dict[int, Tensor], schedule: ScaleSchedule) -> None:
         self.ends = torch.tensor(counts).cumsum(0).tolist()
         self.starts = [0, *self.ends[:-1]]
         self.merged = min(MASKED_SCALES, len(counts))
         level = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
         self.max_scales = level
         small = level[: self.ends[self.merged - 1]]
-        self.mask = small[:, None] >= small[None, :]  # a token sees its own scale and the earlier ones
+        self.bias = hidden(small[:, None] < small[None, :])  # a token sees its own scale and the earlier ones
         tables = []
         for i in range(len(counts)):
             table = torch.from_numpy(rotary_table(schedule.sizes[i], schedule.rope_grid, head_dim))
@@ -87,23 +83,36 @@ class Scales:
         self.rotary = torch.cat(tables, dim=-2)  # [2, (B,) L, head_dim / 2]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Block-causal attention by scale, cosine scale already in q: [B, H, L, hd] -> [B, H, L, hd]."""
+        """Block-causal attention by scale, the softmax scale already in q: [B, H, L, hd] -> [B, H, L, hd]."""
         end = self.ends[self.merged - 1]
-        out = [
-            F.scaled_dot_product_attention(q[:, :, :end], k[:, :, :end], v[:, :, :end], attn_mask=self.mask, scale=1.0)
-        ]
+        out = [attention(q[:, :, :end], k[:, :, :end], v[:, :, :end], self.bias)]
         for start, end in zip(self.starts[self.merged :], self.ends[self.merged :], strict=True):
-            out.append(F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale=1.0))
+            out.append(attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], None))
         return torch.cat(out, dim=2)
 
 
-def run_block(block: Block, x: Tensor, conditioning: Conditioning, scales: Scales) -> Tensor:
+def hidden(mask: Tensor) -> Tensor:
+    """What is added to the attention scores: a large negative number where a bool mask is True."""
+    return torch.zeros(mask.shape).masked_fill(mask, -1e4)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """By matrix products: the backward pass of torch's fused attention takes ten times as long on CPUs, measured."""
+    scores = q @ k.transpose(-1, -2)
+    scores = scores if bias is None else scores + bias
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def run_block(block: Block, x: Tensor, conditioning: Conditioning, scales: Scales, text_bias: Tensor) -> Tensor:
     """One block on the residual stream of all scales, [B, L, C]."""
     q, k, v = block.project_qkv(x, conditioning.modulation, scales.rotary)
     gate = block.modulation(conditioning.modulation)[0]
-    x = x + gate * block.sa.proj(scales.attend(q, k, v).transpose(1, 2).flatten(2))
+    attended = scales.attend(q.to(v.dtype), k.to(v.dtype), v)
+    x = x + gate * block.sa.proj(attended.transpose(1, 2).flatten(2))
     text_k, text_v = block.ca.text_kv(conditioning.text)
-    x = x + block.cross_attention(x, text_k, text_v, conditioning.text_mask)
+    q = block.ca.mat_q(block.ca_norm(x)).unflatten(-1, (block.ca.heads, -1)).transpose(1, 2)  # [B, H, L, hd]
+    attended = attention(q * block.ca.head_dim**-0.5, text_k, text_v, text_bias)
+    x = x + block.ca.proj(attended.transpose(1, 2).flatten(2))
     return x + block.feed_forward(x, conditioning.modulation)
 
 
@@ -112,22 +121,24 @@ def all_logits(
     features: Tensor,
     mask: Tensor,
     example: Example,
+    schedule: ScaleSchedule,
     indices: dict[int, Tensor] | None = None,
 ) -> tuple[Tensor, Scales]:
     """Text features [B, T, Ct] with mask [B, T], and an example -> logits [B, L, 2 * bits] of all its scales."""
     indices = indices or {}
     conditioning = model.conditioning(features, mask)
-    scales = Scales([t.shape[1] for t in example.targets], model.config.head_dim, indices)
+    scales = Scales([t.shape[1] for t in example.targets], model.config.head_dim, indices, schedule)
     tokens = [model.first_tokens(conditioning.sos), *(model.embed(codes) for codes in example.inputs)]
     x = torch.cat(tokens, dim=1) + model.lvl_embed(scales.max_scales)
+    text_bias = hidden(~mask[:, None, None, :])
     for block in model.layers:
-        x = run_block(block, x, conditioning, scales)
+        x = run_block(block, x, conditioning, scales, text_bias)
     return model.logits(x, conditioning.sos), scales
 
 
 def bit_losses(logits: Tensor, scales: Scales, example: Example) -> list[Tensor]:
     """Mean cross-entropy per bit, one scalar per scale; two logits a bit, so their difference decides."""
-    pair = logits.unflatten(-1, (-1, 2))
+    pair = logits.float().unflatten(-1, (-1, 2))
     one = pair[..., 1] - pair[..., 0]  # [B, L, bits]
     return [
         F.binary_cross_entropy_with_logits(one[:, start:end], target)

@@ -5,9 +5,7 @@ kept. It knows captions and scenes, never pixels.
 """
 
 import argparse
-import math
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -26,16 +24,22 @@ from demo.scenes import (
     KINDS,
     PATTERNS,
     PLACEMENTS,
+    RICH,
     SIZES,
     Scene,
     caption,
     held_out_scenes,
     training_scenes,
 )
+from demo.training.curve import Curve
+from demo.training.loop import Steps, TrainingRun
+from demo.training.places import CURVES, STATES, TEXT_ENCODER
 
 PAD, END, UNKNOWN = 0, 1, 2  # T5's ids
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 MAX_SHAPES = 3
+STATE = STATES / "text_encoder.pt"
+SAVE_EVERY = 50  # steps
 UNKNOWN_RATE = 0.1  # share of training captions with one unknown word, which should change nothing
 
 SHAPE_CLASSES = {  # field of `Shape` -> its values
@@ -103,7 +107,7 @@ def make_batch(scenes: list[Scene], tokenizer: Tokenizer, rng: np.random.Generat
             noun_labels.append(classes)
             slot_labels[row, slot] = torch.tensor(classes) + 1
     padded = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD)
-    scene_labels = [(tuple(BACKGROUNDS).index(s.background), len(s.shapes) - 1) for s in scenes]
+    scene_labels = [(BACKGROUNDS.index(s.background), len(s.shapes) - 1) for s in scenes]
     return Batch(
         padded,
         (padded != PAD).long(),
@@ -170,33 +174,31 @@ def _pair(logits: Tensor, widths: list[int], labels: Tensor) -> list[tuple[Tenso
 
 
 def train(steps: int, batch_size: int, peak_rate: float, seed: int) -> tuple[Tokenizer, T5EncoderModel, Heads]:
-    """Train from scratch; the same arguments give the same weights on the same machine."""
+    """Train, resuming from the last checkpoint; the same arguments give the same weights on the same machine."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    scenes = training_scenes(seed)
-    tokenizer = build_tokenizer([caption(scene, rng) for scene in islice(scenes, 2000)])
+    tokenizer = build_tokenizer([caption(scene, rng) for scene in islice(training_scenes(seed, RICH), 4000)])
     encoder = build_encoder(tokenizer.get_vocab_size())
     heads = Heads(encoder.config.d_model)
-    parameters = [*encoder.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=peak_rate, weight_decay=0.01)
-    start = time.monotonic()
-    for step in range(1, steps + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = peak_rate * _schedule(step, steps)
-        batch = make_batch(list(islice(scenes, batch_size)), tokenizer, rng, UNKNOWN_RATE)
+    both = nn.ModuleDict({"encoder": encoder, "heads": heads})
+    optimizer = torch.optim.AdamW(both.parameters(), lr=peak_rate, weight_decay=0.01)
+    optimizer.param_groups[0]["peak_lr"] = peak_rate
+    run = TrainingRun(both, [optimizer], STATE, Steps(steps), average=0.0)
+    curve = Curve(CURVES / "text_encoder.csv", ("loss",), run.step)
+    while run.progress < 1:
+        own = np.random.default_rng((seed, run.step, 1))  # another stream than the scenes come from
+        batch = make_batch(
+            list(islice(training_scenes((seed, run.step), RICH), batch_size)), tokenizer, own, UNKNOWN_RATE
+        )
         loss = _loss(encoder, heads, batch)
-        optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        if step % 100 == 0:
-            print(f"step {step} loss {loss.item():.4f} elapsed {time.monotonic() - start:.0f} s", flush=True)
+        nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        run.update()
+        curve.add({"loss": loss.item()})
+        if run.step % SAVE_EVERY == 0:
+            print(curve.write(run.step, run.used_s), flush=True)
+            run.save()
     return tokenizer, encoder, heads
-
-
-def _schedule(step: int, steps: int, warmup: int = 50) -> float:
-    """Linear warm-up, then cosine decay to zero."""
-    return min(step / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def _answers(encoder: T5EncoderModel, heads: Heads, batch: Batch) -> dict[str, list[tuple[Tensor, Tensor]]]:
@@ -215,7 +217,7 @@ def _loss(encoder: T5EncoderModel, heads: Heads, batch: Batch) -> Tensor:
 def evaluate(tokenizer: Tokenizer, encoder: T5EncoderModel, heads: Heads, count: int, seed: int) -> dict[str, float]:
     """Accuracy on the captions of `count` held-out scenes, per question and attribute."""
     rng = np.random.default_rng(seed)
-    batch = make_batch(held_out_scenes(count, seed), tokenizer, rng, noise=0.0)
+    batch = make_batch(held_out_scenes(count, seed, RICH), tokenizer, rng, noise=0.0)
     scene_names = ("background", "count")
     names = {"noun": SHAPE_CLASSES, "slot": SHAPE_CLASSES, "token": scene_names, "mean": scene_names}
     return {
@@ -228,7 +230,7 @@ def evaluate(tokenizer: Tokenizer, encoder: T5EncoderModel, heads: Heads, count:
 def longest_caption(tokenizer: Tokenizer, count: int = 20_000, seed: int = 0) -> int:
     """Most tokens, `</s>` included, in the captions of `count` random training scenes."""
     rng = np.random.default_rng(seed)
-    scenes = list(islice(training_scenes(seed), count))
+    scenes = list(islice(training_scenes(seed, RICH), count))
     return max(len(encoding.ids) for _, encoding in _encode(scenes, tokenizer, rng))
 
 
@@ -256,8 +258,8 @@ def save(folder: Path, tokenizer: Tokenizer, encoder: T5EncoderModel) -> None:
 def main() -> None:
     """Train, report, save."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--out", type=Path, default=TEXT_ENCODER)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--peak-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,46 +1,75 @@
-"""Stage 3: trains the demo's transformer on prepared latents, first mostly on the small scales.
+"""Stage 3: trains the demo's transformer on fresh scenes, first mostly on the small scales.
 
-The small scales decide the layout and cost a quarter of the tokens; the last two are learned on random
-subsets of their tokens. `python -m demo.training.transformer` resumes from its last checkpoint.
+The small scales decide the layout and cost a twentieth of the tokens. The large ones are learned on random subsets of
+their tokens, and at the end on all of them: what a token sees while pruned images are drawn is somewhere between.
+`python -m demo.training.transformer` resumes from its last checkpoint.
 """
 
 import argparse
-import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from demo.scenes import Scene, caption
+from demo.scenes import RICH, caption, held_out_scenes, training_scenes
 from demo.text_features import TextFeatures
-from demo.training.config import CONFIG, ROOT, WEIGHTS
-from demo.training.latents import LATENTS
-from demo.training.loop import TrainingRun, Workers, half_precision, optimizers, write_atomically, zero_bias
-from demo.training.sample_images import accuracy, held_out, in_percent, load_tokenizer, sample_images, write_sheet
-from demo.training.teacher_forcing import all_logits, bit_losses, make_example, random_subset
+from demo.training import latent_codec
+from demo.training.config import CONFIG, WEIGHTS
+from demo.training.curve import Curve
+from demo.training.latent_codec import SCHEDULES, LatentCodec
+from demo.training.loop import Steps, TrainingRun, half_precision, optimizers, write_atomically, zero_bias
+from demo.training.patch_codec import images_of
+from demo.training.places import CURVES, STATES, TEXT_ENCODER
+from demo.training.sample_images import accuracy, held_out, in_percent, sample_images, write_sheet
+from demo.training.teacher_forcing import Example, all_logits, bit_losses, make_example, random_subset
 from fastvar.export.models.infinity.model import AttentivePool, InfinityTransformer
+from fastvar.families.infinity import TransformerConfig
 
-STATE = ROOT / "out" / "training" / "transformer.pt"
+STATE = STATES / "transformer.pt"
 
-BATCH = 32
-SCALE_WEIGHTS = (2.0, 3.0, 5.0, 7.0, 8.0, 6.0, 6.0)
+SCALE_WEIGHTS = (2.0, 3.0, 5.0, 7.0, 8.0, 6.0, 6.0, 4.0, 4.0, 4.0)
 LARGEST_FLIP_RATE = 0.2
 UNCONDITIONAL_RATE = 0.1
-# progress from which -> share of batches with all seven scales, tokens kept at scales 5 and 6
-STAGES = ((0.0, 0.15, (48, 64)), (0.6, 0.4, (64, 96)))
-SMALL_SCALES = 5
-EVALUATE_EVERY_S = 600
+HELD_OUT_IMAGES, HELD_OUT_PART = 12, 2  # images whose loss is measured, and how many go through at once
+LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 20, 40, 1000  # steps
 
 
-def build() -> InfinityTransformer:
+@dataclass(frozen=True)
+class Lesson:
+    """What one step trains: the first scales of an image size, all tokens or a random subset of the larger ones."""
+
+    side: int
+    scales: int
+    batch: int
+    kept: Mapping[int, int] = field(default_factory=dict)  # scale -> tokens; all where it is missing
+    parts: int = 1  # the batch goes through in as many parts: memory
+
+
+SMALL = Lesson(256, 5, 32)
+MIDDLE = Lesson(256, 7, 24, {5: 64, 6: 96})
+LARGE = Lesson(512, 10, 12, {5: 64, 6: 96, 7: 96, 8: 128, 9: 192}, parts=2)
+WHOLE_256 = Lesson(256, 7, 16, parts=2)
+WHOLE_512 = Lesson(512, 10, 4, parts=4)
+# progress from which -> lessons and their shares of the steps
+CURRICULUM = (
+    (0.0, ((SMALL, 0.8), (MIDDLE, 0.2))),
+    (0.45, ((SMALL, 0.4), (MIDDLE, 0.3), (LARGE, 0.3))),
+    (0.85, ((WHOLE_256, 0.7), (WHOLE_512, 0.3))),
+)
+
+
+def build(config: TransformerConfig = CONFIG) -> InfinityTransformer:
     """A fresh model: residual branches start small, gates at 0.6, logits near zero."""
-    model = InfinityTransformer(CONFIG)
-    branch_scale = (2 * CONFIG.depth) ** -0.5
+    model = InfinityTransformer(config)
+    branch_scale = (2 * config.depth) ** -0.5
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             scale = branch_scale if name.endswith((".proj", ".fc2")) and "block" in name else 1.0
-            nn.init.trunc_normal_(module.weight, std=scale * (3 * CONFIG.width) ** -0.5)
+            nn.init.trunc_normal_(module.weight, std=scale * (3 * config.width) ** -0.5)
             zero_bias(module)
     with torch.no_grad():
         nn.init.normal_(model.cfg_uncond, std=0.1)
@@ -63,20 +92,44 @@ def parameter_groups(model: InfinityTransformer) -> tuple[list[nn.Parameter], li
     return matrices, [p for p in model.parameters() if id(p) not in chosen]
 
 
-class Batches:
-    """Random batches of latents with fresh captions."""
+def lesson_of(progress: float, step: int) -> Lesson:
+    """The same for a step whenever it is taken."""
+    lessons = next(lessons for start, lessons in reversed(CURRICULUM) if progress >= start)
+    shares = np.cumsum([share for _, share in lessons])
+    return lessons[int(np.searchsorted(shares[:-1], np.random.default_rng((4, step)).random(), side="right"))][0]
 
-    def __init__(self) -> None:
-        saved = torch.load(LATENTS, weights_only=False)
-        self.latents: Tensor = saved["latents"]
-        self.scenes: list[Scene] = saved["scenes"]
-        self.text = TextFeatures()
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents [B, bits, h, w] fp32, text features [B, T, Ct], mask [B, T]."""
-        chosen = rng.choice(len(self.scenes), count, replace=False)
-        features, mask = self.text([caption(self.scenes[i], rng) for i in chosen])
-        return self.latents[torch.from_numpy(chosen)].float(), features, mask
+@dataclass(frozen=True)
+class Batch:
+    """Latents [B, bits, h, w] of one image size, text features [B, T, Ct], mask [B, T]."""
+
+    latent: Tensor
+    features: Tensor
+    mask: Tensor
+
+    def split(self, parts: int) -> Iterator["Batch"]:
+        for pieces in zip(*(t.chunk(parts) for t in (self.latent, self.features, self.mask)), strict=True):
+            yield Batch(*pieces)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Makes batches of fresh scenes: drawn, encoded by the codec, and captioned."""
+
+    codec: LatentCodec
+    text: TextFeatures
+
+    @torch.no_grad()
+    def batch(self, side: int, count: int, seed: tuple[int, ...], held_out: bool = False) -> Batch:
+        """The same for a seed; scenes that are trained on, or those that are not."""
+        scenes = (
+            held_out_scenes(count, seed[-1], RICH) if held_out else list(islice(training_scenes(seed, RICH), count))
+        )
+        rng = np.random.default_rng((*seed, 2))
+        features, mask = self.text([caption(scene, rng) for scene in scenes])
+        if side == min(SCHEDULES):
+            return Batch(self.codec.base(images_of(scenes, np.random.default_rng((*seed, 1)))), features, mask)
+        return Batch(self.codec.encode(latent_codec.draw(scenes, seed))[1], features, mask)
 
 
 def without_text(features: Tensor, cfg_uncond: Tensor) -> Tensor:
@@ -85,100 +138,100 @@ def without_text(features: Tensor, cfg_uncond: Tensor) -> Tensor:
     return torch.where(drop, cfg_uncond[: features.shape[1]], features)
 
 
-def stage_of(progress: float, step: int) -> dict[int, int] | None:
-    """None: this step trains the small scales only; else all seven, with so many tokens of each large one."""
-    _, share, kept = next(stage for stage in reversed(STAGES) if progress >= stage[0])
-    if np.random.default_rng(step).random() >= share:
-        return None
-    return dict(zip(range(SMALL_SCALES, len(SCALE_WEIGHTS)), kept, strict=True))
+def lesson_losses(model: InfinityTransformer, batch: Batch, lesson: Lesson) -> Tensor:
+    """Mean loss per bit of every scale of the lesson, on codes with mistakes and some images without their text."""
+    flip_rate = torch.rand(len(batch.latent), 1, 1, 1) * LARGEST_FLIP_RATE
+    example = make_example(batch.latent, flip_rate, SCHEDULES[lesson.side], lesson.scales)
+    features = without_text(batch.features, model.cfg_uncond)
+    return _losses(model, replace(batch, features=features), example, lesson)
 
 
-def training_losses(
-    model: InfinityTransformer,
-    batches: Batches,
-    count: int,
-    kept: dict[int, int] | None,
-    rng: np.random.Generator,
-) -> Tensor:
-    """Mean loss per bit of every trained scale, on `count` random images."""
-    latent, features, mask = batches.draw(count, rng)
-    flip_rate = torch.rand(count, 1, 1, 1) * LARGEST_FLIP_RATE
-    example = make_example(latent, flip_rate, len(SCALE_WEIGHTS) if kept else SMALL_SCALES)
+@torch.no_grad()
+def context_losses(model: InfinityTransformer, batch: Batch, lesson: Lesson) -> Tensor:
+    """Held-out loss per bit of every scale without mistakes in the codes, in the context that the lesson gives."""
+    none = torch.zeros(len(batch.latent), 1, 1, 1)
+    example = make_example(batch.latent, none, SCHEDULES[lesson.side], lesson.scales)
+    return _losses(model, batch, example, lesson)
+
+
+def _losses(model: InfinityTransformer, batch: Batch, example: Example, lesson: Lesson) -> Tensor:
     indices: dict[int, Tensor] = {}
-    if kept:
-        example, indices = random_subset(example, kept)
-    logits, scales = all_logits(model, without_text(features, model.cfg_uncond), mask, example, indices)
+    if lesson.kept:
+        example, indices = random_subset(example, dict(lesson.kept))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, scales = all_logits(model, batch.features, batch.mask, example, SCHEDULES[lesson.side], indices)
     return torch.stack(bit_losses(logits, scales, example))
 
 
-def evaluate(weights: dict[str, Tensor], batches: Batches, count: int) -> str:
-    """Accuracy of sampled images on held-out captions; writes a sheet."""
-    model = InfinityTransformer(CONFIG).eval()
+def averaged_model(weights: dict[str, Tensor]) -> InfinityTransformer:
+    """The model as it would be shipped: averaged weights, rounded to fp16."""
+    model = InfinityTransformer(CONFIG).eval().requires_grad_(False)
     model.load_state_dict(half_precision(weights))
-    scenes, captions = held_out(count)
-    images = sample_images(model, load_tokenizer().decode, batches.text, captions)
-    write_sheet(images)
-    return in_percent(accuracy(images, scenes))
+    return model
 
 
-class Progress:
-    """Prints the mean loss of every scale since the last line."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self.history: list[list[float]] = [[] for _ in SCALE_WEIGHTS]
-
-    def add(self, losses: Tensor) -> None:
-        for values, loss in zip(self.history, losses.tolist(), strict=False):
-            values.append(loss)
-
-    def print(self, run: TrainingRun) -> None:
-        means = " ".join(f"{np.mean(values):.3f}" if values else "-" for values in self.history)
-        print(f"step {run.step} {run.used_s:.0f} s loss by scale {means}", flush=True)
-        self.clear()
+def held_out_losses(model: InfinityTransformer, teacher: Teacher, count: int) -> dict[str, float]:
+    """Loss per bit over all context and over random subsets of it, mean of the scales that lessons thin out."""
+    found = {}
+    for whole, subset in ((WHOLE_256, MIDDLE), (WHOLE_512, LARGE)):
+        batch = teacher.batch(whole.side, count, (5, 5), held_out=True)
+        for name, lesson in (("full", whole), ("subset", subset)):
+            parts = [context_losses(model, part, lesson) for part in batch.split(-(-count // HELD_OUT_PART))]
+            found[f"{name}_{whole.side}"] = torch.stack(parts).mean(0)[min(subset.kept) :].mean().item()
+    return found
 
 
-def train(minutes: float, lr: float, evaluated_captions: int) -> None:
+def evaluate(weights: dict[str, Tensor], teacher: Teacher, count: int) -> dict[str, float]:
+    """Accuracy of images of both sizes that are drawn for held-out captions, and held-out losses; writes sheets."""
+    model, result = averaged_model(weights), {}
+    for side in SCHEDULES:
+        scenes, captions = held_out(count if side == min(SCHEDULES) else max(count // 4, 1), RICH)
+        images = sample_images(model, teacher.codec.decode, teacher.text, captions, side)
+        write_sheet(images, STATES / f"samples_{side}.png")
+        shares = accuracy(images, scenes, RICH)
+        print(f"{side}x{side}: {in_percent(shares)}", flush=True)
+        result[f"overall_{side}"] = shares["overall"]
+        result[f"shape_{side}"] = shares["shape"]
+    return result | held_out_losses(model, teacher, min(count, HELD_OUT_IMAGES))
+
+
+def train(steps: int, lr: float, evaluated_captions: int) -> None:
+    """Train, resuming from the last checkpoint, and write the official file."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     model = build()
     matrices, others = parameter_groups(model)
-    workers = Workers(model)
-    tools = optimizers(matrices, others, lr, decay=0.02, pool=workers.pool)
-    run = TrainingRun(model, tools, STATE, minutes, average=0.995)
-    batches, progress = Batches(), Progress()
-    rngs = np.random.default_rng(run.step).spawn(workers.count)
+    run = TrainingRun(model, optimizers(matrices, others, lr, decay=0.02), STATE, Steps(steps), average=0.998)
+    teacher = Teacher(latent_codec.load(), TextFeatures(TEXT_ENCODER))
     weights = torch.tensor(SCALE_WEIGHTS) / sum(SCALE_WEIGHTS)
-    evaluated = time.monotonic()
+    scale_columns = [f"scale_{i}" for i in range(len(SCALE_WEIGHTS))]
+    measured = [f"{what}_{side}" for side in SCHEDULES for what in ("overall", "shape", "full", "subset")]
+    curve = Curve(CURVES / "transformer.csv", (*scale_columns, *measured), run.step)
     while run.progress < 1:
-        kept = stage_of(run.progress, run.step)
-        used = weights[: len(SCALE_WEIGHTS) if kept else SMALL_SCALES]
-
-        def part_losses(part: int, kept: dict[int, int] | None = kept, used: Tensor = used) -> Tensor:
-            return used * training_losses(model, batches, BATCH // workers.count, kept, rngs[part])
-
-        losses = workers.backward(part_losses)
+        lesson = lesson_of(run.progress, run.step)
+        batch = teacher.batch(lesson.side, lesson.batch, (3, run.step))
+        used = weights[: lesson.scales]
+        for part in batch.split(lesson.parts):
+            losses = lesson_losses(model, part, lesson)
+            (used * losses / lesson.parts).sum().backward()
+            curve.add(dict(zip(scale_columns, losses.tolist(), strict=False)))
         nn.utils.clip_grad_norm_(others, 1.0)
         run.update()
-        progress.add(losses / used)
-        if run.step % 25 == 0:
-            progress.print(run)
+        if run.step % EVALUATE_EVERY == 0:
+            curve.add(evaluate(run.averaged, teacher, evaluated_captions))
+        if run.step % LOG_EVERY == 0:
+            print(curve.write(run.step, run.used_s), flush=True)
+        if run.step % SAVE_EVERY == 0:
             run.save()
-        if time.monotonic() - evaluated > EVALUATE_EVERY_S:
-            run.save()
-            print(f"step {run.step}: {evaluate(run.averaged, batches, evaluated_captions)}", flush=True)
-            run.resume_clock()
-            evaluated = time.monotonic()
     run.save()
     write_atomically(half_precision(run.averaged), WEIGHTS)
-    print(f"done at step {run.step}: {evaluate(run.averaged, batches, 96)}", flush=True)
+    print(evaluate(run.averaged, teacher, 3 * evaluated_captions), flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--evaluated-captions", type=int, default=32)
     args = parser.parse_args()
-    train(args.minutes, args.lr, args.evaluated_captions)
+    train(args.steps, args.lr, args.evaluated_captions)

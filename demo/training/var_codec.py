@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demo.read_scene import SeenShape, read_scene
-from demo.scenes import BACKGROUNDS, CELLS, COLORS, KINDS, Scene, Shape
-from demo.training.loop import TrainingRun, write_atomically, zero_bias
+from demo.scenes import CELLS, COLORS, SIMPLE, Scene, Shape
+from demo.training.loop import Minutes, TrainingRun, write_atomically, zero_bias
 from demo.training.patch_codec import BITS, PatchCodec, images_of, psnr
 from fastvar.export.models.codebook.tokenizer import Phi, Quantizer, area_pool
 from fastvar.families.codebook import VqTokenizerConfig
@@ -25,7 +25,7 @@ TOKENIZER = VqTokenizerConfig(
     codes=512, code_channels=BITS, base_channels=64, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=0
 )
 GRID_SIZES = [(side, side) for side in SCALES_256]
-CLASSES = [f"{color} {kind}" for color in COLORS for kind in KINDS]
+CLASSES = [f"{color} {kind}" for color in COLORS for kind in SIMPLE.kinds]
 ROOT = Path(__file__).parents[1]
 STATES = ROOT / "out" / "training" / "var"
 WEIGHTS = STATES / "codec.pt"
@@ -37,7 +37,7 @@ REVIVE_UNTIL = 0.8  # progress: codes settle behind it
 
 def class_scene(label: int, rng: np.random.Generator) -> Scene:
     """One large plain shape of the class, anywhere, on any background."""
-    cell, background = (tuple(options)[rng.integers(len(options))] for options in (CELLS, BACKGROUNDS))
+    cell, background = (tuple(options)[rng.integers(len(options))] for options in (CELLS, SIMPLE.backgrounds))
     color, kind = CLASSES[label].split()
     return Scene(background, (Shape(kind, color, "large", "plain", cell),), "alone")
 
@@ -156,7 +156,7 @@ def train(minutes: float, batch: int = 16, seed: int = 0, states: Path = STATES)
     initialize(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=1e-4)
     optimizer.param_groups[0]["peak_lr"] = LEARNING_RATE
-    run = TrainingRun(model, [optimizer], states / "codec_state.pt", minutes, average=0.0)
+    run = TrainingRun(model, [optimizer], states / "codec_state.pt", Minutes(minutes), average=0.0)
     rng, hits = np.random.default_rng(seed + run.step), torch.zeros(TOKENIZER.codes)
     labels, scenes = draw_classes(64, np.random.default_rng(1))
     test, revived = images_of(scenes, np.random.default_rng(1)), 0

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from demo.training import var_codec
 from demo.training.image_tokenizer import cut, windows
 from demo.training.image_tokenizer import initialize as unit_gain
-from demo.training.loop import TrainingRun, half_precision, optimizers, write_atomically, zero_bias
+from demo.training.loop import Minutes, TrainingRun, half_precision, optimizers, write_atomically, zero_bias
 from demo.training.patch_codec import PATCH, images_of, psnr
 from demo.training.var_codec import CLASSES, STATES, TOKENIZER, VqCodec, draw_classes
 from fastvar.export.checkpoints.published import CLASS_NAMES
@@ -101,7 +101,7 @@ def train_tokenizer(half: str, minutes: float, out: Path = OUT, states: Path = S
         parts,
         optimizers(matrices, others, 2e-3, 0.0),
         states / f"{half}.pt",
-        minutes,
+        Minutes(minutes),
         0.98 if half == "encoder" else 0.99,
     )
     data = TokenizerData(var_codec.load(), np.random.default_rng(run.step))
@@ -263,7 +263,9 @@ def train_transformer(
     torch.manual_seed(0)
     model = build(config)
     matrices, others = parameter_groups(model)
-    run = TrainingRun(model, optimizers(matrices, others, 3e-3, decay=0.02), states / "transformer.pt", minutes, 0.99)
+    run = TrainingRun(
+        model, optimizers(matrices, others, 3e-3, decay=0.02), states / "transformer.pt", Minutes(minutes), 0.99
+    )
     examples, rng = make_examples(codec, images, seed=run.step), np.random.default_rng(run.step)
     run.resume_clock()
     history: list[list[float]] = [[] for _ in config.scales]

@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 
 from demo.read_caption import read_caption
-from demo.scenes import caption, sample_scene
+from demo.scenes import RICH, SIMPLE, World, caption, sample_scene
 
 
-def test_every_phrasing_leads_back_to_its_scene():
+@pytest.mark.parametrize("world", [SIMPLE, RICH], ids=["simple", "rich"])
+def test_every_phrasing_leads_back_to_its_scene(world: World):
     rng = np.random.default_rng(0)
     for _ in range(2000):
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, world)
         text = caption(scene, rng)
         assert read_caption(text) == scene, text
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from demo.draw_scene import render
 from demo.read_scene import ATTRIBUTES, Reading, SeenShape, read_scene, score
-from demo.scenes import Scene, Shape, render, sample_scene
+from demo.scenes import RICH, SIMPLE, Scene, Shape, World, sample_scene
 
 RED = Shape("circle", "red", "small", "plain", "left")
 BLUE = Shape("square", "blue", "large", "striped", "right")
@@ -30,12 +31,14 @@ def _degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(result), 0, 255).astype(np.uint8)
 
 
-def _accuracy(count: int, seed: int, degrade=lambda image, rng: image) -> dict[str, float]:
+def _accuracy(
+    count: int, seed: int, degrade=lambda image, rng: image, world: World = SIMPLE, size: int = 256
+) -> dict[str, float]:
     rng = np.random.default_rng(seed)
     correct, total = Counter(), Counter()
     for _ in range(count):
-        scene = sample_scene(rng)
-        result = score(read_scene(degrade(render(scene, rng=rng), rng)), scene)
+        scene = sample_scene(rng, world)
+        result = score(read_scene(degrade(render(scene, size, rng), rng), world), scene)
         correct.update({name: hits for name, (hits, _) in result.items()})
         total.update({name: trials for name, (_, trials) in result.items()})
     return {name: correct[name] / total[name] for name in ATTRIBUTES}
@@ -49,6 +52,44 @@ def test_reads_clean_renders():
 def test_reads_degraded_renders():
     accuracy = _accuracy(200, seed=1, degrade=_degrade)
     assert min(accuracy.values()) >= 0.97, accuracy
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_reads_the_rich_world(size: int):
+    accuracy = _accuracy(150, seed=2, world=RICH, size=size)
+    assert min(accuracy.values()) >= 0.99, accuracy
+
+
+def test_reads_degraded_renders_of_the_rich_world():
+    accuracy = _accuracy(100, seed=3, degrade=_degrade, world=RICH)
+    assert min(accuracy.values()) >= 0.97, accuracy
+
+
+FRONT = Shape("circle", "red", "large", "plain", "front")
+BEHIND = Shape("star", "blue", "large", "striped", "behind")
+OVERLAP = Scene("gradient gray", (FRONT, BEHIND), "in front of")
+
+
+def test_shapes_in_the_wrong_order_fail_the_relation_only():
+    swapped = Scene("gradient gray", (replace(BEHIND, cell="front"), replace(FRONT, cell="behind")), "in front of")
+    result = score(read_scene(render(swapped), RICH), OVERLAP)
+    assert result.pop("relation") == (0, 1)
+    assert all(correct == total for correct, total in result.values())
+
+
+def test_shapes_apart_do_not_stand_in_front_of_each_other():
+    apart = Scene("gradient gray", (replace(FRONT, cell="left"), replace(BEHIND, cell="right")), "left of")
+    result = score(read_scene(render(apart), RICH), OVERLAP)
+    assert result.pop("relation") == (0, 1)
+    assert all(correct == total for correct, total in result.values())
+
+
+@pytest.mark.parametrize(("kind", "pattern"), [("circle", "outlined"), ("ring", "plain"), ("circle", "plain")])
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_rings_outlines_and_discs_are_told_apart(kind: str, pattern: str, size: str):
+    scene = Scene("dotted black", (Shape(kind, "cyan", size, pattern, "centre"),), "alone")
+    (seen,) = read_scene(render(scene), RICH).shapes
+    assert (seen.kind, seen.pattern, seen.size) == (kind, pattern, size)
 
 
 def test_reads_any_multiple_of_the_grid():

@@ -1,33 +1,16 @@
-from PIL import Image, ImageFont
-
-from demo.scenes import is_held_out
-from demo.sheet import GAP, MARGIN, _wrap, compose, held_out_captions
-
-
-def test_sheet_shows_every_image_where_it_belongs():
-    side = 64
-    rows = {
-        "dense": [Image.new("RGB", (side, side), (i * 20, 0, 0)) for i in range(9)],
-        "pruned": [Image.new("RGB", (side, side), (0, i * 20, 0)) for i in range(9)],
-    }
-    sheet = compose(rows, [f"caption {i}" for i in range(9)])
-    band = (sheet.height - GAP) // 3
-    for i in range(9):
-        x, y = MARGIN + i % 3 * (side + GAP) + side // 2, GAP + i // 3 * band + side // 2
-        assert sheet.getpixel((x, y)) == (i * 20, 0, 0)
-        assert sheet.getpixel((x, y + side + GAP)) == (0, i * 20, 0)
-
-
-def test_captions_wrap_inside_their_column():
-    font = ImageFont.load_default(15)
-    text = "a large checked red square below a large checked blue square on a gray background"
-    lines = _wrap(text, font, 256)
-    assert " ".join(lines) == text
-    assert all(font.getlength(line) <= 256 for line in lines)
+from demo.scenes import held_out_scenes, is_held_out
+from demo.sheet import held_out_captions, prompt_times
+from fastvar.runtime.output import ImageTimings, ScaleTiming
 
 
 def test_captions_are_of_scenes_never_trained_on():
-    from demo.scenes import held_out_scenes
-
     assert all(is_held_out(scene) for scene in held_out_scenes(9, seed=3))
     assert held_out_captions(9, seed=3) == held_out_captions(9, seed=3)
+
+
+def test_the_time_of_a_prompt_is_the_median_of_its_own_runs():
+    def timing(ms: float) -> ImageTimings:
+        return ImageTimings(1.0, (ScaleTiming(0, (1, 1), 1, 1, ms),), 2.0)
+
+    runs = {"dense": [timing(ms) for ms in (10, 20, 11, 21, 90, 22)], "fastvar": [timing(5)] * 6}
+    assert prompt_times(runs, 2) == [(14.0, 8.0), (24.0, 8.0)]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from demo.draw_scene import render
 from demo.measuring.inpaint_var import CHANGES, build, label_of
-from demo.scenes import render
 from demo.training.var_codec import CLASSES, read_class
 from fastvar.errors import CheckpointError
 

@@ -1,11 +1,24 @@
 import numpy as np
 import pytest
+from PIL import Image
 
-from demo.measuring.score import accuracy, caption_accuracy, likeness
+from demo.draw_scene import render
+from demo.measuring.score import (
+    NAMES,
+    accuracy,
+    accuracy_table,
+    caption_accuracy,
+    evaluate,
+    likeness,
+    likeness_table,
+    readings,
+)
+from demo.read_caption import read_caption
 from demo.read_scene import ATTRIBUTES
-from demo.scenes import Scene, Shape, caption, held_out_scenes, render
+from demo.scenes import Scene, Shape, caption, held_out_scenes
 from fastvar.errors import InputError
 from fastvar.profiling.tuning.metrics import psnr, ssim
+from fastvar.runtime.output import ImageTimings, Output, ScaleTiming
 
 ALONE = Scene("white", (Shape("circle", "red", "large", "plain", "centre"),), "alone")
 PAIR = Scene(
@@ -56,3 +69,38 @@ def test_likeness_survives_equal_images():
     assert found["identical"] == 1
     assert found["psnr_db_median"] == pytest.approx(psnr(image, other))
     assert found["ssim_mean"] == pytest.approx((1 + 2 * ssim(image, other)) / 3)
+
+
+class DrawsTruth:
+    """A pipeline that draws what scenes show; a share of its images belong to other captions."""
+
+    def __init__(self, wrong: float, ms: float) -> None:
+        self.wrong, self.ms = wrong, ms
+
+    def __call__(self, prompt: str, params: object, seed: int) -> Output:
+        scene = PAIR if np.random.default_rng(seed).random() < self.wrong else read_caption(prompt)
+        image = Image.fromarray(render(scene, rng=np.random.default_rng(seed)))
+        settings = {"guidance_scale": 3.0, "tau": 0.5, "top_p": 0.97}
+        return Output(
+            [image], [prompt], [seed], settings, [ImageTimings(1.0, (ScaleTiming(0, (1, 1), 1, 1, self.ms),), 1.0)]
+        )
+
+
+def test_a_worse_policy_scores_less_and_its_interval_says_so():
+    result = evaluate({"dense": DrawsTruth(0.0, 10), "pruned": DrawsTruth(0.3, 5)}, 60, seed=3)
+    assert result["accuracy"]["dense"]["overall"] > 0.99
+    assert result["accuracy"]["pruned"]["overall"] < 0.9
+    low, high = result["intervals"]["pruned"]["overall"]
+    assert low < result["accuracy"]["pruned"]["overall"] < high
+    assert result["share_of_first"]["pruned"][1] < 0.99
+    assert result["distance_to_truth"]["dense"] < result["distance_to_truth"]["pruned"]
+    assert result["scales_ms"] == {"dense": 10, "pruned": 5}
+    assert len(list(accuracy_table(result).columns[1].cells)) == len(NAMES)
+    assert list(likeness_table(result).columns[0].cells) == ["dense", "pruned"]
+
+
+def test_readings_count_every_attribute_and_all_of_them():
+    counts = readings([render(ALONE), render(PAIR)], [ALONE, PAIR])
+    assert counts.shape == (2, len(NAMES), 2)
+    assert (counts[:, :-1].sum(1) == counts[:, -1]).all()
+    assert counts[:, -1].tolist() == [[7, 7], [11, 11]]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from demo.scenes import Scene, Shape, render
+from demo.draw_scene import render
+from demo.scenes import Scene, Shape
 from demo.training.patch_codec import images_of
 from demo.training.var_codec import (
     CLASSES,
