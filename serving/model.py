@@ -270,14 +270,20 @@ class ServedModel:
         requests = [job.requests[place] for job, place in units]
         failures: dict[int, Exception] = {}
         encoding: list[Future[None]] = []
+        drawn: list[GeneratedImage] = []
+
+        def encode(image: GeneratedImage) -> None:
+            encoding.append(self._encoders.submit(self._tell_image, units, image))
+
+        apart = not self._shares_cores(pipe)
         try:
-            pipe.draw(
-                requests,
-                lambda event: self._tell_scale(units, event),
-                lambda image: encoding.append(self._encoders.submit(self._tell_image, units, image)),
-            )
-            if self._shares_cores(pipe):
-                wait(encoding)
+            try:
+                pipe.draw(requests, lambda event: self._tell_scale(units, event), encode if apart else drawn.append)
+            finally:
+                # On cores that draw, encoding beside the decoder would stop both: each operation waits for all threads.
+                for image in drawn:
+                    encode(image)
+            wait(encoding if drawn else ())
             spent = (time.monotonic() - begun) / len(units)
             self._recent.append(spent)
             self._metrics.image_seconds.labels(self.name).observe(spent)

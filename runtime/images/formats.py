@@ -28,7 +28,9 @@ READ_ERRORS = (
 IMAGE_DESCRIPTION, SOFTWARE, EXIF_IFD, USER_COMMENT = 0x010E, 0x0131, 0x8769, 0x9286
 ASCII_CODE = b"ASCII\0\0\0"  # which characters a UserComment is made of
 JPEG_EXIF_BYTES = 65_500  # of the 65,533 that a JPEG segment holds; the rest names tags and lengths
-PNG_LEVEL = 4  # of zlib: in 0.4 of the time of Pillow's own 6, and 6 to 10 % larger
+# Of zlib, runs of equal bytes alone (Z_RLE): pictures are as large as at Pillow's own level, 6, within 10 %, and done in
+# a quarter of the time; screenshots with text in them are larger by a quarter.
+PNG_COMPRESSION = {"compress_level": 1, "compress_type": 3}
 LOSSLESS = 100  # the quality from which on WebP files are lossless
 
 
@@ -85,7 +87,7 @@ class ImageFormat:
             chunks = PngImagePlugin.PngInfo()
             for key, text in metadata.items():
                 chunks.add_itxt(key, text)  # UTF-8: prompts hold any script
-            return {"pnginfo": chunks, "compress_level": PNG_LEVEL}
+            return {"pnginfo": chunks, **PNG_COMPRESSION}
         if self.name == "jpeg":
             return {"exif": _exif(metadata), "quality": quality, "subsampling": "4:4:4"}
         return {"exif": _exif(metadata), "quality": quality, "lossless": quality == LOSSLESS}
