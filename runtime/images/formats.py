@@ -28,8 +28,8 @@ READ_ERRORS = (
 IMAGE_DESCRIPTION, SOFTWARE, EXIF_IFD, USER_COMMENT = 0x010E, 0x0131, 0x8769, 0x9286
 ASCII_CODE = b"ASCII\0\0\0"  # which characters a UserComment is made of
 JPEG_EXIF_BYTES = 65_500  # of the 65,533 that a JPEG segment holds; the rest names tags and lengths
-# Of zlib, runs of equal bytes alone (Z_RLE): pictures are as large as at Pillow's own level, 6, within 10 %, and done in
-# a quarter of the time; screenshots with text in them are larger by a quarter.
+# Of zlib, runs of equal bytes alone (Z_RLE): pictures are as large as at Pillow's own level, 6, within 10 %, and take a
+# quarter of the time; screenshots with text in them are larger by a quarter.
 PNG_COMPRESSION = {"compress_level": 1, "compress_type": 3}
 LOSSLESS = 100  # the quality from which on WebP files are lossless
 
