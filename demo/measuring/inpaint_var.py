@@ -17,8 +17,8 @@ from demo.measuring.background import background_of
 from demo.measuring.inpaint import Change, framed
 from demo.measuring.var_tradeoff import SAMPLING, SIZE
 from demo.scenes import Scene, Shape
-from demo.training.var_codec import CLASSES
-from demo.training.var_training import OUT
+from demo.training.var.codec import CLASSES
+from demo.training.var.stages import OUT
 from fastvar import UNCONDITIONAL, Pipeline
 from fastvar.errors import CheckpointError
 

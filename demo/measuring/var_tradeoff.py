@@ -23,8 +23,8 @@ from rich.table import Table
 import fastvar
 from demo.bundles import exit_on_user_error
 from demo.measuring.speed import RESULTS
-from demo.training.var_codec import CLASSES, only_shape
-from demo.training.var_training import OUT
+from demo.training.var.codec import CLASSES, only_shape
+from demo.training.var.stages import OUT
 from fastvar import Pipeline
 from fastvar.core.policy import DENSE, PruningPolicy, ScaleRule, policy_to_toml
 from fastvar.core.precision import Precision

@@ -5,7 +5,7 @@ import pytest
 
 from demo.draw_scene import render
 from demo.measuring.inpaint_var import CHANGES, build, label_of
-from demo.training.var_codec import CLASSES, read_class
+from demo.training.var.codec import CLASSES, read_class
 from fastvar.errors import CheckpointError
 
 

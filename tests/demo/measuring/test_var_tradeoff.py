@@ -5,7 +5,7 @@ import pytest
 
 from demo.draw_scene import render
 from demo.measuring.var_tradeoff import COLUMNS, PUBLISHED, Drawn, markdown, policies
-from demo.training.var_codec import CLASSES, class_scene
+from demo.training.var.codec import CLASSES, class_scene
 from fastvar.core.plan import make_plan
 from fastvar.families.var import TRANSFORMERS
 

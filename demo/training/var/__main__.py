@@ -10,15 +10,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from demo.training import var_codec, var_training
 from demo.training.environment import VARIABLES
-from demo.training.var_codec import STATES
+from demo.training.var import codec, stages
+from demo.training.var.codec import STATES
 
 STAGES: dict[str, tuple[Callable[[float], None], float]] = {  # name -> what trains it, minutes
-    "codec": (var_codec.train, 7),
-    "decoder": (lambda minutes: var_training.train_tokenizer("decoder", minutes), 9),
-    "encoder": (lambda minutes: var_training.train_tokenizer("encoder", minutes), 1.5),
-    "transformer": (lambda minutes: var_training.train_transformer(minutes, var_codec.load()), 27),
+    "codec": (codec.train, 7),
+    "decoder": (lambda minutes: stages.train_tokenizer("decoder", minutes), 9),
+    "encoder": (lambda minutes: stages.train_tokenizer("encoder", minutes), 1.5),
+    "transformer": (lambda minutes: stages.train_transformer(minutes, codec.load()), 27),
 }
 
 

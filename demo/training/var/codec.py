@@ -1,7 +1,7 @@
 """Defines the latents and the codebook of the demo's class-conditional model: classes, codec, residual quantisation.
 
 The patch codec (patch_codec.py) learns them end to end around the official quantiser; the official convolutional
-tokenizer is then fitted to it by plain regression (var_training.py).
+tokenizer is then fitted to it by plain regression (stages.py).
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ TOKENIZER = VqTokenizerConfig(
 )
 GRID_SIZES = [(side, side) for side in SCALES_256]
 CLASSES = [f"{color} {kind}" for color in COLORS for kind in SIMPLE.kinds]
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STATES = ROOT / "out" / "training" / "var"
 WEIGHTS = STATES / "codec.pt"
 LEARNING_RATE = 3e-3

@@ -10,7 +10,7 @@ import torch
 from demo.draw_scene import render
 from demo.scenes import Scene, Shape
 from demo.training.patch_codec import images_of
-from demo.training.var_codec import (
+from demo.training.var.codec import (
     CLASSES,
     GRID_SIZES,
     TOKENIZER,
@@ -21,7 +21,7 @@ from demo.training.var_codec import (
     read_class,
     revive,
 )
-from demo.training.var_training import Example, build, losses, make_examples, train_transformer, write_tokenizer
+from demo.training.var.stages import Example, build, losses, make_examples, train_transformer, write_tokenizer
 from fastvar.export.checkpoints.checkpoint import load_checkpoint
 from fastvar.families.var import VarConfig
 

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from demo.training import var_codec
 from demo.training.image_tokenizer import cut, windows
 from demo.training.image_tokenizer import initialize as unit_gain
 from demo.training.loop import Minutes, TrainingRun, half_precision, optimizers, write_atomically, zero_bias
 from demo.training.patch_codec import PATCH, images_of, psnr
-from demo.training.var_codec import CLASSES, STATES, TOKENIZER, VqCodec, draw_classes
+from demo.training.var.codec import CLASSES, STATES, TOKENIZER, VqCodec, draw_classes, read_class, to_pixels
+from demo.training.var.codec import load as load_codec
 from fastvar.export.checkpoints.published import CLASS_NAMES
 from fastvar.export.models.codebook.reference import teacher_inputs
 from fastvar.export.models.codebook.tokenizer import VqTokenizer
@@ -29,7 +29,7 @@ from fastvar.export.models.var.model import VarTransformer
 from fastvar.export.models.var.reference import teacher_logits
 from fastvar.families.var import VarConfig
 
-OUT = Path(__file__).parents[1] / "out" / "var"
+OUT = Path(__file__).parents[2] / "out" / "var"
 CONFIG = VarConfig(
     depth=6,
     width=192,
@@ -104,7 +104,7 @@ def train_tokenizer(half: str, minutes: float, out: Path = OUT, states: Path = S
         Minutes(minutes),
         0.98 if half == "encoder" else 0.99,
     )
-    data = TokenizerData(var_codec.load(), np.random.default_rng(run.step))
+    data = TokenizerData(load_codec(), np.random.default_rng(run.step))
     loss_of: Callable[[VqTokenizer, float], Tensor] = getattr(data, f"{half}_loss")
     saved, losses = time.monotonic(), []
     while run.progress < 1:
@@ -145,7 +145,7 @@ def evaluate_tokenizer(codec: VqCodec, out: Path, count: int = 36) -> str:
     images = images_of(scenes, rng)
     latent = codec.encode(images)
     decoded = torch.cat([model.decode(codes) for codes in codec.sums(codec.token_maps(latent))[-1].split(4)])
-    read = np.mean([var_codec.read_class(p) == c for p, c in zip(var_codec.to_pixels(decoded), labels, strict=True)])
+    read = np.mean([read_class(p) == c for p, c in zip(to_pixels(decoded), labels, strict=True)])
     decibels = np.median([psnr(*pair) for pair in zip(decoded, images, strict=True)])
     off = F.mse_loss(model.encode(images), latent).sqrt() / latent.std()
     return f"decoder {decibels:.2f} dB, classes read back {read:.3f}; encoder off by {off:.3f} of the latents' spread"
