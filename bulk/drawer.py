@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.platform import usable_cores
-from ..engines.registry import backend_class
+from ..engines.registry import runs_on_host
 from ..errors import BundleError, FastvarError, ImagesFailed, InputError
 from ..runtime.images.formats import format_named
 from ..runtime.output import GeneratedImage
@@ -103,14 +103,9 @@ class Drawer:
         """Draw what fits into a pass. Images are encoded beside the next one, where no engine wants the cores."""
         self._folder.begun([item.key for item, _ in given])
         failures: dict[int, FastvarError] = {}
-        saving: list[tuple[Item, Future[None]]] = []
-
-        def save(drawn: GeneratedImage) -> None:
-            item = given[drawn.index][0]
-            saving.append((item, self._encoders.submit(self._save, item, drawn)))
-
+        drawn: list[GeneratedImage] = []
         try:
-            self._pipe.draw([request for _, request in given], callback_on_image_end=save)
+            self._pipe.draw([request for _, request in given], callback_on_image_end=drawn.append)
         except ImagesFailed as error:
             failures |= error.failed
         except FastvarError as error:
@@ -118,8 +113,9 @@ class Drawer:
         for place, failure in failures.items():
             self._fail(given[place][0], failure, report)
         self._saved(report)  # those of the pass before
-        self._saving = saving
-        if backend_class(self._pipe.manifest.backend).runs_on_host(self._pipe.manifest.target):
+        finished = [(given[image.index][0], image) for image in drawn]
+        self._saving = [(item, self._encoders.submit(self._save, item, image)) for item, image in finished]
+        if runs_on_host(self._pipe.manifest):
             self._saved(report)
 
     def _save(self, item: Item, drawn: GeneratedImage) -> None:

@@ -185,7 +185,6 @@ def build(
 ) -> None:
     """Turn a checkpoint into a bundle of engines. No GPU is needed."""
     from ..core.plan import SamplingMode
-    from ..core.precision import parse_precision
     from ..engines.registry import get_backend
     from ..export.options import BuildOptions
 
@@ -226,7 +225,7 @@ def build(
     )
     _check_size(size, random_weights)
     compiler = get_backend(backend, target=target)
-    compiler.resolve_target(target, parse_precision(precision, weights, default=compiler.default_compute(weights)))
+    compiler.resolve_target(target, compiler.precision(precision, weights))
     with needs_extra("export"):
         from ..export.build import build as build_bundle
 

@@ -14,7 +14,7 @@ from ..core.platform import memory_bytes
 from ..core.policy import PruningPolicy
 from ..engines.bundle.folder import SIGNATURE
 from ..engines.bundle.manifest import EngineSet, Manifest, StepEngines
-from ..engines.registry import backend_class
+from ..engines.registry import runs_on_host
 from ..profiling.estimates.passes import PassMemory, largest_that_fits, passes_of
 from ..profiling.formatting import pixels
 from ..profiling.report.columns import Column, fact_table, text_table
@@ -294,7 +294,7 @@ def doctor_bundle_facts(bundle: Bundle, budget: int | None, uses: Sequence[Facts
     `budget`: bytes; without one the machine's memory counts, where engines take that, and nothing else is known.
     """
     manifest, passes = bundle.manifest, passes_of(bundle.manifest)
-    on_host = backend_class(manifest.backend).runs_on_host(manifest.target)
+    on_host = runs_on_host(manifest)
     limit = budget if budget is not None or not on_host else memory_bytes()
     return {
         "path": str(bundle.path),

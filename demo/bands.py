@@ -8,6 +8,7 @@ COLUMNS = 3
 GAP, MARGIN = 12, 34  # pixels
 FONT_SIZE, LINE = 15, 19
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Color = tuple[int, int, int]
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
@@ -27,16 +28,17 @@ def compose(rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[str]) 
             top = y + row * (side + GAP)
             sheet.paste(images[number], (x, top))
             if number % COLUMNS == 0:
-                sheet.paste(_upright(label, font, side), (0, top))
+                sheet.paste(upright(label, font, (MARGIN, side)), (0, top))
         for line, text in enumerate(lines):
             draw.text((x, y + len(rows) * (side + GAP) - GAP // 2 + line * LINE), text, INK, font)
     return sheet
 
 
-def _upright(label: str, font: Font, side: int) -> Image.Image:
-    """A row's label, turned to be read upwards along its left edge."""
-    strip = Image.new("RGB", (side, MARGIN), PAPER)
-    ImageDraw.Draw(strip).text((side // 2, MARGIN // 2), label, INK, font, anchor="mm")
+def upright(text: str, font: Font, size: tuple[int, int], ink: Color = INK, paper: Color = PAPER) -> Image.Image:
+    """A row's label of a size (width, height), turned to be read upwards beside the row."""
+    width, height = size
+    strip = Image.new("RGB", (height, width), paper)
+    ImageDraw.Draw(strip).text((height // 2, width // 2), text, ink, font, anchor="mm")
     return strip.rotate(90, expand=True)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from demo.bands import Font, wrapped_lines
+from demo.bands import upright, wrapped_lines
 
 AMPLIFIED = 4  # how many times the difference is enlarged
 ROWS = ("dense", "pruned", f"difference x {AMPLIFIED}")
@@ -53,7 +53,7 @@ def hang(exhibits: Sequence[Exhibit], below: str) -> Image.Image:
     draw.text((margin + label, margin - em * 0.6), TITLE, INK, title)
     draw.line([(margin + label, top - gap), (width - margin, top - gap)], LINE_COLOR, max(round(em / 9), 1))
     for row, name in enumerate(ROWS):
-        _paste_upright(poster, name, small, (margin, top + row * (side + gap)), (label, side))
+        poster.paste(upright(name, small, (label, side), SOFT, PAPER), (margin, top + row * (side + gap)))
     for column, (exhibit, own) in enumerate(zip(exhibits, lines, strict=True)):
         x = margin + label + column * (side + 2 * gap)
         for row, image in enumerate((exhibit.dense, exhibit.pruned, exhibit.difference)):
@@ -65,10 +65,3 @@ def hang(exhibits: Sequence[Exhibit], below: str) -> Image.Image:
         draw.text((x, y + em * 0.15), exhibit.figures, SOFT, small)
     draw.text((margin + label, height - margin), below, SOFT, small)
     return poster
-
-
-def _paste_upright(poster: Image.Image, text: str, font: Font, corner: tuple[int, int], size: tuple[int, int]) -> None:
-    """A row's name, to be read upwards beside it."""
-    strip = Image.new("RGB", (size[1], size[0]), PAPER)
-    ImageDraw.Draw(strip).text((size[1] // 2, size[0] // 2), text, SOFT, font, anchor="mm")
-    poster.paste(strip.rotate(90, expand=True), corner)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ..core.precision import WEIGHT_FORMATS, Precision
+from ..core.precision import WEIGHT_FORMATS, Precision, parse_precision
 from ..core.provenance import source_digest
 from ..core.tensors import Launch, Scratch, TensorRef
 from ..errors import BackendError, BuildError, BundleError, InternalError
@@ -119,14 +119,16 @@ class Backend(ABC):
         """Element type to compute in where nobody asks for one."""
         return self.precisions[0]
 
-    def default_compute(self, weights: str | None) -> str:
-        """`default_precision`, but where weights stored so go with one element type alone.
+    def precision(self, compute: str | None, weights: str | None) -> Precision:
+        """From the command line's words; no compute type is that which such weights go with, or this backend's own.
 
-        Args:
-            weights: a name of WEIGHT_FORMATS, or None.
+        Raises:
+            PlanError: as `parse_precision`.
         """
-        activations = WEIGHT_FORMATS.get(weights or "", ("", ""))[1]
-        return "bfloat16" if activations and self.quantises_activations else self.default_precision
+        if compute is not None:
+            return parse_precision(compute, weights)
+        quantised = self.quantises_activations and WEIGHT_FORMATS.get(weights or "", ("", ""))[1]
+        return parse_precision(None, weights, default="bfloat16" if quantised else self.default_precision)
 
     def accepts(self, library_version: str) -> bool:
         """Whether engines built with that library version run here: by default only with the very same one."""

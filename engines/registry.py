@@ -10,6 +10,7 @@ from ..errors import BackendError
 
 if TYPE_CHECKING:
     from .base import Backend
+    from .bundle.manifest import Manifest
 
 _BACKENDS = {  # name -> module, class
     "onnxruntime": ("onnxruntime.backend", "OnnxRuntimeBackend"),
@@ -35,6 +36,15 @@ def backend_class(name: str) -> type[Backend]:
     module, class_name = _BACKENDS[name]
     found: type[Backend] = getattr(importlib.import_module(f".{module}", __package__), class_name)
     return found
+
+
+def runs_on_host(built: Manifest) -> bool:
+    """Whether a bundle's engines run on the machine's own cores and in its memory.
+
+    Raises:
+        BackendError: no backend of that name.
+    """
+    return backend_class(built.backend).runs_on_host(built.target)
 
 
 def get_backend(

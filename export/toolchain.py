@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.precision import Precision, parse_precision
+from ..core.precision import Precision
 from ..engines.base import ONNX, Backend
 from ..engines.registry import BACKEND_NAMES, DEFAULT, backend_class, get_backend
 from ..engines.spec import EngineReport
@@ -53,7 +53,7 @@ def make_toolchain(
         FastvarError: a backend that is not installed, or a target or precision that it does not build for.
     """
     found = get_backend(backend, target=target)
-    numbers = parse_precision(precision, weights, default=found.default_compute(weights))
+    numbers = found.precision(precision, weights)
     if via is None:
         via = found.graph_form
     _check_via(via, found, numbers)

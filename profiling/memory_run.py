@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from ..engines.base import Backend
 from ..engines.bundle.bundle import Bundle, Opening
-from ..engines.registry import backend_class
+from ..engines.registry import runs_on_host
 from ..errors import DeviceMemoryError
 from .profiled_bundle import ProfiledBundle
 from .records import MemoryEvent, MemoryRun, Request
@@ -76,7 +76,7 @@ def _intervals(bundle: Bundle, request: Request, backend: Backend | None, sample
 def device_kind(bundle: Bundle) -> str:
     """The device of a bundle's engines, "cpu" or "cuda". Needs no driver."""
     manifest = bundle.manifest
-    return "cpu" if backend_class(manifest.backend).runs_on_host(manifest.target) else "cuda"
+    return "cpu" if runs_on_host(manifest) else "cuda"
 
 
 Result = TypeVar("Result")

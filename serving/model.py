@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.platform import usable_cores
-from ..engines.registry import backend_class
+from ..engines.registry import runs_on_host
 from ..errors import ImagesFailed
 from ..runtime.output import GeneratedImage, ScaleEvent
 from ..runtime.pipeline import Pipeline
@@ -275,15 +275,16 @@ class ServedModel:
         def encode(image: GeneratedImage) -> None:
             encoding.append(self._encoders.submit(self._tell_image, units, image))
 
-        apart = not self._shares_cores(pipe)
+        # On cores that draw, encoding beside the decoder would stop both: each operation waits for all threads.
+        shared = runs_on_host(pipe.manifest)
         try:
             try:
-                pipe.draw(requests, lambda event: self._tell_scale(units, event), encode if apart else drawn.append)
+                pipe.draw(requests, lambda event: self._tell_scale(units, event), drawn.append if shared else encode)
             finally:
-                # On cores that draw, encoding beside the decoder would stop both: each operation waits for all threads.
                 for image in drawn:
                     encode(image)
-            wait(encoding if drawn else ())
+            if shared:
+                wait(encoding)
             spent = (time.monotonic() - begun) / len(units)
             self._recent.append(spent)
             self._metrics.image_seconds.labels(self.name).observe(spent)
@@ -318,11 +319,6 @@ class ServedModel:
             if isinstance(event.preview, Preview):
                 event.preview.keep()  # here and now: the memory is this thread's
             job.tell(Scale(place, event))
-
-    @staticmethod
-    def _shares_cores(pipe: Pipeline) -> bool:
-        """Whether engines run on the cores that encode images: they would wait for each other at every operation."""
-        return backend_class(pipe.manifest.backend).runs_on_host(pipe.manifest.target)
 
     def _tell_image(self, units: list[Unit], image: GeneratedImage) -> None:
         job, place = units[image.index]

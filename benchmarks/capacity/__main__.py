@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -20,13 +19,12 @@ from benchmarks.capacity.growth import HEAD as HEAD_OF_GROWTH
 from benchmarks.capacity.growth import Measured, rows
 from benchmarks.capacity.planning import Choice, fewest, tried
 from benchmarks.capacity.simulation import Service, Setting
+from benchmarks.serving.recorded import PROMPT, RESULTS, today
 from benchmarks.tables import markdown_table, placed_in
 from fastvar import Pipeline
 from fastvar.errors import FastvarError, InputError
 from fastvar.profiling.environment import environment
 
-RESULTS = Path(__file__).parents[1] / "results"
-PROMPT = "a small red circle on a white background"
 SHARES = (0.5, 0.8, 0.9)  # of the most that replicas can draw
 REPLICAS = (1, 10, 100, 1000)
 BEGIN, END = "<!-- capacity: made by `python -m benchmarks.capacity` -->", "<!-- capacity: end -->"
@@ -150,7 +148,7 @@ def main() -> None:
     except FastvarError as error:
         sys.exit(f"error: {error}")
     if given.bundle is not None:
-        times |= {"load_before": load, "date": datetime.now(timezone.utc).date().isoformat()}
+        times |= {"load_before": load, "date": today()}
     service = Service(times["seconds"])
     p99_s = given.p99 or round(4 * fmean(service.seconds[service.sizes[-1]]), 1)
     passes = {size: median(seconds) for size, seconds in service.seconds.items()}

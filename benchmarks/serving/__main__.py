@@ -20,18 +20,14 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fastvar import Pipeline
-from fastvar.errors import FastvarError, InputError
-from fastvar.profiling.environment import environment
+from benchmarks.serving.recorded import PROMPT, RESULTS, record
+from fastvar.errors import InputError
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results"
-PROMPT = "a small red circle on a white background"
 WARM_S, SETTLED_S = 5.0, 60.0
 ROUNDS, ROUND_S, ROUND_WARM_S = 8, 15.0, 3.0
 
@@ -234,21 +230,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "serving.json")
     parser.add_argument("options", nargs="*", help="options of fastvar serve, behind --")
     given = parser.parse_args()
-    try:
-        with Pipeline.load(given.bundle) as pipe:
-            where = environment(pipe.manifest)
-        load = os.getloadavg()[0]
-        record = measure(given.bundle, given.clients, given.seconds, given.options)
-    except FastvarError as error:
-        sys.exit(f"error: {error}")
-    record = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "load_before": load,
-        **record,
-        "environment": where,
-    }
-    given.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({name: record[name] for name in ("served", "served_of_alone")}, indent=2))
+    measured = record(
+        given.bundle, given.out, lambda: measure(given.bundle, given.clients, given.seconds, given.options)
+    )
+    print(json.dumps({name: measured[name] for name in ("served", "served_of_alone")}, indent=2))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -22,12 +20,10 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.serving.__main__ import RESULTS
+from benchmarks.serving.recorded import RESULTS, record
 from demo.sheet import held_out_captions
-from fastvar import Pipeline
 from fastvar.core.platform import import_extra
-from fastvar.errors import FastvarError
-from fastvar.profiling.environment import environment
+from fastvar.engines.bundle.bundle import Bundle
 
 SEED = 3
 # What somebody writes who has no such command: passes as large as the bundle has, and Pillow's own way to save.
@@ -80,7 +76,9 @@ def contents(files: list[Path]) -> list[str]:
     return sorted(found)
 
 
-def measure(bundle: Path, images: int, rounds: int, first: int) -> dict[str, Any]:
+def measure(bundle: Path, images: int, rounds: int) -> dict[str, Any]:
+    import_extra("ray", "ray")
+    first = max(own.images for own in Bundle.open(bundle).manifest.sets)
     contenders = {"loop": loop, "batch": batch(), "batch on ray": batch("--ray", "local")}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     drawn: dict[str, list[str]] = {}
@@ -114,17 +112,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "bulk.json")
     given = parser.parse_args()
-    try:
-        import_extra("ray", "ray")
-        with Pipeline.load(given.bundle) as pipe:
-            where, first = environment(pipe.manifest), pipe.batch_sizes["on"][-1]
-        load = os.getloadavg()[0]
-        record = measure(given.bundle, given.images, given.rounds, first)
-    except FastvarError as error:
-        sys.exit(f"error: {error}")
-    head = {"date": datetime.now(timezone.utc).date().isoformat(), "load_before": load}
-    given.out.write_text(json.dumps({**head, **record, "environment": where}, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(record, indent=2))
+    measured = record(given.bundle, given.out, lambda: measure(given.bundle, given.images, given.rounds))
+    print(json.dumps(measured, indent=2))
 
 
 if __name__ == "__main__":

@@ -10,25 +10,19 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 import socket
-import sys
 import tempfile
 import threading
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.serving.__main__ import PROMPT, RESULTS
-from fastvar import Pipeline
+from benchmarks.serving.recorded import PROMPT, RESULTS, record
 from fastvar.bulk.items import Item
 from fastvar.bulk.on_ray import LOCAL, Actor, draw_on_ray, started
 from fastvar.bulk.processes import DrawerArguments
 from fastvar.core.platform import import_extra
-from fastvar.errors import FastvarError
-from fastvar.profiling.environment import environment
 
 
 def asked(port: int, path: str, clients: int, seconds: float) -> dict[str, float]:
@@ -105,9 +99,10 @@ def measure(bundle: Path, clients: int, seconds: float) -> dict[str, Any]:
         paths = {"ingress": "/health", "replica": "/v1/models/bundle"}
         asked(port, "/health", clients, 2.0)  # warms up
         found: dict[str, Any] = {name: asked(port, path, clients, seconds) for name, path in paths.items()}
-        found |= {"answer_bytes": answer_bytes(port)}
+        found |= {"clients": clients, "answer_bytes": answer_bytes(port)}
     finally:
         serve.shutdown()
+    found |= {"bundle_bytes": sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())}
     with tempfile.TemporaryDirectory() as folder:
         return found | shares(Path(folder), 400)
 
@@ -119,17 +114,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--out", type=Path, default=RESULTS / "front.json")
     given = parser.parse_args()
-    try:
-        with Pipeline.load(given.bundle) as pipe:
-            where = environment(pipe.manifest)
-        load = os.getloadavg()[0]
-        record = measure(given.bundle, given.clients, given.seconds)
-    except FastvarError as error:
-        sys.exit(f"error: {error}")
-    record["bundle_bytes"] = sum(file.stat().st_size for file in given.bundle.rglob("*") if file.is_file())
-    head = {"date": datetime.now(timezone.utc).date().isoformat(), "load_before": load, "clients": given.clients}
-    given.out.write_text(json.dumps({**head, **record, "environment": where}, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(record, indent=2))
+    measured = record(given.bundle, given.out, lambda: measure(given.bundle, given.clients, given.seconds))
+    print(json.dumps(measured, indent=2))
 
 
 if __name__ == "__main__":

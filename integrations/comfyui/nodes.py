@@ -75,7 +75,6 @@ def _subject() -> list[Any]:
 
 
 def _sampling() -> list[Any]:
-    about = f"{OWN:g} is the bundle's own value, which the node shows when it runs."
     return [
         io.String.Input(
             "negative",
@@ -86,37 +85,27 @@ def _sampling() -> list[Any]:
             placeholder="what to steer away from",
             tooltip="What to steer away from. Of bundles that draw from texts, with guidance. Empty: none.",
         ),
-        io.Float.Input(
-            "guidance",
-            default=OWN,
-            min=OWN,
-            max=100,
-            step=0.5,
-            round=0.001,
-            optional=True,
-            tooltip=f"Classifier-free guidance, 0 to 100. {about}",
+        _own_by_default("guidance", 100, 0.5, 0.001, "Classifier-free guidance, 0 to 100."),
+        _own_by_default(
+            "tau", 100, 0.1, 0.0001, "Sampling temperature, above 0: less is likelier, more is more various."
         ),
-        io.Float.Input(
-            "tau",
-            default=OWN,
-            min=OWN,
-            max=100,
-            step=0.1,
-            round=0.0001,
-            optional=True,
-            tooltip=f"Sampling temperature, above 0: less is likelier, more is more various. {about}",
-        ),
-        io.Float.Input(
-            "top_p",
-            default=OWN,
-            min=OWN,
-            max=1,
-            step=0.05,
-            round=0.001,
-            optional=True,
-            tooltip=f"Share of likely codes that are sampled from, 0 to 1; both ends are all of them. {about}",
+        _own_by_default(
+            "top_p", 1, 0.05, 0.001, "Share of likely codes that are sampled from, 0 to 1; both ends are all of them."
         ),
     ]
+
+
+def _own_by_default(name: str, most: float, step: float, precision: float, tooltip: str) -> Any:
+    return io.Float.Input(
+        name,
+        default=OWN,
+        min=OWN,
+        max=most,
+        step=step,
+        round=precision,
+        optional=True,
+        tooltip=f"{tooltip} {OWN:g} is the bundle's own value, which the node shows when it runs.",
+    )
 
 
 def _fit() -> Any:

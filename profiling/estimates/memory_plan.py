@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ...engines.bundle.manifest import Manifest
-from ...engines.registry import backend_class
+from ...engines.registry import runs_on_host
 from ...runtime.memory.fit import DeviceNeed, total_need
 from ...runtime.memory.layout import TEXT_ENCODER_WEIGHTS, EngineCall, Layout, View, build_layout
 from ...runtime.memory.placement import aligned
@@ -78,7 +78,7 @@ class MemoryPlan:
 
 def memory_plan(manifest: Manifest, *, offload_text_encoder: bool = False) -> MemoryPlan:
     """The plan of a bundle on its device, with the timeline of the pass that needs most memory."""
-    on_host = backend_class(manifest.backend).runs_on_host(manifest.target)
+    on_host = runs_on_host(manifest)
     offload_text_encoder = offload_text_encoder and not on_host
     layouts = [build_layout(manifest, *s.batch, offload_text_encoder=offload_text_encoder) for s in manifest.sets]
     largest = max(layouts, key=lambda layout: layout.arena_bytes)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ...engines.bundle.manifest import Manifest
-from ...engines.registry import backend_class
+from ...engines.registry import runs_on_host
 from ...runtime.memory.fit import DeviceNeed, total_need
 from ...runtime.memory.layout import Layout
 from ...runtime.memory.soundness import sound_layout
@@ -65,7 +65,7 @@ def passes_of(manifest: Manifest, *, offload_text_encoder: bool = False) -> list
     Raises:
         BundleError: its engines do not fit together.
     """
-    on_host = backend_class(manifest.backend).runs_on_host(manifest.target)
+    on_host = runs_on_host(manifest)
     offloads = offload_text_encoder and not on_host
     layouts = [sound_layout(manifest, *own.batch, offload_text_encoder=offloads) for own in manifest.sets]
     return list(_passes(manifest, layouts, on_host))

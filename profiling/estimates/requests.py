@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...engines.bundle.bundle import Bundle
-from ...engines.registry import backend_class
+from ...engines.registry import runs_on_host
 from ...runtime.memory.soundness import sound_layout
 from .fitting import Change, Limits, MemoryOptions, PlanOf
 from .memory_plan import memory_plan
@@ -47,7 +47,7 @@ def bundle_request(path: Path, asked: MemoryOptions) -> PlanRequest:
         lambda choice: memory_plan(manifest, offload_text_encoder=choice.offload_text_encoder),
         lambda: iter(()),
         estimated=False,
-        on_host=backend_class(manifest.backend).runs_on_host(manifest.target),
+        on_host=runs_on_host(manifest),
         images=max(engine_set.images for engine_set in manifest.sets),
         largest_batch=largest_batch,
     )

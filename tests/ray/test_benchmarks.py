@@ -14,7 +14,7 @@ def test_a_batch_is_compared_with_a_loop(batched_bundle: Path, monkeypatch: pyte
     from benchmarks.serving import bulk
 
     monkeypatch.setattr(bulk, "held_out_captions", lambda count, _seed: ["blue"] * count)  # the tiny model reads little
-    found = bulk.measure(batched_bundle, 12, 1, 4)
+    found = bulk.measure(batched_bundle, 12, 1)
     assert found["files"] == {"loop": 12, "batch": 12, "batch on ray": 12}
     assert found["equal_files"]
     assert found["equal_pixels"]
