@@ -104,6 +104,10 @@ class Backend(ABC):
         """Whether engines for a target work on the host's memory, and take what they need there by themselves."""
         return False
 
+    def keeps_threads_apart(self, threads: int) -> bool:
+        """Whether several in one process, of at most so many threads each, run side by side on threads of their own."""
+        return False
+
     @classmethod
     def allocates(cls, target: str) -> bool:
         """Whether engines allocate by themselves what they work in: no scratch memory is given to them."""

@@ -23,7 +23,7 @@ with needs_extra("serve"):
     from .ingress import Ingress
     from .replica import MOST_BUNDLES, Replica
 
-NUMBERS: dict[str, Any] = {"queue": int, "drain": float, "batch_wait_ms": float}
+NUMBERS: dict[str, Any] = {"queue": int, "drain": float, "batch_wait_ms": float, "instances": int}
 TEXTS: dict[str, Any] = {"max_body": str, "api_key_file": str}
 SCALING: dict[str, Any] = {
     "replicas": int,
@@ -43,8 +43,8 @@ def app(arguments: dict[str, Any]) -> Any:
 
     Args:
         arguments: bundles, "NAME=FOLDER" joined by commas; aliases, "ALIAS=NAME" joined by commas; queue, drain,
-            batch_wait_ms, max_body, api_key_file, threads, memory as of `fastvar serve`; replicas and least, the most
-            and the fewest of them; ongoing, how many requests a replica is meant to have; upscale_delay_s and
+            batch_wait_ms, instances, max_body, api_key_file, threads, memory as of `fastvar serve`; replicas and least,
+            the most and the fewest of them; ongoing, how many requests a replica is meant to have; upscale_delay_s and
             downscale_delay_s, how long that has to last, as Ray has them; ingresses; cpus and gpus of a replica.
 
     Raises:

@@ -16,6 +16,7 @@ from ..engines.bundle.bundle import Bundle
 from ..engines.bundle.hub_bundle import found_bundle
 from ..errors import InputError
 from .editing.source_image import ImageSource
+from .memory.fit import DeviceNeed
 from .output import Output
 from .pickled import reduced
 from .requests.diffusers_names import translated
@@ -179,6 +180,11 @@ class Pipeline:
     def batch_sizes(self) -> dict[str, list[int]]:
         """How many images one pass may draw, in rising order, with guidance "on" and "off"; empty without engines."""
         return {name: self._session.batch_sizes(rows) for name, rows in (("on", 2), ("off", 1))}
+
+    @property
+    def memory_need(self) -> DeviceNeed:
+        """Bytes of its weights, of its arena, and of the engines' library by estimate."""
+        return self._session.need
 
     @property
     def closed(self) -> bool:

@@ -90,6 +90,7 @@ class Session:
                 break
         if len(chosen) < len(layouts) and batch is None:
             _log.info("passes of at most %d images fit", most)
+        self.need = need
         require_fit(self.manifest, chosen, need, free_bytes=free, budget_bytes=budget, offloads=offloads)
         return chosen
 

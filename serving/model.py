@@ -1,4 +1,4 @@
-"""A bundle that is served: a queue in order of arrival, and one thread that draws it in passes of several requests."""
+"""A bundle that is served: a queue in order of arrival, and threads that draw it in passes of several requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.preview import Preview
 from ..runtime.requests.passes import passes
 from .jobs import Failed, Finished, Job, Moved, Scale
+from .lanes import Lane, open_lanes
 from .metrics import Metrics
 from .options import ServeOptions
 from .wire import answers
@@ -35,17 +36,17 @@ class Abandoned(Exception):  # noqa: N818  no error: nobody wants the pass any m
 
 
 class ServedModel:
-    """One bundle. `load` makes its pipeline, in the thread that draws: the first use of a GPU is the owner's."""
+    """One bundle. `load` makes its pipelines, in the thread that draws with the first: a GPU's first user owns it."""
 
-    def __init__(self, name: str, load: Callable[[], Pipeline], options: ServeOptions, metrics: Metrics) -> None:
+    def __init__(self, name: str, load: Callable[[], Sequence[Lane]], options: ServeOptions, metrics: Metrics) -> None:
         self.name, self._load, self._options, self._metrics = name, load, options, metrics
         self.pipe: Pipeline | None = None
         self.failure: Exception | None = None  # why it could not be loaded
         self._lock = threading.Condition()
         self._waiting: deque[Job] = deque()
-        self._drawing: list[Job] = []
-        self._is_closed = self._is_ending = False
-        self._recent: deque[float] = deque(maxlen=REMEMBERED)  # seconds an image
+        self._lanes: Sequence[Lane] = ()
+        self._is_closed = self._is_ending = self._is_over = False
+        self._recent: deque[float] = deque(maxlen=REMEMBERED)  # seconds until the next image
         self._thread = threading.Thread(target=self._run, name=f"draws {name}", daemon=True)
         self._loaded: Callable[[], object] = lambda: None
         self._encoders = ThreadPoolExecutor(usable_cores(), f"encodes {name}")
@@ -55,7 +56,7 @@ class ServedModel:
         cls, name: str, path: Path, options: ServeOptions, metrics: Metrics, **load_options: Any
     ) -> ServedModel:
         """A model whose bundle lies in a folder; `load_options` as for `Pipeline.load`."""
-        return cls(name, lambda: Pipeline.load(path, **load_options), options, metrics)
+        return cls(name, lambda: open_lanes(path, options.instances, **load_options), options, metrics)
 
     def start(self, loaded: Callable[[], object]) -> None:
         """Load and draw in a thread of its own; `loaded` is called there when that was done, or has failed."""
@@ -65,6 +66,11 @@ class ServedModel:
     @property
     def is_ready(self) -> bool:
         return self.pipe is not None
+
+    @property
+    def instances(self) -> int:
+        """How many passes may be drawn side by side."""
+        return max(1, len(self._lanes) - 1)
 
     @property
     def has_died(self) -> bool:
@@ -108,6 +114,10 @@ class ServedModel:
     def _length(self) -> int:
         """Requests that wait. One whose images take several passes stays in the queue, but waits no longer."""
         return sum(job.begun is None for job in self._waiting)
+
+    @property
+    def _drawing(self) -> set[Job]:
+        return {job for lane in self._lanes for job in lane.drawing}
 
     @property
     def _images_ahead(self) -> int:
@@ -169,58 +179,79 @@ class ServedModel:
             self._waiting.clear()
 
     def end(self) -> None:
-        """Have the thread end, and give the pipeline back; waits for neither."""
+        """Have the threads end, and give the pipelines back; waits for neither."""
         self.abandon()
         with self._lock:
-            self._is_ending = True
+            self._is_ending = self._is_over = True
             self._lock.notify_all()
 
     async def stop(self) -> None:
-        """End the thread; gives the pipeline back."""
+        """End the threads; gives the pipelines back."""
         self.end()
         await asyncio.to_thread(self._thread.join, self._options.patience)
 
-    # What the drawing thread does
+    # What the drawing threads do
 
     def _run(self) -> None:
         try:
-            pipe = self._load()
+            self._lanes = self._load()
         except Exception as error:  # noqa: BLE001  raised where the server was started
             self.failure = error
             self._loaded()
             return
-        with pipe:
-            self.pipe = pipe
+        with contextlib.ExitStack() as stack:
+            for lane in self._lanes:
+                stack.enter_context(lane.pipe)
+            self.pipe = self._lanes[0].pipe
             self._metrics.ready.labels(self.name).set(1)
             self._loaded()
+            others = [threading.Thread(target=self._draw_passes, args=(lane,)) for lane in self._lanes[1:]]
             try:
-                while units := self._next_pass(pipe):
-                    self._draw(pipe, units)
+                for thread in others:
+                    thread.start()
+                self._draw_passes(self._lanes[0])
             finally:  # whatever ends it, nobody waits for it any longer
                 self.pipe = None
                 self._metrics.ready.labels(self.name).set(0)
                 self.abandon()
+                for thread in others:
+                    thread.join()
                 self._encoders.shutdown()
 
-    def _next_pass(self, pipe: Pipeline) -> list[Unit]:
+    def _draw_passes(self, lane: Lane) -> None:
+        """Until the end; where one of the threads fails, all of them end."""
+        try:
+            while units := self._next_pass(lane):
+                self._draw(lane, units)
+        finally:
+            with self._lock:
+                self._is_over = True
+                self._lock.notify_all()
+
+    def _next_pass(self, lane: Lane) -> list[Unit]:
         """Wait for images, and take as many as fit into a pass with the one that is first; none at the end."""
         with self._lock:
-            while not self._is_ending:
+            while not self._is_over:
                 if not self._waiting:
                     self._lock.wait()
                     continue
-                units = self._together(pipe)
-                if (left := self._worth_waiting(pipe, units)) > 0:
+                together = self._together(lane.pipe)
+                if not lane.may_begin(self._lanes, several=len(together) > 1):
+                    self._lock.wait()
+                    continue
+                if (left := self._worth_waiting(lane.pipe, together[0])) > 0:
                     self._lock.wait(left)
                     continue
-                self._begin(units)
-                return units
+                self._begin(lane, together[0])
+                return together[0]
         return []
 
-    def _together(self, pipe: Pipeline) -> list[Unit]:
+    def _together(self, pipe: Pipeline) -> list[list[Unit]]:
+        """All that waits, in passes."""
         units = [(job, place) for job in self._waiting for place in job.left]
         images = [replace(job.requests[place], index=index) for index, (job, place) in enumerate(units)]
-        return [units[image.index] for image in passes(images, lambda rows: self._sizes(pipe, rows))[0]]
+        found = passes(images, lambda rows: self._sizes(pipe, rows))
+        return [[units[image.index] for image in own] for own in found]
 
     @staticmethod
     def _sizes(pipe: Pipeline, rows: int) -> list[int]:
@@ -234,7 +265,7 @@ class ServedModel:
             return 0.0
         return job.arrived + self._options.batch_wait_ms / 1e3 - time.monotonic()
 
-    def _begin(self, units: list[Unit]) -> None:
+    def _begin(self, lane: Lane, units: list[Unit]) -> None:
         now = time.monotonic()
         for job, place in units:
             job.left.remove(place)
@@ -242,13 +273,14 @@ class ServedModel:
                 job.begun = now
                 self._metrics.queue_seconds.labels(self.name).observe(now - job.arrived)
                 self._tell_place(job, 0)
-        self._drawing = list(dict.fromkeys(job for job, _ in units))
+        lane.drawing = list(dict.fromkeys(job for job, _ in units))
         self._waiting = deque(job for job in self._waiting if job.left)
         self._tell_places()
         self._count(len(units))
+        self._lock.notify_all()  # what is left may be another lane's
 
     def _tell_places(self) -> None:
-        ahead = set(self._drawing)
+        ahead = self._drawing
         for job in self._waiting:
             if job.begun is None:
                 self._tell_place(job, len(ahead))
@@ -259,12 +291,11 @@ class ServedModel:
         if job.streams:  # nobody else is shown it
             job.tell(Moved(ahead))
 
-    def _count(self, running: int | None = None) -> None:
+    def _count(self, begun: int = 0) -> None:
         self._metrics.queue_length.labels(self.name).set(self._length)
-        if running is not None:
-            self._metrics.running.labels(self.name).set(running)
+        self._metrics.running.labels(self.name).inc(begun)
 
-    def _draw(self, pipe: Pipeline, units: list[Unit]) -> None:
+    def _draw(self, lane: Lane, units: list[Unit]) -> None:
         begun = time.monotonic()
         self._metrics.pass_images.labels(self.name).observe(len(units))
         requests = [job.requests[place] for job, place in units]
@@ -276,17 +307,21 @@ class ServedModel:
             encoding.append(self._encoders.submit(self._tell_image, units, image))
 
         # On cores that draw, encoding beside the decoder would stop both: each operation waits for all threads.
-        shared = runs_on_host(pipe.manifest)
+        on_host = runs_on_host(lane.pipe.manifest)
         try:
             try:
-                pipe.draw(requests, lambda event: self._tell_scale(units, event), drawn.append if shared else encode)
+                on_image = drawn.append if on_host else encode
+                lane.pipe.draw(requests, lambda event: self._tell_scale(units, event), on_image)
             finally:
                 for image in drawn:
-                    encode(image)
-            if shared:
+                    if lane.is_whole:
+                        encode(image)
+                    else:
+                        self._tell_image(units, image)
+            if on_host:
                 wait(encoding)
             spent = (time.monotonic() - begun) / len(units)
-            self._recent.append(spent)
+            self._recent.append(spent if lane.is_whole else spent / self.instances)
             self._metrics.image_seconds.labels(self.name).observe(spent)
         except Abandoned:
             pass
@@ -297,9 +332,10 @@ class ServedModel:
         with self._lock:
             for index, failure in failures.items():
                 self._fail(units[index][0], failure)
-            self._drawing = []
+            lane.drawing = ()
             self._tell_places()
-            self._count(0)
+            self._count(-len(units))
+            self._lock.notify_all()
 
     def _fail(self, job: Job, error: Exception) -> None:
         job.unfinished = 0

@@ -13,6 +13,7 @@ from ..errors import InputError
 
 KIB, MIB = 1 << 10, 1 << 20
 MOST_WAITING = 10_000
+MOST_INSTANCES = 64
 LONGEST_WAIT = 86_400.0  # seconds
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -28,6 +29,8 @@ class ServeOptions:
         max_body: bytes of a request with images, or text as "50MiB".
         drain: seconds that images under way are given when the server is asked to end.
         batch_wait_ms: how long the first request waits for others to share its pass, where passes hold several.
+        instances: pipelines of a bundle that draw side by side when several passes wait, each on its share of the
+            cores; by default two where engines, cores and memory allow.
         log_prompts: whether prompts are written into the log.
 
     Raises:
@@ -40,6 +43,7 @@ class ServeOptions:
     max_body: int | str = 50 * MIB
     drain: float = 30.0
     batch_wait_ms: float = 5.0
+    instances: int | None = None
     log_prompts: bool = False
 
     # Seconds; here so that tests need not wait.
@@ -48,6 +52,8 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         whole("queue", self.queue, 1, MOST_WAITING)
+        if self.instances is not None:
+            whole("instances", self.instances, 1, MOST_INSTANCES)
         body = parse_bytes(self.max_body) if isinstance(self.max_body, str) else self.max_body
         object.__setattr__(self, "max_body", whole("max_body", body, KIB, 1 << 40))
         for name, low, high in (("drain", 0, LONGEST_WAIT), ("batch_wait_ms", 0, 10_000)):

@@ -62,7 +62,8 @@ def serve(
             failures.append(model.failure)
             server.should_exit = True
         elif model.pipe is not None:
-            told(f"loaded {model.name}: {pixels(model.pipe.size)}, {model.pipe.manifest.plan.policy.name}")
+            beside = f", {model.instances} side by side" if model.instances > 1 else ""
+            told(f"loaded {model.name}: {pixels(model.pipe.size)}, {model.pipe.manifest.plan.policy.name}{beside}")
 
     app = create_app(bundles, options, loaded=loaded, log=log, **load_options)
     with contextlib.closing(_bound(host, port)) as bound:

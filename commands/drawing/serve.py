@@ -43,6 +43,15 @@ def serve(
     batch_wait_ms: Annotated[
         float, typer.Option(help="How long a request waits for others to share its pass, where a bundle has --batch.")
     ] = 5.0,
+    instances: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pipelines of a bundle that draw side by side when several passes wait, each on its share of the "
+            "cores. [dim]2 on a CPU where engines and memory allow[/dim]",
+            show_default=False,
+        ),
+    ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the log.")] = False,
     threads: sampling.Threads = None,
     offload_text_encoder: sampling.OffloadTextEncoder = False,
@@ -67,6 +76,7 @@ def serve(
         max_body=max_body,
         drain=drain,
         batch_wait_ms=batch_wait_ms,
+        instances=instances,
         log_prompts=log_prompts,
     )
     if host not in LOOPBACK and api_key_file is None:

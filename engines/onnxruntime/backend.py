@@ -25,7 +25,7 @@ from ..spec import EngineSpec, TensorSpec
 from .estimates import library_bytes
 from .needs import graph_needs
 from .rewriting import rewritten
-from .threads import choose_pool, join_shared_pool
+from .threads import choose_pool, join_shared_pool, shares_pool
 
 TARGET = "cpu"
 # What onnxruntime would log as an error it also raises, and fastvar reports: only log what it dies of.
@@ -76,6 +76,9 @@ class OnnxRuntimeBackend(Backend):
     @classmethod
     def runs_on_host(cls, target: str) -> bool:
         return True
+
+    def keeps_threads_apart(self, threads: int) -> bool:
+        return not shares_pool(_version_key(self.version()), threads)
 
     def version(self) -> str:
         return str(self._ort.__version__)

@@ -33,7 +33,7 @@ def choose_pool(ort: Any, version: tuple[int, ...], threads: int | None, options
     wanted = threads or usable_cores()
     with _lock:
         if _is_shared is None:
-            _is_shared = version < BOUNDED_SPIN_SINCE or wanted > MOST_OF_A_SESSION
+            _is_shared = shares_pool(version, wanted)
             if _is_shared:
                 _make_shared_pool(ort, threads, wanted)
         if _is_shared:
@@ -43,6 +43,13 @@ def choose_pool(ort: Any, version: tuple[int, ...], threads: int | None, options
     options.use_per_session_threads = True
     options.intra_op_num_threads = wanted
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
+
+
+def shares_pool(version: tuple[int, ...], threads: int) -> bool:
+    """Whether sessions of so many threads run in one pool for all of the process, decided by the first of them."""
+    if _is_shared is not None:
+        return _is_shared
+    return version < BOUNDED_SPIN_SINCE or threads > MOST_OF_A_SESSION
 
 
 def join_shared_pool(error: Exception, threads: int | None) -> bool:

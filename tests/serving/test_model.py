@@ -14,6 +14,7 @@ import pytest
 from fastvar import Pipeline, SamplingParams
 from fastvar.errors import ImagesFailed, NumericsError
 from fastvar.serving.jobs import Failed, Finished, Job, Moved, Scale
+from fastvar.serving.lanes import Lane
 from fastvar.serving.metrics import Metrics
 from fastvar.serving.model import ServedModel
 from fastvar.serving.options import ServeOptions
@@ -63,7 +64,7 @@ def played(batched_bundle: Path) -> Callable[..., None]:
 async def _played(scene: Scene, pipe: Pipeline, options: ServeOptions) -> None:
     loop, loaded = asyncio.get_running_loop(), asyncio.Event()
     held = Held(pipe)
-    model = ServedModel("m", lambda: pipe, options, Metrics())
+    model = ServedModel("m", lambda: [Lane(pipe)], options, Metrics())
     model.start(lambda: loop.call_soon_threadsafe(loaded.set))
     await loaded.wait()
     try:
@@ -349,7 +350,7 @@ def test_a_bundle_that_cannot_be_loaded_says_why():
         done = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def load() -> Pipeline:
+        def load() -> list[Lane]:
             raise NumericsError("damaged")
 
         model = ServedModel("m", load, ServeOptions(), Metrics())
