@@ -39,7 +39,7 @@ class Drawing:
         self._pipe = model.pipe
         self._digest = model.pipe.bundle.digest
         self._size = pixels(self._pipe.size)
-        self.job = Job(asked.requests, asked.watched, asked.streams, self._encoded)
+        self.job = Job(asked.requests, asked.watched, asked.streams, self._encoded, asked.encoding.preview)
         model.submit(self.job)
 
     async def news(self, heartbeat: float) -> AsyncIterator[News | None]:
@@ -128,7 +128,7 @@ class Drawing:
             elif isinstance(news, Moved):
                 yield f": queue {news.ahead}\n\n".encode()
             elif isinstance(news, Scale):
-                data = await asyncio.to_thread(self.asked.encoding.preview, news.event)
+                data = news.encoded or await asyncio.to_thread(self.asked.encoding.preview, news.event)
                 partial = {"type": f"{kind}.partial_image", "b64_json": data, **now, **facts}
                 index = {"partial_image_index": shown[news.place], "image": news.place}
                 yield event(partial | index | _scale(news, self.scales))

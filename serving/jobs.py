@@ -21,10 +21,14 @@ class Moved:
 
 @dataclass(frozen=True)
 class Scale:
-    """A scale of an image has been drawn. place: the image's, among those of the request."""
+    """A scale of an image has been drawn. place: the image's, among those of the request.
+
+    `encoded` is its preview as the request wants it, where the thread that draws has made it.
+    """
 
     place: int
     event: ScaleEvent
+    encoded: Any = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Job:
     watched: frozenset[int] = frozenset()
     streams: bool = True  # whether anybody is told of its place in the queue
     encode: Callable[[GeneratedImage], Any] = lambda image: None  # called in a thread of its own
+    encode_preview: Callable[[ScaleEvent], Any] = lambda event: None
     arrived: float = field(default_factory=time.monotonic)
     begun: float | None = None  # when its first image was
     cancelled: bool = False

@@ -46,6 +46,7 @@ class ServedModel:
         self._waiting: deque[Job] = deque()
         self._lanes: Sequence[Lane] = ()
         self._is_closed = self._is_ending = self._is_over = False
+        self._is_on_host = True
         self._recent: deque[float] = deque(maxlen=REMEMBERED)  # seconds until the next image
         self._thread = threading.Thread(target=self._run, name=f"draws {name}", daemon=True)
         self._loaded: Callable[[], object] = lambda: None
@@ -202,6 +203,7 @@ class ServedModel:
         with contextlib.ExitStack() as stack:
             for lane in self._lanes:
                 stack.enter_context(lane.pipe)
+            self._is_on_host = runs_on_host(self._lanes[0].pipe.manifest)
             self.pipe = self._lanes[0].pipe
             self._metrics.ready.labels(self.name).set(1)
             self._loaded()
@@ -306,11 +308,10 @@ class ServedModel:
         def encode(image: GeneratedImage) -> None:
             encoding.append(self._encoders.submit(self._tell_image, units, image))
 
-        # On cores that draw, encoding beside the decoder would stop both: each operation waits for all threads.
-        on_host = runs_on_host(lane.pipe.manifest)
         try:
             try:
-                on_image = drawn.append if on_host else encode
+                # On cores that draw, encoding beside the decoder would stop both: each operation waits for all threads.
+                on_image = drawn.append if self._is_on_host else encode
                 lane.pipe.draw(requests, lambda event: self._tell_scale(units, event), on_image)
             finally:
                 for image in drawn:
@@ -318,7 +319,7 @@ class ServedModel:
                         encode(image)
                     else:
                         self._tell_image(units, image)
-            if on_host:
+            if self._is_on_host:
                 wait(encoding)
             spent = (time.monotonic() - begun) / len(units)
             self._recent.append(spent if lane.is_whole else spent / self.instances)
@@ -354,7 +355,11 @@ class ServedModel:
         if event.index in job.watched and not job.cancelled:
             if isinstance(event.preview, Preview):
                 event.preview.keep()  # here and now: the memory is this thread's
-            job.tell(Scale(place, event))
+            encoded = None
+            if self._is_on_host:  # beside the next scale it would take longer, and that scale too
+                with contextlib.suppress(Exception):  # met again, and told, by whoever answers
+                    encoded = job.encode_preview(event)
+            job.tell(Scale(place, event, encoded))
 
     def _tell_image(self, units: list[Unit], image: GeneratedImage) -> None:
         job, place = units[image.index]

@@ -272,6 +272,24 @@ def test_watched_scales_are_told_and_can_be_drawn_later(played):
     played(scene)
 
 
+def test_previews_are_encoded_by_the_thread_that_draws_where_it_draws_on_cores(played):
+    async def scene(model: ServedModel, held: Held) -> None:
+        first, second = (step.index for step in held.pipe.manifest.plan.steps[:2])
+
+        def encoded(event: Any) -> str:
+            if event.index == second:
+                raise OSError("no room")
+            return f"{threading.current_thread().name} {event.index}"
+
+        watching = job(held, "a circle", watched=frozenset({first, second}), encode_preview=encoded)
+        model.submit(watching)
+        news = await told(watching, Scale, 2)
+        await told(watching, Finished)
+        assert [one.encoded for one in news] == [f"draws m {first}", None], "what fails ends no pass"
+
+    played(scene)
+
+
 @pytest.mark.parametrize("which", ["one of two", "both"])
 def test_what_fails_fails_alone(played, which: str):
     async def scene(model: ServedModel, held: Held) -> None:
