@@ -9,7 +9,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from ..core.arguments import byte_count, callback, flag, seconds, shown, whole
+from ..core.arguments import byte_count, callback, flag, number, seconds, shown, whole
 from ..core.schedule import Size
 from ..engines.base import Backend
 from ..engines.bundle.bundle import Bundle
@@ -24,7 +24,7 @@ from .requests.inputs import Label
 from .requests.params import MAX_IMAGES, SamplingParams
 from .requests.passes import ImageRequest
 from .requests.reading import RequestReader
-from .requests.settings import recorded
+from .requests.settings import chosen_settings, recorded
 from .sampling import ImageSampler, Listeners, OnImageEnd, OnScaleEnd
 from .session import Session
 from .stream import Stream, StreamTurn
@@ -342,6 +342,27 @@ class Pipeline:
             image, mask, prompt, params, class_labels=class_labels, fit=fit, composite=composite, **changes
         )
         return self.draw(requests, callback_on_scale_end, callback_on_image_end, timeout=timeout)
+
+    def warm_up(self, images: int = 1, *, guidance_scale: float | None = None, timeout: float | None = None) -> None:
+        """Load the engines of a pass now, so that the first image takes about as long as the later ones.
+
+        Without it they are loaded when the first such pass is drawn.
+
+        Args:
+            images: of the pass: one of `batch_sizes`.
+            guidance_scale: whether the pass has guidance; by default as the bundle draws.
+            timeout: seconds to wait for others; `busy_timeout` by default.
+
+        Raises:
+            InputError: the bundle has no engines for so many images, or the pipeline is closed.
+            PipelineBusy, BundleError: as a call.
+        """
+        scale = None if guidance_scale is None else number("guidance_scale", guidance_scale)
+        settings = chosen_settings(self.manifest, guidance_scale=scale)
+        sizes = self._session.batch_sizes(settings.rows)
+        if whole("images", images, 1, MAX_IMAGES) not in sizes:
+            raise InputError(f"a pass of {images} images", expected=f"one of {', '.join(map(str, sizes))}")
+        self._sampler.prepare(settings.rows, images, seconds("timeout", timeout))
 
     @property
     def requests(self) -> RequestReader:

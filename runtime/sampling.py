@@ -68,6 +68,12 @@ class ImageSampler:
     def _free(self) -> None:
         self._session = None
 
+    def prepare(self, rows: int, images: int, timeout: float | None) -> None:
+        """Load the engines of a pass, and bind them to its memory."""
+        with self._turns.taken(CallTurn(), timeout):
+            self.session.workspace(rows, images)
+            self.session.save_compiled_kernels()
+
     def images(self, requests: Sequence[ImageRequest], listeners: Listeners, timeout: float | None) -> Output:
         """Draw images, in as few passes as the bundle has engines for; `timeout` is for the first turn.
 

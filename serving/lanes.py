@@ -61,6 +61,8 @@ def open_lanes(path: Path, instances: int | None, **load_options: Any) -> list[L
         for _ in range(count if count > 1 else 0):
             pipe = Pipeline(whole.bundle, threads=threads // count, batch=most)
             opened.append(Lane(pipe, is_whole=False))
+            pipe.warm_up(most)
+        whole.warm_up(min(min(sizes, default=most) for sizes in whole.batch_sizes.values()))
     except BaseException:
         for lane in opened:
             lane.pipe.close()

@@ -34,6 +34,10 @@ _FATAL_ONLY = 4
 # Blocks of 16 channels for convolutions whose weights are constants: here those are transforms of a single channel.
 UNHELPFUL = ("NchwcTransformer",)
 
+# Bytes of a free block that a smaller request may leave unused: by default nearly half of any block, and the arena of
+# sessions that run side by side then grows for minutes.
+MOST_WASTED = 1 << 20
+
 _arena_lock = threading.Lock()
 _has_arena = False
 
@@ -205,7 +209,7 @@ def _share_memory(ort: Any) -> None:
     with _arena_lock:
         if not _has_arena:
             memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-            ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, 0, -1, -1))
+            ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, 0, -1, MOST_WASTED))
             _has_arena = True
 
 

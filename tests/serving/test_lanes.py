@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastvar import Pipeline
-from fastvar.engines.onnxruntime import threads as pools
+from fastvar.engines.onnxruntime.backend import OnnxRuntimeBackend
 from fastvar.errors import DeviceMemoryError, InputError
 from fastvar.serving import lanes as module
 from fastvar.serving.jobs import Failed, Finished
@@ -141,7 +141,7 @@ def test_a_thread_that_fails_ends_the_model(played):
     played(scene)
 
 
-def test_lanes_share_weights_and_cores(batched_bundle, monkeypatch):
+def test_lanes_share_weights_and_cores(batched_bundle):
     lanes = open_lanes(batched_bundle, 2, threads=2)
     assert [lane.is_whole for lane in lanes] == [True, False, False]
     assert len({id(lane.pipe.bundle.weights) for lane in lanes}) == 1
@@ -180,7 +180,7 @@ def test_more_than_there_are_threads(batched_bundle):
 
 
 def test_engines_that_share_one_pool(batched_bundle, monkeypatch):
-    monkeypatch.setattr(pools, "_is_shared", True)
+    monkeypatch.setattr(OnnxRuntimeBackend, "keeps_threads_apart", lambda self, threads: False)
     (lane,) = open_lanes(batched_bundle, None, threads=2)
     lane.pipe.close()
     with pytest.raises(InputError, match="threads of the process"):

@@ -48,6 +48,13 @@ def run(program: str) -> None:
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 
 
+def test_what_is_said_of_the_pools_is_what_is_done():
+    asked = "get_backend('onnxruntime').keeps_threads_apart"
+    most = threads.MOST_OF_A_SESSION
+    run(f"assert {asked}({most}); assert not {asked}({most + 1}); assert added(3); assert {asked}({most + 1})")
+    run(f"threads.BOUNDED_SPIN_SINCE = (999,); assert not {asked}(1); assert added(1) == 0; assert not {asked}(1)")
+
+
 def test_every_engine_has_its_own_pool():
     run(f"assert added(3) == 2 * {SESSIONS}; assert added(1) == 0; assert added(2) == {SESSIONS}")
 
