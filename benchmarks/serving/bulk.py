@@ -22,6 +22,7 @@ from PIL import Image
 
 from benchmarks.serving.recorded import RESULTS, record
 from demo.sheet import held_out_captions
+from fastvar.bulk.index import INDEX
 from fastvar.core.platform import import_extra
 from fastvar.engines.bundle.bundle import Bundle
 
@@ -78,11 +79,13 @@ def contents(files: list[Path]) -> list[str]:
 
 def measure(bundle: Path, images: int, rounds: int) -> dict[str, Any]:
     import_extra("ray", "ray")
+    parquet = import_extra("pyarrow.parquet", "batch")
     first = max(own.images for own in Bundle.open(bundle).manifest.sets)
     contenders = {"loop": loop, "batch": batch(), "batch on ray": batch("--ray", "local")}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     drawn: dict[str, list[str]] = {}
     written: dict[str, dict[str, bytes]] = {}
+    rows_of: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.jsonl"
         rows = [{"prompt": text, "seed": seed} for seed, text in enumerate(held_out_captions(images, SEED))]
@@ -94,6 +97,8 @@ def measure(bundle: Path, images: int, rounds: int) -> dict[str, Any]:
                 found[name].append({"seconds": time.monotonic() - begun, "images_per_s": rate_of(files, first)})
                 drawn[name] = contents(files)
                 written[name] = {file.name: file.read_bytes() for file in files}
+                if (index := Path(folder) / f"{name}-{turn}" / INDEX).exists():
+                    rows_of[name] = parquet.read_table(index).num_rows
     medians = {name: median(one["images_per_s"] for one in runs) for name, runs in found.items()}
     return {
         "images": images,
@@ -101,6 +106,7 @@ def measure(bundle: Path, images: int, rounds: int) -> dict[str, Any]:
         "of_the_loop": {name: rate / medians["loop"] for name, rate in medians.items()},
         "equal_pixels": all(own == drawn["loop"] for own in drawn.values()),
         "equal_files": written["batch"] == written["batch on ray"],
+        "index_rows": rows_of,
         "files": {name: len(own) for name, own in drawn.items()},
     }
 
