@@ -11,6 +11,12 @@ import numpy as np
 import pytest
 
 from fastvar.engines.bundle.bundle import Bundle
+from fastvar.engines.cache.engine_cache import EngineCache
+from fastvar.export.checkpoints.weight_sources import engine_weights
+from fastvar.export.describe import assemble_checkpoint
+from fastvar.export.factory import EngineFactory
+from fastvar.export.options import BuildOptions
+from fastvar.export.toolchain import toolchain_of
 from fastvar.families import FAMILIES
 from fastvar.runtime.conditioning import TextFeatures
 from fastvar.runtime.session import Session
@@ -57,6 +63,21 @@ def test_aotinductor(engine_cache: Path, tmp_path: Path):
     assert [one.edited for one in found] == [False, True]
     for one in found:
         assert max(one.largest) <= FP32 * one.spread, one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_aotinductor_compiles_the_conditioning_of_every_pass(family: str, engine_cache: Path):
+    """What lies image by image is turned to lie token by token: with guidance and without, of one image and of two."""
+    case = case_of(family, "dense")
+    options = BuildOptions(backend="aotinductor", precision="fp32", batch=(1, 2))
+    checkpoint, tools = case.checkpoint(), toolchain_of(options)
+    graphs = assemble_checkpoint(checkpoint, case.plan, options).graphs
+    chosen = {name: graph for name, graph in graphs.items() if name.startswith("conditioning")}
+    assert len(chosen) >= 3, sorted(graphs)  # those of classes are alike for equal numbers of rows
+    sources = engine_weights(checkpoint, False, tools.precision)
+    made = EngineFactory(tools, EngineCache(engine_cache), sources).make(chosen, done=lambda _: None)
+    assert made.keys() == chosen.keys()
 
 
 def test_numbers_that_are_not_finite_stay_in_their_image(engine_cache: Path, tmp_path: Path):

@@ -81,8 +81,10 @@ class Conditioning(ImageStep):
         return (*found, F.silu(largest))
 
     def _rows(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        """[T, B, ...] each -> [T, R, ...]."""
-        return torch.cat((conditional, unconditional)[: self.rows // self.images], dim=1)
+        """[T, B, ...] each -> [T, R, ...], contiguous: of one tensor AOTInductor's `cat` keeps how it lies."""
+        if self.rows == self.images:
+            return conditional.contiguous()
+        return torch.cat((conditional, unconditional), dim=1)
 
 
 class SamplingHead(CodeSamplingHead):
