@@ -85,6 +85,10 @@ class Client:
                 wait_for(lambda: scales() > 0)
 
 
+# Of replicas: one may be killed between two images, so several die, until one did while it drew.
+FEWEST_KILLS, MOST_KILLS = 2, 8
+
+
 def scales() -> int:
     return paced.scales().stat().st_size if paced.scales().exists() else 0
 
@@ -223,7 +227,7 @@ def test_a_client_that_leaves_is_drawn_for_no_further(two: Client, own: Pipeline
     pace(0.4)
     two.leave(seed=1, stream=stream, n=8)
     time.sleep(0.4 * drawn + 1)
-    assert 1 <= scales() < drawn, "of the first of two passes"
+    assert 1 <= scales() < 2 * drawn, "of two passes, which may be drawn side by side"
     pace(0)
     answer = two.draw(seed=7)
     assert np.array_equal(pixels(answer.json["data"][0]["b64_json"]), pixels(own(PROMPT, seed=7).images[0]))
@@ -326,7 +330,9 @@ def test_replicas_come_with_the_load_and_may_be_killed_under_it(
         loads = [pool.submit(load, first) for first in range(6)]
         try:
             wait_for(lambda: len(replicas()) == 2)
-            for _ in range(2):
+            for kills in range(MOST_KILLS):
+                if kills >= FEWEST_KILLS and any(answer.status == 503 for answer in answers):
+                    break
                 before = len(answers)
                 victim = random.Random(before).choice(replicas())
                 os.kill(victim.pid, signal.SIGKILL)
