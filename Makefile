@@ -107,7 +107,7 @@ format: $(STAMP) ## let ruff fix what it can
 train-demo: $(STAMP) ## train the demo model anew into demo/out/training: about a day on one core, resumes where it stopped
 	$(BIN)/python -m demo.training
 
-bench: $(STAMP) ## engines against eager torch in turn, demo and a 125 M model; JSON to benchmarks/results; BENCH=OPTIONS
+bench: $(STAMP) ## engines against eager torch in turn, demo and a 125 M model; quiet machine, 12 minutes; BENCH=--prepare builds before; JSON to benchmarks/results
 	$(BIN)/python -m benchmarks $(BENCH)
 
 bench-demo: $(STAMP) ## the demo's engines, dense against pruned, scale by scale; writes JSON to benchmarks/results

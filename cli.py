@@ -32,9 +32,10 @@ from .commands.tune import tune
 from .console.interruption import Interrupted, ended_by_signals
 from .console.streams import spared_streams, tell, tell_trouble
 from .core.version import __version__
-from .errors import FastvarError, RehearsalWarning, RenamedWarning, UnknownWordsWarning
+from .errors import FastvarError, OtherCpuWarning, RehearsalWarning, RenamedWarning, UnknownWordsWarning
 
-PLAIN = (UnknownWordsWarning, RenamedWarning, RehearsalWarning)  # warnings that are meant for the user
+# Warnings that are meant for the user.
+PLAIN = (UnknownWordsWarning, RenamedWarning, RehearsalWarning, OtherCpuWarning)
 USER_ERROR = 2  # exit code of everything a user can cause; click uses the same for a wrong option
 
 app = typer.Typer(

@@ -11,24 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .core.platform import cpu_quota, memory_bytes, memory_limit_bytes, usable_cores
+from .core.platform import cpu_features, cpu_model, cpu_quota, memory_bytes, memory_limit_bytes, usable_cores
 from .core.version import __version__
 from .engines.cache.engine_cache import default_folder
 from .engines.registry import BACKEND_NAMES, backend_class
-
-# CPU features that decide which kernels run: Linux names of x86 and Arm flags.
-CPU_FEATURES = (
-    "avx2",
-    "fma",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_bf16",
-    "amx_int8",
-    "asimddp",
-    "bf16",
-    "sve",
-)
 
 
 @dataclass(frozen=True)
@@ -75,10 +61,10 @@ def examine() -> dict[str, Any]:
         "fastvar": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpu_cores": usable_cores(),
         "cpu_quota": cpu_quota(),
-        "cpu_features": _cpu_features(),
+        "cpu_features": cpu_features(),
         "memory_bytes": memory_bytes(),
         "memory_limit_bytes": memory_limit_bytes(),
         "cxx": shutil.which(os.environ.get("CXX", "g++")),
@@ -100,25 +86,6 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpuinfo(*keys: str) -> str:
-    """The first line of /proc/cpuinfo with one of the keys; empty where there is none."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return ""
-    found = re.search(rf"^(?:{'|'.join(keys)})\s*:\s*(.*)$", text, re.MULTILINE)
-    return found[1].strip() if found else ""
-
-
-def _cpu_model() -> str:
-    return _cpuinfo("model name", "Hardware") or platform.processor() or platform.machine()
-
-
-def _cpu_features() -> list[str]:
-    flags = set(_cpuinfo("flags", "Features").split())
-    return [feature for feature in CPU_FEATURES if feature in flags]
 
 
 def _nvidia_driver() -> str | None:

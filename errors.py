@@ -69,6 +69,10 @@ class RehearsalWarning(UserWarning):
     """A GPU that is not there stands in for one: nothing is computed, and what comes out means nothing."""
 
 
+class OtherCpuWarning(UserWarning):
+    """A bundle's precision was measured to be the fastest on another CPU; on this one another precision is."""
+
+
 class NumericsError(FastvarError):
     """A weight or an activation is not finite."""
 

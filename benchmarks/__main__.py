@@ -52,13 +52,24 @@ def main(
     prompt_tokens: Annotated[
         int, typer.Option(min=2, help="Tokens of the text, which engines are built for; the demo has a prompt.")
     ] = 64,
-    runs: Annotated[int, typer.Option(min=1, help="Timed rounds, after one that warms up.")] = 5,
+    runs: Annotated[
+        int, typer.Option(min=1, help="Timed rounds, after one that warms up; three, where they take over two minutes.")
+    ] = 5,
     dense_runs: Annotated[
-        int | None, typer.Option(min=1, help="Timed rounds of eager-dense. [default: --runs]", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="Timed rounds of eager-dense. [default: --runs; 1 above a second]", show_default=False
+        ),
     ] = None,
-    decode_runs: Annotated[int, typer.Option(min=1, help="Rounds of these that run the decoder too.")] = 3,
+    decode_runs: Annotated[int, typer.Option(min=1, help="Runs of the decoder; one, where it takes over 10 s.")] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; the libraries' choice by default.")] = None,
-    memory: Annotated[bool, typer.Option(help="Measure memory: each contender once more, in a fresh process.")] = True,
+    memory: Annotated[
+        bool | None,
+        typer.Option(help="Measure memory: each contender once more, in a fresh process. [default: on cuda]"),
+    ] = None,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Build the engines and stop: the machine need not be quiet for that.")
+    ] = False,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Record what stops a contender, and go on without it.")
     ] = False,
@@ -68,12 +79,17 @@ def main(
     """Time contenders in turn, and compare them."""
     logging.basicConfig(format="%(message)s")
     try:
+        memory = device == "cuda" if memory is None else memory
         settings = Settings(
-            device, contenders_of(contenders, policy, device), runs, dense_runs or runs, decode_runs, memory, keep_going
+            device, contenders_of(contenders, policy, device), runs, dense_runs, decode_runs, memory, keep_going
         )
         wanted = [Model(name, prompt_tokens) for name in _parts(models or DEFAULT_MODELS[device])]
         sizes_of = {model.name: checked_sizes(model, sizes, settings) for model in wanted}
         tables: list[str] = []
+        if prepare:
+            for model in wanted:
+                build_engines_of(model, sizes_of[model.name], settings, Place(device, threads))
+            return
         for model in wanted:
             record = bench(model, sizes_of[model.name], settings, Place(device, threads), out)
             tables += filter(None, (bench_table(record), breakdown_table(record)))
@@ -118,6 +134,17 @@ def _parts(text: str) -> list[str]:
     if not parts:
         raise InputError(f"{text!r} names nothing", expected="a list by commas")
     return parts
+
+
+def build_engines_of(model: Model, sizes: list[str], settings: Settings, place: Place) -> None:
+    """Into the engine cache, where a benchmark finds them."""
+    with tempfile.TemporaryDirectory() as folder:
+        engines = Engines(Path(folder), model, place)
+        for size in sizes:
+            for name, entry in settings.entries.items():
+                if not entry.eager:
+                    typer.echo(f"{size}: engines of {name}", err=True)
+                    engines.bundle(entry, size)
 
 
 def bench(model: Model, sizes: list[str], settings: Settings, place: Place, out: Path) -> Record:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from fastvar.core.noise import Noise
 from fastvar.core.plan import GenerationPlan
-from fastvar.core.precision import COMPUTE
+from fastvar.core.precision import COMPUTE, parse_precision
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.engines.registry import BACKEND_NAMES, backend_class, get_backend
-from fastvar.errors import BackendError, InputError
+from fastvar.errors import BackendError, BuildError, InputError
 from fastvar.runtime.memory.layout import EngineCall, StepCalls
 from fastvar.runtime.requests.inputs import LabelInput, TextInput
 from fastvar.runtime.requests.prompt import TokenizedPrompt
@@ -28,7 +28,8 @@ from fastvar.runtime.workspace import Workspace
 EAGER = {"eager-dense": "dense", "eager-pruned": "fastvar"}  # name -> policy, where none is given
 QUANTISED = "w8a8"
 DEFAULTS = {
-    "cpu": "eager-dense:bf16,eager-pruned:bf16,eager-pruned:fp32,onnxruntime:fp32,aotinductor:bf16",
+    "cpu": "eager-dense:fp32,eager-dense:bf16,eager-pruned:fp32,eager-pruned:bf16,onnxruntime:fp32,"
+    "aotinductor:fp32,aotinductor:bf16,aotinductor:w8a8",
     "cuda": "eager-dense:bf16,eager-pruned:bf16,aotinductor:bf16",
 }
 
@@ -54,6 +55,11 @@ class Entry:
     @property
     def eager(self) -> bool:
         return self.engine in EAGER
+
+    @property
+    def program(self) -> tuple[str, str]:
+        """What is computed, whatever the precision."""
+        return self.engine, self.policy
 
     @property
     def dense_eager(self) -> bool:
@@ -98,16 +104,19 @@ def _parse(name: str, policy: str) -> Entry:
 def default_contenders(device: str) -> tuple[str, dict[str, str]]:
     """The default contenders that this machine has, and of the others the reason why each is left out."""
     wanted = DEFAULTS[device].split(",")
-    missing = {name: why for name in wanted if (why := _why_missing(name.split(":")[0]))}
+    missing = {name: why for name in wanted if (why := _why_missing(*name.split(":")))}
     return ",".join(name for name in wanted if name not in missing), missing
 
 
-def _why_missing(engine: str) -> str:
+def _why_missing(engine: str, precision: str) -> str:
     if engine in EAGER:
         return ""
     try:
-        get_backend(engine).version()
-    except BackendError as error:
+        backend = get_backend(engine)
+        backend.version()
+        if precision == QUANTISED:
+            backend.resolve_target(None, parse_precision("bf16", QUANTISED))
+    except (BackendError, BuildError) as error:
         return error.problem
     return ""
 

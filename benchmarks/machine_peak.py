@@ -11,12 +11,18 @@ from fastvar.core.precision import COMPUTE
 
 GEMM_SIDE = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
+INT8 = "int8"
 TRIALS = 10  # the best counts: a peak is what is possible
 
 
 def gemm_flop_per_s(precision: str, device: str, side: int | None = None) -> float:
-    """FLOP/s of a square product in a precision of `precision.COMPUTE`; fp32 is true fp32, never TF32."""
-    side, dtype = side or GEMM_SIDE[device], getattr(torch, COMPUTE[precision])
+    """FLOP/s of a square product in a precision of `precision.COMPUTE`, or INT8; fp32 is true fp32, never TF32."""
+    side = side or GEMM_SIDE[device]
+    if precision == INT8:
+        left, right = (torch.ones(side, side, device=device, dtype=torch.int8) for _ in range(2))
+        total = torch.empty(side, side, device=device, dtype=torch.int32)
+        return 2 * side**3 / _best_s(lambda: torch._int_mm(left, right, out=total), device)
+    dtype = getattr(torch, COMPUTE[precision])
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
     return 2 * side**3 / _best_s(lambda: torch.mm(a, b, out=out), device)

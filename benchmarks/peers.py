@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STAT = Path("/proc/stat")
+MOST_OF_OTHERS = 0.10  # of all cores: with more taken by others, times on the wall compare nothing
 IDLE = (3, 4)  # of the columns of a `cpu` line: idle, and waiting for disks
 
 
@@ -19,6 +20,17 @@ class Peers:
 
     load: float | None
     share: float | None
+
+
+def disturbed(share: float | None) -> str:
+    """Why times on the wall are worth nothing, where other processes had that share of the cores; empty if they are."""
+    if share is None or share <= MOST_OF_OTHERS:
+        return ""
+    return (
+        f"Other processes had {share:.0%} of the cores while this was timed, of which {MOST_OF_OTHERS:.0%} are "
+        "allowed: no ratios, for times on the wall compare nothing then. CPU seconds of all threads are told instead, "
+        "in which threads that wait for each other count too. Run it again on a quiet machine"
+    )
 
 
 class Watch:

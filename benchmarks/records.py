@@ -19,7 +19,7 @@ from fastvar.profiling.sampler import Sampler
 from fastvar.profiling.samples import memory_of
 
 LARGEST = 2  # executed scales that are broken down launch by launch
-LAUNCH_RUNS = 3
+LAUNCH_RUNS, SHORT_MS = 3, 1000.0  # of what takes less than this; else once
 COPY = "copy"
 Record = dict[str, Any]
 Peaks = Mapping[str, float]  # precision -> FLOP/s of a matrix product, COPY -> bytes/s
@@ -50,8 +50,9 @@ class Result:
     entry: Entry
     plan: GenerationPlan
     costs: EngineCosts  # counted for the plan: the same for whoever draws after it
-    agreement: Agreement
+    agreement: Agreement | None  # None where it was not compared: eager torch of a plan that no engine has
     runs: Sequence[Run]
+    decodes_ms: Sequence[float] = ()  # of the decoder, which equal ones share
     launches: Sequence[Breakdown] = ()  # of the largest scales, engines only
     memory: Record | None = None
 
@@ -65,8 +66,7 @@ class Result:
 
     @property
     def decode_ms(self) -> float | None:
-        spent = [run.decode_ms for run in self.runs if run.decode_ms is not None]
-        return median(spent) if spent else None
+        return median(self.decodes_ms) if self.decodes_ms else None
 
     @property
     def image_ms(self) -> float | None:
@@ -94,8 +94,10 @@ def result_record(result: Result, peaks: Peaks) -> Record:
         "runs": len(result.runs),
         "scales_ms": result.scales_ms,
         "scales_ms_spread": [min(r.scales_ms for r in result.runs), max(r.scales_ms for r in result.runs)],
+        "scales_cpu_ms": median(r.cpu_ms for r in result.runs if r.cpu_ms is not None),
         "text_ms": result.text_ms,
         "decode_ms": result.decode_ms,
+        "decode_runs": len(result.decodes_ms),
         "image_ms": result.image_ms,
         "tokens": tokens,
         "forwarded_tokens": plan.forwarded_tokens,
@@ -103,7 +105,7 @@ def result_record(result: Result, peaks: Peaks) -> Record:
         "flop": result.flop,
         "flop_per_s": result.flop_per_s,
         "share_of_gemm_peak": result.flop_per_s / peak,
-        "agreement_with_eager_fp32": asdict(result.agreement),
+        "agreement_with_eager_fp32": None if result.agreement is None else asdict(result.agreement),
         "memory": result.memory,
         "scales": list(_scale_records(result, peak)),
         "largest_scales_by_launch": [_breakdown_record(b, peak, peaks[COPY]) for b in result.launches],
@@ -127,11 +129,25 @@ def _scale_records(result: Result, peak: float) -> Iterator[Record]:
         }
 
 
+def best_of_programs(results: Mapping[str, Result]) -> list[str]:
+    """Of every eager program, dense or pruned, the contender in the precision that it is fastest in."""
+    programs: dict[tuple[str, str], list[str]] = {}
+    for name, result in results.items():
+        if result.entry.eager:
+            programs.setdefault(result.entry.program, []).append(name)
+    return [min(names, key=lambda name: results[name].scales_ms) for names in programs.values()]
+
+
 def ratio_records(results: Mapping[str, Result]) -> list[Record]:
-    """How many times faster each contender is than each one before it in the list."""
+    """How many times faster each contender is than eager torch in its best precision; without eager torch, than each
+    contender before it in the list.
+    """
     names, found = list(results), []
+    best = best_of_programs(results)
     for position, name in enumerate(names):
-        for other in names[:position]:
+        for other in best or names[:position]:
+            if other == name or (best and _comes_first(results[name].entry, results[other].entry, best, results)):
+                continue
             a, b = results[other], results[name]
             ratio = paired([run.scales_ms for run in a.runs], [run.scales_ms for run in b.runs])
             if ratio is None:
@@ -141,10 +157,20 @@ def ratio_records(results: Mapping[str, Result]) -> list[Record]:
     return found
 
 
+def _comes_first(entry: Entry, rival: Entry, best: Sequence[str], results: Mapping[str, Result]) -> bool:
+    """Whether a contender's own eager program stands before the rival's: that one is told against it, not it against
+    that.
+    """
+    programs = [results[name].entry.program for name in best]
+    return entry.eager and programs.index(entry.program) < programs.index(rival.program)
+
+
 def launch_breakdown(contender: EngineContender, costs: EngineCosts) -> list[Breakdown]:
     """The largest executed scales; launches are waited for one by one, which a whole image is not."""
     calls = [call for call in costs.calls if call.kind is not Kind.TEXT_ENCODER]
-    runs = [[ms for _, _, ms in contender.launches(noise_of(0))] for _ in range(LAUNCH_RUNS)]
+    runs = [_scale_launches(contender)]
+    while len(runs) < LAUNCH_RUNS and sum(runs[0]) < SHORT_MS:
+        runs.append(_scale_launches(contender))
 
     def part(indices: Sequence[int]) -> Part:
         ms = median(sum(run[i] for i in indices) for run in runs)
@@ -216,3 +242,14 @@ def plan_record(manifest: Manifest, costs: EngineCosts) -> Record:
         "kv_cache_bytes": costs.kv_cache_bytes,
         "flop": {kind.value: cost.flop for kind, cost in costs.by_kind().items()},
     }
+
+
+def _scale_launches(contender: EngineContender) -> list[float]:
+    """Milliseconds of every launch up to the last scale's: the decoder is not run."""
+    found, inside = [], False
+    for step, _, ms in contender.launches(noise_of(0)):
+        if inside and step is None:
+            break
+        inside = inside or step is not None
+        found.append(ms)
+    return found

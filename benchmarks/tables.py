@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastvar.core.dtypes import human_bytes
@@ -13,38 +14,65 @@ Record = Mapping[str, Any]
 
 
 def bench_table(record: Record) -> str:
-    """A table for every size: contenders, and how many times faster each is than eager torch."""
+    """A table for every size: contenders, and how many times faster each is than eager torch in its best precision."""
     return "\n\n".join(_size_table(record["model"], size) for size in record["sizes"])
 
 
 def _size_table(model: str, size: Record) -> str:
+    """Times on the wall and ratios; or CPU seconds, where other processes took part of the cores."""
     results: Mapping[str, Record] = size["contenders"]
-    eager = [name for name, found in results.items() if found["engine"].startswith("eager")]
-    head = ["contender", "policy", "scales, s (range)", *(f"against {name}" for name in eager)]
-    head += ["text, s", "decoder, s", "FLOP/s", "of GEMM peak", "memory", "equal bits"]
-    rows = [_cells(name, found, eager, size["ratios"]) for name, found in results.items()]
+    rivals = list(dict.fromkeys(ratio["against"] for ratio in size["ratios"]))
+    if size["disturbed"]:
+        head, cells = ["contender", "policy", "scales, CPU s", "equal bits"], _cpu_cells
+    else:
+        head = ["contender", "policy", "scales, s (range)", *(f"times {_rival(name, size)}" for name in rivals)]
+        head += ["text, s", "decoder, s", "FLOP/s", "of GEMM peak", "memory", "equal bits"]
+        cells = partial(_cells, rivals=rivals, ratios=size["ratios"])
+    rows = [cells(name, found) for name, found in results.items()]
     title = f"**{model}, {size['size']}**"
-    failures = [f"{name} left: {why}" for name, why in size["failed"].items()]
-    return "\n\n".join((title, markdown_table(head, rows), _peak_line(size["peaks"]), *failures))
+    notes = [f"{name} left: {why}" for name, why in size["failed"].items()]
+    notes += [f"{name} was not timed: {why}." for name, why in size["left_out"].items()]
+    notes += [f"{size['disturbed']}."] if size["disturbed"] else [_share_line(size["others"])]
+    return "\n\n".join((title, markdown_table(head, rows), _peak_line(size["peaks"]), *filter(None, notes)))
 
 
-def _cells(name: str, found: Record, eager: Sequence[str], ratios: Sequence[Record]) -> list[str]:
+def _rival(name: str, size: Record) -> str:
+    """A column's head: eager torch goes by the precision that it is fastest in."""
+    others = [own for own, found in size["contenders"].items() if found["engine"] == size["contenders"][name]["engine"]]
+    return f"{name}, its best" if name in size["best_of_eager"] and len(others) > 1 else name
+
+
+def _share_line(share: float | None) -> str:
+    if share is None:
+        return "What other processes took meanwhile is not known on this system."
+    return f"Other processes had {share:.0%} of the cores meanwhile."
+
+
+def _cpu_cells(name: str, found: Record) -> list[str]:
+    return [name, found["policy"], _seconds(found["scales_cpu_ms"]), _equal_bits(found)]
+
+
+def _cells(name: str, found: Record, rivals: Sequence[str], ratios: Sequence[Record]) -> list[str]:
     low, high = found["scales_ms_spread"]
     scales = f"{_seconds(found['scales_ms'])} ({_seconds(low)} to {_seconds(high)})"
-    faster = [_ratio(ratios, name, other) for other in eager]
     memory = found["memory"]
     return [
         name,
         found["policy"],
         scales,
-        *faster,
+        *(_ratio(ratios, name, rival) for rival in rivals),
         _seconds(found["text_ms"]),
         _seconds(found["decode_ms"]),
         flop(found["flop_per_s"], "FLOP/s"),
         percent(found["share_of_gemm_peak"]),
         "" if memory is None else human_bytes(memory["growth_bytes"]),
-        percent(found["agreement_with_eager_fp32"]["equal_bits"]),
+        _equal_bits(found),
     ]
+
+
+def _equal_bits(found: Record) -> str:
+    agreement = found["agreement_with_eager_fp32"]
+    return "" if agreement is None else percent(agreement["equal_bits"])
 
 
 def _ratio(ratios: Sequence[Record], name: str, other: str) -> str:
@@ -62,7 +90,7 @@ def breakdown_table(record: Record) -> str:
         [size["size"], name, f"{s['size'][1]}x{s['size'][0]}", f"{s['kept']:,}", kind, *_achieved(part)]
         for size in record["sizes"]
         for name, found in size["contenders"].items()
-        for s in found["largest_scales_by_launch"]
+        for s in ([] if size["disturbed"] else found["largest_scales_by_launch"])
         for kind, part in {"all": s, **s["kinds"]}.items()
     ]
     return markdown_table(head, rows) if rows else ""

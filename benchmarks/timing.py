@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -35,15 +35,34 @@ REST_S, AT_REST, LONGEST_REST_S = 0.02, 0.25, 2.0  # seconds of one look; share 
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "w8a8": 0.3}
 EQUAL_BITS = {"fp32": 0.99, "fp16": 0.97, "bf16": 0.9, "w8a8": 0.8}
 FORCED_SEED, DRAWN_SEED = 1, 2
+# What takes longer than this needs no warm-up: what a first run does besides is over in a fraction of a second.
+LONG_S = 10.0
+LEAST_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many rounds are timed, and how they begin.
+
+    `cold`: contenders that have not run yet, and warm up first; a warm-up of more than `long_s` seconds is their first
+    timed run. None for all. `most_s`: after so many seconds no further round begins, once there were LEAST_ROUNDS.
+    """
+
+    cold: Collection[str] | None = None
+    long_s: float = float("inf")
+    most_s: float = float("inf")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One image. None where the decoder was not run."""
+    """One image. `decode_ms` is None where the decoder was not run. `cpu_ms` is the time of all threads of this process
+    while the scales were drawn.
+    """
 
     text_ms: float
     scale_ms: tuple[float, ...]
     decode_ms: float | None
+    cpu_ms: float | None = None
 
     @property
     def scales_ms(self) -> float:
@@ -79,6 +98,7 @@ def timed_in_turn(
     *,
     decode_runs: int = 0,
     on_failure: OnFailure | None = None,
+    pace: Pace = Pace(),
 ) -> dict[str, list[Run]]:
     """One image a round with every contender in turn; equal noise in a round. Round -1 warms up.
 
@@ -86,13 +106,17 @@ def timed_in_turn(
         runs: rounds of all contenders, or of each.
         decode_runs: so many rounds run the decoder too.
         on_failure: is told what stopped a contender, which then leaves; else it is raised.
+        pace: who warms up, and how long all of it may take; by default everybody, and as long as it takes.
     """
     wanted = {name: runs if isinstance(runs, int) else runs[name] for name in contenders}
     found: dict[str, list[Run]] = {name: [] for name in contenders}
-    left = dict(contenders)
+    left, begun = dict(contenders), time.perf_counter()
     for number in range(-1, max(wanted.values(), default=0)):
+        if number >= LEAST_ROUNDS and time.perf_counter() - begun > pace.most_s:
+            break
         for name, contender in list(left.items()):
-            if number >= wanted[name]:
+            warm = pace.cold is not None and name not in pace.cold
+            if len(found[name]) >= wanted[name] or number >= wanted[name] or (number < 0 and warm):
                 continue
             try:
                 run = one_image(contender, abs(number), decode=number < decode_runs)
@@ -102,7 +126,7 @@ def timed_in_turn(
                 on_failure(name, error)
                 del left[name], found[name]
                 continue
-            if number >= 0:
+            if number >= 0 or run.scales_ms > pace.long_s * 1e3:
                 found[name].append(run)
     return found
 
@@ -111,8 +135,25 @@ def one_image(contender: Contender, seed: int, *, decode: bool) -> Run:
     """Text, scales and, where asked for, the decoder, in a process at rest."""
     come_to_rest()
     text_ms = contender.text()
+    begun = time.process_time()
     scale_ms = contender.scales(noise_of(seed))
-    return Run(text_ms, tuple(scale_ms), contender.decode() if decode else None)
+    cpu_ms = (time.process_time() - begun) * 1e3
+    return Run(text_ms, tuple(scale_ms), contender.decode() if decode else None, cpu_ms)
+
+
+def decoder_ms(contender: Contender, runs: int) -> list[float]:
+    """Milliseconds of the decoder, of the codes last drawn: after a warm-up, and so many times unless that takes long.
+
+    At least once; a warm-up of more than LONG_S seconds is the only run.
+    """
+    come_to_rest()
+    found: list[float] = []
+    spent = contender.decode()
+    while spent < LONG_S * 1e3 and len(found) < runs:
+        come_to_rest()
+        found.append(contender.decode())
+        spent += found[-1]
+    return found or [spent]
 
 
 def come_to_rest() -> None:

@@ -24,6 +24,7 @@ from ..console.options import (
 )
 from ..console.streams import tell
 from ..core.platform import needs_extra
+from ..core.precision import AUTO
 from ..engines.registry import DEFAULT
 from ..errors import InputError
 from ..hub.reference import is_reference
@@ -68,12 +69,12 @@ def build(
         ),
     ] = None,
     precision: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="bf16, fp16 or fp32. [dim]default: bf16 on GPUs, fp32 with onnxruntime, with aotinductor on a CPU "
-            "what products were measured to be faster in[/dim]"
+            help="auto, fp32, bf16 or fp16. auto is bf16 on GPUs and fp32 with onnxruntime; with aotinductor on a CPU "
+            "the one whose products were measured to be clearly the fastest here (see `fastvar doctor`)."
         ),
-    ] = None,
+    ] = AUTO,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -185,6 +186,7 @@ def build(
 ) -> None:
     """Turn a checkpoint into a bundle of engines. No GPU is needed."""
     from ..core.plan import SamplingMode
+    from ..engines.cache.engine_cache import default_folder
     from ..engines.registry import get_backend
     from ..export.options import BuildOptions
 
@@ -225,7 +227,8 @@ def build(
     )
     _check_size(size, random_weights)
     compiler = get_backend(backend, target=target)
-    compiler.resolve_target(target, compiler.precision(precision, weights))
+    numbers, _ = compiler.precision(precision, weights, None if no_cache else cache or default_folder())
+    compiler.resolve_target(target, numbers)
     with needs_extra("export"):
         from ..export.build import build as build_bundle
 

@@ -21,6 +21,7 @@ from ..console.options import (
 )
 from ..console.streams import check_printed, tell
 from ..core.platform import needs_extra
+from ..core.precision import AUTO
 from ..engines.registry import DEFAULT_OF_PLANS
 from ..errors import DeviceMemoryError, InputError
 
@@ -76,9 +77,12 @@ def plan(
         typer.Option(help="Devices to plan for, where a backend has several kinds: cuda-sm90 for aotinductor, say."),
     ] = None,
     precision: Annotated[
-        str | None,
-        typer.Option(help="bf16, fp16 or fp32. [dim]default: bf16 on GPUs, fp32 with onnxruntime[/dim]"),
-    ] = None,
+        str,
+        typer.Option(
+            help="auto, fp32, bf16 or fp16. auto is bf16 on GPUs and fp32 with onnxruntime; with aotinductor on a CPU "
+            "what `fastvar doctor` says, where that has been run here, else bf16."
+        ),
+    ] = AUTO,
     weights: Annotated[
         str | None, typer.Option(help="Store the layers' matrices in 8 bits: int8, fp8 or w8a8.")
     ] = None,

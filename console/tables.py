@@ -12,8 +12,10 @@ from ..core.dtypes import human_bytes
 from ..core.plan import StepPlan
 from ..core.platform import memory_bytes
 from ..core.policy import PruningPolicy
+from ..core.precision import told_of
 from ..engines.bundle.folder import SIGNATURE
 from ..engines.bundle.manifest import EngineSet, Manifest, StepEngines
+from ..engines.bundle.precision_note import precision_note
 from ..engines.registry import runs_on_host
 from ..profiling.estimates.passes import PassMemory, largest_that_fits, passes_of
 from ..profiling.formatting import pixels
@@ -48,6 +50,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
         "native_code": bundle.holds_native_code,
         "signature": _signature(bundle),
         "precision": manifest.precision.label,
+        "precision_choice": _choice_facts(manifest),
         "text_length": manifest.text_length,
         "decoder_tile": manifest.tiles.rows if manifest.tiles else None,
         "guidance_rows": sorted({s.rows for s in manifest.sets}, reverse=True),
@@ -83,6 +86,22 @@ def bundle_facts(bundle: Bundle) -> Facts:
             for name, spec in manifest.engines.items()
         },
     }
+
+
+def _choice_facts(manifest: Manifest) -> Facts | None:
+    """How its maker came to the precision, and what to say of that here; None where it was not noted."""
+    choice = manifest.precision_choice
+    if choice is None:
+        return None
+    return {**vars(choice), "told": told_of(manifest.precision, choice), "note": precision_note(manifest)}
+
+
+def _precision_rows(facts: Facts) -> Facts:
+    """The precision of a bundle, and what to do where this CPU is faster in another."""
+    choice = facts["precision_choice"]
+    if choice is None:
+        return {"precision": f"{facts['precision']}; why was not noted"}
+    return {"precision": choice["told"]} | ({"on this CPU": choice["note"]} if choice["note"] else {})
 
 
 def _policy_facts(policy: PruningPolicy) -> Facts:
@@ -144,7 +163,8 @@ def header_table(facts: Facts) -> Table:
             "model": f"{facts['model']} ({facts['family']})",
             "size": f"{facts['size']}, schedule {facts['bucket']}",
             "policy": f"{policy['name']}: {pruned}{restored}",
-            "backend": f"{facts['backend']} {facts['library_version']}, target {facts['target']}, {facts['precision']}",
+            "backend": f"{facts['backend']} {facts['library_version']}, target {facts['target']}",
+            **_precision_rows(facts),
             "code": "native: loading it runs what its maker compiled" if facts["native_code"] else "none of its own",
             "signature": facts["signature"],
             "decoder": "the whole image at once" if tile is None else f"stripes of {tile} latent rows",
@@ -253,6 +273,7 @@ def build_lines(report: BuildReport) -> list[str]:
     taken += f", {report.engines_copied} copied" if report.engines_copied else ""
     return [
         f"built {report.out} in {report.seconds:.1f} s",
+        f"computes in {report.precision}",
         f"graphs   {report.graphs_traced} exported in {report.trace_seconds:.1f} s, added up over all workers",
         f"         {taken}, others compiled in {report.compile_seconds:.1f} s",
         f"engines  {human_bytes(report.engine_bytes)}, of it transformer steps {human_bytes(report.step_engine_bytes)}",
@@ -264,6 +285,7 @@ def build_lines(report: BuildReport) -> list[str]:
 def doctor_tables(facts: Facts) -> list[Table]:
     """Machine, uses and packages."""
     memory, limit, cache = facts["memory_bytes"], facts["memory_limit_bytes"], facts["cache"]
+    products = facts["products"]
     quota = "" if facts["cpu_quota"] is None else f", a container's quota of {facts['cpu_quota']:g}"
     limited = "" if limit is None else f", a container's limit of {human_bytes(limit)}"
     machine = {
@@ -272,6 +294,7 @@ def doctor_tables(facts: Facts) -> list[Table]:
         "cpu": f"{facts['cpu']}, {facts['cpu_cores']} cores usable{quota}",
         "features": " ".join(facts["cpu_features"]) or "unknown",
         "memory": (human_bytes(memory) if memory else "unknown") + limited,
+        "products": f"not timed: {products['problem']}" if products["problem"] else f"aotinductor: {products['told']}",
         "C++ compiler": facts["cxx"] or "none: the backend aotinductor builds with one",
         "nvidia driver": facts["nvidia_driver"] or "none",
         "engine cache": f"{cache['folder']} ({cache['files']} files, {human_bytes(cache['bytes'])})",
@@ -300,6 +323,8 @@ def doctor_bundle_facts(bundle: Bundle, budget: int | None, uses: Sequence[Facts
         "path": str(bundle.path),
         "backend": manifest.backend,
         "target": manifest.target,
+        "precision": manifest.precision.label,
+        "precision_choice": _choice_facts(manifest),
         "ready": next(use["ready"] for use in uses if use["use"] == f"backend {manifest.backend}"),
         "budget_bytes": limit,
         "batches": [
@@ -321,6 +346,7 @@ def doctor_bundle_table(facts: Facts) -> Table:
         {
             "bundle": facts["path"],
             "backend": f"{facts['backend']}, target {facts['target']}: {ready}",
+            **_precision_rows(facts),
             "budget": told,
             "passes": "; ".join(passes),
         }

@@ -1,9 +1,12 @@
-"""Optional packages, imported when they are asked for; one that is missing names the extra that brings it."""
+"""What a process finds on its machine: optional packages, one that is missing names the extra that brings it; the CPU,
+cores and memory, as the system and the container tell of them."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +73,49 @@ def _modules_under_way(traceback: TracebackType | None) -> Iterator[str]:
         if frame.f_code.co_name == "<module>":
             yield str(frame.f_globals.get("__name__", "")).partition(".")[0]
         traceback = traceback.tb_next
+
+
+_CPUINFO = Path("/proc/cpuinfo")
+# CPU features that decide which kernels run: Linux names of x86 and Arm flags.
+CPU_FEATURES = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_fp16",
+    "amx_int8",
+    "asimddp",
+    "bf16",
+    "sve",
+)
+
+
+def cpu_model() -> str:
+    """The CPU's name; its architecture where the system tells no name."""
+    return _of_cpu(_text(_CPUINFO), "model name", "Hardware") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> list[str]:
+    """Those of CPU_FEATURES that the system lets programs use; none where it does not tell."""
+    flags = set(_of_cpu(_text(_CPUINFO), "flags", "Features").split())
+    return [feature for feature in CPU_FEATURES if feature in flags]
+
+
+def cpu_identity() -> str:
+    """The CPU's name and generation, by which what was measured on it is kept: hypervisors give several one name."""
+    text = _text(_CPUINFO)
+    numbers = [("family", "cpu family", "CPU implementer"), ("model", "model", "CPU part"), ("stepping", "stepping")]
+    told = [f"{word} {found}" for word, *keys in numbers if (found := _of_cpu(text, *keys))]
+    return ", ".join((cpu_model(), *told))
+
+
+def _of_cpu(text: str, *keys: str) -> str:
+    """The first line of /proc/cpuinfo with one of the keys; empty where there is none."""
+    found = re.search(rf"^(?:{'|'.join(keys)})\s*:\s*(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 _PROC = Path("/proc/self")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ..core.precision import WEIGHT_FORMATS, Precision, parse_precision
+from ..core.precision import AUTO, WEIGHT_FORMATS, Precision, PrecisionChoice, parse_precision
 from ..core.provenance import source_digest
 from ..core.tensors import Launch, Scratch, TensorRef
 from ..errors import BackendError, BuildError, BundleError, InternalError
@@ -118,31 +118,57 @@ class Backend(ABC):
         """What the library allocates beside weights and arena, estimated; 0 where it allocates nothing."""
         return 0
 
-    @property
-    def default_precision(self) -> str:
-        """Element type to compute in where nobody asks for one."""
-        return self.precisions[0]
+    def auto_precision(self, kept: Path | None, *, anew: bool = False) -> tuple[str, PrecisionChoice]:
+        """Element type to compute in where nobody asks for one, and why; the first of `precisions` by default.
 
-    def precision(self, compute: str | None, weights: str | None) -> Precision:
-        """From the command line's words; no compute type is that which such weights go with, or this backend's own.
+        Args:
+            kept: the folder where measurements are kept; None to neither read nor keep any.
+            anew: what is kept there is measured again.
+        """
+        return self.precisions[0], PrecisionChoice(False, f"{self.name} computes in it unless it is asked for another")
+
+    def precision(
+        self, compute: str | None, weights: str | None, kept: Path | None = None
+    ) -> tuple[Precision, PrecisionChoice]:
+        """From the command line's words; AUTO or None is what such weights go with, or `auto_precision`.
 
         Raises:
             PlanError: as `parse_precision`.
         """
-        if compute is not None:
-            return parse_precision(compute, weights)
-        quantised = self.quantises_activations and WEIGHT_FORMATS.get(weights or "", ("", ""))[1]
-        return parse_precision(None, weights, default="bfloat16" if quantised else self.default_precision)
+        if compute not in (None, AUTO):
+            return parse_precision(compute, weights), PrecisionChoice(True)
+        if self.quantises_activations and WEIGHT_FORMATS.get(weights or "", ("", ""))[1]:
+            return parse_precision(None, weights, default="bfloat16"), PrecisionChoice(False, f"{weights} goes with it")
+        parse_precision(None, weights)  # a wrong word is told before anything is measured
+        default, choice = self.auto_precision(kept)
+        return parse_precision(None, weights, default=default), choice
+
+    @classmethod
+    def planned_precision(cls, compute: str | None, weights: str | None, target: str | None) -> Precision:
+        """`precision` where the library need not be installed: of measurements, those that are kept count.
+
+        Raises:
+            PlanError: as `parse_precision`.
+        """
+        return parse_precision(compute, weights, default=cls.precisions[0])
 
     def accepts(self, library_version: str) -> bool:
         """Whether engines built with that library version run here: by default only with the very same one."""
         return library_version == self.version()
 
     def check(self, spec: EngineSpec) -> None:
-        """Refuse an engine of another backend or library version, before the library sees its bytes.
+        """Refuse an engine that does not run here, before the library sees its bytes; by default, `check_library`.
 
         Raises:
             BackendError: the engine cannot be loaded here.
+        """
+        self.check_library(spec)
+
+    def check_library(self, spec: EngineSpec) -> None:
+        """Refuse an engine of another backend or library version; the device for it need not be here.
+
+        Raises:
+            BackendError: it is one.
         """
         if spec.backend != self.name:
             raise BackendError(f"engine {spec.name!r} is for backend {spec.backend}", expected=f"backend {self.name}")

@@ -19,7 +19,7 @@ from .checkpoints.hub_models import FoundCheckpoint, find_checkpoint
 from .checkpoints.published import CLASS_NAMES
 from .checkpoints.tokenizer_files import check_tokenizer
 from .checkpoints.weight_sources import edge_weights, engine_weights, preview_weights, write_sources
-from .construction import WEIGHTS, BuildReport, Construction, Progress, check_fit, open_cache
+from .construction import WEIGHTS, BuildReport, Construction, Progress, check_fit, kept_in, open_cache
 from .describe import assemble_checkpoint, manifest_of, text_length_of
 from .factory import EngineFactory
 from .models.common.decoder_stages import contiguous_bytes
@@ -55,7 +55,7 @@ def build(
         FastvarError: whatever is wrong with checkpoint, options or output; nothing is left half-written.
     """
     chosen = (options or BuildOptions()).changed(**changes)
-    toolchain = toolchain_of(chosen)
+    toolchain = toolchain_of(chosen, kept_in(cache))
     if isinstance(checkpoint, str | Path):
         checkpoint = find_checkpoint(
             checkpoint, model=chosen.model, image_tokenizer=chosen.image_tokenizer, text_encoder=chosen.text_encoder
@@ -102,6 +102,7 @@ def build_bundle(
         manifest = manifest_of(checkpoint, plan, assembly, engines, text_length, toolchain.backend, toolchain.precision)
         manifest = replace(
             manifest,
+            precision_choice=toolchain.choice,
             weights=written,
             text_tokenizer=_added(writer, checkpoint.tokenizer_file, "tokenizer.json"),
             class_names=_added(writer, checkpoint.class_names, CLASS_NAMES),

@@ -42,6 +42,7 @@ class BuildReport:
     engines_copied: int = 0  # from the bundle that was rebuilt
     weights_linked: bool = False  # the weight file is the same file on the disk as that bundle's
     origin: tuple[str, ...] = ()  # which files the weights were read from, in plain words
+    precision: str = ""  # what is computed in and why, in plain words
 
 
 @dataclass
@@ -99,6 +100,7 @@ class Construction:
             step_engine_bytes=sum(engines[name].size_bytes for name in assembly.step_graphs),
             engine_bytes=sum(engine.size_bytes for engine in engines.values()),
             weight_bytes=weights.size_bytes,
+            precision=self.toolchain.told,
         )
 
 
@@ -114,6 +116,12 @@ def check_fit(plan: GenerationPlan, config: TransformerShape) -> None:
             expected=f"at most {config.max_scales}, the level embeddings of this model",
             fix="choose a smaller size",
         )
+
+
+def kept_in(cache: EngineCache | Path | bool) -> Path | None:
+    """The folder of what is kept from build to build; None for nothing."""
+    opened = open_cache(cache)
+    return None if opened is None else opened.folder
 
 
 def open_cache(cache: EngineCache | Path | bool) -> EngineCache | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.plan import Batch, SamplingMode
+from ..core.precision import AUTO
 from ..engines.registry import DEFAULT
 from ..errors import BuildError, RenamedWarning
 from ..families.base import SamplingDefaults
@@ -46,7 +47,8 @@ class BuildOptions:
             policy file.
         backend: who compiles the engines, by name (`fastvar doctor` lists them).
         target: the devices that engines are for; the backend's default for None.
-        precision: "fp32", "bf16" or "fp16"; the backend's default for None.
+        precision: "fp32", "bf16" or "fp16"; "auto", or None, for the fastest of them that is as accurate: on CPUs by
+            measurement where the backend computes in several, else the backend's own.
         weights: "int8" or "fp8" to store the layers' matrices in 8 bits, "w8a8" for int8 activations besides.
         attention: "flash" or "cudnn" for aotinductor on GPUs; flash for None.
         allow_unfused: accept GPU engines whose attention is more than one kernel.
@@ -71,7 +73,7 @@ class BuildOptions:
     policy: str = "fastvar"
     backend: str = DEFAULT
     target: str | None = None
-    precision: str | None = None
+    precision: str | None = AUTO
     weights: str | None = None
     attention: str | None = None
     allow_unfused: bool = False

@@ -107,7 +107,7 @@ def _toolchain(old: Manifest) -> Toolchain:
     backend, target = get_backend(old.backend, target=old.target), old.target
     unfused = any(e.report.kernels > 0 and e.report.fused_attentions < e.attentions for e in old.engines.values())
     resolved = backend.resolve_target(target, old.precision)
-    return Toolchain(backend, resolved, old.precision, allow_unfused=unfused, via=backend.graph_form)
+    return Toolchain(backend, resolved, old.precision, unfused, backend.graph_form, old.precision_choice)
 
 
 def _holds_encoder(weights: WeightFile) -> bool:
@@ -144,13 +144,13 @@ def _check_weights(weights: WeightFile, sources: Mapping[str, WeightSource], pre
 
 def _copied_engines(source: Bundle, assembly: Assembly, toolchain: Toolchain) -> dict[str, EngineSpec]:
     """Engines that know neither policy nor size of the transformer's steps: the text encoder, and the image coders
-    where the size stays. They must run with the library that makes the others.
+    where the size stays. They must run with the library that makes the others; not here, if the device is elsewhere.
     """
     old = source.manifest
     coders = [name for name in assembly.graphs if name not in assembly.step_graphs]
     names = [name for name in (old.text_encoder, *coders) if name in old.engines]
     for name in names:
-        toolchain.backend.check(old.engines[name])
+        toolchain.backend.check_library(old.engines[name])
     return {name: old.engines[name] for name in names}
 
 

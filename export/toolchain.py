@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from ..core.precision import Precision
+from ..core.precision import Precision, PrecisionChoice, told_of
 from ..engines.base import ONNX, Backend
 from ..engines.registry import BACKEND_NAMES, DEFAULT, backend_class, get_backend
 from ..engines.spec import EngineReport
@@ -14,13 +15,19 @@ from .options import BuildOptions
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A backend with a target that it builds for and a precision that it computes in."""
+    """A backend with a target that it builds for and a precision that it computes in, and why in that one."""
 
     backend: Backend
     target: str
     precision: Precision
     allow_unfused: bool = False
     via: str = ONNX
+    choice: PrecisionChoice | None = None  # None where nothing was noted of it
+
+    @property
+    def told(self) -> str:
+        """What is computed in and why, in one line."""
+        return told_of(self.precision, self.choice)
 
     def check_fused(self, name: str, attentions: int, report: EngineReport) -> None:
         """An attention in pieces writes its scores to memory, which costs what pruning gains: refuse it.
@@ -46,22 +53,25 @@ def make_toolchain(
     weights: str | None = None,
     allow_unfused: bool = False,
     via: str | None = None,
+    kept: Path | None = None,
 ) -> Toolchain:
     """A toolchain from the command line's words; the backend's own defaults for None.
+
+    `kept`: the folder where measurements of this machine are kept; None to neither read nor keep any.
 
     Raises:
         FastvarError: a backend that is not installed, or a target or precision that it does not build for.
     """
     found = get_backend(backend, target=target)
-    numbers = found.precision(precision, weights)
+    numbers, choice = found.precision(precision, weights, kept)
     if via is None:
         via = found.graph_form
     _check_via(via, found, numbers)
-    return Toolchain(found, found.resolve_target(target, numbers), numbers, allow_unfused, via)
+    return Toolchain(found, found.resolve_target(target, numbers), numbers, allow_unfused, via, choice)
 
 
-def toolchain_of(options: BuildOptions) -> Toolchain:
-    """The toolchain that a build's options ask for.
+def toolchain_of(options: BuildOptions, kept: Path | None = None) -> Toolchain:
+    """The toolchain that a build's options ask for; `kept` as of `make_toolchain`.
 
     Raises:
         FastvarError: as `make_toolchain`.
@@ -70,7 +80,7 @@ def toolchain_of(options: BuildOptions) -> Toolchain:
     if options.attention is not None:
         target = backend_class(options.backend).with_attention(target, options.attention)
     return make_toolchain(
-        options.backend, target, options.precision, options.weights, options.allow_unfused, options.via
+        options.backend, target, options.precision, options.weights, options.allow_unfused, options.via, kept
     )
 
 

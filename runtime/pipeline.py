@@ -14,6 +14,7 @@ from ..core.schedule import Size
 from ..engines.base import Backend
 from ..engines.bundle.bundle import Bundle
 from ..engines.bundle.hub_bundle import found_bundle
+from ..engines.bundle.precision_note import warn_of_another_cpu
 from ..errors import InputError
 from .editing.source_image import ImageSource
 from .memory.fit import DeviceNeed
@@ -83,7 +84,8 @@ class Pipeline:
         busy_timeout: float | None = None,
         batch: int | None = None,
     ) -> Pipeline:
-        """Open a bundle, check its digests, place its weights and memory on the device.
+        """Open a bundle, check its digests, place its weights and memory on the device. Warns, `OtherCpuWarning`, where
+        its precision was the fastest on the CPU that built it, and is not on this one.
 
         Args:
             path: folder made by `fastvar build`.
@@ -125,6 +127,7 @@ class Pipeline:
             batch=batch,
         )
         pipe._origin = bundle.path, arguments
+        warn_of_another_cpu(bundle.manifest)
         return pipe
 
     @classmethod

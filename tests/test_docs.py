@@ -21,7 +21,7 @@ from PIL import Image
 import fastvar
 from fastvar import cli, errors
 from fastvar.core.plan import SamplingMode
-from fastvar.core.precision import Precision
+from fastvar.core.precision import Precision, PrecisionChoice
 from fastvar.core.schedule import ScaleSchedule
 from fastvar.engines.base import Backend
 from fastvar.engines.bundle import manifest as nouns
@@ -172,6 +172,7 @@ def test_the_format_page_names_every_entry():
     words = {word for entry in code_words(DOCS / "bundle-format.md") for word in re.split(r"[.\[\]]+", entry)}
     kinds = (nouns.Manifest, nouns.EngineSet, nouns.StepEngines, nouns.DecoderTiles, nouns.DecoderStage)
     kinds += (nouns.FileRecord, EngineSpec, EngineReport, TensorSpec, ScaleSchedule, Precision, PromptFormat)
+    kinds += (PrecisionChoice,)
     kinds += (SamplingDefaults, SamplingMode, nouns._PlanFile, nouns._PolicyFile)
     assert all(is_dataclass(kind) for kind in kinds)
     entries = {entry.name for kind in kinds for entry in fields(kind)}

@@ -18,12 +18,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...core.platform import import_extra, usable_cores
-from ...core.precision import Precision
+from ...core.platform import cpu_identity, import_extra, usable_cores
+from ...core.precision import WEIGHT_FORMATS, Precision, PrecisionChoice, parse_precision
 from ...core.tensors import Launch, Scratch, TensorRef
 from ...errors import BackendError, BuildError
 from ..base import PROGRAM, Backend, CompiledEngine, Engine, check_bindings
+from ..cache.engine_cache import default_folder
 from ..cache.lock import FolderLock
+from ..cache.product_speeds import fastest, kept_speeds
 from ..device import Device, HostDevice, host_array
 from ..scratch_estimates import Computation, working_bytes
 from ..spec import EngineSpec
@@ -38,15 +40,16 @@ from .graph import tidy
 from .native import inductor_options, kernel_digest
 from .operators import ATTENTION, LINEAR, LINEAR_INT8, register
 from .passes import use_attention_kernel, use_int8_gelu, use_onednn_linear
-from .product_speed import fastest, product_speeds
+from .product_speed import product_speeds
 from .targets import (
     CPU,
     WITH_INT8_PRODUCTS,
     WITH_KERNEL,
+    accurate_types,
     best_cpu,
     check_cpu,
     compiler_options,
-    has_bfloat16_products,
+    onednn_types,
     require_cpu_options,
 )
 
@@ -106,15 +109,33 @@ class AotInductorBackend(Backend):
     def runs_on_host(cls, target: str) -> bool:
         return not is_gpu(target)
 
-    @property
-    def default_precision(self) -> str:
-        """bfloat16 on GPUs, and for CPUs with its products where this one was measured to be faster so; else fp32."""
+    def auto_precision(self, kept: Path | None, *, anew: bool = False) -> tuple[str, PrecisionChoice]:
+        """bfloat16 on GPUs; on CPUs what this one was measured to be fastest in, of what the target has products in."""
         if not self._on_host:
-            return "bfloat16"
-        target = best_cpu(self._torch) if self._target == CPU else self._target
-        if not has_bfloat16_products(target):
-            return "float32"
-        return fastest(product_speeds(self._torch, ("float32", "bfloat16")))
+            return "bfloat16", PrecisionChoice(False, "what GPUs multiply fast, with the range of fp32")
+        here = best_cpu(self._torch)
+        target = here if self._target == CPU else self._target
+        types = accurate_types(target)
+        if target != here and len(types) == 1:
+            return types[0], PrecisionChoice(False, f"{target} has no products of 16 bits")
+        found = product_speeds(self._torch, kept, accurate_types(here), anew=anew)
+        best = fastest(found.gflops, types)
+        if len(types) == 1:
+            reason = f"{target} has no products of 16 bits"
+        else:
+            reason = (
+                "measured to be clearly the fastest"
+                if best != types[0]
+                else "nothing was measured to be clearly faster"
+            )
+        return best, PrecisionChoice(False, reason, found.cpu, f"torch {found.torch}", found.gflops)
+
+    @classmethod
+    def planned_precision(cls, compute: str | None, weights: str | None, target: str | None) -> Precision:
+        quantised = WEIGHT_FORMATS.get(weights or "", ("", ""))[1]
+        kept = kept_speeds(default_folder(), cpu_identity()) if cls.runs_on_host(target or CPU) else None
+        measured = kept is not None and not quantised and target in (None, CPU)
+        return parse_precision(compute, weights, default=kept.compute if kept and measured else cls.precisions[0])
 
     def version(self) -> str:
         return str(self._torch.__version__)
@@ -331,7 +352,7 @@ def _prepared(torch: Any, program: Any, target: str) -> dict[str, Any]:
     use_small_enlargements(torch, program)
     replaced = {
         LINEAR_INT8: use_int8_gelu(torch, program),
-        LINEAR: use_onednn_linear(torch, program),
+        LINEAR: use_onednn_linear(torch, program, onednn_types(target)),
         ATTENTION: target == WITH_KERNEL and use_attention_kernel(torch, program),
     }
     operators = {register(operator): operator.declaration for operator, count in replaced.items() if count}

@@ -9,23 +9,23 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-Pass = Callable[[Any, Any], int]  # (torch, program) -> how many calls it replaced
+Pass = Callable[..., int]  # (torch, program, *options) -> how many calls it replaced
 
 
-def replacing(target: Callable[[Any], Any], suits: Callable[[Any, Any], bool]) -> Callable[[Callable[..., Any]], Pass]:
+def replacing(target: Callable[[Any], Any], suits: Callable[..., bool]) -> Callable[[Callable[..., Any]], Pass]:
     """Make a pass of a function (torch, node, add) that returns what takes the place of a call.
 
     Args:
         target: (torch) -> the operator to replace calls of.
-        suits: (torch, node) -> whether to replace that call.
+        suits: (torch, node, *options) -> whether to replace that call; options are those of the pass.
     """
 
     def decorate(replace: Callable[..., Any]) -> Pass:
         @functools.wraps(replace)
-        def over(torch: Any, program: Any) -> int:
+        def over(torch: Any, program: Any, *options: Any) -> int:
             graph = program.graph_module.graph
             calls = graph.find_nodes(op="call_function", target=target(torch))
-            found = [node for node in calls if suits(torch, node)]
+            found = [node for node in calls if suits(torch, node, *options)]
             for node in found:
                 node.replace_all_uses_with(replace(torch, node, Insert(torch, graph, node)))
                 graph.erase_node(node)  # by hand: torch keeps calls that may draw random numbers

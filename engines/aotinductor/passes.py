@@ -8,7 +8,7 @@ A pass returns how many calls it replaced. The operators are those of operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .graph import Insert, only_user, replacing, side_by_side, value_of
@@ -49,12 +49,17 @@ def _tokens_first(torch: Any, node: Any, add: Insert) -> Any:
     return add(aten.transpose.int, add(aten.squeeze.dim, node, 0), 0, 1)
 
 
-@replacing(
-    lambda torch: torch.ops.aten.linear.default,
-    lambda torch, node: len(node.args) == 3 and value_of(node.args[0]).dim() == 2,
-)
+def _suits_onednn(torch: Any, node: Any, types: Sequence[str] = ("float32", "bfloat16")) -> bool:
+    given = value_of(node.args[0])
+    return len(node.args) == 3 and given.dim() == 2 and str(given.dtype).removeprefix("torch.") in types
+
+
+@replacing(lambda torch: torch.ops.aten.linear.default, _suits_onednn)
 def use_onednn_linear(torch: Any, node: Any, add: Insert) -> Any:
-    """Every linear layer of two-dimensional input with a bias by oneDNN's, with the tanh GELU that alone reads it."""
+    """Every linear layer of two-dimensional input with a bias by oneDNN's, with the tanh GELU that alone reads it.
+
+    Option: element types, of which oneDNN refuses none on any CPU of the target.
+    """
     return _with_gelu(torch, node, lambda gelu: add(register(LINEAR), *node.args, gelu))
 
 

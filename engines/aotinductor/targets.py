@@ -18,6 +18,7 @@ _LEVELS = {
 # Our kernels use vector instructions. A CPU that multiplies tiles (AMX) is left to torch, which does so.
 WITH_KERNEL = "cpu-avx512-bf16"  # attention is our kernel's (operators.py)
 WITH_INT8_PRODUCTS = ("cpu-avx512", WITH_KERNEL)  # linear layers of int8 activations are
+_SHORT_FLOATS = {WITH_KERNEL: ("bfloat16",), "cpu-amx": ("bfloat16", "float16")}  # products of 16 bits
 
 
 def cpu_names() -> tuple[str, ...]:
@@ -25,9 +26,16 @@ def cpu_names() -> tuple[str, ...]:
     return tuple(_LEVELS)
 
 
-def has_bfloat16_products(target: str) -> bool:
-    """Whether a CPU target has instructions for products of bfloat16 matrices."""
-    return target in ("cpu-avx512-bf16", "cpu-amx")
+def accurate_types(target: str) -> tuple[str, ...]:
+    """Element types that CPUs of a target have instructions for products in, the finest first."""
+    return ("float32", *_SHORT_FLOATS.get(target, ()))
+
+
+def onednn_types(target: str) -> tuple[str, ...]:
+    """Element types in which oneDNN's linear layer runs on every CPU of a target; it refuses others where a CPU lacks
+    instructions. Torch's own asks oneDNN where that can, and computes by itself where not.
+    """
+    return ("float32",) if target == "cpu-avx2" else ("float32", "bfloat16")
 
 
 def best_cpu(torch: Any) -> str:

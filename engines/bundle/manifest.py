@@ -13,7 +13,7 @@ import msgspec
 
 from ...core.plan import Batch, GenerationPlan, SamplingMode, make_plan
 from ...core.policy import PruningPolicy, ScaleRule, policy_to_json
-from ...core.precision import Precision
+from ...core.precision import Precision, PrecisionChoice
 from ...core.schedule import ScaleSchedule
 from ...errors import BundleError
 from ...families import family_named
@@ -108,6 +108,7 @@ class Manifest:
     checkpoint_digest: str
     fastvar_version: str
     precision: Precision = field(default_factory=Precision)
+    precision_choice: PrecisionChoice | None = None  # None in bundles of versions that did not note it
     address_alignment: int = 1  # bytes that the engines' library wants every address to be a multiple of
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     tiles: DecoderTiles | None = None

@@ -11,9 +11,10 @@ from dataclasses import asdict
 from typing import Any
 
 from ...core.dtypes import BY_NAME, size_bytes
-from ...core.precision import COMPUTE, WEIGHT_FORMATS
+from ...core.precision import COMPUTE, WEIGHT_FORMATS, PrecisionChoice
 from ...errors import BundleError
 from ...families import family_named
+from ..cache.product_speeds import FLOATS, INT8, MOST_GFLOPS
 from ..registry import BACKEND_NAMES
 from ..spec import EngineSpec, TensorSpec
 from .folder import is_inside
@@ -26,6 +27,7 @@ MOST_SCRATCH_BYTES = 1 << 38
 MOST_ALIGNMENT = 4096
 MOST_IMAGES = 64  # in one pass
 MOST_STRIPES = 1 << 16
+MOST_TOLD = 200  # letters of what was noted in words
 MOST_SIZE = 1 << 31  # of anything that a model's configuration counts
 _HASH_DIGITS = set("0123456789abcdef")
 
@@ -187,3 +189,15 @@ def _problems_of_settings(m: Manifest) -> Iterator[str]:
         yield f"it computes in {m.precision.compute!r} with weights in {m.precision.weights!r}"
     if m.precision.activations not in ("", "int8"):
         yield f"it rounds activations to {m.precision.activations!r}"
+    if m.precision_choice is not None:
+        yield from _problems_of_choice(m.precision_choice)
+
+
+def _problems_of_choice(choice: PrecisionChoice) -> Iterator[str]:
+    if unknown := sorted(choice.gflops.keys() - {*FLOATS, INT8}):
+        yield f"products of {unknown} were measured"
+    if any(not 0 < speed < MOST_GFLOPS for speed in choice.gflops.values()):
+        yield f"products were measured at {choice.gflops} GFLOP/s"
+    for told in (choice.reason, choice.cpu, choice.library):
+        if len(told) > MOST_TOLD or not told.isprintable():
+            yield f"its precision was chosen for {told[:MOST_TOLD]!r}"

@@ -21,9 +21,10 @@ from ...core.files import TEMPORARY
 from ...errors import BundleError
 from .digest_memo import MEMO
 from .engine_cache import KERNELS
+from .product_speeds import SPEEDS
 
 ENGINE, COMPILED, DIGESTS, UNFINISHED = "engine", "compiled on this machine", "digests of weights", "unfinished"
-LISTING = "listings of hub repositories"
+LISTING, MEASURED = "listings of hub repositories", "speeds of this CPU"
 _ENTRY, _ENGINE = re.compile(r"([0-9a-f]{64})\.json"), re.compile(r"([0-9a-f]{64})\.engine")
 _COMPILED_FOLDER = re.compile(rf"{KERNELS}(-[0-9a-f]{{16}})?")
 _COMPILED_FILE = re.compile(r"libfastvar\.a|fastvar\.so|[^/]+\.(kernels|timings)")
@@ -105,6 +106,8 @@ def _items(folder: Path) -> list[Item]:
             items.append(_item(LISTING, [file]))
         elif name == MEMO:
             items.append(_item(DIGESTS, [file]))
+        elif name == SPEEDS:
+            items.append(_item(MEASURED, [file]))
         elif _ENTRY.fullmatch(name):
             entries.setdefault(_digest_in(file), []).append(file)
         elif found := _ENGINE.fullmatch(name):

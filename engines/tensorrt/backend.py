@@ -64,7 +64,13 @@ class TensorRTBackend(Backend):
         return cls(cache_folder)
 
     def version(self) -> str:
-        return str(self._trt.__version__)
+        found = getattr(self._trt, "__version__", None)
+        if found is None:
+            raise BackendError(
+                f"{self.module} is an empty folder of that name, left by its stubs or by another version",
+                fix=f'pip install "fastvar-runtime[{self.extra}]"',
+            )
+        return str(found)
 
     def build(self, graph: bytes, target: str) -> CompiledEngine:
         trt, log = self._trt, BuildLog()

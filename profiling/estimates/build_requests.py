@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from ...core.precision import Precision, parse_precision
+from ...core.precision import Precision
 from ...core.schedule import ScaleSchedule
 from ...engines.bundle.estimates import with_estimates
 from ...engines.bundle.manifest import Manifest
@@ -104,7 +104,7 @@ def _describe(checkpoint: Checkpoint, options: BuildOptions, choice: MemoryOptio
 
 def _precision(options: BuildOptions, choice: MemoryOptions) -> Precision:
     backend = backend_class(options.backend)
-    found = parse_precision(options.precision, choice.weights, default=backend.precisions[0])
+    found = backend.planned_precision(options.precision, choice.weights, options.target)
     backend.check_precision(found)
     return found
 

@@ -12,11 +12,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as bench_module
+from benchmarks import contest as contest_module
 from benchmarks import machine_peak
 from benchmarks import models as bench_subject
 from benchmarks import timing as contest
 from benchmarks.contenders import EngineContender, Entry
 from benchmarks.models import TARGETS, Engines, Model, Place
+from benchmarks.peers import disturbed
 from fastvar.errors import BuildError, InputError
 
 
@@ -26,6 +28,7 @@ def here(engine_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTVAR_CACHE", str(engine_cache))
     monkeypatch.setattr(bench_subject, "run_apart", lambda _, function, *arguments: function(*arguments))
     monkeypatch.setattr(contest, "come_to_rest", lambda: None)
+    monkeypatch.setattr(contest_module, "disturbed", lambda share: "")  # whatever else this machine does
     monkeypatch.setitem(machine_peak.GEMM_SIDE, "cpu", 64)
     monkeypatch.setitem(machine_peak.COPY_BYTES, "cpu", 1 << 16)
 
@@ -40,7 +43,7 @@ def run(*arguments: object) -> Result:
 def test_the_tiny_model_from_end_to_end(here: None, tiny_policy: Path, tmp_path: Path):
     """What `make gpu-bench` calls, but for its device."""
     ours, eager = "onnxruntime:fp32", f"eager-pruned:bf16:{tiny_policy}"
-    options = ("--device", "cpu", "--keep-going", "--policy", tiny_policy, "--dense-runs", 1)
+    options = ("--device", "cpu", "--keep-going", "--policy", tiny_policy, "--dense-runs", 1, "--memory")
     files = ("--out", tmp_path, "--markdown", tmp_path / "tables.md")
     done = run(*options, *files, "--contenders", f"eager-dense:fp32,{eager},{ours}")
     assert done.exit_code == 0, done.output
@@ -85,8 +88,97 @@ def test_the_tiny_model_from_end_to_end(here: None, tiny_policy: Path, tmp_path:
     }
     tables = (tmp_path / "tables.md").read_text()
     assert tables.strip() in done.output
-    assert "| contender | policy | scales, s (range) | against eager-dense:fp32 |" in tables
+    assert "| contender | policy | scales, s (range) | times eager-dense:fp32 |" in tables
     assert "| 256x256 | onnxruntime:fp32 | 16x16 | 128 | attn_mlp |" in tables
+
+
+def measured(folder: Path) -> list[dict]:
+    return json.loads((folder / "bench-tiny-cpu.json").read_text())["sizes"]
+
+
+def test_every_ratio_is_against_the_best_precision_of_eager_torch(here: None, tiny_policy: Path, tmp_path: Path):
+    pruned = [f"eager-pruned:{precision}:{tiny_policy}" for precision in ("fp32", "bf16")]
+    dense = [f"eager-dense:{precision}" for precision in ("fp32", "bf16")]
+    ours = "onnxruntime:fp32"
+    done = run("--policy", tiny_policy, "--out", tmp_path, "--contenders", ",".join((*dense, *pruned, ours)))
+    assert done.exit_code == 0, done.output
+    (size,) = measured(tmp_path)
+    found = size["contenders"]
+    best = [min(names, key=lambda name: found[name]["scales_ms"]) for names in (dense, pruned)]
+    assert size["best_of_eager"] == best
+    against = {(ratio["contender"], ratio["against"]) for ratio in size["ratios"]}
+    slower = [next(name for name in names if name not in best) for names in (dense, pruned)]
+    assert against == {
+        (slower[0], best[0]),
+        *((name, rival) for name in (ours, slower[1]) for rival in best),
+        (best[1], best[0]),
+    }
+    assert f"times {best[1]}, its best |" in done.output
+    decoded = {name for name, own in found.items() if own["decode_ms"] is not None}
+    assert decoded == {*best, ours}
+    compared = {name for name, own in found.items() if own["agreement_with_eager_fp32"]}
+    assert compared == {*pruned, ours}, "dense eager torch alone needs no reference"
+    assert all(own["memory"] is None for own in found.values())
+    assert "copy" in size["peaks"]
+
+
+def test_where_others_work_no_ratio_is_printed(here: None, tiny_policy: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(contest_module, "disturbed", lambda share: disturbed(0.42))
+    contenders = f"eager-pruned:fp32:{tiny_policy},onnxruntime:fp32"
+    done = run("--policy", tiny_policy, "--out", tmp_path, "--contenders", contenders)
+    assert done.exit_code == 0, done.output
+    assert "Other processes had 42% of the cores while this was timed, of which 10% are allowed" in done.output
+    assert "| contender | policy | scales, CPU s | equal bits |" in done.output
+    assert "times" not in done.output.partition("scales, CPU s")[2].partition("Measured")[0]
+    assert "range" not in done.output
+    (size,) = measured(tmp_path)
+    assert size["ratios"] == []
+    assert "no ratios" in size["disturbed"]
+    for own in size["contenders"].values():
+        assert 0 < own["scales_cpu_ms"] < 1e5
+
+
+def test_a_long_dense_image_is_drawn_once_and_in_one_precision(here: None, tiny_policy: Path, tmp_path, monkeypatch):
+    """That in which pruned eager torch took less; unwarmed."""
+    monkeypatch.setattr(contest_module, "LONG_S", 1e-6)
+    monkeypatch.setattr(contest_module, "SHORT_S", 1e-6)
+    pruned = [f"eager-pruned:{precision}:{tiny_policy}" for precision in ("fp32", "bf16")]
+    contenders = ",".join(("eager-dense:fp32", "eager-dense:bf16", *pruned))
+    done = run("--policy", tiny_policy, "--out", tmp_path, "--contenders", contenders)
+    assert done.exit_code == 0, done.output
+    (size,) = measured(tmp_path)
+    ((name, why),) = size["left_out"].items()
+    assert name.startswith("eager-dense")
+    assert "in which pruned eager torch is the faster" in why
+    assert f"{name} was not timed" in done.output
+    dense = [own for other, own in size["contenders"].items() if other.startswith("eager-dense")]
+    assert [own["runs"] for own in dense] == [1]
+    assert [own["runs"] for other, own in size["contenders"].items() if other in pruned] == [2, 2]
+
+
+def test_two_sizes_in_one_call(here: None, tiny_policy: Path, tmp_path: Path):
+    """Engines of the second are made from the bundle of the first."""
+    sizes = ("--sizes", "256x256,240x320")
+    done = run("--policy", tiny_policy, "--out", tmp_path, *sizes, "--contenders", "onnxruntime:fp32")
+    assert done.exit_code == 0, done.output
+    assert [size["size"] for size in measured(tmp_path)] == ["256x256", "240x320"]
+
+
+@pytest.mark.slow
+def test_two_sizes_of_engines_of_programs(here: None, tiny_policy: Path, tmp_path: Path):
+    pytest.importorskip("torch")
+    sizes = ("--sizes", "256x256,240x320")
+    done = run("--policy", tiny_policy, "--out", tmp_path, *sizes, "--contenders", "aotinductor:fp32")
+    assert done.exit_code == 0, done.output
+    assert [list(size["contenders"]) for size in measured(tmp_path)] == [["aotinductor:fp32"]] * 2
+
+
+def test_engines_can_be_made_beforehand(here: None, tiny_policy: Path, tmp_path: Path):
+    contenders = f"eager-pruned:fp32:{tiny_policy},onnxruntime:fp32"
+    done = run("--policy", tiny_policy, "--out", tmp_path / "out", "--contenders", contenders, "--prepare")
+    assert done.exit_code == 0, done.output
+    assert "engines of onnxruntime:fp32" in done.output
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

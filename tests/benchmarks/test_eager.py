@@ -118,7 +118,8 @@ def test_no_gpu_is_an_error(checkpoint: Checkpoint):
 def test_peaks_are_those_of_the_machine():
     from benchmarks.machine_peak import copied_bytes_per_s, gemm_flop_per_s
 
-    assert 1e6 < gemm_flop_per_s("fp32", "cpu", side=64) < 1e14
+    for precision in ("fp32", "bf16", "int8"):
+        assert 1e6 < gemm_flop_per_s(precision, "cpu", side=64) < 1e14
     assert 1e6 < copied_bytes_per_s("cpu", size=1 << 16) < 1e13
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers import Watch, busy_seconds, share_of_others
+from benchmarks.peers import MOST_OF_OTHERS, Watch, busy_seconds, disturbed, share_of_others
 
 SECOND = 100  # ticks
 
@@ -40,3 +40,12 @@ def test_a_watch_tells_of_this_machine():
         sum(range(10**6))
     assert watch.found.share is None or 0 <= watch.found.share <= 1
     assert watch.found.load is None or watch.found.load >= 0
+
+
+def test_a_tenth_of_the_cores_is_too_much():
+    assert MOST_OF_OTHERS == 0.1
+    assert [disturbed(share) for share in (None, 0.0, 0.1)] == [""] * 3
+    told = disturbed(0.37)
+    assert "37%" in told
+    assert "no ratios" in told
+    assert "CPU seconds" in told

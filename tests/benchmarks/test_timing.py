@@ -15,7 +15,9 @@ from benchmarks import timing as contest
 from benchmarks.contenders import EngineContender, Entry, default_contenders, parse_contenders
 from benchmarks.eager import EagerContender, EagerModel
 from benchmarks.timing import (
+    LEAST_ROUNDS,
     Agreement,
+    Pace,
     Ratio,
     come_to_rest,
     compare,
@@ -27,6 +29,7 @@ from benchmarks.timing import (
 )
 from fastvar.core.plan import make_plan
 from fastvar.core.policy import DENSE
+from fastvar.engines.aotinductor import targets as cpu_targets
 from fastvar.engines.bundle.bundle import Bundle
 from fastvar.errors import InputError, NumericsError
 from fastvar.export.models.infinity.reference import Sampling
@@ -76,6 +79,49 @@ def test_contenders_alternate_with_equal_noise_and_the_first_round_does_not_coun
     assert [run.decode_ms for run in found["a"]] == [5.0, None, None]
     assert pair["a"].decoded == 2, "the warm-up decodes too"
     assert len(found["b"]) == 2
+
+
+def test_who_has_run_before_does_not_warm_up():
+    log: list[str] = []
+    pair = {name: Stopwatch(name, log) for name in ("a", "b")}
+    found = timed_in_turn(pair, 2, pace=Pace(cold=("b",)))
+    assert [line.split()[0] for line in log] == ["b", "a", "b", "a", "b"]
+    assert [run.scales_ms for run in found["a"]] == [1000.0, 2.0]
+
+
+def test_a_long_warm_up_is_the_first_round():
+    log: list[str] = []
+    found = timed_in_turn({"a": Stopwatch("a", log), "b": Stopwatch("b", log)}, {"a": 1, "b": 2}, pace=Pace(long_s=0.5))
+    assert [run.scales_ms for run in found["a"]] == [1000.0]
+    assert [run.scales_ms for run in found["b"]] == [1000.0, 2.0]
+    assert [line.split()[0] for line in log] == ["a", "b", "b"]
+
+
+def test_rounds_end_when_they_have_taken_long():
+    assert len(timed_in_turn({"a": Stopwatch("a", [])}, 9, pace=Pace(most_s=0.0))["a"]) == LEAST_ROUNDS
+    assert len(timed_in_turn({"a": Stopwatch("a", [])}, 2, pace=Pace(most_s=0.0))["a"]) == 2
+
+
+def test_a_run_tells_the_time_of_all_threads():
+    class Busy(Stopwatch):
+        def scales(self, noise):
+            begun = time.process_time()
+            while time.process_time() - begun < 0.05:
+                pass
+            return [1.0]
+
+    (run,) = timed_in_turn({"a": Busy("a", [])}, 1)["a"]
+    assert run.cpu_ms is not None
+    assert 50 <= run.cpu_ms < 5000
+
+
+@pytest.mark.parametrize(("ms", "runs"), [(5.0, 3), (4000.0, 2), (60_000.0, 1)])
+def test_the_decoder_is_run_again_unless_it_takes_long(ms: float, runs: int):
+    class Decoder(Stopwatch):
+        def decode(self) -> float:
+            return ms
+
+    assert contest.decoder_ms(Decoder("a", []), 3) == [ms] * runs
 
 
 def test_who_fails_leaves_and_the_others_go_on():
@@ -207,3 +253,16 @@ def test_by_default_those_that_are_there(monkeypatch: pytest.MonkeyPatch):
     names, missing = default_contenders("cpu")
     assert names == "eager-dense:bf16,onnxruntime:fp32"
     assert missing == {"nowhere:bf16": "no backend 'nowhere'"}
+
+
+def test_the_standard_table_has_both_precisions_of_eager_torch_and_all_of_ours(monkeypatch: pytest.MonkeyPatch):
+    entries = parse_contenders(contenders.DEFAULTS["cpu"])
+    eager = {(entry.engine, entry.precision) for entry in entries.values() if entry.eager}
+    assert eager == {(engine, precision) for engine in contenders.EAGER for precision in ("fp32", "bf16")}
+    ours = {name for name, entry in entries.items() if not entry.eager}
+    assert ours == {"onnxruntime:fp32", "aotinductor:fp32", "aotinductor:bf16", "aotinductor:w8a8"}
+    monkeypatch.setattr(cpu_targets, "_offered", lambda torch: ("cpu-avx2",))
+    names, missing = default_contenders("cpu")
+    assert set(missing) == {"aotinductor:w8a8"}
+    assert "no instructions for --weights w8a8" in missing["aotinductor:w8a8"]
+    assert "aotinductor:bf16" in names

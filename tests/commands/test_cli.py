@@ -109,6 +109,25 @@ def test_inspect_shows_the_passes(run, tiny_bundle, batched_bundle):
     assert facts["activation_bytes"] == facts["batches"][0]["activation_bytes"]
 
 
+@pytest.fixture
+def timed(monkeypatch):
+    """Products are timed in no time; how often they were asked for, and with which words."""
+    from fastvar.core.precision import PrecisionChoice
+    from fastvar.engines.aotinductor.backend import AotInductorBackend
+
+    pytest.importorskip("torch")
+    calls = []
+
+    def choice(self, kept, *, anew=False):
+        calls.append((kept, anew))
+        gflops = {"float32": 99.2, "bfloat16": 190.2, "float16": 21.4, "int8": 323.5}
+        return "bfloat16", PrecisionChoice(False, "measured to be clearly the fastest", "a CPU", "torch 2.13.0", gflops)
+
+    monkeypatch.setattr(AotInductorBackend, "auto_precision", choice)
+    return calls
+
+
+@pytest.mark.usefixtures("timed")
 def test_doctor_of_a_bundle(run, batched_bundle):
     """Which passes fit into a budget, and into this machine."""
     facts = json.loads(run("doctor", batched_bundle, "--json")[1])["bundle"]
@@ -123,6 +142,7 @@ def test_doctor_of_a_bundle(run, batched_bundle):
     assert f"of 4: {human_bytes(needs[4])}, does not fit" in out
 
 
+@pytest.mark.usefixtures("timed")
 def test_doctor_of_a_gpu_bundle_knows_no_budget_of_its_own(run, tiny_bundle, tmp_path):
     path = fake_gpu_bundle(tiny_bundle, tmp_path / "gpu")
     facts = json.loads(run("doctor", path, "--json")[1])["bundle"]
@@ -147,6 +167,7 @@ def test_doctor_of_what_is_no_bundle(run, arguments, told):
     assert "Traceback" not in err
 
 
+@pytest.mark.usefixtures("timed")
 def test_doctor(run, monkeypatch):
     monkeypatch.setenv("FASTVAR_CACHE", "somewhere")
     code, out, _ = run("doctor")
@@ -157,6 +178,26 @@ def test_doctor(run, monkeypatch):
     assert facts["packages"]["numpy"]
 
 
+def test_doctor_tells_what_a_build_chooses(run, timed, monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTVAR_CACHE", str(tmp_path / "kept"))
+    line = (
+        "bf16, auto: measured to be clearly the fastest; fp32 99, bf16 190, fp16 21, int8 324 GFLOP/s a thread "
+        "on a CPU with torch 2.13.0"
+    )
+    assert line in " ".join(run("doctor")[1].split())
+    facts = json.loads(run("doctor", "--measure", "--json")[1])["products"]
+    assert (facts["precision"], facts["gflops_per_thread"]["int8"], facts["told"]) == ("bf16", 323.5, line)
+    assert timed == [(tmp_path / "kept", False), (tmp_path / "kept", True)]
+
+
+def test_doctor_without_torch_times_nothing(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "not timed: torch cannot be imported" in " ".join(out.split())
+
+
+@pytest.mark.usefixtures("timed")
 def test_doctor_names_the_extra_that_is_missing(run, monkeypatch):
     from fastvar import doctor
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastvar.core.precision import Precision, parse_precision
+from fastvar.core.precision import Precision, PrecisionChoice, parse_precision
 from fastvar.engines.aotinductor import targets as cpu_target
 from fastvar.engines.cache.engine_cache import EngineCache
 from fastvar.engines.registry import backend_class, get_backend
@@ -32,6 +32,14 @@ def test_the_default_is_fp32_on_this_cpu():
     assert not tools.allow_unfused
 
 
+@pytest.mark.parametrize("word", [None, "auto"])
+def test_why_it_computes_so_is_noted(word: str | None):
+    tools = make_toolchain(precision=word)
+    assert tools.told == "fp32, auto: onnxruntime computes in it unless it is asked for another"
+    tools = make_toolchain(precision="fp32")
+    assert (tools.choice, tools.told) == (PrecisionChoice(True), "fp32, asked for")
+
+
 def test_gpu_engines_are_bfloat16_by_default():
     tools = rtx()
     assert (tools.backend.name, tools.target, tools.precision) == ("tensorrt-rtx", "sm86", Precision("bfloat16"))
@@ -49,7 +57,7 @@ def test_words_of_the_command_line_become_element_types():
     ("words", "error", "message"),
     [
         ({"backend": "tensorflow"}, BackendError, "no backend 'tensorflow'"),
-        ({"precision": "float16"}, PlanError, "no precision 'float16'\nexpected: one of fp32, bf16, fp16"),
+        ({"precision": "float16"}, PlanError, "no precision 'float16'\nexpected: one of auto, fp32, bf16, fp16"),
         ({"weights": "int4"}, PlanError, "no weight format 'int4'\nexpected: one of int8, fp8"),
         ({"precision": "bf16"}, BuildError, "onnxruntime does not compute in bfloat16"),
         ({"target": "sm86"}, BuildError, "onnxruntime does not build for target 'sm86'"),
@@ -71,7 +79,8 @@ def test_only_aotinductor_quantises_activations(name):
 
 
 def test_quantised_activations_are_rounded_to_bf16_whatever_the_default(monkeypatch):
-    monkeypatch.setattr(backend_class("aotinductor"), "default_precision", "float32")
+    chosen = ("float32", PrecisionChoice(False, "measured"))
+    monkeypatch.setattr(backend_class("aotinductor"), "auto_precision", lambda self, kept: chosen)
     monkeypatch.setattr(cpu_target, "_offered", lambda torch: cpu_target.cpu_names()[:3])
     assert make_toolchain("aotinductor", weights="w8a8").precision == W8A8
     assert make_toolchain("aotinductor", weights="int8").precision == Precision("float32", "int8")

@@ -71,6 +71,22 @@ def test_linear_layers_without_bias_stay():
 
 
 @pytest.mark.parametrize(
+    ("dtype", "types", "places"),
+    [
+        (torch.float32, ("float32",), 1),
+        (torch.bfloat16, ("float32",), 0),
+        (torch.bfloat16, ("float32", "bfloat16"), 1),
+        (torch.float16, ("float32", "bfloat16"), 0),
+    ],
+)
+def test_linear_layers_that_onednn_may_refuse_stay(dtype: torch.dtype, types: tuple[str, ...], places: int):
+    operands = (random(*shape, dtype=dtype) for shape in ((5, 16), (16, 16), (16,)))
+    with torch.no_grad():
+        program = torch.export.export(Module(F.linear), tuple(operands))
+    assert use_onednn_linear(torch, program, types) == places
+
+
+@pytest.mark.parametrize(
     ("head_dim", "dtype", "places"), [(16, torch.bfloat16, 1), (12, torch.bfloat16, 0), (16, torch.float32, 0)]
 )
 @pytest.mark.parametrize("masked", [False, True])

@@ -3,7 +3,14 @@ from typing import Any
 
 import pytest
 
-from fastvar.engines.aotinductor.targets import best_cpu, check_cpu, compiler_options, cpu_names, has_bfloat16_products
+from fastvar.engines.aotinductor.targets import (
+    accurate_types,
+    best_cpu,
+    check_cpu,
+    compiler_options,
+    cpu_names,
+    onednn_types,
+)
 from fastvar.errors import BackendError, BuildError
 
 
@@ -40,8 +47,14 @@ def test_less_than_a_cpu_offers_may_be_asked_for_and_more_not():
         check_cpu(SERVER, "sm86")
 
 
-def test_targets_with_products_of_bfloat16():
-    assert [has_bfloat16_products(name) for name in cpu_names()] == [False, False, True, True]
+def test_targets_with_products_of_16_bits():
+    fp32, bf16, fp16 = "float32", "bfloat16", "float16"
+    assert [accurate_types(name) for name in cpu_names()] == [(fp32,), (fp32,), (fp32, bf16), (fp32, bf16, fp16)]
+
+
+def test_onednn_is_asked_for_what_every_cpu_of_the_target_does():
+    """It emulates bf16 with AVX512, refuses it with AVX2, and refuses fp16 without instructions of its own."""
+    assert [onednn_types(name) for name in cpu_names()] == [("float32",), *[("float32", "bfloat16")] * 3]
 
 
 @pytest.mark.parametrize("name", cpu_names())

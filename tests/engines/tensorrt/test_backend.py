@@ -3,7 +3,7 @@ import dataclasses
 import lzma
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from hypothesis import example, given, settings
@@ -260,3 +260,10 @@ def test_the_reason_is_the_last_error():
 def test_a_log_of_errors_keeps_nothing_else():
     log = log_of(("VERBOSE", LAYERS), ("ERROR", "first"), ("INFO", "done"), only_errors=True)
     assert log.messages == [("ERROR", "first")]
+
+
+def test_a_folder_of_stubs_is_no_library(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    with pytest.raises(BackendError, match=r"tensorrt is an empty folder of that name") as caught:
+        get_backend("tensorrt").version()
+    assert "fastvar-runtime[tensorrt]" in caught.value.fix
