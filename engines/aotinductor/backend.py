@@ -29,14 +29,14 @@ from ..scratch_estimates import Computation, working_bytes
 from ..spec import EngineSpec
 from ..unpacking import MOST_BYTES
 from . import stand_in_gpu
-from .convolutions import use_row_statistics, use_small_enlargements
+from .convolutions import use_row_statistics, use_small_enlargements, use_winograd, use_winograd_residuals
 from .cuda_device import TorchCudaDevice
 from .engine_file import ProgramFile
 from .gpu_program import arrays_declared_alike, forget_kernels, gpu_options, moved_to_gpu, with_attention
 from .gpus import ATTENTIONS, CUDA, GPUS, GpuTarget, capability_here, is_gpu, require_gpu
 from .graph import tidy
 from .native import inductor_options, kernel_digest
-from .operators import ATTENTION, LINEAR, LINEAR_INT8, register
+from .operators import ATTENTION, LINEAR, LINEAR_INT8, WINOGRAD, register
 from .passes import use_attention_kernel, use_int8_gelu, use_onednn_linear
 from .product_speed import fastest, product_speeds
 from .targets import (
@@ -328,8 +328,10 @@ def _prepared(torch: Any, program: Any, target: str) -> dict[str, Any]:
     """A program made ready for a CPU; what the compiler is to be told of it."""
     tidy(torch, program)
     use_row_statistics(torch, program)
+    winograd = target in WITH_INT8_PRODUCTS and use_winograd_residuals(torch, program) + use_winograd(torch, program)
     use_small_enlargements(torch, program)
     replaced = {
+        WINOGRAD: winograd,
         LINEAR_INT8: use_int8_gelu(torch, program),
         LINEAR: use_onednn_linear(torch, program),
         ATTENTION: target == WITH_KERNEL and use_attention_kernel(torch, program),

@@ -28,6 +28,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 // Compilers keep a tile in registers only where its loops are unrolled, which -O2 does not.
 #define UNROLL _Pragma("GCC unroll 8")
@@ -41,6 +42,8 @@ constexpr int ROWS = 6;               // patches of a product's tile: with 4 reg
 constexpr int EDGE = 6, POINTS = EDGE * EDGE;
 constexpr int64_t BLOCK_BYTES = 448 << 10;  // of a block's transformed patches: they stay in L2 beside a strip's sums
 constexpr int64_t LEAST_BLOCK = 24, LARGEST_BLOCK = 96;  // patches: few would read all weights too often
+constexpr double READING_WEIGHTS = 0.5;  // all of them, in products of ROWS patches
+constexpr int64_t WEIGHT_BYTES = 20 << 20;  // transformed at a time
 constexpr int64_t WORTH_THREADS = 1 << 18;  // products below which waking other threads costs more
 constexpr int64_t MOST_CHANNELS = 4096;     // for which rounding leaves the norms below where sums leave int32
 constexpr float PATCH_NORM = 32700.0f, WEIGHT_NORM = 64000.0f, LARGEST_WEIGHT = 32700.0f;
@@ -165,19 +168,33 @@ inline int64_t channel_of(int64_t k, int64_t C) {
     return first + own / 4 * 4 + own % 2 * 2 + (own % 4 >= 2 ? LANES : 0);
 }
 
-// What a thread works in, and what all share, in elements.
-struct Sizes {
+// How patches are divided into blocks.
+struct Blocks {
     int64_t rows, across;  // of a block, in patches
-    int64_t block() const { return rows * across; }
+    int64_t size() const { return rows * across; }
 };
 
+// Blocks that the products' tiles fit well, and that do not read the weights too often.
 template <typename T>
-Sizes sizes(const Problem& p, int threads) {
+Blocks best_blocks(const Problem& p, int threads) {
     const int64_t fits = BLOCK_BYTES / (POINTS * p.C * (int64_t)sizeof(Factor<T>));
-    const int64_t share = (p.patches() + threads - 1) / threads;
-    const int64_t most = std::min(std::clamp(fits, LEAST_BLOCK, LARGEST_BLOCK), std::max<int64_t>(share, ROWS));
-    const int64_t parts = (p.across() + most - 1) / most, across = (p.across() + parts - 1) / parts;
-    return {std::clamp<int64_t>(most / across, 1, p.down()), across};
+    const int64_t share = std::max((p.patches() + threads - 1) / threads, p.N);
+    const int64_t most = std::min(std::clamp(fits, LEAST_BLOCK, LARGEST_BLOCK), share);
+    Blocks best{1, 1};
+    double least = 1e30;
+    for (int64_t across = 1; across <= std::min(most, p.across()); ++across)
+        for (int64_t rows = 1; rows * across <= most && rows <= p.down(); ++rows) {
+            const auto parts = [](int64_t whole, int64_t part) { return std::pair(whole / part, whole % part); };
+            const auto [down, below] = parts(p.down(), rows);
+            const auto [along, beside] = parts(p.across(), across);
+            const auto cost = [](int64_t count, int64_t size) {
+                return size ? count * (READING_WEIGHTS + (size + ROWS - 1) / ROWS) : 0.0;
+            };
+            const double all = cost(down * along, rows * across) + cost(down, rows * beside) +
+                               cost(along, below * across) + cost(1, below * beside);
+            if (all < least) least = all, best = {rows, across};
+        }
+    return best;
 }
 
 // Patches [row, row + rows) x [column, column + across) of one image.
@@ -188,31 +205,64 @@ struct Block {
 
 template <typename T>
 struct Scratch {
-    __m512* staged;         // [C / 16][36] of one patch, or [C][36] of 16 columns of weights
+    __m512* staged;         // [C / 16][36] of one patch
     Factor<T>* patches;     // [36][block][C]
     float* patch_scales;    // [36][block]
     float* products;        // [block][36][STRIP]
     T* zeros;               // a pixel beyond the image
 };
 
+// Columns [first, first + count) of all.
 template <typename T>
 struct Weights {
+    int64_t first, count;
     Factor<T>* packed;  // strips of [36][C / DEPTH][columns of the strip][DEPTH]
-    float* scales;      // [36][columns]
+    float* scales;      // [36][count]
     Factor<T>* at(int64_t column, int64_t point, int64_t width, int64_t C) const {
         return packed + POINTS * C * column + point * C * width;
     }
 };
 
-// 16 neighbouring outputs of one tap of one channel: `weight` is that of the first.
-inline __m512 gather(const float* weight, int64_t tap, __m512i index) {
-    return _mm512_i32gather_ps(index, weight + tap, sizeof(float));
+// In place: lane j of row i <-> lane i of row j.
+inline void transpose(__m512i (&r)[LANES]) {
+    __m512i t[LANES];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int half = 0; half < 16; half += 8)
+        for (int i = 0; i < 4; ++i) {
+            t[half + i] = _mm512_shuffle_i32x4(r[half + i], r[half + i + 4], 0x88);
+            t[half + i + 4] = _mm512_shuffle_i32x4(r[half + i], r[half + i + 4], 0xdd);
+        }
+    for (int i = 0; i < 8; ++i) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
 }
 
-// Two neighbours are read at once, and never one that is beyond the end.
-inline __m512 gather(const Bits* weight, int64_t tap, __m512i index) {
-    const __m512i both = _mm512_i32gather_epi32(index, weight + tap - (tap > 0), sizeof(Bits));
-    return _mm512_castsi512_ps(tap > 0 ? _mm512_and_si512(both, _mm512_set1_epi32(0xffff0000)) : _mm512_slli_epi32(both, 16));
+// 16 rows of `count` elements -> [count][16] in fp32.
+template <typename T>
+void side_by_side(const T* from, int64_t count, __m512* to) {
+    constexpr int64_t PER_LANE = sizeof(float) / sizeof(T), WIDTH = LANES * PER_LANE;
+    for (int64_t at = 0; at < count; at += WIDTH) {
+        const int64_t lanes = std::min(LANES, (count - at) / PER_LANE);
+        const __mmask16 inside = (1u << lanes) - 1;
+        __m512i rows[LANES];
+        for (int64_t i = 0; i < LANES; ++i) rows[i] = _mm512_maskz_loadu_epi32(inside, from + i * count + at);
+        transpose(rows);
+        for (int64_t i = 0; i < lanes; ++i) {
+            if constexpr (PER_LANE == 2) *to++ = _mm512_castsi512_ps(_mm512_slli_epi32(rows[i], 16));
+            const __m512i last = PER_LANE == 2 ? _mm512_and_si512(rows[i], _mm512_set1_epi32(0xffff0000)) : rows[i];
+            *to++ = _mm512_castsi512_ps(last);
+        }
+    }
 }
 
 // A line of three taps as the two of a pixel's first half, or of its second.
@@ -221,15 +271,17 @@ inline void halve(const __m512 (&g)[3], bool second, __m512 (&y)[2]) {
     y[1] = second ? g[2] : _mm512_add_ps(g[1], g[2]);
 }
 
+// 3x3 taps, or what they are for one of four pixels, at all points.
 template <int TAPS>
-void kernel_points(const __m512 (&given)[9], bool down, bool right, __m512* points) {
+inline void kernel_points(const __m512* taps, bool down, bool right, __m512 (&points)[POINTS]) {
     __m512 kernel[TAPS][TAPS], lines[EDGE][TAPS];
     if constexpr (TAPS == 3) {
-        UNROLL for (int i = 0; i < 9; ++i) kernel[i / 3][i % 3] = given[i];
+        UNROLL for (int i = 0; i < 9; ++i) kernel[i / 3][i % 3] = taps[i];
     } else {
         __m512 wide[2][3];
         UNROLL for (int j = 0; j < 3; ++j) {
-            __m512 column[3] = {given[j], given[3 + j], given[6 + j]}, halves[2];
+            const __m512 column[3] = {taps[j], taps[3 + j], taps[6 + j]};
+            __m512 halves[2];
             halve(column, down, halves);
             wide[0][j] = halves[0], wide[1][j] = halves[1];
         }
@@ -248,41 +300,48 @@ void kernel_points(const __m512 (&given)[9], bool down, bool right, __m512* poin
     }
 }
 
-// 16 columns of weights at all points.
+// 16 columns of weights, from `column` of all, at all points.
 template <typename T, int TAPS>
-void transform_weights(const Problem& p, int64_t column, const Weights<T>& weights, __m512* staged) {
-    const int64_t C = p.C, phase = column / p.O, first = column % p.O;
-    const T* from = static_cast<const T*>(p.weight) + first * C * 9;
-    const __m512i index = _mm512_mullo_epi32(_mm512_set1_epi32(C * 9),
-        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    for (int64_t c = 0; c < C; ++c, from += 9) {
-        __m512 given[9];
-        for (int tap = 0; tap < 9; ++tap) given[tap] = gather(from, tap, index);
-        kernel_points<TAPS>(given, phase / 2, phase % 2, staged + c * POINTS);
-    }
-    const int64_t strip = column / STRIP * STRIP, width = std::min(STRIP, p.columns() - strip);
-    for (int64_t point = 0; point < POINTS; ++point) {
-        Factor<T>* to = weights.at(strip, point, width, C) + (column - strip) * DEPTH<T>;
-        const __m512* of = staged + point;
-        if constexpr (INTEGERS<T>) {
-            __m512 square = _mm512_setzero_ps(), most = square;
-            for (int64_t c = 0; c < C; ++c) {
-                square = _mm512_fmadd_ps(of[c * POINTS], of[c * POINTS], square);
-                most = _mm512_max_ps(most, _mm512_abs_ps(of[c * POINTS]));
+void transform_weights(const Problem& p, int64_t column, const Weights<T>& weights, __m512* taps) {
+    const int64_t C = p.C, phase = column / p.O, own = column - weights.first;
+    const int64_t strip = own / STRIP * STRIP, width = std::min(STRIP, weights.count - strip);
+    const auto points_of = [&](int64_t c, __m512 (&points)[POINTS]) {
+        kernel_points<TAPS>(taps + 9 * c, phase / 2, phase % 2, points);
+    };
+    side_by_side(static_cast<const T*>(p.weight) + column % p.O * C * 9, C * 9, taps);
+    Factor<T>* to = weights.at(strip, 0, width, C) + (own - strip) * DEPTH<T>;
+    __m512 points[POINTS];
+    if constexpr (INTEGERS<T>) {
+        __m512 squares[POINTS], most[POINTS], next[POINTS];
+        for (int i = 0; i < POINTS; ++i) squares[i] = most[i] = _mm512_setzero_ps();
+        for (int64_t c = 0; c < C; ++c) {
+            points_of(c, points);
+            for (int i = 0; i < POINTS; ++i) {
+                squares[i] = _mm512_fmadd_ps(points[i], points[i], squares[i]);
+                most[i] = _mm512_max_ps(most[i], _mm512_abs_ps(points[i]));
             }
-            const __m512 scale = _mm512_max_ps(times(1.0f / LARGEST_WEIGHT, most),
-                                               times(1.0f / WEIGHT_NORM, _mm512_sqrt_ps(square)));
+        }
+        for (int i = 0; i < POINTS; ++i) {
+            const __m512 scale = _mm512_max_ps(times(1.0f / LARGEST_WEIGHT, most[i]),
+                                               times(1.0f / WEIGHT_NORM, _mm512_sqrt_ps(squares[i])));
             const __mmask16 some = _mm512_cmp_ps_mask(scale, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-            const __m512 inverse = _mm512_maskz_div_ps(some, _mm512_set1_ps(1.0f), scale);
-            _mm512_storeu_ps(weights.scales + point * p.columns() + column, scale);
-            for (int64_t k = 0; k < C / 2; ++k, to += width * 2) {
-                const __m512* pair = of + channel_of(k, C) * POINTS;
-                const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(pair[0], inverse));
-                const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(pair[POINTS], inverse));
-                _mm512_storeu_si512(to, _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16)));
+            _mm512_storeu_ps(weights.scales + i * weights.count + own, scale);
+            squares[i] = _mm512_maskz_div_ps(some, _mm512_set1_ps(1.0f), scale);
+        }
+        for (int64_t k = 0; k < C / 2; ++k, to += width * 2) {
+            points_of(channel_of(k, C), points);
+            points_of(channel_of(k, C) + 1, next);
+            for (int i = 0; i < POINTS; ++i) {
+                const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(points[i], squares[i]));
+                const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(next[i], squares[i]));
+                _mm512_storeu_si512(to + i * C * width,
+                                    _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16)));
             }
-        } else {
-            for (int64_t c = 0; c < C; ++c, to += width) _mm512_storeu_ps(to, of[c * POINTS]);
+        }
+    } else {
+        for (int64_t c = 0; c < C; ++c, to += width) {
+            points_of(c, points);
+            for (int i = 0; i < POINTS; ++i) _mm512_storeu_ps(to + i * C * width, points[i]);
         }
     }
 }
@@ -374,10 +433,12 @@ inline __m512 accumulate(__m512 sum, __m512 weight, const float* patch) {
 inline __m512i read(const int16_t* weight) { return _mm512_loadu_si512(weight); }
 inline __m512 read(const float* weight) { return _mm512_loadu_ps(weight); }
 
+inline void keep(float* to, __m512i sum) { _mm512_store_si512(to, sum); }
+inline void keep(float* to, __m512 sum) { _mm512_store_ps(to, sum); }
+
 // HEIGHT patches times WIDTH registers of columns, at one point.
 template <typename F, int HEIGHT, int WIDTH>
-void multiply(const F* patches, const F* weights, int64_t C, const float* patch_scales, const float* column_scales,
-              float* products) {
+void multiply(const F* patches, const F* weights, int64_t C, float* products) {
     constexpr int64_t NEXT = sizeof(F) == 2 ? 2 : 1;
     using Sum = std::conditional_t<sizeof(F) == 2, __m512i, __m512>;
     Sum acc[HEIGHT][WIDTH];
@@ -389,31 +450,20 @@ void multiply(const F* patches, const F* weights, int64_t C, const float* patch_
         UNROLL for (int i = 0; i < HEIGHT; ++i)
             UNROLL for (int j = 0; j < WIDTH; ++j) acc[i][j] = accumulate(acc[i][j], weight[j], patches + i * C + c);
     }
-    UNROLL for (int j = 0; j < WIDTH; ++j) {
-        if constexpr (sizeof(F) == 2) {
-            const __m512 scale = _mm512_loadu_ps(column_scales + j * LANES);
-            UNROLL for (int i = 0; i < HEIGHT; ++i) {
-                const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[i][j]), scale);
-                _mm512_store_ps(products + i * POINTS * STRIP + j * LANES, times(patch_scales[i], sum));
-            }
-        } else {
-            UNROLL for (int i = 0; i < HEIGHT; ++i)
-                _mm512_store_ps(products + i * POINTS * STRIP + j * LANES, acc[i][j]);
-        }
-    }
+    UNROLL for (int i = 0; i < HEIGHT; ++i)
+        UNROLL for (int j = 0; j < WIDTH; ++j) keep(products + i * POINTS * STRIP + j * LANES, acc[i][j]);
 }
 
 template <typename T>
 void multiply_strip(const Problem& p, int64_t count, int64_t block, int64_t column, const Weights<T>& weights,
                     const Scratch<T>& s) {
-    const int64_t width = std::min(STRIP, p.columns() - column), C = p.C;
+    const int64_t width = std::min(STRIP, weights.count - column), C = p.C;
     with_constant<COLUMNS>(width / LANES, [&](auto columns) {
         for (int64_t point = 0; point < POINTS; ++point)
             for (int64_t patch = 0; patch < count; patch += ROWS)
                 with_constant<ROWS>(count - patch, [&](auto height) {
                     multiply<Factor<T>, decltype(height)::value, decltype(columns)::value>(
                         s.patches + (point * block + patch) * C, weights.at(column, point, width, C), C,
-                        s.patch_scales + point * block + patch, weights.scales + point * p.columns() + column,
                         s.products + (patch * POINTS + point) * STRIP);
                 });
     });
@@ -421,12 +471,20 @@ void multiply_strip(const Problem& p, int64_t count, int64_t block, int64_t colu
 
 // Products of 16 columns of one patch -> a tile of results, at rows and columns of the image that are not negative.
 template <typename T, int TILE>
-void write_tile(const Problem& p, const float* products, const int64_t (&rows)[TILE], const int64_t (&columns)[TILE],
-                int64_t image, int64_t output) {
+void write_tile(const Problem& p, const float* products, const float* patch_scales, int64_t block,
+                const float* column_scales, int64_t stride, const int64_t (&rows)[TILE], const int64_t (&columns)[TILE], int64_t image,
+                int64_t output) {
     __m512 lines[TILE][EDGE];
     UNROLL for (int j = 0; j < EDGE; ++j) {
         __m512 y[EDGE], z[TILE];
-        UNROLL for (int i = 0; i < EDGE; ++i) y[i] = _mm512_load_ps(products + (i * EDGE + j) * STRIP);
+        UNROLL for (int i = 0; i < EDGE; ++i) {
+            const int point = i * EDGE + j;
+            y[i] = _mm512_load_ps(products + point * STRIP);
+            if constexpr (INTEGERS<T>) {
+                const __m512 scale = times(patch_scales[point * block], _mm512_loadu_ps(column_scales + point * stride));
+                y[i] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(y[i])), scale);
+            }
+        }
         from_points<TILE>(y, z);
         UNROLL for (int i = 0; i < TILE; ++i) lines[i][j] = z[i];
     }
@@ -447,13 +505,14 @@ void write_tile(const Problem& p, const float* products, const int64_t (&rows)[T
 }
 
 template <typename T, int TAPS>
-void write_strip(const Problem& p, const Block& b, int64_t column, const Scratch<T>& s) {
+void write_strip(const Problem& p, const Block& b, int64_t block, int64_t column, const Weights<T>& weights,
+                 const Scratch<T>& s) {
     constexpr int TILE = EDGE + 1 - TAPS;
-    const int64_t width = std::min(STRIP, p.columns() - column);
+    const int64_t width = std::min(STRIP, weights.count - column);
     for (int64_t patch = 0; patch < b.size(); ++patch) {
         const int64_t row = (b.row + patch / b.across) * TILE, left = (b.column + patch % b.across) * TILE;
         for (int64_t group = 0; group < width; group += LANES) {
-            const int64_t phase = (column + group) / p.O;
+            const int64_t all = weights.first + column + group, phase = all / p.O;
             // A result goes to where it stands, or beside its neighbours of the other phases.
             const auto place = [&](int64_t at, int64_t end, int64_t half) {
                 if (TAPS == 2) at = 2 * at - half;
@@ -464,8 +523,8 @@ void write_strip(const Problem& p, const Block& b, int64_t column, const Scratch
                 rows[i] = place(row + i, p.out_height(), phase / 2);
                 columns[i] = place(left + i, p.out_width(), phase % 2);
             }
-            write_tile<T, TILE>(p, s.products + patch * POINTS * STRIP + group, rows, columns, b.image,
-                                (column + group) % p.O);
+            write_tile<T, TILE>(p, s.products + patch * POINTS * STRIP + group, s.patch_scales + patch, block,
+                                weights.scales + column + group, weights.count, rows, columns, b.image, all % p.O);
         }
     }
 }
@@ -474,42 +533,46 @@ inline int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 template <typename T, int TAPS>
 bool convolve(const Problem& p, int threads) {
-    const Sizes size = sizes<T>(p, threads);
-    const int64_t columns = p.columns(), C = p.C, block = size.block();
-    const int64_t weight_bytes = rounded(POINTS * C * columns * sizeof(Factor<T>));
-    const int64_t scale_bytes = INTEGERS<T> ? POINTS * columns * sizeof(float) : 0;
-    const int64_t patch_bytes = rounded(POINTS * block * C * sizeof(Factor<T>));
-    const int64_t product_bytes = block * POINTS * STRIP * sizeof(float);
-    const int64_t staged_bytes = POINTS * C * sizeof(__m512);  // weights' own; a patch's is a sixteenth
-    const int64_t small_bytes = rounded(POINTS * block * sizeof(float)) + rounded(C * sizeof(T));
-    const int64_t own_bytes = std::max(patch_bytes + product_bytes + staged_bytes / LANES, staged_bytes) + small_bytes;
+    const int64_t C = p.C, column_bytes = POINTS * C * sizeof(Factor<T>);
+    const int64_t at_once = std::min(std::max(WEIGHT_BYTES / column_bytes / STRIP, (int64_t)1) * STRIP, p.columns());
+    const Blocks size = best_blocks<T>(p, threads);
+    const int64_t patches = size.size(), weight_bytes = column_bytes * at_once;
+    const int64_t scale_bytes = INTEGERS<T> ? POINTS * at_once * sizeof(float) : 0;
+    const int64_t patch_bytes = rounded(column_bytes * patches), staged_bytes = POINTS * C * sizeof(float);
+    const int64_t product_bytes = patches * POINTS * STRIP * sizeof(float), tap_bytes = 9 * C * sizeof(__m512);
+    const int64_t patch_scale_bytes = rounded(POINTS * patches * sizeof(float)), zero_bytes = rounded(C * sizeof(T));
+    const int64_t own_bytes = std::max(patch_bytes + product_bytes + staged_bytes, tap_bytes) + patch_scale_bytes + zero_bytes;
     char* memory = static_cast<char*>(std::aligned_alloc(64, weight_bytes + scale_bytes + threads * own_bytes));
     if (!memory) return false;
-    const Weights<T> weights{reinterpret_cast<Factor<T>*>(memory), reinterpret_cast<float*>(memory + weight_bytes)};
     const int64_t down = (p.down() + size.rows - 1) / size.rows, across = (p.across() + size.across - 1) / size.across;
     const int64_t blocks = p.N * down * across;
 #pragma omp parallel num_threads(threads)
     {
         const int64_t thread = omp_get_thread_num(), count = omp_get_num_threads();
         char* own = memory + weight_bytes + scale_bytes + thread * own_bytes;
-        char* last = own + own_bytes - small_bytes;
+        char* last = own + own_bytes - patch_scale_bytes - zero_bytes;
         const Scratch<T> s{reinterpret_cast<__m512*>(own + patch_bytes + product_bytes),
                            reinterpret_cast<Factor<T>*>(own), reinterpret_cast<float*>(last),
-                           reinterpret_cast<float*>(own + patch_bytes),
-                           reinterpret_cast<T*>(last + rounded(POINTS * block * sizeof(float)))};
+                           reinterpret_cast<float*>(own + patch_bytes), reinterpret_cast<T*>(last + patch_scale_bytes)};
         std::memset(s.zeros, 0, C * sizeof(T));
+        for (int64_t first = 0; first < p.columns(); first += at_once) {
+            const Weights<T> weights{first, std::min(at_once, p.columns() - first),
+                                     reinterpret_cast<Factor<T>*>(memory),
+                                     reinterpret_cast<float*>(memory + weight_bytes)};
 #pragma omp for
-        for (int64_t column = 0; column < columns; column += LANES)
-            transform_weights<T, TAPS>(p, column, weights, reinterpret_cast<__m512*>(own));
-        for (int64_t i = blocks * thread / count; i < blocks * (thread + 1) / count; ++i) {
-            const int64_t row = i / across % down * size.rows, column = i % across * size.across;
-            const Block b{i / (across * down), row, column, std::min(size.rows, p.down() - row),
-                          std::min(size.across, p.across() - column)};
-            transform_patches<T, TAPS>(p, b, block, s);
-            for (int64_t strip = 0; strip < columns; strip += STRIP) {
-                multiply_strip<T>(p, b.size(), block, strip, weights, s);
-                write_strip<T, TAPS>(p, b, strip, s);
+            for (int64_t column = 0; column < weights.count; column += LANES)
+                transform_weights<T, TAPS>(p, first + column, weights, reinterpret_cast<__m512*>(own));
+            for (int64_t i = blocks * thread / count; i < blocks * (thread + 1) / count; ++i) {
+                const int64_t row = i / across % down * size.rows, column = i % across * size.across;
+                const Block b{i / (across * down), row, column, std::min(size.rows, p.down() - row),
+                              std::min(size.across, p.across() - column)};
+                transform_patches<T, TAPS>(p, b, patches, s);
+                for (int64_t strip = 0; strip < weights.count; strip += STRIP) {
+                    multiply_strip<T>(p, b.size(), patches, strip, weights, s);
+                    write_strip<T, TAPS>(p, b, patches, strip, weights, s);
+                }
             }
+#pragma omp barrier
         }
     }
     std::free(memory);
@@ -533,4 +596,29 @@ extern "C" __attribute__((visibility("default"))) int32_t fastvar_winograd(
     const auto run = enlarges ? (bfloat16 ? convolve<Bits, 2> : convolve<float, 2>)
                               : (bfloat16 ? convolve<Bits, 3> : convolve<float, 3>);
     return run(p, threads) ? OK : NO_MEMORY;
+}
+
+// What a compiled program calls for fastvar::winograd; the op's fake implementation has checked shapes and types.
+extern "C" AOTITorchError aoti_torch_cpu_winograd(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* bias,
+                                                  AtenTensorHandle* residual, int32_t pads_rows, int32_t pads_columns,
+                                                  int32_t enlarges, AtenTensorHandle* out) {
+    const AtenTensorHandle inputs[4] = {x, weight, bias ? *bias : x, residual ? *residual : x};
+    void *data[4], *result;
+    int64_t *sizes, *weight_sizes;
+    int32_t type;
+    bool ok = !aoti_torch_get_sizes(x, &sizes) && !aoti_torch_get_sizes(weight, &weight_sizes) &&
+              !aoti_torch_get_dtype(x, &type);
+    for (int i = 0; i < 4; ++i) ok = ok && !aoti_torch_get_data_ptr(inputs[i], &data[i]);
+    if (!ok) return AOTI_TORCH_FAILURE;
+    const Problem p{data[0], data[1], nullptr, nullptr, nullptr, sizes[0], sizes[1], sizes[2], sizes[3],
+                    weight_sizes[0], pads_rows, pads_columns, enlarges != 0};
+    const int64_t out_sizes[4] = {p.N, p.out_height(), p.out_width(), p.O};
+    const int64_t out_strides[4] = {out_sizes[1] * out_sizes[2] * p.O, out_sizes[2] * p.O, p.O, 1};
+    if (aoti_torch_empty_strided(4, out_sizes, out_strides, type, aoti_torch_device_type_cpu(), 0, out) ||
+        aoti_torch_get_data_ptr(*out, &result))
+        return AOTI_TORCH_FAILURE;
+    const int32_t status = fastvar_winograd(
+        p.x, p.weight, bias ? data[2] : nullptr, residual ? data[3] : nullptr, result, p.N, p.H, p.W, p.C, p.O,
+        pads_rows, pads_columns, enlarges, type == aoti_torch_dtype_bfloat16(), omp_get_max_threads());
+    return status == OK ? AOTI_TORCH_SUCCESS : AOTI_TORCH_FAILURE;
 }
