@@ -373,33 +373,41 @@ inline void quantise(const __m512 (&squares)[POINTS], const __m512* staged, int6
     }
 }
 
+// Lines of pixels, column by column, at points: [C / 16][36]. In passes of their own, for which registers suffice.
+template <typename T>
+void columns_at_points(const T* const (&pixels)[POINTS], int64_t C, __m512* staged) {
+    for (int64_t c = 0; c < C; c += LANES, staged += POINTS)
+        for (int j = 0; j < EDGE; ++j) {
+            __m512 x[EDGE], y[EDGE];
+            UNROLL for (int i = 0; i < EDGE; ++i) x[i] = load(pixels[i * EDGE + j] + c);
+            at_points(x, y);
+            UNROLL for (int i = 0; i < EDGE; ++i) staged[i * EDGE + j] = y[i];
+        }
+}
+
 template <typename T>
 void transform_patch(const T* const (&pixels)[POINTS], int64_t C, int64_t block, __m512* staged, Factor<T>* to,
                      float* scales) {
     __m512 squares[POINTS];
-    if constexpr (INTEGERS<T>)
-        for (auto& square : squares) square = _mm512_setzero_ps();
-    for (int64_t c = 0; c < C; c += LANES) {
-        __m512 lines[EDGE][EDGE];
-        UNROLL for (int j = 0; j < EDGE; ++j) {
+    columns_at_points(pixels, C, staged);
+    for (int i = 0; i < POINTS; i += EDGE) {
+        __m512 square[EDGE];
+        UNROLL for (int j = 0; j < EDGE; ++j) square[j] = _mm512_setzero_ps();
+        __m512* line = staged + i;
+        for (int64_t c = 0; c < C; c += LANES, line += POINTS) {
             __m512 x[EDGE], y[EDGE];
-            UNROLL for (int i = 0; i < EDGE; ++i) x[i] = load(pixels[i * EDGE + j] + c);
+            UNROLL for (int j = 0; j < EDGE; ++j) x[j] = line[j];
             at_points(x, y);
-            UNROLL for (int i = 0; i < EDGE; ++i) lines[i][j] = y[i];
-        }
-        UNROLL for (int i = 0; i < EDGE; ++i) {
-            __m512 y[EDGE];
-            at_points(lines[i], y);
             UNROLL for (int j = 0; j < EDGE; ++j) {
-                const int point = i * EDGE + j;
                 if constexpr (INTEGERS<T>) {
-                    staged[c / LANES * POINTS + point] = y[j];
-                    squares[point] = _mm512_fmadd_ps(y[j], y[j], squares[point]);
+                    line[j] = y[j];
+                    square[j] = _mm512_fmadd_ps(y[j], y[j], square[j]);
                 } else {
-                    _mm512_storeu_ps(to + point * block * C + c, y[j]);
+                    _mm512_storeu_ps(to + (i + j) * block * C + c, y[j]);
                 }
             }
         }
+        UNROLL for (int j = 0; j < EDGE; ++j) squares[i + j] = square[j];
     }
     if constexpr (INTEGERS<T>) quantise(squares, staged, C, block, to, scales);
 }
