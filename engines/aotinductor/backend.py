@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ...core.dtypes import storage_dtype
 from ...core.platform import import_extra, usable_cores
 from ...core.precision import Precision
 from ...core.tensors import Launch, Scratch, TensorRef
@@ -29,7 +30,13 @@ from ..scratch_estimates import Computation, working_bytes
 from ..spec import EngineSpec
 from ..unpacking import MOST_BYTES
 from . import stand_in_gpu
-from .convolutions import use_row_statistics, use_small_enlargements, use_winograd, use_winograd_residuals
+from .convolutions import (
+    scratch_bytes,
+    use_row_statistics,
+    use_small_enlargements,
+    use_winograd,
+    use_winograd_residuals,
+)
 from .cuda_device import TorchCudaDevice
 from .engine_file import ProgramFile
 from .gpu_program import arrays_declared_alike, forget_kernels, gpu_options, moved_to_gpu, with_attention
@@ -100,6 +107,9 @@ class AotInductorBackend(Backend):
     @classmethod
     def library_bytes(cls, engines: Sequence[EngineSpec], computation: Computation, target: str) -> int:
         own = HOST_BYTES if cls.runs_on_host(target) else GPU_BYTES
+        if target in WITH_INT8_PRODUCTS and computation.precision.compute in WINOGRAD.types:
+            element = storage_dtype(computation.precision.compute).itemsize
+            own += scratch_bytes(max(computation.level_channels), element, usable_cores())
         return own + max(working_bytes(spec, computation) for spec in engines)
 
     @classmethod

@@ -20,6 +20,20 @@ from .operators import WINOGRAD, register, supports_channels
 
 FEWEST_CHANNELS = 32  # either way: with fewer the transforms cost more than the products save
 FEWEST_PIXELS = 256  # written: with fewer the transforms of weights do
+# As in kernels/winograd.cpp.
+POINTS, STRIP = 36, 64
+BLOCK_BYTES, LEAST_BLOCK, LARGEST_BLOCK, WEIGHT_BYTES = 448 << 10, 24, 96, 20 << 20
+
+
+def scratch_bytes(channels: int, element: int, threads: int) -> int:
+    """What our kernel works in while it convolves so many channels to as many, of elements of so many bytes: transformed
+    weights, and for each thread a block of transformed pixels with its products.
+    """
+    column = POINTS * channels * element
+    weights = column * min(max(WEIGHT_BYTES // column // STRIP, 1) * STRIP, 4 * channels)
+    block = min(max(BLOCK_BYTES // column, LEAST_BLOCK), LARGEST_BLOCK)
+    own = block * (column + POINTS * (STRIP + 1) * 4) + POINTS * channels * 4 + channels * 4
+    return weights + threads * max(own, 9 * 16 * channels * 4)
 
 
 def _is_plain_norm(torch: Any, node: Any) -> bool:
