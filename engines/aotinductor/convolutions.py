@@ -4,8 +4,8 @@
   of the image gives mean and variance of all its channels at once;
 * 3x3 convolutions by our kernel of Winograd's method, an enlargement before or a residual behind one taken along, where
   the CPU has its instructions, channels and pixels are enough, and numbers are bfloat16 or fp32;
-* another nearest enlargement with a 3x3 convolution behind it: four 2x2 convolutions of the small image, one for each of the
-  four pixels that a pixel becomes, for there the 3x3 kernel meets at most two distinct rows and columns. 16
+* another nearest enlargement with a 3x3 convolution behind it: four 2x2 convolutions of the small image, one for each
+  of the four pixels that a pixel becomes, for there the 3x3 kernel meets at most two distinct rows and columns. 16
   multiplications where there were 36, and no enlarged image is stored.
 
 A pass returns how many it replaced.
@@ -26,8 +26,9 @@ BLOCK_BYTES, LEAST_BLOCK, LARGEST_BLOCK, WEIGHT_BYTES = 448 << 10, 24, 96, 20 <<
 
 
 def scratch_bytes(channels: int, element: int, threads: int) -> int:
-    """What our kernel works in while it convolves so many channels to as many, of elements of so many bytes: transformed
-    weights, and for each thread a block of transformed pixels with its products.
+    """What our kernel works in for a convolution of so many channels to as many, of elements of so many bytes.
+
+    Transformed weights, and for each thread a block of transformed pixels with its products.
     """
     column = POINTS * channels * element
     weights = column * min(max(WEIGHT_BYTES // column // STRIP, 1) * STRIP, 4 * channels)
@@ -114,7 +115,7 @@ def _phases(torch: Any, add: Insert, kernels: list[Any], axis: int) -> list[Any]
 
 
 def _suits_winograd(torch: Any, conv: Any) -> bool:
-    """Whether a convolution is one of 3x3, of stride 1 and at most one pixel of padding, that our kernel does faster."""
+    """Whether a convolution is one of 3x3, of stride 1 and at most a pixel of padding, that our kernel does faster."""
     x, weight = map(value_of, conv.args[:2])
     outputs, inputs, *kernel = weight.shape
     _, stride, padding, dilation, groups = _arguments(conv)

@@ -233,25 +233,24 @@ def _written(size: str, pads: str) -> Callable[..., int]:
     return lambda **sizes: 2 * sizes[size] if sizes["enlarges"] else sizes[size] + 2 * sizes[pads] - 2
 
 
-_WRITTEN = ("N", _written("H", "pads_rows"), _written("W", "pads_columns"), "O")
+_WRITTEN = ("N", _written("H", "pads_rows"), _written("W", "pads_columns"), "K")
 
-# A 3x3 convolution of stride 1, bias and residual added; `pads_rows` puts a row of zeros above and below, `pads_columns`
-# a column on either side. `enlarges`: of x enlarged by two, every pixel four times; padded both ways. In bfloat16 the
-# result is rounded once; what comes before, at most 0.1 % of the results' own deviation (root mean square), is less
-# than that rounding.
+# A 3x3 convolution of stride 1, bias and residual added; `pads_rows` puts a row of zeros above and below,
+# `pads_columns` a column on either side. `enlarges`: of x enlarged by two, every pixel four times; padded both ways.
+# In bfloat16 the result is rounded once, and what comes before adds 3 % at most to that error (root mean square).
 WINOGRAD = Operator(
     "winograd",
     (
         Operand("x", ("N", "H", "W", "C")),
-        Operand("weight", ("O", "C", 3, 3)),
-        Operand("bias", ("O",), optional=True),
+        Operand("weight", ("K", "C", 3, 3)),
+        Operand("bias", ("K",), optional=True),
         Operand("residual", _WRITTEN, optional=True),
     ),
     result=_WRITTEN,
     flags=("pads_rows", "pads_columns", "enlarges"),
     types=("bfloat16", "float32"),
     limits=(
-        (lambda C, O, **_: supports_channels(C, O), f"of {{C}} to {{O}} channels: expected {CHANNELS}"),
+        (lambda C, K, **_: supports_channels(C, K), f"of {{C}} to {{K}} channels: expected {CHANNELS}"),
         (
             lambda pads_rows, pads_columns, enlarges, **_: not enlarges or (pads_rows and pads_columns),
             "of an enlarged image: expected padding of rows and columns",

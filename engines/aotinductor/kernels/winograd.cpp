@@ -480,8 +480,8 @@ void multiply_strip(const Problem& p, int64_t count, int64_t block, int64_t colu
 // Products of 16 columns of one patch -> a tile of results, at rows and columns of the image that are not negative.
 template <typename T, int TILE>
 void write_tile(const Problem& p, const float* products, const float* patch_scales, int64_t block,
-                const float* column_scales, int64_t stride, const int64_t (&rows)[TILE], const int64_t (&columns)[TILE], int64_t image,
-                int64_t output) {
+                const float* column_scales, int64_t stride, const int64_t (&rows)[TILE],
+                const int64_t (&columns)[TILE], int64_t image, int64_t output) {
     __m512 lines[TILE][EDGE];
     UNROLL for (int j = 0; j < EDGE; ++j) {
         __m512 y[EDGE], z[TILE];
@@ -489,8 +489,9 @@ void write_tile(const Problem& p, const float* products, const float* patch_scal
             const int point = i * EDGE + j;
             y[i] = _mm512_load_ps(products + point * STRIP);
             if constexpr (INTEGERS<T>) {
-                const __m512 scale = times(patch_scales[point * block], _mm512_loadu_ps(column_scales + point * stride));
-                y[i] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(y[i])), scale);
+                const __m512 of_column = _mm512_loadu_ps(column_scales + point * stride);
+                const __m512 sum = _mm512_cvtepi32_ps(_mm512_castps_si512(y[i]));
+                y[i] = _mm512_mul_ps(sum, times(patch_scales[point * block], of_column));
             }
         }
         from_points<TILE>(y, z);
@@ -549,7 +550,8 @@ bool convolve(const Problem& p, int threads) {
     const int64_t patch_bytes = rounded(column_bytes * patches), staged_bytes = POINTS * C * sizeof(float);
     const int64_t product_bytes = patches * POINTS * STRIP * sizeof(float), tap_bytes = 9 * C * sizeof(__m512);
     const int64_t patch_scale_bytes = rounded(POINTS * patches * sizeof(float)), zero_bytes = rounded(C * sizeof(T));
-    const int64_t own_bytes = std::max(patch_bytes + product_bytes + staged_bytes, tap_bytes) + patch_scale_bytes + zero_bytes;
+    const int64_t large_bytes = std::max(patch_bytes + product_bytes + staged_bytes, tap_bytes);
+    const int64_t own_bytes = large_bytes + patch_scale_bytes + zero_bytes;
     char* memory = static_cast<char*>(std::aligned_alloc(64, weight_bytes + scale_bytes + threads * own_bytes));
     if (!memory) return false;
     const int64_t down = (p.down() + size.rows - 1) / size.rows, across = (p.across() + size.across - 1) / size.across;

@@ -152,7 +152,7 @@ def test_an_image_does_not_see_which_others_there_are(winograd):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_magnitude_does_not_matter(winograd, dtype):
     """Powers of two scale images and weights exactly."""
-    x, weight, bias = operands(1, (9, 14), (48, 64), dtype)
+    x, weight, _ = operands(1, (9, 14), (48, 64), dtype)
     plain = winograd(x, weight, None, None, True, True, False)
     for image, kernel in ((2.0**40, 1.0), (2.0**-40, 1.0), (1.0, 2.0**30), (2.0**-20, 2.0**-20)):
         scaled = winograd(x * image, weight * kernel, None, None, True, True, False)
@@ -282,7 +282,7 @@ def test_a_result_that_others_read_keeps_its_addition():
 
 
 def test_memory_that_it_works_in():
-    """Weights of 512 channels at 36 points, and a block of patches a thread; what is transformed at once has a limit."""
+    """Weights of 512 channels at 36 points, and a block of patches a thread; there is a limit to both."""
     weights = 36 * 512 * 512 * 2
     one, two = (scratch_bytes(512, 2, threads) for threads in (1, 2))
     assert weights < one < weights + (2 << 20)
@@ -312,9 +312,7 @@ def test_a_compiled_decoder(winograd, precision):
     spec = EngineSpec("e", "e", "", 0, traced.inputs, traced.outputs, {}, "aotinductor", target, backend.version())
     engine = backend.load(backend.build(traced.graph, target).engine, spec)
     tensors = {"summed": codes, "image": torch.zeros_like(expected), **stored}
-    refs = {
-        n: TensorRef(t.data_ptr(), str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in tensors.items()
-    }
+    refs = {n: TensorRef(t.data_ptr(), str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in tensors.items()}
     launch, found = engine.prepare(refs), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
