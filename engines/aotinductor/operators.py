@@ -27,6 +27,13 @@ LAYERS = f"inputs a multiple of {INPUT_STEP} up to {MOST_INPUTS}, and outputs of
 Extent = str | int | Callable[..., int]  # a name stands for one size in all operands; or (**sizes) -> the size
 
 
+def _size(extent: Extent, sizes: Mapping[str, int]) -> Any:
+    """The size that an extent stands for; its name, where nothing has it yet."""
+    if isinstance(extent, str):
+        return sizes.get(extent, extent)
+    return extent if isinstance(extent, int) else extent(**sizes)
+
+
 class Operand(NamedTuple):
     """A tensor that an operator reads."""
 
@@ -81,7 +88,7 @@ class Operator:
             if tensor is None:
                 continue
             shapes.append(f"{name} {list(tensor.shape)}")
-            expected = [dim(**sizes) if callable(dim) else sizes.get(dim, dim) for dim in dims]  # type: ignore[arg-type]
+            expected = [_size(dim, sizes) for dim in dims]
             known = [size if isinstance(e, str) else e for e, size in zip(expected, tensor.shape, strict=False)]
             if len(dims) != tensor.dim() or known != list(tensor.shape):
                 raise ValueError(f"{self}: {', '.join(shapes)}, expected [{', '.join(map(str, expected))}]")
@@ -97,7 +104,7 @@ class Operator:
         for takes, message in self.limits:
             if not takes(**sizes):
                 raise ValueError(f"{self} {message.format(**sizes)}")
-        return tuple(dim(**sizes) if callable(dim) else sizes[dim] for dim in self.result)  # type: ignore[index]
+        return tuple(_size(dim, sizes) for dim in self.result)
 
 
 @functools.cache
