@@ -123,6 +123,8 @@ def _suits_winograd(torch: Any, conv: Any) -> bool:
         return False
     if any(pad not in (0, 1) for pad in padding) or x.dtype != weight.dtype:
         return False
+    if not all(isinstance(size, int) for size in x.shape):  # left open: whether they are enough is not known
+        return False
     enough = min(inputs, outputs) >= FEWEST_CHANNELS and value_of(conv).shape[2:].numel() >= FEWEST_PIXELS
     known = str(x.dtype).removeprefix("torch.") in WINOGRAD.types
     return bool(enough and known and supports_channels(int(inputs), int(outputs)))

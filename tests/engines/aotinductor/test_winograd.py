@@ -272,6 +272,15 @@ def test_other_convolutions_stay(function):
     assert not calls
 
 
+def test_open_sizes_stay():
+    with torch.no_grad():
+        rows = {2: torch.export.Dim("rows", min=16)}
+        layer = random(1, 32, 20, 20), random(32, 32, 3, 3)
+        program = torch.export.export(Module(F.conv2d), layer, dynamic_shapes=((rows, None),))
+    tidy(torch, program)
+    assert use_winograd(torch, program) == 0
+
+
 def test_a_result_that_others_read_keeps_its_addition():
     def both(x: Tensor, w: Tensor) -> Tensor:
         h = F.conv2d(x, w, padding=1)
