@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ...core.dtypes import storage_dtype
 from ...core.platform import cpu_identity, import_extra, usable_cores
 from ...core.precision import WEIGHT_FORMATS, Precision, PrecisionChoice, parse_precision
 from ...core.tensors import Launch, Scratch, TensorRef
@@ -31,14 +32,20 @@ from ..scratch_estimates import Computation, working_bytes
 from ..spec import EngineSpec
 from ..unpacking import MOST_BYTES
 from . import stand_in_gpu
-from .convolutions import use_row_statistics, use_small_enlargements
+from .convolutions import (
+    scratch_bytes,
+    use_row_statistics,
+    use_small_enlargements,
+    use_winograd,
+    use_winograd_residuals,
+)
 from .cuda_device import TorchCudaDevice
 from .engine_file import ProgramFile
 from .gpu_program import arrays_declared_alike, forget_kernels, gpu_options, moved_to_gpu, with_attention
 from .gpus import ATTENTIONS, CUDA, GPUS, GpuTarget, capability_here, is_gpu, require_gpu
 from .graph import tidy
 from .native import inductor_options, kernel_digest
-from .operators import ATTENTION, LINEAR, LINEAR_INT8, register
+from .operators import ATTENTION, LINEAR, LINEAR_INT8, WINOGRAD, register
 from .passes import use_attention_kernel, use_int8_gelu, use_onednn_linear
 from .product_speed import product_speeds
 from .targets import (
@@ -103,6 +110,9 @@ class AotInductorBackend(Backend):
     @classmethod
     def library_bytes(cls, engines: Sequence[EngineSpec], computation: Computation, target: str) -> int:
         own = HOST_BYTES if cls.runs_on_host(target) else GPU_BYTES
+        if target in WITH_INT8_PRODUCTS and computation.precision.compute in WINOGRAD.types:
+            element = storage_dtype(computation.precision.compute).itemsize
+            own += scratch_bytes(max(computation.level_channels), element, usable_cores())
         return own + max(working_bytes(spec, computation) for spec in engines)
 
     @classmethod
@@ -349,8 +359,10 @@ def _prepared(torch: Any, program: Any, target: str) -> dict[str, Any]:
     """A program made ready for a CPU; what the compiler is to be told of it."""
     tidy(torch, program)
     use_row_statistics(torch, program)
+    winograd = target in WITH_INT8_PRODUCTS and use_winograd_residuals(torch, program) + use_winograd(torch, program)
     use_small_enlargements(torch, program)
     replaced = {
+        WINOGRAD: winograd,
         LINEAR_INT8: use_int8_gelu(torch, program),
         LINEAR: use_onednn_linear(torch, program, onednn_types(target)),
         ATTENTION: target == WITH_KERNEL and use_attention_kernel(torch, program),

@@ -2,8 +2,10 @@
 
 * group norms: the compiler's own walks channels-last memory group by group, a few channels at a time; here each row
   of the image gives mean and variance of all its channels at once;
-* a nearest enlargement with a 3x3 convolution behind it: four 2x2 convolutions of the small image, one for each of the
-  four pixels that a pixel becomes, for there the 3x3 kernel meets at most two distinct rows and columns. 16
+* 3x3 convolutions by our kernel of Winograd's method, an enlargement before or a residual behind one taken along, where
+  the CPU has its instructions, channels and pixels are enough, and numbers are bfloat16 or fp32;
+* another nearest enlargement with a 3x3 convolution behind it: four 2x2 convolutions of the small image, one for each
+  of the four pixels that a pixel becomes, for there the 3x3 kernel meets at most two distinct rows and columns. 16
   multiplications where there were 36, and no enlarged image is stored.
 
 A pass returns how many it replaced.
@@ -14,6 +16,25 @@ from __future__ import annotations
 from typing import Any
 
 from .graph import Insert, only_user, replacing, value_of
+from .operators import WINOGRAD, register, supports_channels
+
+FEWEST_CHANNELS = 32  # either way: with fewer the transforms cost more than the products save
+FEWEST_PIXELS = 256  # written: with fewer the transforms of weights do
+# As in kernels/winograd.cpp.
+POINTS, STRIP = 36, 64
+BLOCK_BYTES, LEAST_BLOCK, LARGEST_BLOCK, WEIGHT_BYTES = 448 << 10, 24, 96, 20 << 20
+
+
+def scratch_bytes(channels: int, element: int, threads: int) -> int:
+    """What our kernel works in for a convolution of so many channels to as many, of elements of so many bytes.
+
+    Transformed weights, and for each thread a block of transformed pixels with its products.
+    """
+    column = POINTS * channels * element
+    weights = column * min(max(WEIGHT_BYTES // column // STRIP, 1) * STRIP, 4 * channels)
+    block = min(max(BLOCK_BYTES // column, LEAST_BLOCK), LARGEST_BLOCK)
+    own = block * (column + POINTS * (STRIP + 1) * 4) + POINTS * channels * 4 + channels * 4
+    return weights + threads * max(own, 9 * 16 * channels * 4)
 
 
 def _is_plain_norm(torch: Any, node: Any) -> bool:
@@ -91,3 +112,69 @@ def _phases(torch: Any, add: Insert, kernels: list[Any], axis: int) -> list[Any]
         for pair in ([before, add(aten.add.Tensor, own, behind)], [add(aten.add.Tensor, before, own), behind]):
             found.append(add(aten.to.dtype, add(aten.cat.default, pair, axis), value_of(kernel).dtype))
     return found
+
+
+def _suits_winograd(torch: Any, conv: Any) -> bool:
+    """Whether a convolution is one of 3x3, of stride 1 and at most a pixel of padding, that our kernel does faster."""
+    x, weight = map(value_of, conv.args[:2])
+    outputs, inputs, *kernel = weight.shape
+    _, stride, padding, dilation, groups = _arguments(conv)
+    if kernel != [3, 3] or any(list(given) != [1, 1] for given in (stride, dilation)) or groups != 1:
+        return False
+    if any(pad not in (0, 1) for pad in padding) or x.dtype != weight.dtype:
+        return False
+    if not all(isinstance(size, int) for size in x.shape):  # left open: whether they are enough is not known
+        return False
+    enough = min(inputs, outputs) >= FEWEST_CHANNELS and value_of(conv).shape[2:].numel() >= FEWEST_PIXELS
+    known = str(x.dtype).removeprefix("torch.") in WINOGRAD.types
+    return bool(enough and known and supports_channels(int(inputs), int(outputs)))
+
+
+def _arguments(conv: Any) -> tuple[Any, ...]:
+    """Bias, stride, padding, dilation and groups."""
+    given = conv.args[2:]
+    return (*given, *(None, [1, 1], [0, 0], [1, 1], 1)[len(given) :])
+
+
+def _residual(torch: Any, node: Any) -> tuple[Any, Any] | None:
+    """The convolution for our kernel that an addition alone reads, and what it is added to."""
+    for conv, other in (node.args[:2], node.args[1::-1]):
+        if getattr(conv, "target", None) is not torch.ops.aten.conv2d.default or node.kwargs or len(conv.users) > 1:
+            continue
+        alike = hasattr(other, "meta") and value_of(other).shape == value_of(conv).shape
+        if alike and value_of(other).dtype == value_of(conv).dtype and _suits_winograd(torch, conv):
+            return conv, other
+    return None
+
+
+@replacing(lambda torch: torch.ops.aten.add.Tensor, lambda torch, node: _residual(torch, node) is not None)
+def use_winograd_residuals(torch: Any, node: Any, add: Insert) -> Any:
+    """Convolutions for our kernel with the addition that alone reads one."""
+    found = _residual(torch, node)
+    assert found is not None
+    return _winograd(torch, add, *found)
+
+
+@replacing(lambda torch: torch.ops.aten.conv2d.default, _suits_winograd)
+def use_winograd(torch: Any, conv: Any, add: Insert) -> Any:
+    """All other convolutions for our kernel, with the enlargement that one alone reads."""
+    return _winograd(torch, add, conv, None)
+
+
+def _winograd(torch: Any, add: Insert, conv: Any, residual: Any) -> Any:
+    x, weight = conv.args[:2]
+    bias, _, padding, *_ = _arguments(conv)
+    enlarges = _enlarges(torch, conv)
+    operands = [_channels_last(torch, add, tensor) for tensor in (x.args[0] if enlarges else x, residual)]
+    out = add(register(WINOGRAD), operands[0], weight, bias, operands[1], *map(bool, padding), enlarges)
+    return add(torch.ops.aten.permute.default, out, [0, 3, 1, 2])
+
+
+def _channels_last(torch: Any, add: Insert, node: Any) -> Any:
+    """[N, C, H, W] -> [N, H, W, C], contiguous."""
+    if node is None:
+        return None
+    turned = add(torch.ops.aten.permute.default, node, [0, 2, 3, 1])
+    if value_of(turned).is_contiguous():
+        return turned
+    return add(torch.ops.aten.contiguous.default, turned)

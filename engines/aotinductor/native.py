@@ -24,7 +24,7 @@ _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 AVX512_BF16 = (*_AVX512, "avx512_bf16")
 AVX512_VNNI = (*_AVX512, "avx512_vnni")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-w")  # gcc 12 warns of its own intrinsics
-SOURCES = {"attention.cpp": AVX512_BF16, "linear.cpp": (), "linear_int8.cpp": AVX512_VNNI}
+SOURCES = {"attention.cpp": AVX512_BF16, "linear.cpp": (), "linear_int8.cpp": AVX512_VNNI, "winograd.cpp": AVX512_VNNI}
 ARCHIVE, LIBRARY = "libfastvar.a", "fastvar.so"
 INSTALL = "install a C++ compiler, such as g++"
 
@@ -48,7 +48,7 @@ def kernel_digest() -> str:
 
 
 def build(folder: Path | None = None) -> Path:
-    """Compile the C++ (5 s), or find it where that was done before; by default beside the kept engines.
+    """Compile the C++ (10 s), or find it where that was done before; by default beside the kept engines.
 
     Returns:
         The folder of `libfastvar.a`, for engines to link, and of the shared library `LIBRARY`, for eager torch.

@@ -19,14 +19,26 @@ from .native import AVX512_BF16, AVX512_VNNI, LIBRARY, build, cpu_lacks
 LARGEST_HEAD, HEAD_STEP = 256, 16
 HEADS = f"a multiple of {HEAD_STEP} up to {LARGEST_HEAD}"
 INPUT_STEP, MOST_INPUTS, OUTPUT_STEP = 4, 1 << 16, 16  # longer sums of products might leave int32
+CHANNEL_STEP, MOST_CHANNELS = 16, 4096  # of WINOGRAD; longer sums of products might leave int32
+CHANNELS = f"multiples of {CHANNEL_STEP}, of inputs up to {MOST_CHANNELS}"
 LAYERS = f"inputs a multiple of {INPUT_STEP} up to {MOST_INPUTS}, and outputs of {OUTPUT_STEP}"
+
+
+Extent = str | int | Callable[..., int]  # a name stands for one size in all operands; or (**sizes) -> the size
+
+
+def _size(extent: Extent, sizes: Mapping[str, int]) -> Any:
+    """The size that an extent stands for; its name, where nothing has it yet."""
+    if isinstance(extent, str):
+        return sizes.get(extent, extent)
+    return extent if isinstance(extent, int) else extent(**sizes)
 
 
 class Operand(NamedTuple):
     """A tensor that an operator reads."""
 
     name: str
-    shape: tuple[str | int, ...]  # a name stands for one size in all operands
+    shape: tuple[Extent, ...]
     dtype: str = ""  # any, where it is empty
     contiguous: str = "tensor"  # or "last axis", where the other strides are free, or "", where all are
     optional: bool = False
@@ -38,8 +50,9 @@ class Operator:
 
     name: str
     operands: tuple[Operand, ...]
-    result: tuple[str, ...]  # its shape, in the names of the operands' sizes
-    flags: tuple[str, ...] = ()  # arguments behind the operands that are true or false
+    result: tuple[Extent, ...]  # its shape, in the names of the operands' sizes
+    flags: tuple[str, ...] = ()  # arguments behind the operands that are true or false; they count as sizes too
+    types: tuple[str, ...] = ()  # that the first operand may have, and all others then share; any, where it is empty
     limits: tuple[tuple[Callable[..., bool], str], ...] = ()  # (**sizes) -> whether it takes them; what it says if not
     given: Callable[..., tuple[Any, ...]] | None = None  # (*arguments, result) -> what the C function takes first
     eager: Callable[..., Any] | None = None  # (torch, *arguments) -> result, in place of the C function
@@ -69,26 +82,29 @@ class Operator:
         Raises:
             ValueError: an operand has another shape, type or memory layout than the operator takes.
         """
-        sizes: dict[str, int] = {}
+        sizes: dict[str, int] = dict(zip(self.flags, arguments[len(self.operands) :], strict=True))
         shapes = []
         for (name, dims, dtype, contiguous, _), tensor in zip(self.operands, arguments, strict=False):
             if tensor is None:
                 continue
             shapes.append(f"{name} {list(tensor.shape)}")
-            expected = [sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in dims]
+            expected = [_size(dim, sizes) for dim in dims]
             known = [size if isinstance(e, str) else e for e, size in zip(expected, tensor.shape, strict=False)]
             if len(dims) != tensor.dim() or known != list(tensor.shape):
                 raise ValueError(f"{self}: {', '.join(shapes)}, expected [{', '.join(map(str, expected))}]")
             sizes |= {dim: size for dim, size in zip(dims, tensor.shape, strict=True) if isinstance(dim, str)}
-            if dtype and tensor.dtype != getattr(torch, dtype):
-                raise ValueError(f"{self}: {name} in {tensor.dtype}, expected torch.{dtype}")
+            taken = [getattr(torch, found) for found in ((dtype,) if dtype else self.types)]
+            if self.types and tensor is not arguments[0]:
+                taken = [arguments[0].dtype]
+            if taken and tensor.dtype not in taken:
+                raise ValueError(f"{self}: {name} in {tensor.dtype}, expected {' or '.join(map(str, taken))}")
             free = not contiguous or (contiguous == "last axis" and (tensor.shape[-1] <= 1 or tensor.stride(-1) == 1))
             if not free and not tensor.is_contiguous():
                 raise ValueError(f"{self}: {name} with strides {tensor.stride()}, expected a contiguous {contiguous}")
         for takes, message in self.limits:
             if not takes(**sizes):
                 raise ValueError(f"{self} {message.format(**sizes)}")
-        return tuple(sizes[dim] for dim in self.result)
+        return tuple(_size(dim, sizes) for dim in self.result)
 
 
 @functools.cache
@@ -144,6 +160,11 @@ def supports_heads(head_dim: int, dtype: str = "bfloat16") -> bool:
 def supports_layer(inputs: int, outputs: int) -> bool:
     """Whether LINEAR_INT8 takes layers of this size; rows may be any number."""
     return 0 < inputs <= MOST_INPUTS and inputs % INPUT_STEP == 0 and outputs > 0 and outputs % OUTPUT_STEP == 0
+
+
+def supports_channels(inputs: int, outputs: int) -> bool:
+    """Whether WINOGRAD takes convolutions of so many channels."""
+    return 0 < inputs <= MOST_CHANNELS and inputs % CHANNEL_STEP == 0 and outputs > 0 and outputs % CHANNEL_STEP == 0
 
 
 def _attention_given(q: Any, keys: Any, values: Any, bias: Any, out: Any) -> tuple[Any, ...]:
@@ -211,4 +232,46 @@ LINEAR = Operator(
     result=("M", "N"),
     flags=("gelu",),
     eager=_linear,
+)
+
+
+def _written(size: str, pads: str) -> Callable[..., int]:
+    """Rows or columns that WINOGRAD writes."""
+    return lambda **sizes: 2 * sizes[size] if sizes["enlarges"] else sizes[size] + 2 * sizes[pads] - 2
+
+
+_WRITTEN = ("N", _written("H", "pads_rows"), _written("W", "pads_columns"), "K")
+
+# A 3x3 convolution of stride 1, bias and residual added; `pads_rows` puts a row of zeros above and below,
+# `pads_columns` a column on either side. `enlarges`: of x enlarged by two, every pixel four times; padded both ways.
+# In bfloat16 the result is rounded once, and what comes before adds 3 % at most to that error (root mean square).
+WINOGRAD = Operator(
+    "winograd",
+    (
+        Operand("x", ("N", "H", "W", "C")),
+        Operand("weight", ("K", "C", 3, 3)),
+        Operand("bias", ("K",), optional=True),
+        Operand("residual", _WRITTEN, optional=True),
+    ),
+    result=_WRITTEN,
+    flags=("pads_rows", "pads_columns", "enlarges"),
+    types=("bfloat16", "float32"),
+    limits=(
+        (lambda C, K, **_: supports_channels(C, K), f"of {{C}} to {{K}} channels: expected {CHANNELS}"),
+        (
+            lambda pads_rows, pads_columns, enlarges, **_: not enlarges or (pads_rows and pads_columns),
+            "of an enlarged image: expected padding of rows and columns",
+        ),
+        (
+            lambda H, W, pads_rows, pads_columns, **_: H + 2 * pads_rows > 2 and W + 2 * pads_columns > 2,
+            "of {H} rows and {W} columns: expected three of each, padding included",
+        ),
+    ),
+    given=lambda x, weight, bias, residual, *flags_and_out: (
+        *(x, weight, bias, residual, flags_and_out[-1], *x.shape, weight.shape[0]),
+        *(*map(bool, flags_and_out[:-1]), x.element_size() == 2),
+    ),
+    failures={1: "unsupported size", 2: "no memory for its scratch"},
+    instructions=AVX512_VNNI,
+    instead="use conv2d",
 )

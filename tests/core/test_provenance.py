@@ -123,7 +123,7 @@ def test_what_a_backend_does_to_graphs_changes_its_own_engines_alone(changed: di
         assert changed[f"engines/onnxruntime/{file}.py"] == {"onnxruntime"}, file
     for file in ("passes.py", "convolutions.py", "targets.py", "backend.py"):
         assert changed[f"engines/aotinductor/{file}"] == {"aotinductor"}, file
-    for file in ("attention.cpp", "linear.cpp", "linear_int8.cpp"):
+    for file in ("attention.cpp", "linear.cpp", "linear_int8.cpp", "winograd.cpp"):
         assert changed[f"engines/aotinductor/kernels/{file}"] == {"aotinductor"}, file
     assert changed["engines/tensorrt/backend.py"] == {"tensorrt"}
     assert changed["engines/onnx_graph.py"] == {"onnxruntime", "tensorrt"}

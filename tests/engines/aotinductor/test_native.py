@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastvar.engines.aotinductor import native
-from fastvar.engines.aotinductor.operators import ATTENTION, LINEAR, LINEAR_INT8, register
+from fastvar.engines.aotinductor.operators import ATTENTION, LINEAR, LINEAR_INT8, WINOGRAD, register
 from fastvar.errors import BuildError
 
 
@@ -41,13 +41,18 @@ assert "fastvar" not in sys.modules
 class Layers(torch.nn.Module):
     """Every operator of ours, each on part of a larger tensor too."""
 
-    def forward(self, q: Tensor, keys: Tensor, bias: Tensor, values: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        self, q: Tensor, keys: Tensor, bias: Tensor, values: Tensor, scale: Tensor, weight: Tensor, kernel: Tensor
+    ) -> Tensor:
         ops = torch.ops.fastvar
         own = ops.attention(q, keys[:, :2], keys[:, :2], None)
         x = ops.attention(own, keys[:7, 2:], keys[:7, 2:], bias).flatten(1)  # [5, 64]
         halves = ((x[:, :32], False), (x[:, 32:], True))
         quantised = [ops.linear_int8(part, values, scale, scale, gelu) for part, gelu in halves]
-        return torch.cat((ops.linear(x, weight, scale, True), *quantised), dim=1)  # no sum, which would round elsewhere
+        image = own.unsqueeze(0)  # [1, 5, 2, 32]
+        convolved = ops.winograd(image, kernel, None, image, True, True, False)[0].flatten(1)
+        parts = (ops.linear(x, weight, scale, True), *quantised, convolved)
+        return torch.cat(parts, dim=1)  # no sum, which would round elsewhere
 
 
 @pytest.mark.slow
@@ -55,11 +60,12 @@ def test_a_compiled_program_holds_our_code(tmp_path):
     """It needs no file of ours beside it, and no Python of ours in the process."""
     if lacking := native.cpu_lacks((*native.AVX512_BF16, *native.AVX512_VNNI)):
         pytest.skip(f"this CPU lacks {', '.join(lacking)}")
-    operators = {register(operator): operator.declaration for operator in (ATTENTION, LINEAR_INT8, LINEAR)}
+    operators = {register(operator): operator.declaration for operator in (ATTENTION, LINEAR_INT8, LINEAR, WINOGRAD)}
     folder = tmp_path / "a folder"  # its name reaches the linker
     q, keys, scale, weight = (torch.randn(shape).bfloat16() for shape in ((5, 2, 32), (9, 4, 32), (48,), (48, 64)))
     bias = torch.where(torch.arange(7) < 5, 0.0, -1e30).expand(2, 1, -1).contiguous()
-    tensors = (q, keys, bias, torch.randint(-127, 128, (32, 48), dtype=torch.int8), scale, weight)
+    kernel = torch.randn(32, 32, 3, 3).bfloat16()
+    tensors = (q, keys, bias, torch.randint(-127, 128, (32, 48), dtype=torch.int8), scale, weight, kernel)
     program = torch.export.export(Layers(), tensors)
     quick = {
         "compile_threads": 1,

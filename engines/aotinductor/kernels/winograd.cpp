@@ -1,0 +1,634 @@
+// 3x3 convolutions of stride 1 by Winograd's method, channels last, on CPUs with AVX512-VNNI: a quarter of the
+// multiplications. Knows plain memory and, at the end, the C interface of programs that AOTInductor compiles; no model.
+//
+// After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015): patches of 6x6 pixels, 4 apart, and
+// the kernel are evaluated at 6x6 points; 36 products of matrices [patches, C] [C, O] give what tiles of 4x4 results
+// are interpolated from, where a plain convolution takes 144. A 2x2 kernel gives tiles of 5x5 by the same points.
+//
+// `enlarges`: the convolution reads x enlarged by two, every pixel four times. Each of the four pixels that a pixel
+// becomes sees at most two distinct rows and columns: four 2x2 convolutions of x, as 4 * O columns of one product.
+//
+// Transforms are fp32. In fp32 the products are too. In bfloat16 they are of 16-bit integers, exact in int32: a patch
+// has a scale for each point and a column of weights too, by their norms over the channels, so that no sum leaves int32
+// (Cauchy and Schwarz). That is as fast as products of bfloat16 and 4 to 8 times finer, which the points' large factors
+// need. Magnitudes between 1e-15 and 1e15 are safe.
+//
+// Work items are blocks of patches; each thread takes one contiguous range of them. No result depends on blocks or
+// threads: a patch's sums run over the channels in one order.
+//
+// Scratch, freed at the end: transformed weights, 36 * C * columns elements, and per thread one block (`Sizes`).
+
+#include <immintrin.h>
+#include <omp.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+// Compilers keep a tile in registers only where its loops are unrolled, which -O2 does not.
+#define UNROLL _Pragma("GCC unroll 8")
+
+namespace {
+
+constexpr int64_t LANES = 16;         // 32-bit values of a register
+constexpr int COLUMNS = 4;            // registers of a strip
+constexpr int64_t STRIP = COLUMNS * LANES;
+constexpr int ROWS = 6;               // patches of a product's tile: with 4 registers of weights, 24 of 32 are sums
+constexpr int EDGE = 6, POINTS = EDGE * EDGE;
+constexpr int64_t BLOCK_BYTES = 448 << 10;  // of a block's transformed patches: they stay in L2 beside a strip's sums
+constexpr int64_t LEAST_BLOCK = 24, LARGEST_BLOCK = 96;  // patches: few would read all weights too often
+constexpr double READING_WEIGHTS = 0.5;  // all of them, in products of ROWS patches
+constexpr int64_t WEIGHT_BYTES = 20 << 20;  // transformed at a time
+constexpr int64_t WORTH_THREADS = 1 << 18;  // products below which waking other threads costs more
+constexpr int64_t MOST_CHANNELS = 4096;     // for which rounding leaves the norms below where sums leave int32
+constexpr float PATCH_NORM = 32700.0f, WEIGHT_NORM = 64000.0f, LARGEST_WEIGHT = 32700.0f;
+
+// Points 0, A, -A, B, -B and infinity; at them a decoder's error was smallest.
+constexpr float A = 0.75f, B = 1.5f, AA = A * A, BB = B * B;
+
+using Bits = uint16_t;  // bfloat16
+
+template <typename T>
+using Factor = std::conditional_t<std::is_same_v<T, float>, float, int16_t>;  // what is multiplied
+template <typename T>
+constexpr bool INTEGERS = !std::is_same_v<T, float>;
+template <typename T>
+constexpr int64_t DEPTH = INTEGERS<T> ? 2 : 1;  // neighbours along the channels of a lane
+
+struct Problem {
+    const void* x;         // [N, H, W, C]
+    const void* weight;    // [O, C, 3, 3]
+    const void* bias;      // [O] or null
+    const void* residual;  // like out, or null
+    void* out;             // [N, OUT_H, OUT_W, O]
+    int64_t N, H, W, C, O;
+    int64_t top, left;  // padding, on the other side too
+    bool enlarges;
+    int taps() const { return enlarges ? 2 : 3; }
+    int64_t tile() const { return EDGE + 1 - taps(); }
+    int64_t columns() const { return enlarges ? 4 * O : O; }
+    int64_t height() const { return H + 2 * top + 1 - taps(); }  // of the convolution before pixels are interleaved
+    int64_t width() const { return W + 2 * left + 1 - taps(); }
+    int64_t down() const { return (height() + tile() - 1) / tile(); }
+    int64_t across() const { return (width() + tile() - 1) / tile(); }
+    int64_t out_height() const { return enlarges ? 2 * H : height(); }
+    int64_t out_width() const { return enlarges ? 2 * W : width(); }
+    int64_t patches() const { return N * down() * across(); }
+};
+
+inline __m512 load(const float* from) { return _mm512_loadu_ps(from); }
+
+inline __m512 load(const Bits* from) {
+    const __m256i bits = _mm256_loadu_si256((const __m256i*)from);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+inline void store(float* to, __m512 x) { _mm512_storeu_ps(to, x); }
+
+// To the nearest bfloat16, ties to even. AVX512-BF16 would do it in one, but not every CPU with VNNI has it.
+inline void store(Bits* to, __m512 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 no_number = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i high = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), no_number, _mm512_set1_epi32(0x7fc0));
+    _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16(high));
+}
+
+inline __m512 times(float factor, __m512 x) { return _mm512_mul_ps(_mm512_set1_ps(factor), x); }
+inline __m512 plus(__m512 sum, float factor, __m512 x) { return _mm512_fmadd_ps(_mm512_set1_ps(factor), x, sum); }
+
+// Pixels of a line -> points.
+inline void at_points(const __m512 (&x)[EDGE], __m512 (&y)[EDGE]) {
+    y[0] = plus(plus(times(AA * BB, x[0]), -(AA + BB), x[2]), 1.0f, x[4]);
+    y[5] = plus(plus(times(AA * BB, x[1]), -(AA + BB), x[3]), 1.0f, x[5]);
+    const __m512 even_a = plus(x[4], -BB, x[2]), odd_a = plus(x[3], -BB, x[1]);
+    const __m512 even_b = plus(x[4], -AA, x[2]), odd_b = plus(x[3], -AA, x[1]);
+    y[1] = plus(even_a, A, odd_a);
+    y[2] = plus(even_a, -A, odd_a);
+    y[3] = plus(even_b, B, odd_b);
+    y[4] = plus(even_b, -B, odd_b);
+}
+
+// Taps of a line of the kernel -> points.
+template <int TAPS>
+void kernel_at_points(const __m512 (&g)[TAPS], __m512 (&y)[EDGE]) {
+    constexpr float OF_A = 1.0f / (2 * AA * (AA - BB)), OF_B = 1.0f / (2 * BB * (BB - AA));
+    __m512 even_a = g[0], even_b = g[0];
+    if constexpr (TAPS == 3) even_a = plus(g[0], AA, g[2]), even_b = plus(g[0], BB, g[2]);
+    y[0] = times(1.0f / (AA * BB), g[0]);
+    y[1] = times(OF_A, plus(even_a, A, g[1]));
+    y[2] = times(OF_A, plus(even_a, -A, g[1]));
+    y[3] = times(OF_B, plus(even_b, B, g[1]));
+    y[4] = times(OF_B, plus(even_b, -B, g[1]));
+    y[5] = g[TAPS - 1];
+}
+
+// Points -> results of a line.
+template <int TILE>
+void from_points(const __m512 (&y)[EDGE], __m512 (&z)[TILE]) {
+    const __m512 sum_a = _mm512_add_ps(y[1], y[2]), less_a = _mm512_sub_ps(y[1], y[2]);
+    const __m512 sum_b = _mm512_add_ps(y[3], y[4]), less_b = _mm512_sub_ps(y[3], y[4]);
+    z[0] = _mm512_add_ps(y[0], _mm512_add_ps(sum_a, sum_b));
+    z[1] = plus(times(A, less_a), B, less_b);
+    z[2] = plus(times(AA, sum_a), BB, sum_b);
+    z[3] = plus(times(AA * A, less_a), BB * B, less_b);
+    if constexpr (TILE == 5) z[4] = plus(times(AA * AA, sum_a), BB * BB, sum_b);
+    z[TILE - 1] = _mm512_add_ps(z[TILE - 1], y[5]);
+}
+
+// Calls f with n, or with MOST where n is larger, as a constant: tiles of every size are loops that unroll.
+template <int MOST, typename F>
+void with_constant(int64_t n, const F& f) {
+    if constexpr (MOST > 1)
+        if (n < MOST) return with_constant<MOST - 1>(n, f);
+    f(std::integral_constant<int, MOST>());
+}
+
+// Sums of the lanes of four registers, side by side.
+inline __m128 sums(const __m512* x) {
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+    const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+// Integers of 32 channels lie as _mm512_packs_epi32 leaves them: the pair at `k` begins with this channel.
+inline int64_t channel_of(int64_t k, int64_t C) {
+    const int64_t first = k / LANES * 2 * LANES, own = k % LANES;
+    if (first + 2 * LANES > C) return 2 * k;
+    return first + own / 4 * 4 + own % 2 * 2 + (own % 4 >= 2 ? LANES : 0);
+}
+
+// How patches are divided into blocks.
+struct Blocks {
+    int64_t rows, across;  // of a block, in patches
+    int64_t size() const { return rows * across; }
+};
+
+// Blocks that the products' tiles fit well, and that do not read the weights too often.
+template <typename T>
+Blocks best_blocks(const Problem& p, int threads) {
+    const int64_t fits = BLOCK_BYTES / (POINTS * p.C * (int64_t)sizeof(Factor<T>));
+    const int64_t share = std::max((p.patches() + threads - 1) / threads, p.N);
+    const int64_t most = std::min(std::clamp(fits, LEAST_BLOCK, LARGEST_BLOCK), share);
+    Blocks best{1, 1};
+    double least = 1e30;
+    for (int64_t across = 1; across <= std::min(most, p.across()); ++across)
+        for (int64_t rows = 1; rows * across <= most && rows <= p.down(); ++rows) {
+            const auto parts = [](int64_t whole, int64_t part) { return std::pair(whole / part, whole % part); };
+            const auto [down, below] = parts(p.down(), rows);
+            const auto [along, beside] = parts(p.across(), across);
+            const auto cost = [](int64_t count, int64_t size) {
+                return size ? count * (READING_WEIGHTS + (size + ROWS - 1) / ROWS) : 0.0;
+            };
+            const double all = cost(down * along, rows * across) + cost(down, rows * beside) +
+                               cost(along, below * across) + cost(1, below * beside);
+            if (all < least) least = all, best = {rows, across};
+        }
+    return best;
+}
+
+// Patches [row, row + rows) x [column, column + across) of one image.
+struct Block {
+    int64_t image, row, column, rows, across;
+    int64_t size() const { return rows * across; }
+};
+
+template <typename T>
+struct Scratch {
+    __m512* staged;         // [C / 16][36] of one patch
+    Factor<T>* patches;     // [36][block][C]
+    float* patch_scales;    // [36][block]
+    float* products;        // [block][36][STRIP]
+    T* zeros;               // a pixel beyond the image
+};
+
+// Columns [first, first + count) of all.
+template <typename T>
+struct Weights {
+    int64_t first, count;
+    Factor<T>* packed;  // strips of [36][C / DEPTH][columns of the strip][DEPTH]
+    float* scales;      // [36][count]
+    Factor<T>* at(int64_t column, int64_t point, int64_t width, int64_t C) const {
+        return packed + POINTS * C * column + point * C * width;
+    }
+};
+
+// In place: lane j of row i <-> lane i of row j.
+inline void transpose(__m512i (&r)[LANES]) {
+    __m512i t[LANES];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int half = 0; half < 16; half += 8)
+        for (int i = 0; i < 4; ++i) {
+            t[half + i] = _mm512_shuffle_i32x4(r[half + i], r[half + i + 4], 0x88);
+            t[half + i + 4] = _mm512_shuffle_i32x4(r[half + i], r[half + i + 4], 0xdd);
+        }
+    for (int i = 0; i < 8; ++i) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+
+// 16 rows of `count` elements -> [count][16] in fp32.
+template <typename T>
+void side_by_side(const T* from, int64_t count, __m512* to) {
+    constexpr int64_t PER_LANE = sizeof(float) / sizeof(T), WIDTH = LANES * PER_LANE;
+    for (int64_t at = 0; at < count; at += WIDTH) {
+        const int64_t lanes = std::min(LANES, (count - at) / PER_LANE);
+        const __mmask16 inside = (1u << lanes) - 1;
+        __m512i rows[LANES];
+        for (int64_t i = 0; i < LANES; ++i) rows[i] = _mm512_maskz_loadu_epi32(inside, from + i * count + at);
+        transpose(rows);
+        for (int64_t i = 0; i < lanes; ++i) {
+            if constexpr (PER_LANE == 2) *to++ = _mm512_castsi512_ps(_mm512_slli_epi32(rows[i], 16));
+            const __m512i last = PER_LANE == 2 ? _mm512_and_si512(rows[i], _mm512_set1_epi32(0xffff0000)) : rows[i];
+            *to++ = _mm512_castsi512_ps(last);
+        }
+    }
+}
+
+// A line of three taps as the two of a pixel's first half, or of its second.
+inline void halve(const __m512 (&g)[3], bool second, __m512 (&y)[2]) {
+    y[0] = second ? _mm512_add_ps(g[0], g[1]) : g[0];
+    y[1] = second ? g[2] : _mm512_add_ps(g[1], g[2]);
+}
+
+// 3x3 taps, or what they are for one of four pixels, at all points.
+template <int TAPS>
+inline void kernel_points(const __m512* taps, bool down, bool right, __m512 (&points)[POINTS]) {
+    __m512 kernel[TAPS][TAPS], lines[EDGE][TAPS];
+    if constexpr (TAPS == 3) {
+        UNROLL for (int i = 0; i < 9; ++i) kernel[i / 3][i % 3] = taps[i];
+    } else {
+        __m512 wide[2][3];
+        UNROLL for (int j = 0; j < 3; ++j) {
+            const __m512 column[3] = {taps[j], taps[3 + j], taps[6 + j]};
+            __m512 halves[2];
+            halve(column, down, halves);
+            wide[0][j] = halves[0], wide[1][j] = halves[1];
+        }
+        UNROLL for (int i = 0; i < 2; ++i) halve(wide[i], right, kernel[i]);
+    }
+    UNROLL for (int j = 0; j < TAPS; ++j) {
+        __m512 column[TAPS], y[EDGE];
+        UNROLL for (int i = 0; i < TAPS; ++i) column[i] = kernel[i][j];
+        kernel_at_points<TAPS>(column, y);
+        UNROLL for (int i = 0; i < EDGE; ++i) lines[i][j] = y[i];
+    }
+    UNROLL for (int i = 0; i < EDGE; ++i) {
+        __m512 y[EDGE];
+        kernel_at_points<TAPS>(lines[i], y);
+        UNROLL for (int j = 0; j < EDGE; ++j) points[i * EDGE + j] = y[j];
+    }
+}
+
+// 16 columns of weights, from `column` of all, at all points.
+template <typename T, int TAPS>
+void transform_weights(const Problem& p, int64_t column, const Weights<T>& weights, __m512* taps) {
+    const int64_t C = p.C, phase = column / p.O, own = column - weights.first;
+    const int64_t strip = own / STRIP * STRIP, width = std::min(STRIP, weights.count - strip);
+    const auto points_of = [&](int64_t c, __m512 (&points)[POINTS]) {
+        kernel_points<TAPS>(taps + 9 * c, phase / 2, phase % 2, points);
+    };
+    side_by_side(static_cast<const T*>(p.weight) + column % p.O * C * 9, C * 9, taps);
+    Factor<T>* to = weights.at(strip, 0, width, C) + (own - strip) * DEPTH<T>;
+    __m512 points[POINTS];
+    if constexpr (INTEGERS<T>) {
+        __m512 squares[POINTS], most[POINTS], next[POINTS];
+        for (int i = 0; i < POINTS; ++i) squares[i] = most[i] = _mm512_setzero_ps();
+        for (int64_t c = 0; c < C; ++c) {
+            points_of(c, points);
+            for (int i = 0; i < POINTS; ++i) {
+                squares[i] = _mm512_fmadd_ps(points[i], points[i], squares[i]);
+                most[i] = _mm512_max_ps(most[i], _mm512_abs_ps(points[i]));
+            }
+        }
+        for (int i = 0; i < POINTS; ++i) {
+            const __m512 scale = _mm512_max_ps(times(1.0f / LARGEST_WEIGHT, most[i]),
+                                               times(1.0f / WEIGHT_NORM, _mm512_sqrt_ps(squares[i])));
+            const __mmask16 some = _mm512_cmp_ps_mask(scale, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+            _mm512_storeu_ps(weights.scales + i * weights.count + own, scale);
+            squares[i] = _mm512_maskz_div_ps(some, _mm512_set1_ps(1.0f), scale);
+        }
+        for (int64_t k = 0; k < C / 2; ++k, to += width * 2) {
+            points_of(channel_of(k, C), points);
+            points_of(channel_of(k, C) + 1, next);
+            for (int i = 0; i < POINTS; ++i) {
+                const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(points[i], squares[i]));
+                const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(next[i], squares[i]));
+                _mm512_storeu_si512(to + i * C * width,
+                                    _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16)));
+            }
+        }
+    } else {
+        for (int64_t c = 0; c < C; ++c, to += width) {
+            points_of(c, points);
+            for (int i = 0; i < POINTS; ++i) _mm512_storeu_ps(to + i * C * width, points[i]);
+        }
+    }
+}
+
+// The patch as integers, point by point, and their scales.
+inline void quantise(const __m512 (&squares)[POINTS], const __m512* staged, int64_t C, int64_t block, int16_t* to,
+                     float* scales) {
+    alignas(64) float scale[3 * LANES], inverse[3 * LANES];
+    for (int point = 0; point < POINTS; point += 4) _mm_store_ps(scale + point, sums(squares + point));
+    for (int i = 0; i < 3; ++i) {
+        const __m512 norm = times(1.0f / PATCH_NORM, _mm512_sqrt_ps(_mm512_load_ps(scale + i * LANES)));
+        const __mmask16 some = _mm512_cmp_ps_mask(norm, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+        _mm512_store_ps(scale + i * LANES, norm);
+        _mm512_store_ps(inverse + i * LANES, _mm512_maskz_div_ps(some, _mm512_set1_ps(1.0f), norm));
+    }
+    for (int point = 0; point < POINTS; ++point, to += block * C, ++staged) {
+        scales[point * block] = scale[point];
+        const __m512 by = _mm512_set1_ps(inverse[point]);
+        int64_t c = 0;
+        for (const __m512* from = staged; c + 2 * LANES <= C; c += 2 * LANES, from += 2 * POINTS) {
+            const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(from[0], by));
+            const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(from[POINTS], by));
+            _mm512_storeu_si512(to + c, _mm512_packs_epi32(low, high));
+        }
+        if (c < C) {
+            const __m512i last = _mm512_cvtps_epi32(_mm512_mul_ps(staged[c / LANES * POINTS], by));
+            _mm256_storeu_si256((__m256i*)(to + c), _mm512_cvtsepi32_epi16(last));
+        }
+    }
+}
+
+// Lines of pixels, column by column, at points: [C / 16][36]. In passes of their own, for which registers suffice.
+template <typename T>
+void columns_at_points(const T* const (&pixels)[POINTS], int64_t C, __m512* staged) {
+    for (int64_t c = 0; c < C; c += LANES, staged += POINTS)
+        for (int j = 0; j < EDGE; ++j) {
+            __m512 x[EDGE], y[EDGE];
+            UNROLL for (int i = 0; i < EDGE; ++i) x[i] = load(pixels[i * EDGE + j] + c);
+            at_points(x, y);
+            UNROLL for (int i = 0; i < EDGE; ++i) staged[i * EDGE + j] = y[i];
+        }
+}
+
+template <typename T>
+void transform_patch(const T* const (&pixels)[POINTS], int64_t C, int64_t block, __m512* staged, Factor<T>* to,
+                     float* scales) {
+    __m512 squares[POINTS];
+    columns_at_points(pixels, C, staged);
+    for (int i = 0; i < POINTS; i += EDGE) {
+        __m512 square[EDGE];
+        UNROLL for (int j = 0; j < EDGE; ++j) square[j] = _mm512_setzero_ps();
+        __m512* line = staged + i;
+        for (int64_t c = 0; c < C; c += LANES, line += POINTS) {
+            __m512 x[EDGE], y[EDGE];
+            UNROLL for (int j = 0; j < EDGE; ++j) x[j] = line[j];
+            at_points(x, y);
+            UNROLL for (int j = 0; j < EDGE; ++j) {
+                if constexpr (INTEGERS<T>) {
+                    line[j] = y[j];
+                    square[j] = _mm512_fmadd_ps(y[j], y[j], square[j]);
+                } else {
+                    _mm512_storeu_ps(to + (i + j) * block * C + c, y[j]);
+                }
+            }
+        }
+        UNROLL for (int j = 0; j < EDGE; ++j) squares[i + j] = square[j];
+    }
+    if constexpr (INTEGERS<T>) quantise(squares, staged, C, block, to, scales);
+}
+
+template <typename T, int TAPS>
+void transform_patches(const Problem& p, const Block& b, int64_t block, const Scratch<T>& s) {
+    constexpr int TILE = EDGE + 1 - TAPS;
+    const T* x = static_cast<const T*>(p.x) + b.image * p.H * p.W * p.C;
+    for (int64_t patch = 0; patch < b.size(); ++patch) {
+        const int64_t row = (b.row + patch / b.across) * TILE - p.top;
+        const int64_t column = (b.column + patch % b.across) * TILE - p.left;
+        const T* pixels[POINTS];
+        for (int i = 0; i < POINTS; ++i) {
+            const int64_t r = row + i / EDGE, c = column + i % EDGE;
+            pixels[i] = r >= 0 && r < p.H && c >= 0 && c < p.W ? x + (r * p.W + c) * p.C : s.zeros;
+        }
+        transform_patch<T>(pixels, p.C, block, s.staged, s.patches + patch * p.C, s.patch_scales + patch);
+    }
+}
+
+inline __m512i accumulate(__m512i sum, __m512i weight, const int16_t* patch) {
+    int32_t pair;
+    std::memcpy(&pair, patch, sizeof pair);
+    return _mm512_dpwssd_epi32(sum, _mm512_set1_epi32(pair), weight);
+}
+
+inline __m512 accumulate(__m512 sum, __m512 weight, const float* patch) {
+    return _mm512_fmadd_ps(_mm512_set1_ps(*patch), weight, sum);
+}
+
+inline __m512i read(const int16_t* weight) { return _mm512_loadu_si512(weight); }
+inline __m512 read(const float* weight) { return _mm512_loadu_ps(weight); }
+
+inline void keep(float* to, __m512i sum) { _mm512_store_si512(to, sum); }
+inline void keep(float* to, __m512 sum) { _mm512_store_ps(to, sum); }
+
+// HEIGHT patches times WIDTH registers of columns, at one point.
+template <typename F, int HEIGHT, int WIDTH>
+void multiply(const F* patches, const F* weights, int64_t C, float* products) {
+    constexpr int64_t NEXT = sizeof(F) == 2 ? 2 : 1;
+    using Sum = std::conditional_t<sizeof(F) == 2, __m512i, __m512>;
+    Sum acc[HEIGHT][WIDTH];
+    UNROLL for (auto& row : acc)
+        UNROLL for (auto& sum : row) sum = Sum{};
+    for (int64_t c = 0; c < C; c += NEXT, weights += WIDTH * LANES * NEXT) {
+        Sum weight[WIDTH];
+        UNROLL for (int j = 0; j < WIDTH; ++j) weight[j] = read(weights + j * LANES * NEXT);
+        UNROLL for (int i = 0; i < HEIGHT; ++i)
+            UNROLL for (int j = 0; j < WIDTH; ++j) acc[i][j] = accumulate(acc[i][j], weight[j], patches + i * C + c);
+    }
+    UNROLL for (int i = 0; i < HEIGHT; ++i)
+        UNROLL for (int j = 0; j < WIDTH; ++j) keep(products + i * POINTS * STRIP + j * LANES, acc[i][j]);
+}
+
+template <typename T>
+void multiply_strip(const Problem& p, int64_t count, int64_t block, int64_t column, const Weights<T>& weights,
+                    const Scratch<T>& s) {
+    const int64_t width = std::min(STRIP, weights.count - column), C = p.C;
+    with_constant<COLUMNS>(width / LANES, [&](auto columns) {
+        for (int64_t point = 0; point < POINTS; ++point)
+            for (int64_t patch = 0; patch < count; patch += ROWS)
+                with_constant<ROWS>(count - patch, [&](auto height) {
+                    multiply<Factor<T>, decltype(height)::value, decltype(columns)::value>(
+                        s.patches + (point * block + patch) * C, weights.at(column, point, width, C), C,
+                        s.products + (patch * POINTS + point) * STRIP);
+                });
+    });
+}
+
+// Products of 16 columns of one patch -> a tile of results, at rows and columns of the image that are not negative.
+template <typename T, int TILE>
+void write_tile(const Problem& p, const float* products, const float* patch_scales, int64_t block,
+                const float* column_scales, int64_t stride, const int64_t (&rows)[TILE],
+                const int64_t (&columns)[TILE], int64_t image, int64_t output) {
+    __m512 lines[TILE][EDGE];
+    UNROLL for (int j = 0; j < EDGE; ++j) {
+        __m512 y[EDGE], z[TILE];
+        UNROLL for (int i = 0; i < EDGE; ++i) {
+            const int point = i * EDGE + j;
+            y[i] = _mm512_load_ps(products + point * STRIP);
+            if constexpr (INTEGERS<T>) {
+                const __m512 of_column = _mm512_loadu_ps(column_scales + point * stride);
+                const __m512 sum = _mm512_cvtepi32_ps(_mm512_castps_si512(y[i]));
+                y[i] = _mm512_mul_ps(sum, times(patch_scales[point * block], of_column));
+            }
+        }
+        from_points<TILE>(y, z);
+        UNROLL for (int i = 0; i < TILE; ++i) lines[i][j] = z[i];
+    }
+    const __m512 bias = p.bias ? load(static_cast<const T*>(p.bias) + output) : _mm512_setzero_ps();
+    UNROLL for (int i = 0; i < TILE; ++i) {
+        if (rows[i] < 0) continue;
+        const int64_t line = (image * p.out_height() + rows[i]) * p.out_width() * p.O + output;
+        __m512 z[TILE];
+        from_points<TILE>(lines[i], z);
+        UNROLL for (int j = 0; j < TILE; ++j) {
+            if (columns[j] < 0) continue;
+            const int64_t at = line + columns[j] * p.O;
+            __m512 result = _mm512_add_ps(z[j], bias);
+            if (p.residual) result = _mm512_add_ps(result, load(static_cast<const T*>(p.residual) + at));
+            store(static_cast<T*>(p.out) + at, result);
+        }
+    }
+}
+
+template <typename T, int TAPS>
+void write_strip(const Problem& p, const Block& b, int64_t block, int64_t column, const Weights<T>& weights,
+                 const Scratch<T>& s) {
+    constexpr int TILE = EDGE + 1 - TAPS;
+    const int64_t width = std::min(STRIP, weights.count - column);
+    for (int64_t patch = 0; patch < b.size(); ++patch) {
+        const int64_t row = (b.row + patch / b.across) * TILE, left = (b.column + patch % b.across) * TILE;
+        for (int64_t group = 0; group < width; group += LANES) {
+            const int64_t all = weights.first + column + group, phase = all / p.O;
+            // A result goes to where it stands, or beside its neighbours of the other phases.
+            const auto place = [&](int64_t at, int64_t end, int64_t half) {
+                if (TAPS == 2) at = 2 * at - half;
+                return at < end ? at : -1;
+            };
+            int64_t rows[TILE], columns[TILE];
+            for (int i = 0; i < TILE; ++i) {
+                rows[i] = place(row + i, p.out_height(), phase / 2);
+                columns[i] = place(left + i, p.out_width(), phase % 2);
+            }
+            write_tile<T, TILE>(p, s.products + patch * POINTS * STRIP + group, s.patch_scales + patch, block,
+                                weights.scales + column + group, weights.count, rows, columns, b.image, all % p.O);
+        }
+    }
+}
+
+inline int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+template <typename T, int TAPS>
+bool convolve(const Problem& p, int threads) {
+    const int64_t C = p.C, column_bytes = POINTS * C * sizeof(Factor<T>);
+    const int64_t at_once = std::min(std::max(WEIGHT_BYTES / column_bytes / STRIP, (int64_t)1) * STRIP, p.columns());
+    const Blocks size = best_blocks<T>(p, threads);
+    const int64_t patches = size.size(), weight_bytes = column_bytes * at_once;
+    const int64_t scale_bytes = INTEGERS<T> ? POINTS * at_once * sizeof(float) : 0;
+    const int64_t patch_bytes = rounded(column_bytes * patches), staged_bytes = POINTS * C * sizeof(float);
+    const int64_t product_bytes = patches * POINTS * STRIP * sizeof(float), tap_bytes = 9 * C * sizeof(__m512);
+    const int64_t patch_scale_bytes = rounded(POINTS * patches * sizeof(float)), zero_bytes = rounded(C * sizeof(T));
+    const int64_t large_bytes = std::max(patch_bytes + product_bytes + staged_bytes, tap_bytes);
+    const int64_t own_bytes = large_bytes + patch_scale_bytes + zero_bytes;
+    char* memory = static_cast<char*>(std::aligned_alloc(64, weight_bytes + scale_bytes + threads * own_bytes));
+    if (!memory) return false;
+    const int64_t down = (p.down() + size.rows - 1) / size.rows, across = (p.across() + size.across - 1) / size.across;
+    const int64_t blocks = p.N * down * across;
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t thread = omp_get_thread_num(), count = omp_get_num_threads();
+        char* own = memory + weight_bytes + scale_bytes + thread * own_bytes;
+        char* last = own + own_bytes - patch_scale_bytes - zero_bytes;
+        const Scratch<T> s{reinterpret_cast<__m512*>(own + patch_bytes + product_bytes),
+                           reinterpret_cast<Factor<T>*>(own), reinterpret_cast<float*>(last),
+                           reinterpret_cast<float*>(own + patch_bytes), reinterpret_cast<T*>(last + patch_scale_bytes)};
+        std::memset(s.zeros, 0, C * sizeof(T));
+        for (int64_t first = 0; first < p.columns(); first += at_once) {
+            const Weights<T> weights{first, std::min(at_once, p.columns() - first),
+                                     reinterpret_cast<Factor<T>*>(memory),
+                                     reinterpret_cast<float*>(memory + weight_bytes)};
+#pragma omp for
+            for (int64_t column = 0; column < weights.count; column += LANES)
+                transform_weights<T, TAPS>(p, first + column, weights, reinterpret_cast<__m512*>(own));
+            for (int64_t i = blocks * thread / count; i < blocks * (thread + 1) / count; ++i) {
+                const int64_t row = i / across % down * size.rows, column = i % across * size.across;
+                const Block b{i / (across * down), row, column, std::min(size.rows, p.down() - row),
+                              std::min(size.across, p.across() - column)};
+                transform_patches<T, TAPS>(p, b, patches, s);
+                for (int64_t strip = 0; strip < weights.count; strip += STRIP) {
+                    multiply_strip<T>(p, b.size(), patches, strip, weights, s);
+                    write_strip<T, TAPS>(p, b, patches, strip, weights, s);
+                }
+            }
+#pragma omp barrier
+        }
+    }
+    std::free(memory);
+    return true;
+}
+
+}  // namespace
+
+enum Status : int32_t { OK, UNSUPPORTED_SIZE, NO_MEMORY };
+
+// All tensors contiguous, in bfloat16 or else in fp32; bias and residual may be null.
+extern "C" __attribute__((visibility("default"))) int32_t fastvar_winograd(
+    const void* x, const void* weight, const void* bias, const void* residual, void* out, int64_t N, int64_t H,
+    int64_t W, int64_t C, int64_t O, int32_t pads_rows, int32_t pads_columns, int32_t enlarges, int32_t bfloat16,
+    int32_t threads) {
+    const Problem p{x, weight, bias, residual, out, N, H, W, C, O, pads_rows, pads_columns, enlarges != 0};
+    if (C <= 0 || C % LANES || C > MOST_CHANNELS || O <= 0 || O % LANES || (enlarges && !(pads_rows && pads_columns)))
+        return UNSUPPORTED_SIZE;
+    if (N <= 0 || p.height() <= 0 || p.width() <= 0) return OK;
+    if (p.patches() * POINTS * C * p.columns() < WORTH_THREADS) threads = 1;
+    const auto run = enlarges ? (bfloat16 ? convolve<Bits, 2> : convolve<float, 2>)
+                              : (bfloat16 ? convolve<Bits, 3> : convolve<float, 3>);
+    return run(p, threads) ? OK : NO_MEMORY;
+}
+
+// What a compiled program calls for fastvar::winograd; the op's fake implementation has checked shapes and types.
+extern "C" AOTITorchError aoti_torch_cpu_winograd(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* bias,
+                                                  AtenTensorHandle* residual, int32_t pads_rows, int32_t pads_columns,
+                                                  int32_t enlarges, AtenTensorHandle* out) {
+    const AtenTensorHandle inputs[4] = {x, weight, bias ? *bias : x, residual ? *residual : x};
+    void *data[4], *result;
+    int64_t *sizes, *weight_sizes;
+    int32_t type;
+    bool ok = !aoti_torch_get_sizes(x, &sizes) && !aoti_torch_get_sizes(weight, &weight_sizes) &&
+              !aoti_torch_get_dtype(x, &type);
+    for (int i = 0; i < 4; ++i) ok = ok && !aoti_torch_get_data_ptr(inputs[i], &data[i]);
+    if (!ok) return AOTI_TORCH_FAILURE;
+    const Problem p{data[0], data[1], nullptr, nullptr, nullptr, sizes[0], sizes[1], sizes[2], sizes[3],
+                    weight_sizes[0], pads_rows, pads_columns, enlarges != 0};
+    const int64_t out_sizes[4] = {p.N, p.out_height(), p.out_width(), p.O};
+    const int64_t out_strides[4] = {out_sizes[1] * out_sizes[2] * p.O, out_sizes[2] * p.O, p.O, 1};
+    if (aoti_torch_empty_strided(4, out_sizes, out_strides, type, aoti_torch_device_type_cpu(), 0, out) ||
+        aoti_torch_get_data_ptr(*out, &result))
+        return AOTI_TORCH_FAILURE;
+    const int32_t status = fastvar_winograd(
+        p.x, p.weight, bias ? data[2] : nullptr, residual ? data[3] : nullptr, result, p.N, p.H, p.W, p.C, p.O,
+        pads_rows, pads_columns, enlarges, type == aoti_torch_dtype_bfloat16(), omp_get_max_threads());
+    return status == OK ? AOTI_TORCH_SUCCESS : AOTI_TORCH_FAILURE;
+}
