@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from demo.scenes import RICH, Scene, held_out_scenes, training_scenes
 from demo.training.curve import Curve
-from demo.training.loop import Steps, TrainingRun, write_atomically
+from demo.training.loop import Steps, TrainingRun, optimizers, write_atomically
 from demo.training.patch_codec import PATCH, PatchDecoder, PatchEncoder, images_of, psnr
 from demo.training.places import CURVES, STATES
 from fastvar.core.schedule import ScaleSchedule
@@ -36,6 +36,7 @@ WINDOW = 14  # cells along one side of what is decoded of a 512x512 image
 SMALL_SCALES = 3  # images may be cut after as many: the coarse scales shall carry the layout
 CUT_RATE, FLIP_RATE = 0.3, 0.01
 SAVE_EVERY = 500  # steps
+LR = 3e-3
 
 
 class Images(NamedTuple):
@@ -149,9 +150,9 @@ def train(steps: int, batch: int = 16) -> None:
     torch.set_num_threads(1)  # two threads that meet at every operation crawl when anything else runs
     torch.manual_seed(0)
     codec = LatentCodec()
-    optimizer = torch.optim.AdamW(codec.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=1e-4)
-    optimizer.param_groups[0]["peak_lr"] = 3e-3
-    run = TrainingRun(codec, [optimizer], STATE, Steps(steps), average=0.0)
+    matrices = [p for p in codec.parameters() if p.dim() > 1]
+    others = [p for p in codec.parameters() if p.dim() <= 1]
+    run = TrainingRun(codec, optimizers(matrices, others, LR, 0.0), STATE, Steps(steps), average=0.0)
     curve = Curve(CURVES / "latent_codec.csv", ("256", "512", "psnr_256", "psnr_512", "psnr_512_shared"), run.step)
     test, source = draw(held_out_scenes(16, 1, RICH), (1,)), batches(batch, run.step)
     while run.progress < 1:

@@ -70,11 +70,11 @@ def optimizers(
     return built
 
 
-def learning_rate_factor(progress: float, warm_up: float = 0.03) -> float:
-    """Linear warm-up, then a cosine to zero; `progress` runs from 0 to 1."""
+def learning_rate_factor(progress: float, falls_from: float = 0.03, warm_up: float = 0.03) -> float:
+    """Linear warm-up, one, and from `falls_from` on a cosine to zero; `progress` runs from 0 to 1."""
     if progress < warm_up:
         return progress / warm_up + 1e-3
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress - falls_from) / (1 - falls_from))))
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,9 @@ class Steps:
 class TrainingRun:
     """Step counter, clock, optimizers, and the averaged weights of one model; resumes from its file.
 
-    The learning rate follows the share of the budget that is used. The clock counts the processor time of this
-    process, so that a stopped or crowded-out run loses nothing of it.
+    The learning rate follows the share of the budget that is used, and falls from `falls_from` on: until then a budget
+    can still be changed. The clock counts the processor time of this process, so that a stopped or crowded-out run loses
+    nothing of it.
     """
 
     def __init__(
@@ -111,9 +112,10 @@ class TrainingRun:
         file: Path,
         budget: Minutes | Steps,
         average: float,
+        falls_from: float = 0.03,
     ) -> None:
         self.model, self.optimizers, self.file = model, optimizers, file
-        self.budget, self.average = budget, average
+        self.budget, self.average, self.falls_from = budget, average, falls_from
         self.step, self.used_s = 0, 0.0
         self.averaged = {k: v.clone() for k, v in model.state_dict().items()}
         if file.exists():
@@ -126,7 +128,7 @@ class TrainingRun:
 
     def update(self, lr_scale: float = 1.0) -> None:
         """One optimizer step on the gradients at hand, then the average and the clock."""
-        factor = learning_rate_factor(self.progress) * lr_scale
+        factor = learning_rate_factor(self.progress, self.falls_from) * lr_scale
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor

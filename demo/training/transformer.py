@@ -32,6 +32,7 @@ from fastvar.families.infinity import TransformerConfig
 STATE = STATES / "transformer.pt"
 
 SCALE_WEIGHTS = (2.0, 3.0, 5.0, 7.0, 8.0, 6.0, 6.0, 4.0, 4.0, 4.0)
+FALLS_FROM = 0.7  # progress from which the learning rate falls: until then more steps can be asked for
 LARGEST_FLIP_RATE = 0.2
 UNCONDITIONAL_RATE = 0.1
 HELD_OUT_IMAGES, HELD_OUT_PART = 12, 2  # images whose loss is measured, and how many go through at once
@@ -201,7 +202,7 @@ def train(steps: int, lr: float, evaluated_captions: int) -> None:
     torch.manual_seed(0)
     model = build()
     matrices, others = parameter_groups(model)
-    run = TrainingRun(model, optimizers(matrices, others, lr, decay=0.02), STATE, Steps(steps), average=0.998)
+    run = TrainingRun(model, optimizers(matrices, others, lr, decay=0.02), STATE, Steps(steps), 0.998, FALLS_FROM)
     teacher = Teacher(latent_codec.load(), TextFeatures(TEXT_ENCODER))
     weights = torch.tensor(SCALE_WEIGHTS) / sum(SCALE_WEIGHTS)
     scale_columns = [f"scale_{i}" for i in range(len(SCALE_WEIGHTS))]

@@ -47,6 +47,12 @@ def test_budgets_of_steps_and_of_minutes():
     assert learning_rate_factor(1.0) < 1e-6 < learning_rate_factor(0.0)
 
 
+def test_a_rate_that_falls_late_is_constant_until_then():
+    assert learning_rate_factor(0.03, 0.7) == learning_rate_factor(0.5, 0.7) == learning_rate_factor(0.7, 0.7) == 1.0
+    assert learning_rate_factor(0.85, 0.7) == 0.5
+    assert learning_rate_factor(1.0, 0.7) < 1e-6
+
+
 def test_orthogonalized_updates_have_singular_values_near_one():
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalize(torch.randn(40, 16)))
