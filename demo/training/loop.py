@@ -101,8 +101,8 @@ class TrainingRun:
     """Step counter, clock, optimizers, and the averaged weights of one model; resumes from its file.
 
     The learning rate follows the share of the budget that is used, and falls from `falls_from` on: until then a budget
-    can still be changed. The clock counts the processor time of this process, so that a stopped or crowded-out run loses
-    nothing of it.
+    can still be changed. The clock counts the processor time of this process, so that a stopped or crowded-out run
+    loses nothing of it.
     """
 
     def __init__(
