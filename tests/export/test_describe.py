@@ -24,7 +24,7 @@ def without_files(manifest: Manifest) -> Manifest:
     """What only a compiler and a file system can say, left out."""
     engines = {name: replace(spec, **FILE_FACTS) for name, spec in manifest.engines.items()}
     weights = replace(manifest.weights, sha256="", size_bytes=0)
-    return replace(manifest, engines=engines, weights=weights, text_tokenizer=None)
+    return replace(manifest, engines=engines, weights=weights, text_tokenizer=None, precision_choice=None)
 
 
 FILE_FACTS = {"file": "", "sha256": "", "size_bytes": 0, "target": "", "library_version": ""}
