@@ -9,7 +9,6 @@ from ..errors import PlanError
 
 # What users type -> the element type's name (core/dtypes.py).
 COMPUTE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_UNIT = " GFLOP/s a thread"
 AUTO = "auto"  # what users type for the fastest of COMPUTE, of those that are accurate
 # What users type -> the matrices' element type, and that of what they are multiplied with where it is quantised too.
 WEIGHT_FORMATS = {"int8": ("int8", ""), "fp8": ("float8_e4m3fn", ""), "w8a8": ("int8", "int8")}
@@ -84,7 +83,8 @@ def told_of(precision: Precision, choice: PrecisionChoice | None) -> str:
 def speeds_told(gflops: Mapping[str, float]) -> str:
     """ "fp32 75, bf16 149 GFLOP/s a thread", of figures by element type, the finest first."""
     words = {**{name: typed for typed, name in COMPUTE.items()}, "int8": "int8"}
-    return ", ".join(f"{typed} {gflops[name]:.0f}" for name, typed in words.items() if name in gflops) + _UNIT
+    told = ", ".join(f"{typed} {gflops[name]:.0f}" for name, typed in words.items() if name in gflops)
+    return f"{told} GFLOP/s a thread"
 
 
 def parse_precision(compute: str | None, weights: str | None = None, *, default: str = "float32") -> Precision:

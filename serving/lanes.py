@@ -57,12 +57,12 @@ def open_lanes(path: Path, instances: int | None, **load_options: Any) -> list[L
     try:
         threads = load_options.get("threads") or usable_cores()
         count = _instances(whole, instances, threads, load_options.get("memory_budget"))
-        most = max(max(sizes, default=1) for sizes in whole.batch_sizes.values())
-        for _ in range(count if count > 1 else 0):
-            pipe = Pipeline(whole.bundle, threads=threads // count, batch=most)
+        sizes = {images for own in whole.batch_sizes.values() for images in own}
+        whole.warm_up(min(sizes))
+        for _ in range(count):
+            pipe = Pipeline(whole.bundle, threads=threads // count, batch=max(sizes))
             opened.append(Lane(pipe, is_whole=False))
-            pipe.warm_up(most)
-        whole.warm_up(min(min(sizes, default=most) for sizes in whole.batch_sizes.values()))
+            pipe.warm_up(max(sizes))
     except BaseException:
         for lane in opened:
             lane.pipe.close()
@@ -71,8 +71,9 @@ def open_lanes(path: Path, instances: int | None, **load_options: Any) -> list[L
 
 
 def _instances(pipe: Pipeline, wanted: int | None, threads: int, budget: str | int | None) -> int:
+    """How many draw side by side; none where passes are drawn one at a time."""
     if wanted == 1:
-        return 1
+        return 0
     allowed = _can_share_cores(pipe, threads)
     limit = memory_bytes()
     if budget is not None:
@@ -80,7 +81,7 @@ def _instances(pipe: Pipeline, wanted: int | None, threads: int, budget: str | i
     if wanted is None:
         count = min(BY_ITSELF, threads)
         fits = limit is None or _need(pipe, count) <= (limit if budget is not None else SHARE_BY_ITSELF * limit)
-        return count if allowed and fits else 1
+        return count if allowed and fits else 0
     if not allowed:
         raise InputError(
             f"{wanted} instances of {pipe.bundle.path.name}, whose engines run on the threads of the process",

@@ -19,7 +19,15 @@ from demo.scenes import RICH, SIZES, Scene, held_out_scenes, training_scenes
 from demo.training import latent_codec
 from demo.training.curve import Curve
 from demo.training.latent_codec import BITS, SCHEDULES, Images, LatentCodec, draw, quantize
-from demo.training.loop import Steps, TrainingRun, half_precision, optimizers, write_atomically, zero_bias
+from demo.training.loop import (
+    Steps,
+    TrainingRun,
+    half_precision,
+    matrices_and_others,
+    optimizers,
+    write_atomically,
+    zero_bias,
+)
 from demo.training.patch_codec import PATCH, psnr
 from demo.training.places import CHECKPOINT, CURVES, STATES
 from fastvar.export.models.infinity.tokenizer import ImageTokenizer
@@ -117,9 +125,9 @@ def train(part: str, steps: int) -> None:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub leaves this one out
     half: nn.Module = getattr(model, part)
     initialize(half)
-    matrices = [p for p in half.parameters() if p.dim() > 1]
-    others = [p for p in half.parameters() if p.dim() <= 1]
-    run = TrainingRun(half, optimizers(matrices, others, 2e-3, 0.0), STATES / f"{part}.pt", Steps(steps), 0.995)
+    run = TrainingRun(
+        half, optimizers(*matrices_and_others(half), 2e-3, 0.0), STATES / f"{part}.pt", Steps(steps), 0.995
+    )
     curve = Curve(CURVES / f"{part}.csv", ("256", "512", *MEASURED), run.step)
     test = draw(held_out_scenes(8, 1, RICH), (1,))
     while run.progress < 1:

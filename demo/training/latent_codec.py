@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from demo.scenes import RICH, Scene, held_out_scenes, training_scenes
 from demo.training.curve import Curve
-from demo.training.loop import Steps, TrainingRun, optimizers, write_atomically
+from demo.training.loop import Steps, TrainingRun, matrices_and_others, optimizers, write_atomically
 from demo.training.patch_codec import PATCH, PatchDecoder, PatchEncoder, images_of, psnr
 from demo.training.places import CURVES, STATES
 from fastvar.core.schedule import ScaleSchedule
@@ -150,9 +150,7 @@ def train(steps: int, batch: int = 16) -> None:
     torch.set_num_threads(1)  # two threads that meet at every operation crawl when anything else runs
     torch.manual_seed(0)
     codec = LatentCodec()
-    matrices = [p for p in codec.parameters() if p.dim() > 1]
-    others = [p for p in codec.parameters() if p.dim() <= 1]
-    run = TrainingRun(codec, optimizers(matrices, others, LR, 0.0), STATE, Steps(steps), average=0.0)
+    run = TrainingRun(codec, optimizers(*matrices_and_others(codec), LR, 0.0), STATE, Steps(steps), average=0.0)
     curve = Curve(CURVES / "latent_codec.csv", ("256", "512", "psnr_256", "psnr_512", "psnr_512_shared"), run.step)
     test, source = draw(held_out_scenes(16, 1, RICH), (1,)), batches(batch, run.step)
     while run.progress < 1:

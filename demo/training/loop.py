@@ -70,6 +70,12 @@ def optimizers(
     return built
 
 
+def matrices_and_others(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """All parameters: matrices and convolutions, for Muon, and those of one dimension."""
+    parameters = list(model.parameters())
+    return [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+
+
 def learning_rate_factor(progress: float, falls_from: float = 0.03, warm_up: float = 0.03) -> float:
     """Linear warm-up, one, and from `falls_from` on a cosine to zero; `progress` runs from 0 to 1."""
     if progress < warm_up:

@@ -125,19 +125,14 @@ class AotInductorBackend(Backend):
             return "bfloat16", PrecisionChoice(False, "what GPUs multiply fast, with the range of fp32")
         here = best_cpu(self._torch)
         target = here if self._target == CPU else self._target
-        types = accurate_types(target)
-        if target != here and len(types) == 1:
-            return types[0], PrecisionChoice(False, f"{target} has no products of 16 bits")
+        finest, *others = types = accurate_types(target)
+        reason = "nothing was measured to be clearly faster" if others else f"{target} has no products of 16 bits"
+        if target != here and not others:
+            return finest, PrecisionChoice(False, reason)
         found = product_speeds(self._torch, kept, accurate_types(here), anew=anew)
         best = fastest(found.gflops, types)
-        if len(types) == 1:
-            reason = f"{target} has no products of 16 bits"
-        else:
-            reason = (
-                "measured to be clearly the fastest"
-                if best != types[0]
-                else "nothing was measured to be clearly faster"
-            )
+        if best != finest:
+            reason = "measured to be clearly the fastest"
         return best, PrecisionChoice(False, reason, found.cpu, f"torch {found.torch}", found.gflops)
 
     @classmethod

@@ -25,6 +25,7 @@ AVX512_BF16 = (*_AVX512, "avx512_bf16")
 AVX512_VNNI = (*_AVX512, "avx512_vnni")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-w")  # gcc 12 warns of its own intrinsics
 SOURCES = {"attention.cpp": AVX512_BF16, "linear.cpp": (), "linear_int8.cpp": AVX512_VNNI, "winograd.cpp": AVX512_VNNI}
+HEADERS = ("registers.h",)
 ARCHIVE, LIBRARY = "libfastvar.a", "fastvar.so"
 INSTALL = "install a C++ compiler, such as g++"
 
@@ -42,7 +43,7 @@ def cpu_lacks(instructions: Sequence[str], cpuinfo: Path = Path("/proc/cpuinfo")
 def kernel_digest() -> str:
     """The SHA-256 of all sources and their flags, in hexadecimal."""
     digest = hashlib.sha256(repr((FLAGS, SOURCES)).encode())
-    for name in SOURCES:
+    for name in (*SOURCES, *HEADERS):
         digest.update((KERNELS / name).read_bytes())
     return digest.hexdigest()
 

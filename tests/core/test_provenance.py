@@ -47,9 +47,9 @@ def keys():
 
 root, before, changed = provenance.ROOT, keys(), {}
 assert str(root) == sys.argv[1], root
-for path in sorted([*root.rglob("*.py"), *root.rglob("*.cpp")]):
+for path in sorted([*root.rglob("*.py"), *root.rglob("*.cpp"), *root.rglob("*.h")]):
     source = path.read_bytes()
-    path.write_bytes(source + (b"\\n// edited\\n" if path.suffix == ".cpp" else b"\\n# edited\\n"))
+    path.write_bytes(source + (b"\\n// edited\\n" if path.suffix != ".py" else b"\\n# edited\\n"))
     now = keys()
     path.write_bytes(source)
     changed[path.relative_to(root).as_posix()] = [name for name in before if now[name] != before[name]]
@@ -123,7 +123,7 @@ def test_what_a_backend_does_to_graphs_changes_its_own_engines_alone(changed: di
         assert changed[f"engines/onnxruntime/{file}.py"] == {"onnxruntime"}, file
     for file in ("passes.py", "convolutions.py", "targets.py", "backend.py"):
         assert changed[f"engines/aotinductor/{file}"] == {"aotinductor"}, file
-    for file in ("attention.cpp", "linear.cpp", "linear_int8.cpp", "winograd.cpp"):
+    for file in ("attention.cpp", "linear.cpp", "linear_int8.cpp", "winograd.cpp", "registers.h"):
         assert changed[f"engines/aotinductor/kernels/{file}"] == {"aotinductor"}, file
     assert changed["engines/tensorrt/backend.py"] == {"tensorrt"}
     assert changed["engines/onnx_graph.py"] == {"onnxruntime", "tensorrt"}

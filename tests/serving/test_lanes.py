@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +16,22 @@ from fastvar.errors import DeviceMemoryError, InputError
 from fastvar.serving import lanes as module
 from fastvar.serving.jobs import Failed, Finished
 from fastvar.serving.lanes import Lane, open_lanes
-from fastvar.serving.metrics import Metrics
 from fastvar.serving.model import ServedModel
 from fastvar.serving.options import ServeOptions
 from tests.serving.asking import pixels
-from tests.serving.test_model import PROMPTS, Held, job, told
-
-Scene = Callable[[ServedModel, list[Held]], Awaitable[None]]
+from tests.serving.test_model import PROMPTS, Held, SceneOfLanes, job, played_on, told
 
 
 @pytest.fixture
-def played(batched_bundle: Path) -> Callable[[Scene], None]:
+def played(batched_bundle: Path) -> Callable[[SceneOfLanes], None]:
     """Plays a scene with a model of three lanes: the whole, and two that are narrow."""
 
-    def play(scene: Scene) -> None:
-        asyncio.run(_played(scene, batched_bundle))
+    def play(scene: SceneOfLanes) -> None:
+        pipes = [Pipeline.load(batched_bundle, threads=threads) for threads in (2, 1, 1)]
+        lanes = [Lane(pipe, is_whole=place == 0) for place, pipe in enumerate(pipes)]
+        asyncio.run(played_on(lanes, ServeOptions(), scene))
 
     return play
-
-
-async def _played(scene: Scene, bundle: Path) -> None:
-    loop, loaded = asyncio.get_running_loop(), asyncio.Event()
-    pipes = [Pipeline.load(bundle, threads=threads) for threads in (2, 1, 1)]
-    helds = [Held(pipe) for pipe in pipes]
-    lanes = [Lane(pipe, is_whole=place == 0) for place, pipe in enumerate(pipes)]
-    model = ServedModel("m", lambda: lanes, ServeOptions(), Metrics())
-    model.start(lambda: loop.call_soon_threadsafe(loaded.set))
-    await loaded.wait()
-    try:
-        await asyncio.wait_for(scene(model, helds), 60)
-    finally:
-        for held in helds:
-            held.gate.set()
-        await model.stop()
-    assert all(pipe.closed for pipe in pipes)
 
 
 async def _entered(held: Held) -> None:

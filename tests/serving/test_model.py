@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Held:
 
 
 Scene = Callable[[ServedModel, Held], Awaitable[None]]
+SceneOfLanes = Callable[[ServedModel, list[Held]], Awaitable[None]]
 
 
 @pytest.fixture
@@ -56,23 +57,26 @@ def played(batched_bundle: Path) -> Callable[..., None]:
     """Plays a scene with a model that has been loaded."""
 
     def play(scene: Scene, batch: int | None = None, **options: Any) -> None:
-        asyncio.run(_played(scene, Pipeline.load(batched_bundle, batch=batch), ServeOptions(**options)))
+        lanes = [Lane(Pipeline.load(batched_bundle, batch=batch))]
+        asyncio.run(played_on(lanes, ServeOptions(**options), lambda model, helds: scene(model, *helds)))
 
     return play
 
 
-async def _played(scene: Scene, pipe: Pipeline, options: ServeOptions) -> None:
+async def played_on(lanes: Sequence[Lane], options: ServeOptions, scene: SceneOfLanes) -> None:
+    """Play a scene with a model that draws on these lanes, each of them watched."""
     loop, loaded = asyncio.get_running_loop(), asyncio.Event()
-    held = Held(pipe)
-    model = ServedModel("m", lambda: [Lane(pipe)], options, Metrics())
+    helds = [Held(lane.pipe) for lane in lanes]
+    model = ServedModel("m", lambda: lanes, options, Metrics())
     model.start(lambda: loop.call_soon_threadsafe(loaded.set))
     await loaded.wait()
     try:
-        await asyncio.wait_for(scene(model, held), 60)
+        await asyncio.wait_for(scene(model, helds), 60)
     finally:
-        held.gate.set()
+        for held in helds:
+            held.gate.set()
         await model.stop()
-    assert pipe.closed
+    assert all(lane.pipe.closed for lane in lanes)
 
 
 def job(held: Held, *prompts: str, params: SamplingParams = GUIDED, seed: int = 1, **more: Any) -> Job:

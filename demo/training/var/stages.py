@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from demo.training.image_tokenizer import cut, windows
 from demo.training.image_tokenizer import initialize as unit_gain
-from demo.training.loop import Minutes, TrainingRun, half_precision, optimizers, write_atomically, zero_bias
+from demo.training.loop import (
+    Minutes,
+    TrainingRun,
+    half_precision,
+    matrices_and_others,
+    optimizers,
+    write_atomically,
+    zero_bias,
+)
 from demo.training.patch_codec import PATCH, images_of, psnr
 from demo.training.var.codec import CLASSES, STATES, TOKENIZER, VqCodec, draw_classes, read_class, to_pixels
 from demo.training.var.codec import load as load_codec
@@ -95,11 +103,9 @@ def train_tokenizer(half: str, minutes: float, out: Path = OUT, states: Path = S
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub leaves this one out
     parts = nn.ModuleDict({name: getattr(model, name) for name in HALVES[half]})
     unit_gain(parts)
-    matrices = [p for p in parts.parameters() if p.dim() > 1]
-    others = [p for p in parts.parameters() if p.dim() <= 1]
     run = TrainingRun(
         parts,
-        optimizers(matrices, others, 2e-3, 0.0),
+        optimizers(*matrices_and_others(parts), 2e-3, 0.0),
         states / f"{half}.pt",
         Minutes(minutes),
         0.98 if half == "encoder" else 0.99,

@@ -24,19 +24,16 @@
 #include <limits>
 #include <type_traits>
 
-// Compilers keep a tile in registers only where its loops are unrolled, which -O2 does not.
-#define UNROLL _Pragma("GCC unroll 8")
+#include "registers.h"
 
 namespace {
 
-constexpr int64_t LANES = 16;         // fp32 values of a register
 constexpr int TILE = 6;               // queries of a tile: with 4 registers of keys, 24 of the 32 registers are sums
 constexpr int WIDEST = 6;             // registers of values of a tile, then of 4 queries
 constexpr int64_t STRIP = 4 * LANES;  // keys of a tile: their packed pairs stay in L1 over all queries of a block
 constexpr int64_t QUERIES = 48;       // of a block: enough to pay for reading packed keys from L2 or L3
 constexpr int64_t KEYS = 512;         // of a block: its scores and probabilities stay in L2
 constexpr int64_t LARGEST_HEAD = 256;
-constexpr int64_t WORTH_THREADS = 1 << 18;  // products below which waking other threads costs more
 constexpr float LOG2_E = 1.44269504f;
 
 using Pair = uint32_t;  // two bfloat16 neighbours of the summed axis
@@ -79,30 +76,6 @@ inline __m512 exp2(__m512 t) {
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693151312f));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
     return _mm512_scalef_ps(p, t);
-}
-
-// In place: lane j of row i <-> lane i of row j.
-inline void transpose(__m512i (&r)[16]) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int half = 0; half < 16; half += 8)
-        for (int i = 0; i < 4; ++i) {
-            t[half + i] = _mm512_shuffle_i32x4(r[half + i], r[half + i + 4], 0x88);
-            t[half + i + 4] = _mm512_shuffle_i32x4(r[half + i], r[half + i + 4], 0xdd);
-        }
-    for (int i = 0; i < 8; ++i) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    }
 }
 
 // A strip's keys lie together, pair by pair: [head_dim / 2][keys of the strip].
@@ -194,14 +167,6 @@ void value_tile(const Pair* probabilities, const Pair* values, int64_t depth, in
     }
     UNROLL for (int i = 0; i < ROWS; ++i)
         UNROLL for (int j = 0; j < COLUMNS; ++j) _mm512_store_ps(sums + i * head_dim + j * LANES, acc[i][j]);
-}
-
-// Calls f with n, or with MOST where n is larger, as a constant: tiles of every size are loops that unroll.
-template <int MOST, typename F>
-void with_constant(int64_t n, const F& f) {
-    if constexpr (MOST > 1)
-        if (n < MOST) return with_constant<MOST - 1>(n, f);
-    f(std::integral_constant<int, MOST>());
 }
 
 void score_block(const Problem& p, Scratch& s, int64_t rows, int64_t start, int64_t count) {

@@ -21,12 +21,10 @@
 #include <cstring>
 #include <type_traits>
 
-// Compilers keep a tile in registers only where its loops are unrolled, which -O2 does not.
-#define UNROLL _Pragma("GCC unroll 8")
+#include "registers.h"
 
 namespace {
 
-constexpr int64_t LANES = 16;         // 32-bit values of a register
 constexpr int COLUMNS = 4;            // registers of a strip
 constexpr int64_t STRIP = COLUMNS * LANES;
 constexpr int TILE = 6;               // rows of a tile: with 4 registers of weights, 24 of the 32 registers are sums
@@ -35,7 +33,6 @@ constexpr int64_t DEPTH = 4;          // neighbours along K of a lane
 constexpr int64_t MOST_INPUTS = 1 << 16;    // K for which 255 * 127 * K fits into int32
 constexpr int64_t AHEAD = 64;         // rows of values fetched before they are read: strides defeat the processor's own
 constexpr float SMALLEST = 1e-30f;    // largest magnitude of a row; smaller ones are as zeros, and have a scale still
-constexpr int64_t WORTH_THREADS = 1 << 18;  // products below which waking other threads costs more
 constexpr float LOG2_E = 1.44269504f;
 
 struct Problem {
@@ -50,20 +47,6 @@ struct Problem {
     float* row_scale;    // [M]
     int32_t* row_shift;  // [M], what shifted weights add to the row's sums
 };
-
-inline __m512 widen(__m256i bfloat16) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16), 16));
-}
-
-// To the nearest bfloat16, ties to even. AVX512-BF16 would do it in one, but not every CPU with VNNI has it.
-inline __m256i narrow(__m512 x) {
-    const __m512i bits = _mm512_castps_si512(x);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    const __m512i high = _mm512_srli_epi32(rounded, 16);
-    const __mmask16 no_number = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(high, no_number, _mm512_set1_epi32(0x7fc0)));
-}
 
 // 2^t within 4e-6 of itself. VSCALEFPS multiplies by 2^floor(t).
 inline __m512 exp2(__m512 t) {
@@ -193,14 +176,6 @@ void tile(const Problem& p, int64_t row, int64_t column, uint8_t* packed) {
     UNROLL for (int i = 0; i < HEIGHT; ++i)
         UNROLL for (int j = 0; j < COLUMNS; ++j) _mm512_store_si512(sums + i * STRIP + j * LANES, acc[i][j]);
     (p.gelu ? finish<true> : finish<false>)(p, row, column, HEIGHT, sums);
-}
-
-// Calls f with n, or with MOST where n is larger, as a constant: tiles of every size are loops that unroll.
-template <int MOST, typename F>
-void with_constant(int64_t n, const F& f) {
-    if constexpr (MOST > 1)
-        if (n < MOST) return with_constant<MOST - 1>(n, f);
-    f(std::integral_constant<int, MOST>());
 }
 
 // Work items [from, to): strip-major, so that a strip is packed once.

@@ -30,12 +30,10 @@
 #include <type_traits>
 #include <utility>
 
-// Compilers keep a tile in registers only where its loops are unrolled, which -O2 does not.
-#define UNROLL _Pragma("GCC unroll 8")
+#include "registers.h"
 
 namespace {
 
-constexpr int64_t LANES = 16;         // 32-bit values of a register
 constexpr int COLUMNS = 4;            // registers of a strip
 constexpr int64_t STRIP = COLUMNS * LANES;
 constexpr int ROWS = 6;               // patches of a product's tile: with 4 registers of weights, 24 of 32 are sums
@@ -44,7 +42,6 @@ constexpr int64_t BLOCK_BYTES = 448 << 10;  // of a block's transformed patches:
 constexpr int64_t LEAST_BLOCK = 24, LARGEST_BLOCK = 96;  // patches: few would read all weights too often
 constexpr double READING_WEIGHTS = 0.5;  // all of them, in products of ROWS patches
 constexpr int64_t WEIGHT_BYTES = 20 << 20;  // transformed at a time
-constexpr int64_t WORTH_THREADS = 1 << 18;  // products below which waking other threads costs more
 constexpr int64_t MOST_CHANNELS = 4096;     // for which rounding leaves the norms below where sums leave int32
 constexpr float PATCH_NORM = 32700.0f, WEIGHT_NORM = 64000.0f, LARGEST_WEIGHT = 32700.0f;
 
@@ -84,21 +81,12 @@ struct Problem {
 inline __m512 load(const float* from) { return _mm512_loadu_ps(from); }
 
 inline __m512 load(const Bits* from) {
-    const __m256i bits = _mm256_loadu_si256((const __m256i*)from);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    return widen(_mm256_loadu_si256((const __m256i*)from));
 }
 
 inline void store(float* to, __m512 x) { _mm512_storeu_ps(to, x); }
 
-// To the nearest bfloat16, ties to even. AVX512-BF16 would do it in one, but not every CPU with VNNI has it.
-inline void store(Bits* to, __m512 x) {
-    const __m512i bits = _mm512_castps_si512(x);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    const __mmask16 no_number = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    const __m512i high = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), no_number, _mm512_set1_epi32(0x7fc0));
-    _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16(high));
-}
+inline void store(Bits* to, __m512 x) { _mm256_storeu_si256((__m256i*)to, narrow(x)); }
 
 inline __m512 times(float factor, __m512 x) { return _mm512_mul_ps(_mm512_set1_ps(factor), x); }
 inline __m512 plus(__m512 sum, float factor, __m512 x) { return _mm512_fmadd_ps(_mm512_set1_ps(factor), x, sum); }
@@ -140,14 +128,6 @@ void from_points(const __m512 (&y)[EDGE], __m512 (&z)[TILE]) {
     z[3] = plus(times(AA * A, less_a), BB * B, less_b);
     if constexpr (TILE == 5) z[4] = plus(times(AA * AA, sum_a), BB * BB, sum_b);
     z[TILE - 1] = _mm512_add_ps(z[TILE - 1], y[5]);
-}
-
-// Calls f with n, or with MOST where n is larger, as a constant: tiles of every size are loops that unroll.
-template <int MOST, typename F>
-void with_constant(int64_t n, const F& f) {
-    if constexpr (MOST > 1)
-        if (n < MOST) return with_constant<MOST - 1>(n, f);
-    f(std::integral_constant<int, MOST>());
 }
 
 // Sums of the lanes of four registers, side by side.
@@ -222,30 +202,6 @@ struct Weights {
         return packed + POINTS * C * column + point * C * width;
     }
 };
-
-// In place: lane j of row i <-> lane i of row j.
-inline void transpose(__m512i (&r)[LANES]) {
-    __m512i t[LANES];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int half = 0; half < 16; half += 8)
-        for (int i = 0; i < 4; ++i) {
-            t[half + i] = _mm512_shuffle_i32x4(r[half + i], r[half + i + 4], 0x88);
-            t[half + i + 4] = _mm512_shuffle_i32x4(r[half + i], r[half + i + 4], 0xdd);
-        }
-    for (int i = 0; i < 8; ++i) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    }
-}
 
 // 16 rows of `count` elements -> [count][16] in fp32.
 template <typename T>

@@ -1,32 +1,11 @@
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
-from fastvar.engines.aotinductor import native
 from fastvar.engines.aotinductor.native import AVX512_BF16, cpu_lacks
-from fastvar.engines.aotinductor.operators import ATTENTION, register, supports_heads
-from fastvar.errors import BuildError
+from fastvar.engines.aotinductor.operators import supports_heads
 
 MASKED = -1e30
-
-
-@pytest.fixture(scope="module")
-def attention(engine_cache: Path) -> Iterator[Callable[..., Tensor]]:
-    """The operator, its kernel compiled once per version of its source."""
-    if lacking := cpu_lacks(AVX512_BF16):
-        pytest.skip(f"this CPU lacks {', '.join(lacking)}")
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTVAR_CACHE", str(engine_cache))
-        try:
-            native.build()
-        except BuildError as error:
-            pytest.skip(error.problem)
-        yield register(ATTENTION)
-    torch.set_num_threads(threads)
 
 
 def operands(L: int, S: int, heads: int, head_dim: int, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,33 +1,12 @@
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
 from fastvar.engines.aotinductor import operators
-from fastvar.engines.aotinductor.native import AVX512_VNNI, build, cpu_lacks
-from fastvar.engines.aotinductor.operators import LINEAR_INT8, register
-from fastvar.errors import BackendError, BuildError
+from fastvar.errors import BackendError
 from fastvar.export.models.common.quantise import integer_linear
 
 Layer = tuple[Tensor, Tensor, Tensor, Tensor]  # x, values, scale, bias
-
-
-@pytest.fixture(scope="module")
-def linear(engine_cache: Path) -> Iterator[Callable[..., Tensor]]:
-    """The operator, its kernel compiled once per version of its source."""
-    if lacking := cpu_lacks(AVX512_VNNI):
-        pytest.skip(f"this CPU lacks {', '.join(lacking)}")
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTVAR_CACHE", str(engine_cache))
-        try:
-            build()
-        except BuildError as error:
-            pytest.skip(error.problem)
-        yield register(LINEAR_INT8)
-    torch.set_num_threads(threads)
 
 
 def operands(M: int, K: int, N: int) -> Layer:

@@ -20,7 +20,7 @@ def test_without_a_compiler_nothing_is_made(monkeypatch, tmp_path):
 
 def test_another_source_is_another_digest(monkeypatch, tmp_path):
     before = native.kernel_digest()
-    for name in native.SOURCES:
+    for name in (*native.SOURCES, *native.HEADERS):
         (tmp_path / name).write_bytes((native.KERNELS / name).read_bytes())
     monkeypatch.setattr(native, "KERNELS", tmp_path)
     assert native.kernel_digest() == before

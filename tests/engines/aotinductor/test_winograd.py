@@ -1,8 +1,7 @@
 """Convolutions by Winograd's method: the kernel against a convolution in fp64, and the passes that put it in place."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,11 +15,9 @@ from fastvar.engines.aotinductor import operators
 from fastvar.engines.aotinductor.backend import AotInductorBackend
 from fastvar.engines.aotinductor.convolutions import scratch_bytes, use_winograd, use_winograd_residuals
 from fastvar.engines.aotinductor.graph import tidy
-from fastvar.engines.aotinductor.native import AVX512_VNNI, build, cpu_lacks
-from fastvar.engines.aotinductor.operators import WINOGRAD, register
 from fastvar.engines.aotinductor.targets import WITH_INT8_PRODUCTS, best_cpu
 from fastvar.engines.spec import EngineSpec
-from fastvar.errors import BackendError, BuildError
+from fastvar.errors import BackendError
 from fastvar.export.models.common.coders import image_tokenizer_role
 from fastvar.export.models.common.step_graph import WeightShape
 from fastvar.export.models.infinity.steps import InfinityImageDecoder
@@ -30,22 +27,6 @@ from tests.engines.aotinductor.test_passes import Module
 
 TYPES = (torch.float32, torch.bfloat16)
 Kernel = Callable[..., Tensor]
-
-
-@pytest.fixture(scope="module")
-def winograd(engine_cache: Path) -> Iterator[Kernel]:
-    """The operator, its kernel compiled once per version of its source."""
-    if lacking := cpu_lacks(AVX512_VNNI):
-        pytest.skip(f"this CPU lacks {', '.join(lacking)}")
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTVAR_CACHE", str(engine_cache))
-        try:
-            build()
-        except BuildError as error:
-            pytest.skip(error.problem)
-        yield register(WINOGRAD)
-    torch.set_num_threads(threads)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
