@@ -62,9 +62,19 @@ class Drawing:
             self._fleet.log.bug(error, self._log)
         return told
 
-    def leave(self) -> None:
-        """The answer is over: what was not drawn yet is not wanted any more."""
-        if stage := self._model.cancel(self.job):
+    async def answered(self, receive: Receive, answer: Coroutine[Any, Any, Result]) -> Result:
+        """The answer's result; when it is over, or its client is gone, nothing more is drawn."""
+        try:
+            return await unless_gone(receive, answer)
+        except ClientGone:
+            self._leave(gone=True)
+            raise
+        finally:
+            self._leave()
+
+    def _leave(self, gone: bool = False) -> None:
+        stage = self._model.cancel(self.job) or ("sending" if gone else "")
+        if stage:
             self._log["cancelled"] = stage
             self._fleet.metrics.cancelled.labels(self._model.name, stage).inc()
 
@@ -170,10 +180,7 @@ class EventStream(Response):
         self._drawing = drawing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await unless_gone(receive, self._send(send))
-        finally:
-            self._drawing.leave()
+        await self._drawing.answered(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -224,7 +231,4 @@ async def draw(request: Request) -> Response:
     drawing = Drawing(fleet, model, asked, log)
     if asked.streams:
         return EventStream(drawing)
-    try:
-        return await unless_gone(request.receive, drawing.whole())
-    finally:
-        drawing.leave()
+    return await drawing.answered(request.receive, drawing.whole())

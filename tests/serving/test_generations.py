@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -160,6 +161,30 @@ def test_several_images_of_a_stream_are_told_apart(client):
     found = events(streamed(client, n=2, seed=3, partial_images=1))
     done = {event["image"]: event["b64_json"] for event in found if event["type"].endswith("completed")}
     assert [done[place] for place in (0, 1)] == [image["b64_json"] for image in drawn(client, n=2, seed=3)["data"]]
+
+
+def test_a_client_that_leaves_when_all_is_drawn_is_counted(client):
+    """It goes away after the last event has been made, while that is sent."""
+    body = json.dumps({"prompt": PROMPT, "stream": True}).encode()
+    is_sent = asyncio.Event()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await is_sent.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if b"completed" in message.get("body", b""):
+            is_sent.set()
+            await asyncio.Event().wait()  # nobody reads it
+
+    headers = [(b"content-type", b"application/json"), (b"host", b"testserver")]
+    scope = {"type": "http", "method": "POST", "path": GENERATIONS, "query_string": b"", "headers": headers}
+    client.portal.call(client.app, scope | {"http_version": "1.1", "scheme": "http"}, receive, send)
+    assert 'fastvar_cancelled_total{model="texts",stage="sending"} 1.0' in client.get("/metrics").text
+    assert (client.log[-1]["status"], client.log[-1]["cancelled"]) == (499, "sending")
 
 
 def test_the_place_in_the_queue_is_a_comment(client):

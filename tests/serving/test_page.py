@@ -176,7 +176,30 @@ def test_a_model_of_classes_is_asked_for_classes(browser, var_editing_bundle: Pa
 # Stopping, waiting, trying again
 
 
-def test_keys_draw_and_stop(page, server: Served):
+@pytest.fixture(scope="module")
+def paced_server(browser, demo_bundle: Path) -> Iterator[Served]:
+    """Takes its time for every scale: no machine is fast enough to finish before a key is pressed."""
+    with paced(demo_bundle) as served:
+        yield served
+
+
+@pytest.fixture
+def paced_page(browser, paced_server: Served) -> Iterator[Any]:
+    with opened(browser, paced_server.url) as page:
+        settled(page)
+        yield page
+
+
+@contextmanager
+def paced(bundle: Path, *options: str) -> Iterator[Served]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACE", "0.1")
+        with serving(bundle, "--batch", "1", "--instances", "1", *options, module="tests.serving.paced") as served:
+            yield served
+
+
+def test_keys_draw_and_stop(paced_page, paced_server: Served):
+    page, server = paced_page, paced_server
     page.fill("#f-prompt", PROMPT)
     page.fill("#f-n", "10")
     hold(page, 3)
@@ -203,7 +226,8 @@ def test_stop_leaves_what_was_drawn(page):
     assert page.evaluate("document.activeElement.id") == "draw"
 
 
-def test_who_waits_sees_her_place_and_may_leave(page, server: Served):
+def test_who_waits_sees_her_place_and_may_leave(paced_page, paced_server: Served):
+    page, server = paced_page, paced_server
     with crowd(server, 2):
         ask(page)
         state(page, "Waiting: 2 ahead of you")
@@ -215,7 +239,7 @@ def test_who_waits_sees_her_place_and_may_leave(page, server: Served):
 
 
 def test_a_full_queue_is_counted_down(browser, demo_bundle: Path):
-    with serving(demo_bundle, "--queue", "1") as served, opened(browser, served.url) as page:
+    with paced(demo_bundle, "--queue", "1") as served, opened(browser, served.url) as page:
         settled(page)
         with crowd(served, 2):
             ask(page)
