@@ -27,15 +27,15 @@ from fastvar.export.models.common.tokenizer_blocks import enlarge
 from fastvar.export.models.infinity.tokenizer import bits_to_codes
 from fastvar.families.infinity_presets import schedule_for
 
-BITS, HIDDEN = 32, 512
+BITS, HIDDEN = 48, 512
 SCHEDULES = {side: schedule_for((side, side)) for side in (256, 512)}
 WEIGHTS = STATES / "latent_codec.pt"
 STATE = STATES / "latent_codec_state.pt"
 SAMPLES = STATES / "latent_codec.png"
 WINDOW = 14  # cells along one side of what is decoded of a 512x512 image
 SMALL_SCALES = 3  # images may be cut after as many: the coarse scales shall carry the layout
-CUT_RATE, FLIP_RATE = 0.3, 0.01
-SAVE_EVERY = 500  # steps
+CUT_RATE, FLIP_RATE = 0.1, 0.003
+SAVE_EVERY = 100  # steps
 LR = 3e-3
 
 
@@ -56,8 +56,8 @@ class LatentCodec(nn.Module):
 
     def __init__(self, bits: int = BITS, hidden: int = HIDDEN) -> None:
         super().__init__()
-        self.base, self.detail = PatchEncoder(bits, hidden), PatchEncoder(bits, hidden)
-        self.decoder = PatchDecoder(bits, hidden)
+        self.base, self.detail = PatchEncoder(bits, hidden, hidden), PatchEncoder(bits, hidden, hidden)
+        self.decoder = PatchDecoder(bits, hidden, 2 * hidden)
 
     def encode(self, images: Images) -> tuple[Tensor, Tensor]:
         """The latents of both sizes; the mean of each 2x2 cells of the second is a cell of the first."""
@@ -170,5 +170,5 @@ def train(steps: int, batch: int = 16) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=1600)
     train(parser.parse_args().steps)
