@@ -218,7 +218,8 @@ class EagerContender:
 def _scale_run(model: EagerModel, plan: GenerationPlan, step: StepPlan) -> ScaleRun:
     table = rotary_table(step.size, plan.schedule.rope_grid, model.transformer.config.head_dim)
     rotary = torch.from_numpy(table).to(model.device)
-    return ScaleRun(step.size, step.kept, rotary, plan.cached_size, step.writes_restore_cache)
+    shared = plan.policy.shared_selection
+    return ScaleRun(step.size, step.kept, rotary, plan.cached_size, step.writes_restore_cache, shared, step.text)
 
 
 def _loaded(factory: Callable[[Config], nn.Module], config: Config, state: Mapping[str, Tensor]) -> nn.Module:

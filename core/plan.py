@@ -65,6 +65,7 @@ class StepPlan:
     guided_pruned: int
     part: int | None = None  # which part of the scale, where it is drawn in several
     parts: int = 1
+    text: bool = True  # the pruned layers read the text; else their cross-attention is restored from the restore scale
 
     def past(self, pruned_layer: bool) -> int:
         return self.past_pruned if pruned_layer else self.past_dense
@@ -152,7 +153,8 @@ def make_plan(
             if guided or not steps or steps[-1].guided:
                 guided_past = past
             own = (i, schedule.sizes[i], count, forwarded, *past, fills, following, guided, *guided_past)
-            steps.append(StepPlan(*own, part=part if len(counts) > 1 else None, parts=len(counts)))
+            of_scale = part if len(counts) > 1 else None
+            steps.append(StepPlan(*own, part=of_scale, parts=len(counts), text=policy.rule(i).text))
             past = (past[0] + count, past[1] + forwarded)
     return GenerationPlan(schedule, policy, depth, tuple(steps), sampling_mode, first_tokens)
 
@@ -205,6 +207,13 @@ def _check_policy(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) ->
         raise PlanError("the first scale cannot be skipped: it carries the text")
     _check_guidance(policy, last)
     pruned = [i for i in range(last + 1) if not policy.rule(i).skip and policy.rule(i).keep < 1]
+    unread = [i for i in range(last + 1) if not policy.rule(i).text]
+    if unread and (unread[0] not in pruned or policy.first_layer == policy.stop_layer):
+        raise PlanError(
+            f"policy {policy.name!r} has text off at scale {unread[0]}, which it does not prune",
+            expected="text off at pruned scales alone: there the restore scale stands for it",
+            fix=f"write keep below 1 under [scale.{unread[0]}] and name the pruned layers, or leave text = false away",
+        )
     if not pruned or policy.first_layer == policy.stop_layer:
         return
     cached = policy.restore_scale

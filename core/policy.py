@@ -22,6 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_SWITCHES = ("guidance", "text")  # of a scale rule, on by default
 LONGEST_TOPK = 3840  # numbers that TensorRT ranks at once
 
 
@@ -35,12 +36,14 @@ class ScaleRule:
     """What happens at one scale: the share of tokens kept in the pruned layers, or the scale left out.
 
     Without `guidance` only the conditional row is run: half the work. It must stay off then, for the unconditional
-    row lacks that scale's keys.
+    row lacks that scale's keys. Without `text` the pruned layers do not look at the text again: the output of their
+    cross-attention is restored whole from the restore scale. Late scales hardly need it (StageVAR).
     """
 
     keep: float = 1.0
     skip: bool = False
     guidance: bool = True
+    text: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -93,7 +96,7 @@ def load_policy(
     """A preset by name, or a TOML file.
 
     The file: `restore_scale = 8`, `layers = [3, 28]`, `shared_selection = true`, and tables `[scale.9]` with
-    `keep = 0.6`, `skip = true` or `guidance = false`.
+    `keep = 0.6`, `skip = true`, `guidance = false` or `text = false`.
 
     Raises:
         PlanError: neither a preset nor a readable policy file.
@@ -115,7 +118,7 @@ def load_policy(
         raise PlanError(
             f"policy file {path} not understood: {error}",
             expected="restore_scale = 8, layers = [3, 28], shared_selection = true, and tables [scale.9] with "
-            "keep = 0.6, skip = true or guidance = false",
+            "keep = 0.6, skip = true, guidance = false or text = false",
         ) from error
 
 
@@ -131,7 +134,7 @@ def _policy_from_toml(name: str, data: dict[str, Any]) -> PruningPolicy:
     first, stop = (_whole_number("layers", layer) for layer in data.get("layers", (0, 0)))
     rules = {int(index): ScaleRule(**rule) for index, rule in data.get("scale", {}).items()}
     for index, rule in rules.items():
-        for entry in ("skip", "guidance"):
+        for entry in ("skip", *_SWITCHES):
             value = getattr(rule, entry)
             if not isinstance(value, bool):
                 raise TypeError(f"scale.{index}: {entry} is {value!r}, expected true or false")
@@ -161,7 +164,7 @@ def policy_to_json(policy: PruningPolicy) -> dict[str, Any]:
 
 def _rule_to_json(rule: ScaleRule) -> dict[str, Any]:
     found: dict[str, Any] = {"skip": True} if rule.skip else {"keep": rule.keep}
-    return found if rule.guidance else {**found, "guidance": False}
+    return found | {entry: False for entry in _SWITCHES if not getattr(rule, entry)}
 
 
 def policy_from_json(data: dict[str, Any]) -> PruningPolicy:

@@ -16,6 +16,7 @@ from .models.common.decoder_stages import ConvIn, StagePlan, Tiling, decoder_sta
 from .models.common.step_graph import StepGraph
 from .models.registry import ADAPTERS, adapter_of
 from .models.transformer.adapter import LAYER_PREFIX, SHARED_PREFIX, ExportContext, ModelAdapter, size_label
+from .models.transformer.pruning import CROSS_ATTENTION
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -161,10 +162,11 @@ def _step(assembly: Assembly, adapter: Adapter, context: Context, step: StepPlan
         past, fills = step.past(pruned), pruned and step.writes_restore_cache
         guided_past = step.guided_past(pruned) if own < rows else 0
         arguments = {**shared, "kept": kept, "past": past, "fills": fills, "guided_past": guided_past}
-        arguments |= _restoration(context) if kept < step.tokens else {"cached_size": None}
+        arguments |= _restoration(context, step) if kept < step.tokens else {"cached_size": None}
         arguments |= adapter.attn_mlp_arguments(context, step)
         older = f"of{guided_past}" if guided_past else ""
         extra = ("-fill" if fills else "") + ("-shared" if arguments.get("shared") else "")
+        extra += "-textless" if arguments.get("restored") else ""
         name = f"attn_mlp-{label}-k{kept}-s{past + kept}{older}-{suffix}{extra}"
         return assembly.add(StepGraph(name, adapter.attn_mlp, arguments, LAYER_PREFIX))
 
@@ -181,8 +183,10 @@ def _step(assembly: Assembly, adapter: Adapter, context: Context, step: StepPlan
     return StepEngines(sampling_head=assembly.add(adapter.sampling_head(context, step)), **names)
 
 
-def _restoration(context: Context) -> dict[str, object]:
-    """The grid and the rows of the restore scale, and whether a layer's sub-layers share one selection."""
+def _restoration(context: Context, step: StepPlan) -> dict[str, object]:
+    """The grid and the rows of the restore scale, whether a layer's sub-layers share one selection, and which of them
+    are restored whole."""
     filled = next(step for step in context.plan.steps if step.writes_restore_cache)
     restoration: dict[str, object] = {"cached_size": filled.size, "cached_rows": context.rows_of(filled)}
-    return restoration | ({"shared": True} if context.plan.policy.shared_selection else {})
+    restoration |= {"shared": True} if context.plan.policy.shared_selection else {}
+    return restoration | ({} if step.text else {"restored": (CROSS_ATTENTION,)})

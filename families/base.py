@@ -125,6 +125,7 @@ class Family(Generic[TransformerT]):
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     guidance_off: float = 1.0
     draws: str = "prompt"
+    attends_to_text: bool = False  # by a cross-attention in every block
     drawings: frozenset[str] = frozenset()  # fields of `SamplingMode` that the family knows
     default_size: Size | None = None  # (height, width) in pixels; the largest by default
     shapes: Callable[[], Sequence[Size]] = tuple  # sizes that a shape as 16:9 may stand for
@@ -175,6 +176,11 @@ class Family(Generic[TransformerT]):
                     expected=f"one of {', '.join(sorted(self.drawings))}" if self.drawings else "no such option",
                     fix="leave it away",
                 )
+        if not self.attends_to_text and any(not rule.text for rule in policy.rules.values()):
+            raise PlanError(
+                f"policy {policy.name!r} has text off, and {self.name} models have no cross-attention to leave out",
+                expected="a policy without text = false",
+            )
         return make_plan(schedule, policy, transformer.depth, sampling_mode, transformer.first_tokens)
 
 

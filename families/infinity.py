@@ -194,6 +194,7 @@ INFINITY = Family(
     presets=PRESETS,
     transformer_from_json=transformer_from_json,
     settings_from_json=settings_of,
+    attends_to_text=True,
     default_size=(1024, 1024),
     shapes=shapes,
 )

@@ -44,16 +44,23 @@ def keeping(ratio: float) -> PruningPolicy:
     return replace(PUBLISHED, rules={**PUBLISHED.rules, LAST: ScaleRule(ratio)})
 
 
+def without_text(policy: PruningPolicy) -> PruningPolicy:
+    """The policy with the text out of the pruned layers of its last scale."""
+    return replace(policy, rules={**policy.rules, LAST: replace(policy.rule(LAST), text=False)})
+
+
 OPTIONS = {
     "dense": Option(INFINITY.policy("dense", SCHEDULE, DEPTH)),
     "fastvar": Option(PUBLISHED),
     "keep 0.15": Option(keeping(0.15)),
     "one selection a layer": Option(replace(PUBLISHED, shared_selection=True)),
+    "no text at the last scale": Option(without_text(PUBLISHED)),
     "guidance off at the last scale": Option(STRONG),
     "int8 weights": Option(PUBLISHED, "int8"),
     "int8 weights and activations": Option(PUBLISHED, "w8a8"),
     "guidance off, int8 weights and activations": Option(STRONG, "w8a8"),
     "the same, one selection a layer": Option(replace(STRONG, shared_selection=True), "w8a8"),
+    "the same, no text at the last scale": Option(without_text(replace(STRONG, shared_selection=True)), "w8a8"),
 }
 
 

@@ -137,7 +137,7 @@ class Parts:
 
 def name_of(policy: PruningPolicy) -> str:
     """A short name: "5k50-6k25-c4-l3" keeps 50 % of scale 5 and 25 % of scale 6, restores from scale 4 and prunes from
-    layer 3 on. "6x" leaves scale 6 out, "6g" runs it without guidance.
+    layer 3 on. "6x" leaves scale 6 out, "6g" runs it without guidance, "6t" without text.
     """
     rules = [_rule_name(i, rule) for i, rule in sorted(policy.rules.items())]
     layers = [] if policy.restore_scale is None else [f"c{policy.restore_scale}", f"l{policy.first_layer}"]
@@ -148,7 +148,7 @@ def _rule_name(scale: int, rule: ScaleRule) -> str:
     if rule.skip:
         return f"{scale}x"
     kept = f"k{100 * rule.keep:g}" if rule.keep < 1 else ""
-    return f"{scale}{kept}" + ("" if rule.guidance else "g")
+    return f"{scale}{kept}" + ("" if rule.guidance else "g") + ("" if rule.text else "t")
 
 
 def spread(policies: Sequence[PruningPolicy], cost: Callable[[PruningPolicy], float]) -> list[PruningPolicy]:

@@ -25,6 +25,7 @@ from fastvar.families.infinity_presets import (
     official_schedules,
     schedule_for,
 )
+from fastvar.families.var import VAR
 
 SQUARE_1M = schedule_for((1024, 1024))
 SQUARE_SMALL = schedule_for((512, 512))
@@ -272,6 +273,32 @@ def test_guidance_in_a_policy_file(tmp_path):
     file.write_text("[scale.9]\nguidance = 0\n")
     with pytest.raises(PlanError, match="guidance is 0, expected true or false"):
         INFINITY.policy(str(file), SQUARE_SMALL, 4)
+
+
+def test_text_ends_at_the_pruned_scales_that_say_so(tmp_path):
+    file = tmp_path / "late.toml"
+    file.write_text("restore_scale = 7\nlayers = [1, 3]\n[scale.8]\nkeep = 0.5\n[scale.9]\nkeep = 0.25\ntext = false\n")
+    policy = INFINITY.policy(str(file), SQUARE_SMALL, 4)
+    assert [step.text for step in make_plan(SQUARE_SMALL, policy, 4).steps] == [True] * 9 + [False]
+    assert policy_from_json(policy_to_json(policy)) == policy
+    file.write_text(policy_to_toml(policy))
+    assert INFINITY.policy(str(file), SQUARE_SMALL, 4) == policy
+    file.write_text('[scale.9]\ntext = "no"\n')
+    with pytest.raises(PlanError, match="text is 'no', expected true or false"):
+        INFINITY.policy(str(file), SQUARE_SMALL, 4)
+
+
+@pytest.mark.parametrize(("rule", "layers"), [(ScaleRule(text=False), (1, 3)), (ScaleRule(0.5, text=False), (0, 0))])
+def test_text_stays_where_nothing_stands_for_it(rule, layers):
+    with pytest.raises(PlanError, match="text off at scale 9, which it does not prune"):
+        make_plan(SQUARE_SMALL, PruningPolicy("p", {9: rule}, *layers, 7), 4)
+
+
+def test_families_without_cross_attention_have_no_text_to_leave_out():
+    config = next(iter(VAR.transformers.values()))
+    policy = PruningPolicy("p", {9: ScaleRule(0.5, text=False)}, 1, 3, 7)
+    with pytest.raises(PlanError, match="no cross-attention"):
+        VAR.plan(config.schedule, policy, config)
 
 
 def test_what_a_policy_file_leaves_out_is_left_alone(tmp_path):

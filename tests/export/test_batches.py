@@ -87,6 +87,7 @@ CASES = {
     "infinity-pruned": infinity(INFINITY_PRUNED),
     "infinity-guidance-ends": infinity(LATE),
     "infinity-shared-selection": infinity(replace(INFINITY_PRUNED, shared_selection=True)),
+    "infinity-text-ends": infinity(tiny_models.without_text(LATE, 5)),
     "infinity-patchified": infinity(INFINITY_PRUNED, patchify=True),
     "var-dense": var(DENSE),
     "var-pruned": var(tiny_var.PRUNED),

@@ -29,7 +29,8 @@ from tests.models import tiny_models as tiny
 CONFIG = replace(tiny.CONFIG, width=64, heads=2)  # a token's keys take 256 bytes, as TensorRT wants them
 IMAGES = ImageTokenizerConfig(bits=6, base_channels=24, channel_multipliers=(1, 1, 1, 1, 1), residual_blocks=0)
 # Behind the restore scale a dense one without guidance and a pruned one, which finds keys of one row and of two.
-RULES = {1: ScaleRule(skip=True), 3: ScaleRule(skip=True), 4: ScaleRule(skip=True), 6: ScaleRule(0.25)}
+# The last scale's pruned layers do not read the text either.
+RULES = {**dict.fromkeys((1, 3, 4), ScaleRule(skip=True)), 6: ScaleRule(0.25, text=False)}
 PLAN = tiny.plan(tiny.without_guidance(PruningPolicy("late", RULES, 1, 3, 2), 5))
 
 
@@ -70,13 +71,13 @@ def test_without_guidance_nothing_is_left_to_switch_off():
     assert sets[0] == sets[1]
 
 
-def test_attention_over_two_kinds_of_keys_is_one_kernel_on_a_gpu(checkpoint: Checkpoint):
+def test_every_attention_over_two_kinds_of_keys_is_one_kernel_on_a_gpu(checkpoint: Checkpoint):
     pytest.importorskip("tensorrt_rtx")
     graphs = assemble(PLAN, CONFIG, IMAGES, None, CONFIG.text_length, [Batch(2)]).graphs
     mixed = [graph for graph in graphs.values() if graph.arguments.get("guided_past")]
     assert len(mixed) == 3  # dense at the first of two scales, where layers that prune have cached as much as others
     sources = transformer_weights(CONFIG, checkpoint.transformer_weights)
     built = EngineFactory(make_toolchain("tensorrt-rtx", "sm86"), None, sources, 1).make(
-        {graph.name: graph for graph in mixed[-1:]}, lambda _: None
+        {graph.name: graph for graph in mixed[-2:]}, lambda _: None
     )
-    assert [engine.engine.report.fused_attentions for engine in built.values()] == [2]
+    assert [engine.engine.report.fused_attentions for engine in built.values()] == [2, 1]  # the last reads no text

@@ -35,6 +35,12 @@ def without_guidance(policy: PruningPolicy, start: int) -> PruningPolicy:
     return replace(policy, rules={**policy.rules, **off})
 
 
+def without_text(policy: PruningPolicy, start: int) -> PruningPolicy:
+    """The policy with the text out of the pruned layers of all pruned scales from one on."""
+    off = {i: replace(rule, text=False) for i, rule in policy.rules.items() if i >= start and rule.keep < 1}
+    return replace(policy, rules={**policy.rules, **off})
+
+
 def dense_plan() -> GenerationPlan:
     return plan(DENSE)
 

@@ -16,6 +16,7 @@ from ..common.rows import OpenDims, Shapes, Weights, first, rotate_halves, unit
 from ..common.weights import affine
 from ..transformer.block_steps import LARGER, SubLayer, Tensors
 from ..transformer.modulated_steps import ModulatedAttnMlp, ModulatedQkv
+from ..transformer.pruning import CROSS_ATTENTION
 
 
 class Qkv(ModulatedQkv):
@@ -58,7 +59,7 @@ class AttnMlp(ModulatedAttnMlp):
     """
 
     given = ("text_keys", "text_values", "text_bias", "modulation")
-    sub_layers = ("sa", "ca", "ffn")
+    sub_layers = ("sa", CROSS_ATTENTION, "ffn")
     attentions = 2  # over the cache, and to the text
     weights = ("ada_gss", *affine("sa.proj", "ca_norm", "ca.mat_q", "ca.proj", "ffn.fc1", "ffn.fc2"))
 
@@ -74,8 +75,12 @@ class AttnMlp(ModulatedAttnMlp):
         **named: Any,
     ) -> None:
         """further, named: the arguments of AttnMlpStep from `cached_size` on."""
+        reads_text = CROSS_ATTENTION not in named.get("restored", ())
+        named |= {} if reads_text else {"given": super().given}
         super().__init__(config, rows, size, kept, past, *further, **named)
         self.text_length = text_length
+        if not reads_text:
+            self.attentions, self.weights = 1, tuple(name for name in self.weights if not name.startswith("ca"))
 
     def given_shapes(self) -> Shapes:
         c, text_heads = self.config, self.text_rows * self.config.heads
@@ -88,11 +93,11 @@ class AttnMlp(ModulatedAttnMlp):
     def branches(self, attn_mlp: Callable[[], Tensor], given: Tensors, weights: Weights) -> Sequence[SubLayer]:
         w, R, c = weights, self.rows, self.config
         self_attention, feed_forward = super().branches(attn_mlp, given, weights)
-        own = R * c.heads  # of the text's heads: those of this step's rows
-        text_keys, text_values = first(given["text_keys"], own, 1), first(given["text_values"], own, 1)
-        text_bias = first(given["text_bias"], own)
 
         def cross_attention(tokens: Tensor) -> Tensor:
+            own = R * c.heads  # of the text's heads: those of this step's rows
+            text_keys, text_values = first(given["text_keys"], own, 1), first(given["text_values"], own, 1)
+            text_bias = first(given["text_bias"], own)
             h = F.layer_norm(tokens, tokens.shape[-1:], w["ca_norm.weight"], w["ca_norm.bias"], 1e-6)
             query = F.linear(h.to(w["ca.mat_q.weight"].dtype), w["ca.mat_q.weight"], w["ca.mat_q.bias"])
             query = (query * c.head_dim**-0.5).view(-1, R * c.heads, c.head_dim)

@@ -166,8 +166,11 @@ class AttnMlpStep(BlockStep):
         guided_past: int = 0,
         shared: bool = False,
         given: tuple[str, ...] | None = None,
+        restored: tuple[str, ...] = (),
     ) -> None:
+        """restored: sub-layers that are not run, where tokens are pruned: their cached output stands for all of it."""
         super().__init__(config, rows, size, kept, text_rows, given)
+        self.restored = restored
         self.cached_rows = cached_rows or rows
         self.guided_past = guided_past if self.text_rows > rows else 0
         self.past, self.cached_size, self.fills, self.shared = past, cached_size, fills, shared
@@ -178,7 +181,8 @@ class AttnMlpStep(BlockStep):
         if self.prunes:
             assert cached_size is not None
             self.inputs += ("kept", *self._cached)
-            self.outputs += () if shared else tuple(f"kept_{name}" for name in self.sub_layers[1:])
+            choosing = [name for name in self.sub_layers[1:] if name not in restored]
+            self.outputs += () if shared else tuple(f"kept_{name}" for name in choosing)
             corners = area_corners(cached_size, size, rows, self.cached_rows)
             self.register_buffer("corners", corners, persistent=False)
         if self.guided_past:
@@ -253,7 +257,9 @@ class AttnMlpStep(BlockStep):
             return (self._shared_forward(x, sub_layers, named),)
         filled, chosen = [], []
         for i, (name, sub_layer) in enumerate(zip(self.sub_layers, sub_layers, strict=True)):
-            if self.prunes:
+            if name in self.restored:
+                out = enlarged(named[f"cached_{name}"], self.corners)
+            elif self.prunes:
                 # The self-attention's own selection was made in the first half, where its queries come from.
                 kept = named["kept"] if i == 0 else rows_of(select(x, R, q.shape[0]), R)
                 out = restore(sub_layer(x.index_select(0, kept)), kept, named[f"cached_{name}"], self.corners)
@@ -267,7 +273,8 @@ class AttnMlpStep(BlockStep):
     def _shared_forward(self, x: Tensor, sub_layers: Sequence[SubLayer], named: Tensors) -> Tensor:
         """All sub-layers on the tokens that the first one keeps."""
         tokens = x.index_select(0, named["kept"])
-        for added in sub_layers:
-            tokens = tokens + added(tokens)
-        rest = x + sum(enlarged(named[name], self.corners) for name in self._cached)
-        return placed(tokens, named["kept"], rest)
+        cached = {name: enlarged(named[f"cached_{name}"], self.corners) for name in self.sub_layers}
+        for name, added in zip(self.sub_layers, sub_layers, strict=True):
+            is_run = name not in self.restored
+            tokens = tokens + (added(tokens) if is_run else cached[name].index_select(0, named["kept"]))
+        return placed(tokens, named["kept"], x + sum(cached.values()))

@@ -21,6 +21,9 @@ from ..common.rows import pivotal
 SubLayer = Callable[[Tensor, Tensor | None], Tensor]
 
 
+CROSS_ATTENTION = "ca"  # the sub-layer that reads the text, in families that have one
+
+
 @dataclass
 class LayerState:
     """What one layer remembers between scales: cached keys and values, and its sub-layer outputs to restore from."""
@@ -62,6 +65,7 @@ class ScaleRun:
     cached_size: Size | None  # grid of the outputs to restore from
     writes_restore_cache: bool
     shared: bool = False  # all sub-layers keep the tokens that the first has chosen
+    text: bool = True  # the cross-attention is run; else all its output is restored
 
 
 def select(x: Tensor, count: int) -> Tensor:
@@ -79,9 +83,14 @@ def restore(fresh: Tensor, kept: Tensor, cached: Tensor, cached_size: Size, size
 
     fresh [B, k, C], kept [B, k], cached [B, h * w of cached_size, C] -> [B, L, C].
     """
-    grid = cached.transpose(1, 2).unflatten(2, cached_size)
-    enlarged = F.interpolate(grid, size=size, mode="area").flatten(2).transpose(1, 2)
+    enlarged = enlarge_cached(cached, cached_size, size)
     return enlarged.scatter(1, kept.unsqueeze(-1).expand_as(fresh), fresh)
+
+
+def enlarge_cached(cached: Tensor, cached_size: Size, size: Size) -> Tensor:
+    """A cached sub-layer output [B, h * w of cached_size, C], enlarged by area to [B, L, C]."""
+    grid = cached.transpose(1, 2).unflatten(2, cached_size)
+    return F.interpolate(grid, size=size, mode="area").flatten(2).transpose(1, 2)
 
 
 def run_block(
@@ -94,7 +103,11 @@ def run_block(
     """
     prunes = pruned_layer and run.kept < x.shape[1]
     for name, sub_layer in block.sub_layers(conditioning, run.positions, state).items():
-        if prunes:
+        if prunes and name == CROSS_ATTENTION and not run.text:
+            assert run.cached_size is not None
+            out = enlarge_cached(state.outputs[name], run.cached_size, run.size)
+            state.kept.pop(name, None)
+        elif prunes:
             assert run.cached_size is not None
             kept = state.kept["sa"] if run.shared and name != "sa" else select(x, run.kept)
             out = restore(sub_layer(gather(x, kept), kept), kept, state.outputs[name], run.cached_size, run.size)
@@ -119,7 +132,7 @@ def run_blocks(
 ) -> list[Tensor]:
     """All blocks of one scale: the outputs [B, L, C] of every layer. A part of a scale (not `whole`) is not pruned."""
     shared = plan.policy.shared_selection
-    run = ScaleRun(step.size, step.kept, positions, plan.cached_size, step.writes_restore_cache, shared)
+    run = ScaleRun(step.size, step.kept, positions, plan.cached_size, step.writes_restore_cache, shared, step.text)
     outputs = []
     for i, (block, state) in enumerate(zip(blocks, states, strict=True)):
         x = run_block(block, x, conditioning, run, state, whole and plan.policy.prunes(i))

@@ -1,5 +1,8 @@
 """The step modules, run eagerly and chained by hand, against the reference: the arithmetic without the export."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,6 +27,9 @@ PLANS = {
     "unguided-pruned": tiny.plan(tiny.without_guidance(tiny.POLICY, 5)),
     "unguided-before-the-cached": tiny.plan(tiny.without_guidance(tiny.POLICY, 2)),
     "unguided-dense": tiny.plan(tiny.without_guidance(DENSE, 3)),
+    "text-ends": tiny.plan(tiny.without_text(tiny.POLICY, 6)),
+    "text-ends-one-selection": tiny.plan(replace(tiny.without_text(tiny.POLICY, 3), shared_selection=True)),
+    "text-and-guidance-end": tiny.plan(tiny.without_text(tiny.without_guidance(tiny.POLICY, 5), 3)),
     "hardly-guided": tiny.plan(tiny.without_guidance(tiny.POLICY, 1)),
 }
 
@@ -79,16 +85,21 @@ class Chain:
         cached_size = plan.cached_size if kept < step.tokens else None
         cached_rows = next((s.rows(self.rows) for s in plan.steps if s.writes_restore_cache), 0)
         past = (step.past(pruned), step.guided_past(pruned))
+        arguments: dict[str, Any] = {"shared": plan.policy.shared_selection} if chosen else {}
+        arguments |= {"restored": ("ca",)} if chosen and not step.text else {}
         attn_mlp = AttnMlp(
-            c, own, step.size, kept, past[0], c.text_length, cached_size, fills, self.rows, cached_rows, past[1]
+            *(c, own, step.size, kept, past[0], c.text_length, cached_size, fills, self.rows, cached_rows, past[1]),
+            **arguments,
         )
         older, newer = self.cached_keys(layer, own)
         extra = (*chosen, *self.cached[layer]) if chosen else ()
-        out = attn_mlp(x, q, *newer, *kv, bias, modulation, *extra, *older, weights=self.weights(attn_mlp, layer))
+        text = () if "restored" in arguments else (*kv, bias)
+        out = attn_mlp(x, q, *newer, *text, modulation, *extra, *older, weights=self.weights(attn_mlp, layer))
         if fills:
             self.cached[layer] = tuple(out[1:4])
         if chosen:
-            self.kept[layer] = dict(zip(("sa", "ca", "ffn"), (*chosen, *out[1:]), strict=True))
+            names = ("sa", *(name.removeprefix("kept_") for name in attn_mlp.outputs[1:]))
+            self.kept[layer] = dict(zip(names, (*chosen, *out[1:]), strict=True))
         return out[0]
 
     def cached_keys(self, layer: int, own: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -114,6 +125,14 @@ def test_chained_steps_equal_the_reference(rows: int, config: TransformerConfig,
         torch.testing.assert_close(summed, trace.summed_codes, atol=1e-5, rtol=1e-5)
         if step.prunes:
             assert_same_tokens_kept(chain, trace.states, step.rows(rows))
+
+
+def test_a_step_without_text_reads_nothing_of_it():
+    arguments = (tiny.CONFIG, 2, (6, 8), 12, 50, tiny.CONFIG.text_length, (3, 4), False)
+    with_text, without = AttnMlp(*arguments), AttnMlp(*arguments, restored=("ca",))
+    assert set(with_text.inputs) - set(without.inputs) == {"text_keys", "text_values", "text_bias"}
+    assert set(with_text.outputs) - set(without.outputs) == {"kept_ca"}
+    assert {name.split(".")[0] for name in set(with_text.weights) - set(without.weights)} == {"ca", "ca_norm"}
 
 
 def assert_same_tokens_kept(chain: Chain, states, rows: int) -> None:
