@@ -167,13 +167,15 @@ def supports_channels(inputs: int, outputs: int) -> bool:
     return 0 < inputs <= MOST_CHANNELS and inputs % CHANNEL_STEP == 0 and outputs > 0 and outputs % CHANNEL_STEP == 0
 
 
-def _attention_given(q: Any, keys: Any, values: Any, bias: Any, out: Any) -> tuple[Any, ...]:
+def _attention_given(q: Any, keys: Any, values: Any, bias: Any, int8: bool, out: Any) -> tuple[Any, ...]:
     tensors = (given for tensor in (q, keys, values) for given in (tensor, tensor.stride()[:2]))
-    return (*tensors, bias, 0 if bias is None else bias.stride(0), out, q.shape[0], keys.shape[0], *q.shape[1:])
+    sizes = (q.shape[0], keys.shape[0], *q.shape[1:])
+    return (*tensors, bias, 0 if bias is None else bias.stride(0), out, *sizes, bool(int8))
 
 
 # softmax(q keys^T + bias) values, contiguous. The queries are scaled beforehand. The bias is finite: about -1e30 masks
-# a key. Token and head strides are free, so prefixes and slices of a cache are read in place.
+# a key. Token and head strides are free, so prefixes and slices of a cache are read in place. `int8`: q and keys are
+# rounded to int8 for the scores, row by row and head by head, as x is for LINEAR_INT8.
 ATTENTION = Operator(
     "attention",
     (
@@ -183,6 +185,7 @@ ATTENTION = Operator(
         Operand("bias", ("heads", 1, "S"), "float32", "last axis", optional=True),
     ),
     result=("L", "heads", "head_dim"),
+    flags=("int8",),
     limits=(
         (lambda head_dim, **_: supports_heads(head_dim), f"of heads of {{head_dim}}: expected {HEADS}"),
         (lambda S, **_: S > 0, "of keys [0, {heads}, {head_dim}]: expected at least one"),

@@ -1,6 +1,7 @@
 """Passes over exported programs for CPUs: operators for which a better one than torch's default is at hand.
 
-* attention in bfloat16: our kernel, where the CPU and the head size allow it;
+* attention in bfloat16: our kernel, where the CPU and the head size allow it; its scores by int8 products in programs
+  whose linear layers compute in int8;
 * linear layers: oneDNN's; those of int8 activations call our kernel as they are traced, and take their GELU with them.
 
 A pass returns how many calls it replaced. The operators are those of operators.py.
@@ -31,7 +32,8 @@ def use_attention_kernel(torch: Any, node: Any, add: Insert) -> Any:
     if bias is not None:
         bias = add(aten.to.dtype, add(aten.squeeze.dim, bias, 0), torch.float32)
     tokens = (_tokens_first(torch, tensor, add) for tensor in operands)
-    out = add(register(ATTENTION), *(side_by_side(torch, tensor, add) for tensor in tokens), bias)
+    int8 = bool(node.graph.find_nodes(op="call_function", target=register(LINEAR_INT8)))
+    out = add(register(ATTENTION), *(side_by_side(torch, tensor, add) for tensor in tokens), bias, int8)
     squeezed = only_user(node, aten.squeeze.dim)
     turned = squeezed and only_user(squeezed, aten.transpose.int)
     if turned:  # [1, heads, L, hd] is turned to tokens first, as `out` [L, heads, hd] is

@@ -10,6 +10,11 @@
 // head when it first meets it, and no thread waits for another. A row's sums run in the same order whatever block or
 // thread it falls to, so results do not depend on either.
 //
+// With int8 scores, queries become int8 by a scale of each row, keys by one of each strip; products are exact in int32.
+// VPDPBUSD multiplies 16 lanes of 4 neighbours, unsigned times signed: keys are the unsigned ones, shifted by 128; what
+// that adds is 128 * (sum of the row's queries), with whose negative sums begin. Keys are packed as
+// [head_dim / 4][key][4].
+//
 // Scratch per thread, freed at the end: one head packed, (4 * head_dim + 4) * S bytes, and 0.25 MB.
 
 #include <immintrin.h>
@@ -24,6 +29,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "quantise.h"
 #include "registers.h"
 
 namespace {
@@ -36,7 +42,7 @@ constexpr int64_t KEYS = 512;         // of a block: its scores and probabilitie
 constexpr int64_t LARGEST_HEAD = 256;
 constexpr float LOG2_E = 1.44269504f;
 
-using Pair = uint32_t;  // two bfloat16 neighbours of the summed axis
+using Pair = uint32_t;  // two bfloat16 neighbours of the summed axis, or four int8
 
 struct Tensor {  // [tokens, heads, head_dim], head_dim contiguous; strides in elements
     const uint16_t* data;
@@ -50,18 +56,22 @@ struct Problem {
     int64_t bias_stride;
     uint16_t* out;
     int64_t L, S, heads, head_dim;
+    bool int8;  // scores by int8 products
     int64_t padded() const { return (S + LANES - 1) / LANES * LANES; }
+    int64_t depth() const { return head_dim / (int8 ? 4 : 2); }  // of what is packed of a key
 };
 
 struct Scratch {  // of one thread
-    Pair *keys, *values;  // of the whole head: strips of [head_dim / 2][strip's keys], and [padded / 2][head_dim]
-    float* bias;          // [padded], minus infinity behind the last key
-    alignas(64) Pair q[QUERIES * LARGEST_HEAD / 2];  // per tile [head_dim / 2][TILE]
+    Pair *keys, *values;  // of the whole head: strips of [depth][strip's keys], and [padded / 2][head_dim]
+    float *bias, *key_scale;  // [padded], minus infinity behind the last key; of each strip
+    alignas(64) Pair q[QUERIES * LARGEST_HEAD / 2];  // per tile [depth][TILE]
+    alignas(64) int8_t row[LANES * LARGEST_HEAD];    // quantised, before it is packed
     alignas(64) float scores[QUERIES * KEYS];
     alignas(64) Pair probabilities[QUERIES * KEYS / 2];
     alignas(64) float sums[QUERIES * LARGEST_HEAD];  // unnormalised output [QUERIES, head_dim]
     alignas(64) float lane_max[QUERIES * LANES];     // of a row's scores, lane by lane
-    float row_max[QUERIES], row_sum[QUERIES], correction[QUERIES];
+    float row_max[QUERIES], row_sum[QUERIES], correction[QUERIES], q_scale[QUERIES];
+    int32_t q_shift[QUERIES];  // what shifted keys add to a row's sums
 };
 
 inline __m512bh pairs(__m512i bits) { return (__m512bh)bits; }
@@ -78,18 +88,36 @@ inline __m512 exp2(__m512 t) {
     return _mm512_scalef_ps(p, t);
 }
 
-// A strip's keys lie together, pair by pair: [head_dim / 2][keys of the strip].
-void pack_keys(const Problem& p, int64_t head, Pair* packed) {
-    const int64_t depth = p.head_dim / 2, padded = p.padded();
+// A strip's keys lie together, lane by lane: [depth][keys of the strip].
+void pack_keys(const Problem& p, int64_t head, Scratch& s) {
+    const int64_t depth = p.depth(), padded = p.padded();
+    float most = SMALLEST;  // of a strip
     for (int64_t key = 0; key < padded; key += LANES) {
         const int64_t strip = key / STRIP * STRIP, width = std::min(STRIP, padded - strip);
-        Pair* to = packed + strip * depth + (key - strip);
+        Pair* to = s.keys + strip * depth + (key - strip);
+        if (p.int8 && key == strip) {
+            most = SMALLEST;
+            for (int64_t i = key; i < std::min(p.S, key + STRIP); ++i)
+                most = std::max(most, largest(p.keys.row(i, head), p.head_dim));
+            s.key_scale[key / STRIP] = most / 127.0f;
+        }
+        const void* of_key[LANES];
+        for (int64_t i = 0; i < LANES; ++i) {
+            of_key[i] = key + i < p.S ? p.keys.row(key + i, head) : nullptr;
+            if (p.int8 && of_key[i]) {
+                quantise(p.keys.row(key + i, head), p.head_dim, most, s.row + i * LARGEST_HEAD);
+                of_key[i] = s.row + i * LARGEST_HEAD;
+            }
+        }
+        const __m512i shifted = p.int8 ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
         for (int64_t from = 0; from < depth; from += LANES) {
             const __mmask16 inside = depth - from >= LANES ? 0xffff : (1u << (depth - from)) - 1;
             __m512i rows[16];
-            for (int64_t i = 0; i < LANES; ++i)
-                rows[i] = key + i < p.S ? _mm512_maskz_loadu_epi32(inside, p.keys.row(key + i, head) + 2 * from)
-                                        : _mm512_setzero_si512();
+            for (int64_t i = 0; i < LANES; ++i) {
+                const Pair* row = static_cast<const Pair*>(of_key[i]) + from;
+                rows[i] = of_key[i] ? _mm512_maskz_loadu_epi32(inside, row) : _mm512_setzero_si512();
+                rows[i] = _mm512_xor_si512(rows[i], shifted);
+            }
             transpose(rows);
             for (int64_t i = 0; i < std::min(LANES, depth - from); ++i)
                 _mm512_storeu_si512(to + (from + i) * width, rows[i]);
@@ -115,35 +143,86 @@ void pack_bias(const Problem& p, int64_t head, float* packed) {
     std::fill(packed + p.S, packed + p.padded(), -std::numeric_limits<float>::infinity());
 }
 
-void pack_queries(const Problem& p, int64_t head, int64_t start, int64_t count, Pair* packed) {
-    const int64_t depth = p.head_dim / 2;
+void pack_queries(const Problem& p, int64_t head, int64_t start, int64_t count, Scratch& s) {
+    const int64_t depth = p.depth();
     for (int64_t i = 0; i < count; ++i) {
-        const uint16_t* row = p.q.row(start + i, head);
-        Pair* to = packed + i / TILE * depth * TILE + i % TILE;
-        for (int64_t d = 0; d < depth; ++d) std::memcpy(to + d * TILE, row + 2 * d, sizeof(Pair));
+        const char* row = (const char*)p.q.row(start + i, head);
+        if (p.int8) {
+            const uint16_t* q = p.q.row(start + i, head);
+            const float most = std::max(largest(q, p.head_dim), SMALLEST);
+            s.q_scale[i] = most / 127.0f;
+            s.q_shift[i] = 128 * quantise(q, p.head_dim, most, s.row);
+            row = (const char*)s.row;
+        }
+        Pair* to = s.q + i / TILE * depth * TILE + i % TILE;
+        for (int64_t d = 0; d < depth; ++d) std::memcpy(to + d * TILE, row + d * sizeof(Pair), sizeof(Pair));
     }
 }
 
-// ROWS queries times 16 * COLUMNS keys -> scores, and the largest of each row so far.
-template <int ROWS, int COLUMNS>
-void score_tile(const Pair* q, const Pair* keys, int64_t depth, const float* bias, float* scores, float* lane_max) {
-    __m512 acc[ROWS][COLUMNS];
-    UNROLL for (auto& row : acc)
-        UNROLL for (auto& sum : row) sum = _mm512_setzero_ps();
-    for (int64_t d = 0; d < depth; ++d, q += TILE, keys += COLUMNS * LANES) {
-        __m512bh key[COLUMNS];
-        UNROLL for (int j = 0; j < COLUMNS; ++j) key[j] = pairs(_mm512_loadu_si512(keys + j * LANES));
-        UNROLL for (int i = 0; i < ROWS; ++i) {
-            const __m512bh query = pairs(_mm512_set1_epi32(q[i]));
-            UNROLL for (int j = 0; j < COLUMNS; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], query, key[j]);
+// Integer products of a tile -> the largest score of each row so far; and scores in place of the products where some
+// keys are masked. Of the others `softmax_block` makes the scores.
+template <int COLUMNS>
+__attribute__((noinline)) void scale_tile(const float* q_scale, float key_scale, int rows, const float* bias,
+                                          float* scores, float* lane_max) {
+    for (int i = 0; i < rows; ++i, scores += KEYS, lane_max += LANES) {
+        const __m512 scale = _mm512_set1_ps(q_scale[i] * key_scale);
+        __m512 largest = _mm512_load_ps(lane_max);
+        if (bias) {
+            UNROLL for (int j = 0; j < COLUMNS; ++j) {
+                const __m512 product = _mm512_cvtepi32_ps(_mm512_load_si512(scores + j * LANES));
+                const __m512 score = _mm512_fmadd_ps(product, scale, _mm512_loadu_ps(bias + j * LANES));
+                _mm512_store_ps(scores + j * LANES, score);
+                largest = _mm512_max_ps(largest, score);
+            }
+        } else {
+            __m512i product = _mm512_load_si512(scores);
+            UNROLL for (int j = 1; j < COLUMNS; ++j)
+                product = _mm512_max_epi32(product, _mm512_load_si512(scores + j * LANES));
+            largest = _mm512_max_ps(largest, _mm512_mul_ps(_mm512_cvtepi32_ps(product), scale));
         }
+        _mm512_store_ps(lane_max, largest);
+    }
+}
+
+// ROWS queries times 16 * COLUMNS keys -> scores, and the largest of each row so far. `row`: the first query's place in
+// the block, `key` the first key's in the head.
+template <int ROWS, int COLUMNS, bool INT8>
+void score_tile(const Problem& p, Scratch& s, int64_t row, int64_t key, const float* bias, float* scores) {
+    using Sums = std::conditional_t<INT8, __m512i, __m512>;
+    const int64_t depth = p.depth();
+    const Pair *q = s.q + row * depth, *keys = s.keys + key * depth;
+    Sums acc[ROWS][COLUMNS];
+    UNROLL for (int i = 0; i < ROWS; ++i)
+        UNROLL for (int j = 0; j < COLUMNS; ++j)
+            if constexpr (INT8)
+                acc[i][j] = _mm512_set1_epi32(-s.q_shift[row + i]);
+            else
+                acc[i][j] = _mm512_setzero_ps();
+    for (int64_t d = 0; d < depth; ++d, q += TILE, keys += COLUMNS * LANES) {
+        __m512i lanes[COLUMNS];
+        UNROLL for (int j = 0; j < COLUMNS; ++j) lanes[j] = _mm512_loadu_si512(keys + j * LANES);
+        UNROLL for (int i = 0; i < ROWS; ++i) {
+            const __m512i query = _mm512_set1_epi32(q[i]);
+            UNROLL for (int j = 0; j < COLUMNS; ++j)
+                if constexpr (INT8)
+                    acc[i][j] = _mm512_dpbusd_epi32(acc[i][j], lanes[j], query);
+                else
+                    acc[i][j] = _mm512_dpbf16_ps(acc[i][j], pairs(query), pairs(lanes[j]));
+        }
+    }
+    float* lane_max = s.lane_max + row * LANES;
+    if constexpr (INT8) {  // through memory: what follows would take registers from the loop
+        UNROLL for (int i = 0; i < ROWS; ++i)
+            UNROLL for (int j = 0; j < COLUMNS; ++j) _mm512_store_si512(scores + i * KEYS + j * LANES, acc[i][j]);
+        return scale_tile<COLUMNS>(s.q_scale + row, s.key_scale[key / STRIP], ROWS, bias, scores, lane_max);
     }
     UNROLL for (int i = 0; i < ROWS; ++i) {
         __m512 largest = _mm512_load_ps(lane_max + i * LANES);
         UNROLL for (int j = 0; j < COLUMNS; ++j) {
-            if (bias) acc[i][j] = _mm512_add_ps(acc[i][j], _mm512_loadu_ps(bias + j * LANES));
-            _mm512_store_ps(scores + i * KEYS + j * LANES, acc[i][j]);
-            largest = _mm512_max_ps(largest, acc[i][j]);
+            __m512 score = (__m512)acc[i][j];
+            if (bias) score = _mm512_add_ps(score, _mm512_loadu_ps(bias + j * LANES));
+            _mm512_store_ps(scores + i * KEYS + j * LANES, score);
+            largest = _mm512_max_ps(largest, score);
         }
         _mm512_store_ps(lane_max + i * LANES, largest);
     }
@@ -169,33 +248,43 @@ void value_tile(const Pair* probabilities, const Pair* values, int64_t depth, in
         UNROLL for (int j = 0; j < COLUMNS; ++j) _mm512_store_ps(sums + i * head_dim + j * LANES, acc[i][j]);
 }
 
+// Whether the bias of a strip's keys is to be added.
+bool is_masked(const Problem& p, int64_t strip) { return p.bias || strip + STRIP > p.S; }
+
 void score_block(const Problem& p, Scratch& s, int64_t rows, int64_t start, int64_t count) {
-    const int64_t depth = p.head_dim / 2;
     for (int64_t key = start; key < start + count; key += STRIP) {
-        const float* bias = p.bias || key + STRIP > p.S ? s.bias + key : nullptr;
+        const float* bias = is_masked(p, key) ? s.bias + key : nullptr;
         with_constant<STRIP / LANES>((start + count - key) / LANES, [&](auto columns) {
             for (int64_t i = 0; i < rows; i += TILE)
                 with_constant<TILE>(rows - i, [&](auto height) {
-                    score_tile<decltype(height)::value, decltype(columns)::value>(
-                        s.q + i * depth, s.keys + key * depth, depth, bias, s.scores + i * KEYS + key - start,
-                        s.lane_max + i * LANES);
+                    constexpr int ROWS = decltype(height)::value, COLUMNS = decltype(columns)::value;
+                    (p.int8 ? score_tile<ROWS, COLUMNS, true> : score_tile<ROWS, COLUMNS, false>)(
+                        p, s, i, key, bias, s.scores + i * KEYS + key - start);
                 });
         });
     }
 }
 
 // Scores of a block -> probabilities relative to the largest score so far, and what earlier sums are to be scaled by.
-void softmax_block(Scratch& s, int64_t rows, int64_t count) {
+void softmax_block(const Problem& p, Scratch& s, int64_t rows, int64_t start, int64_t count) {
     const __m512 log2e = _mm512_set1_ps(LOG2_E);
     for (int64_t i = 0; i < rows; ++i) {
         const float before = s.row_max[i], now = _mm512_reduce_max_ps(_mm512_load_ps(s.lane_max + i * LANES));
         const __m512 largest = _mm512_set1_ps(now);
         const float* scores = s.scores + i * KEYS;
         Pair* probabilities = s.probabilities + i * KEYS / 2;
+        const __m512 of_largest = _mm512_mul_ps(largest, log2e);
         __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-        for (int64_t key = 0; key < count; key += 2 * LANES) {  // the first subtraction exact: a mask may be -1e30
-            const __m512 a = exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(scores + key), largest), log2e));
-            const __m512 b = exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(scores + key + LANES), largest), log2e));
+        for (int64_t key = 0; key < count; key += 2 * LANES) {
+            __m512 a = _mm512_load_ps(scores + key), b = _mm512_load_ps(scores + key + LANES);
+            if (p.int8 && !is_masked(p, (start + key) / STRIP * STRIP)) {
+                const __m512 scale = _mm512_set1_ps(s.q_scale[i] * s.key_scale[(start + key) / STRIP] * LOG2_E);
+                a = exp2(_mm512_fmsub_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(a)), scale, of_largest));
+                b = exp2(_mm512_fmsub_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(b)), scale, of_largest));
+            } else {  // the subtraction exact: a mask may be -1e30
+                a = exp2(_mm512_mul_ps(_mm512_sub_ps(a, largest), log2e));
+                b = exp2(_mm512_mul_ps(_mm512_sub_ps(b, largest), log2e));
+            }
             sum[0] = _mm512_add_ps(sum[0], a);
             sum[1] = key + LANES < count ? _mm512_add_ps(sum[1], b) : sum[1];  // scores behind the last are stale
             _mm512_store_si512(probabilities + key / 2, (__m512i)_mm512_cvtne2ps_pbh(b, a));
@@ -228,7 +317,7 @@ void value_block(const Problem& p, Scratch& s, int64_t rows, int64_t start, int6
 
 void attend_block(const Problem& p, Scratch& s, int64_t head, int64_t start) {
     const int64_t rows = std::min(QUERIES, p.L - start), padded = p.padded();
-    pack_queries(p, head, start, rows, s.q);
+    pack_queries(p, head, start, rows, s);
     std::fill_n(s.sums, rows * p.head_dim, 0.0f);
     std::fill_n(s.row_sum, rows, 0.0f);
     std::fill_n(s.row_max, rows, -FLT_MAX);  // finite: the difference of two infinities would be no number
@@ -236,7 +325,7 @@ void attend_block(const Problem& p, Scratch& s, int64_t head, int64_t start) {
     for (int64_t key = 0; key < padded; key += KEYS) {
         const int64_t count = std::min(KEYS, padded - key);
         score_block(p, s, rows, key, count);
-        softmax_block(s, rows, count);
+        softmax_block(p, s, rows, key, count);
         value_block(p, s, rows, key, count);
     }
     for (int64_t i = 0; i < rows; ++i) {
@@ -251,20 +340,21 @@ void attend_block(const Problem& p, Scratch& s, int64_t head, int64_t start) {
 // Work items [from, to): head-major, so that a head's keys and values are packed once.
 bool attend(const Problem& p, int64_t from, int64_t to) {
     if (from >= to) return true;
-    const int64_t padded = p.padded(), packed = padded * p.head_dim / 2 * sizeof(Pair);
+    const int64_t padded = p.padded(), packed = padded * p.head_dim / 2 * sizeof(Pair);  // int8 keys take half of it
     const auto rounded = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
     const int64_t fixed = rounded(sizeof(Scratch));
-    char* memory = static_cast<char*>(std::aligned_alloc(64, rounded(fixed + 2 * packed + padded * sizeof(float))));
+    char* memory = static_cast<char*>(std::aligned_alloc(64, rounded(fixed + 2 * packed + 2 * padded * sizeof(float))));
     if (!memory) return false;
     Scratch& s = *reinterpret_cast<Scratch*>(memory);
     s.keys = reinterpret_cast<Pair*>(memory + fixed);
     s.values = reinterpret_cast<Pair*>(memory + fixed + packed);
     s.bias = reinterpret_cast<float*>(memory + fixed + 2 * packed);
+    s.key_scale = s.bias + padded;
     const int64_t blocks = (p.L + QUERIES - 1) / QUERIES;
     for (int64_t item = from; item < to; ++item) {
         const int64_t head = item / blocks, block = item % blocks;
         if (item == from || block == 0) {
-            pack_keys(p, head, s.keys);
+            pack_keys(p, head, s);
             pack_values(p, head, s.values);
             pack_bias(p, head, s.bias);
         }
@@ -282,14 +372,14 @@ enum Status : int32_t { OK, UNSUPPORTED_HEAD, NO_KEYS, NO_MEMORY };
 extern "C" __attribute__((visibility("default"))) int32_t fastvar_attention(
     const void* q, const int64_t* q_strides, const void* keys, const int64_t* key_strides, const void* values,
     const int64_t* value_strides, const float* bias, int64_t bias_stride, void* out, int64_t L, int64_t S,
-    int64_t heads, int64_t head_dim, int32_t threads) {
+    int64_t heads, int64_t head_dim, int32_t int8, int32_t threads) {
     if (head_dim <= 0 || head_dim % LANES || head_dim > LARGEST_HEAD) return UNSUPPORTED_HEAD;
     if (S <= 0) return NO_KEYS;
     const auto tensor = [](const void* data, const int64_t* strides) {
         return Tensor{static_cast<const uint16_t*>(data), strides[0], strides[1]};
     };
     const Problem p{tensor(q, q_strides), tensor(keys, key_strides), tensor(values, value_strides), bias, bias_stride,
-                    static_cast<uint16_t*>(out), L, S, heads, head_dim};
+                    static_cast<uint16_t*>(out), L, S, heads, head_dim, int8 != 0};
     const int64_t items = heads * ((L + QUERIES - 1) / QUERIES);
     if (L * S * heads * head_dim < WORTH_THREADS) threads = 1;
     bool done = true;
@@ -303,7 +393,7 @@ extern "C" __attribute__((visibility("default"))) int32_t fastvar_attention(
 
 // What a compiled program calls for fastvar::attention; the op's fake implementation has checked shapes and types.
 extern "C" AOTITorchError aoti_torch_cpu_attention(AtenTensorHandle q, AtenTensorHandle keys, AtenTensorHandle values,
-                                                   AtenTensorHandle* bias, AtenTensorHandle* out) {
+                                                   AtenTensorHandle* bias, int32_t int8, AtenTensorHandle* out) {
     AtenTensorHandle inputs[4] = {q, keys, values, bias ? *bias : q};
     void *data[4], *result;
     int64_t *sizes[2], *strides[4];
@@ -319,6 +409,6 @@ extern "C" AOTITorchError aoti_torch_cpu_attention(AtenTensorHandle q, AtenTenso
         return AOTI_TORCH_FAILURE;
     const int32_t status = fastvar_attention(
         data[0], strides[0], data[1], strides[1], data[2], strides[2], bias ? static_cast<float*>(data[3]) : nullptr,
-        strides[3][0], result, sizes[0][0], sizes[1][0], heads, head_dim, omp_get_max_threads());
+        strides[3][0], result, sizes[0][0], sizes[1][0], heads, head_dim, int8, omp_get_max_threads());
     return status == OK ? AOTI_TORCH_SUCCESS : AOTI_TORCH_FAILURE;
 }

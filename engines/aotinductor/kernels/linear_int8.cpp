@@ -21,6 +21,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "quantise.h"
 #include "registers.h"
 
 namespace {
@@ -32,7 +33,6 @@ constexpr int64_t ROWS = 16 * TILE;   // of a block: enough to pay for packing a
 constexpr int64_t DEPTH = 4;          // neighbours along K of a lane
 constexpr int64_t MOST_INPUTS = 1 << 16;    // K for which 255 * 127 * K fits into int32
 constexpr int64_t AHEAD = 64;         // rows of values fetched before they are read: strides defeat the processor's own
-constexpr float SMALLEST = 1e-30f;    // largest magnitude of a row; smaller ones are as zeros, and have a scale still
 constexpr float LOG2_E = 1.44269504f;
 
 struct Problem {
@@ -67,35 +67,11 @@ inline __m512 gelu(__m512 x) {
     return _mm512_mul_ps(x, _mm512_rcp14_ps(_mm512_add_ps(exp2(t), _mm512_set1_ps(1.0f))));
 }
 
-// The largest magnitude of a row; what is no number is larger than all.
-float largest(const uint16_t* x, int64_t count) {
-    __m512i found = _mm512_setzero_si512();
-    const __m512i magnitude = _mm512_set1_epi16(0x7fff);
-    for (int64_t k = 0; k < count; k += 2 * LANES) {
-        const __mmask32 inside = count - k >= 2 * LANES ? ~0u : (1u << (count - k)) - 1;
-        found = _mm512_max_epu16(found, _mm512_and_si512(_mm512_maskz_loadu_epi16(inside, x + k), magnitude));
-    }
-    const __m512i even = _mm512_slli_epi32(found, 16), odd = _mm512_andnot_si512(_mm512_set1_epi32(0xffff), found);
-    const uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(even, odd));
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 void quantise_row(const Problem& p, int64_t row) {
     const uint16_t* x = p.x + row * p.x_stride;
-    int8_t* to = p.quantised + row * p.K;
     const float most = std::max(largest(x, p.K), SMALLEST);  // of what is no number: that
-    const __m512 inverse = _mm512_set1_ps(127.0f / most);
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t k = 0; k < p.K; k += LANES) {
-        const __mmask16 inside = p.K - k >= LANES ? 0xffff : (1u << (p.K - k)) - 1;
-        const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(widen(_mm256_maskz_loadu_epi16(inside, x + k)), inverse));
-        sum = _mm512_add_epi32(sum, q);
-        _mm512_mask_cvtsepi32_storeu_epi8(to + k, inside, q);
-    }
     p.row_scale[row] = most / 127.0f;
-    p.row_shift[row] = 128 * _mm512_reduce_add_epi32(sum);
+    p.row_shift[row] = 128 * quantise(x, p.K, most, p.quantised + row * p.K);
 }
 
 // 4 rows of 64 weights -> 16 lanes of 4 neighbours along K in each of 4 registers. Columns come out in an order of

@@ -27,53 +27,99 @@ def weighted(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Te
     return (torch.softmax(scores, dim=-1) @ values.float().transpose(0, 1)).transpose(0, 1)
 
 
+SIZES = [
+    (1, 1, 1, 16),
+    (2, 5, 3, 32),
+    (7, 33, 2, 96),
+    (5, 63, 3, 80),
+    (53, 130, 2, 64),
+    (49, 515, 2, 128),
+    (3, 1100, 1, 256),
+]
+
+
 @pytest.mark.parametrize("spread", [1, 40])  # even weights, and few keys that take all
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(
-    ("L", "S", "heads", "head_dim"),
-    [
-        (1, 1, 1, 16),
-        (2, 5, 3, 32),
-        (7, 33, 2, 96),
-        (5, 63, 3, 80),
-        (53, 130, 2, 64),
-        (49, 515, 2, 128),
-        (3, 1100, 1, 256),
-    ],
-)
+@pytest.mark.parametrize(("L", "S", "heads", "head_dim"), SIZES)
 def test_equals_softmax_attention_in_fp32(attention, L, S, heads, head_dim, masked, spread):
     q, keys, values = operands(L, S, heads, head_dim, spread)
     bias = mask(heads, S) if masked else None
     # bfloat16 has 8 significant bits: rounding changes a weight, and then the result, by up to 2^-8 of itself. The
     # bound is the sum of both, as if no two errors cancelled; 1e-5 is for sums in fp32, larger where scores are.
     bound = (2**-7 + 1e-5 * spread) * weighted(q, keys, values.abs(), bias)
-    error = (attention(q, keys, values, bias).float() - weighted(q, keys, values, bias)).abs()
+    error = (attention(q, keys, values, bias, False).float() - weighted(q, keys, values, bias)).abs()
     assert (error <= bound).all()
 
 
-def test_rounds_no_further_than_it_says(attention):
+STRIP = 64  # keys that share a scale
+
+
+def as_int8(q: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries rounded row by row, keys strip by strip, to multiples of their largest magnitude / 127."""
+
+    def rounded(x: Tensor, most: Tensor) -> Tensor:
+        most = most.clamp(min=1e-30)
+        inverse = torch.full_like(most, 127) / most  # torch has 127 * (1 / most) for 127 / most
+        return (x.float() * inverse).round() * (most / 127)
+
+    strips = [
+        rounded(strip, strip.float().abs().amax(dim=(0, 2), keepdim=True)) for strip in keys.split(STRIP)
+    ]  # [strip, heads, head_dim]
+    return rounded(q, q.float().abs().amax(-1, keepdim=True)), torch.cat(strips)
+
+
+@pytest.mark.parametrize("spread", [1, 40])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("L", "S", "heads", "head_dim"), SIZES)
+def test_int8_scores_are_those_of_rounded_queries_and_keys(attention, L, S, heads, head_dim, masked, spread):
+    q, keys, values = operands(L, S, heads, head_dim, spread)
+    keys[0] = 0  # has no scale of its own
+    q[-1] = 0
+    bias = mask(heads, S) if masked else None
+    rounded = as_int8(q, keys)
+    bound = (2**-7 + 1e-5 * spread) * weighted(*rounded, values.abs(), bias)
+    error = (attention(q, keys, values, bias, True).float() - weighted(*rounded, values, bias)).abs()
+    assert (error <= bound).all()
+
+
+@pytest.mark.parametrize("spread", [1, 10])
+def test_int8_scores_cost_little(attention, spread):
+    """Of cosine attention: queries and keys of unit length, times what the model has learned."""
+    q, keys, values = operands(100, 2000, 3, 64)
+    q, keys = (torch.nn.functional.normalize(t.float(), dim=-1) for t in (q, keys))
+    q, keys = (q * spread).bfloat16(), keys.bfloat16()
+    exact = weighted(q, keys, values, None)
+    errors = [(attention(q, keys, values, None, int8).float() - exact).square().mean() for int8 in (False, True)]
+    assert errors[1].sqrt() / exact.square().mean().sqrt() < 0.005 * spread
+    assert errors[1] > 0.1 * errors[0]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_rounds_no_further_than_it_says(attention, int8):
     """With weights that are powers of two nothing but the result is rounded."""
     _, keys, values = operands(1, 64, 2, 16)
-    got = attention(torch.zeros(3, 2, 16, dtype=torch.bfloat16), keys, values, None)
+    got = attention(torch.zeros(3, 2, 16, dtype=torch.bfloat16), keys, values, None, int8)
     exact = values.double().mean(0).expand(3, -1, -1)
     torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-6)
 
 
-def test_same_bits_for_any_number_of_threads(attention):
+@pytest.mark.parametrize("int8", [False, True])
+def test_same_bits_for_any_number_of_threads(attention, int8):
     q, keys, values = operands(101, 300, 3, 32)  # 9 blocks of queries: two threads share a head
     found = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        found.append(attention(q, keys, values, mask(3, 300)))
+        found.append(attention(q, keys, values, mask(3, 300), int8))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
 
-def test_a_query_does_not_see_which_others_there_are(attention):
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_query_does_not_see_which_others_there_are(attention, int8):
     q, keys, values = operands(70, 600, 2, 96)
-    together = attention(q, keys, values, None)
+    together = attention(q, keys, values, None, int8)
     for i in (0, 5, 47, 48, 69):
-        assert torch.equal(attention(q[i : i + 1], keys, values, None)[0], together[i])
+        assert torch.equal(attention(q[i : i + 1], keys, values, None, int8)[0], together[i])
 
 
 def test_masked_keys_are_as_if_they_were_not_there(attention):
@@ -81,15 +127,16 @@ def test_masked_keys_are_as_if_they_were_not_there(attention):
     bias = torch.zeros(2, 1, 90)
     bias[..., 41:] = MASKED
     values[41:] = 1e30
-    assert torch.equal(attention(q, keys, values, bias), attention(q, keys[:41], values[:41], None))
+    assert torch.equal(attention(q, keys, values, bias, False), attention(q, keys[:41], values[:41], None, False))
 
 
-def test_reads_slices_of_a_cache_in_place(attention):
+@pytest.mark.parametrize("int8", [False, True])
+def test_reads_slices_of_a_cache_in_place(attention, int8):
     q, keys, values = operands(9, 40, 4, 32)
     parts = (q[:, 1:3], keys[:31, 1:3], values[:31, 1:3], mask(4, 31)[1:3])
-    got = attention(*parts)
+    got = attention(*parts, int8)
     assert got.is_contiguous()
-    assert torch.equal(got, attention(*(part.contiguous() for part in parts)))
+    assert torch.equal(got, attention(*(part.contiguous() for part in parts), int8))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +152,7 @@ def test_reads_slices_of_a_cache_in_place(attention):
 )
 def test_refuses_what_the_kernel_cannot_take(attention, change, message):
     with pytest.raises(ValueError, match=message):
-        attention(*change(*operands(3, 5, 2, 32)))
+        attention(*change(*operands(3, 5, 2, 32)), False)
 
 
 def test_says_which_programs_and_processors_it_is_for(tmp_path):
@@ -114,6 +161,6 @@ def test_says_which_programs_and_processors_it_is_for(tmp_path):
     ]
     assert not supports_heads(64, "float32")
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("model name : x\nflags\t\t: fpu avx512f avx512bw avx512dq avx512vl\n")
+    cpuinfo.write_text("model name : x\nflags\t\t: fpu avx512f avx512bw avx512dq avx512vl avx512_vnni\n")
     assert cpu_lacks(AVX512_BF16, cpuinfo) == ("avx512_bf16",)
     assert cpu_lacks(AVX512_BF16, tmp_path / "none") == AVX512_BF16

@@ -45,8 +45,8 @@ class Layers(torch.nn.Module):
         self, q: Tensor, keys: Tensor, bias: Tensor, values: Tensor, scale: Tensor, weight: Tensor, kernel: Tensor
     ) -> Tensor:
         ops = torch.ops.fastvar
-        own = ops.attention(q, keys[:, :2], keys[:, :2], None)
-        x = ops.attention(own, keys[:7, 2:], keys[:7, 2:], bias).flatten(1)  # [5, 64]
+        own = ops.attention(q, keys[:, :2], keys[:, :2], None, False)
+        x = ops.attention(own, keys[:7, 2:], keys[:7, 2:], bias, True).flatten(1)  # [5, 64]
         halves = ((x[:, :32], False), (x[:, 32:], True))
         quantised = [ops.linear_int8(part, values, scale, scale, gelu) for part, gelu in halves]
         image = own.unsqueeze(0)  # [1, 5, 2, 32]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastvar.engines.aotinductor.convolutions import use_row_statistics, use_small_enlargements
 from fastvar.engines.aotinductor.graph import tidy
+from fastvar.engines.aotinductor.operators import LINEAR_INT8, register
 from fastvar.engines.aotinductor.passes import use_attention_kernel, use_onednn_linear
 from fastvar.export.tracing.torch_export import fused_attention
 
@@ -102,6 +103,23 @@ def test_attention_goes_to_the_kernel_where_it_is_supported(head_dim, dtype, pla
     read = [str(node.target) for node in program.graph.nodes if node.users]
     assert sum("fastvar.attention" in target for target in read) == places
     assert sum("transpose" in target for target in read) == (0 if places else 4), "nothing is turned and turned back"
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_attention_scores_in_int8_where_layers_do(int8: bool):
+    layer = register(LINEAR_INT8)
+    values, scale = torch.ones(48, 16, dtype=torch.int8), torch.ones(16, dtype=torch.bfloat16)
+
+    def attends(q: Tensor, keys: Tensor) -> Tensor:
+        out = fused_attention(q, keys, keys, None, 48)
+        return layer(out, values, scale, scale, False) if int8 else out
+
+    found, program = changed(
+        attends, use_attention_kernel, random(4, 3, 16, dtype=torch.bfloat16), random(9, 3, 16, dtype=torch.bfloat16)
+    )
+    assert found == 1
+    (kernel,) = [n for n in program.graph.nodes if "fastvar.attention" in str(n.target)]
+    assert kernel.args[-1] is int8
 
 
 @pytest.mark.parametrize("channels", [16, 12])
