@@ -104,7 +104,7 @@ format: $(STAMP) ## let ruff fix what it can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-train-demo: $(STAMP) ## train the demo model anew into demo/out/training: about a day on one core, resumes where it stopped
+train-demo: $(STAMP) ## train the demo model anew into demo/out/training: about half a day on two cores, resumes where it stopped
 	$(BIN)/python -m demo.training
 
 bench: $(STAMP) ## engines against eager torch in turn, demo and a 125 M model; quiet machine, 12 minutes; BENCH=--prepare builds before; JSON to benchmarks/results

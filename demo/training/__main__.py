@@ -1,6 +1,6 @@
 """Trains the demo model, stage after stage, each in a process of its own; finished stages are left alone.
 
-`python -m demo.training` takes about a day on one core. Interrupted, it goes on where it stopped. What it writes is not
+`python -m demo.training` takes about half a day on two cores. Interrupted, it goes on where it stopped. What it writes is not
 the checkpoint in demo/checkpoint: that one is replaced by hand, once the new one has been scored.
 """
 
@@ -34,13 +34,15 @@ STAGES = (
 )
 
 
-def run(stage: Stage, again: bool, shortened: bool) -> None:
+def run(stage: Stage, again: bool, shortened: bool, processes: int) -> None:
     """Run a stage unless it has finished before; raises CalledProcessError if it fails."""
     marker = DONE / stage.name
     if marker.exists() and not again:
         print(f"{stage.name}: finished before")
         return
     command = (*stage.command, *stage.shortened) if shortened else stage.command
+    if stage.name == "transformer":
+        command = (*command, "--processes", str(processes))
     print(f"{stage.name}: {' '.join(command)}", flush=True)
     subprocess.run([sys.executable, "-m", *command], env={**os.environ, **VARIABLES}, check=True)
     DONE.mkdir(parents=True, exist_ok=True)
@@ -51,10 +53,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=[s.name for s in STAGES], help="only this one, even if it has finished")
     parser.add_argument("--shortened", action="store_true", help="two steps of every stage: shows that all of it runs")
+    processes = {"type": int, "default": min(2, os.cpu_count() or 1), "choices": (1, 2)}
+    parser.add_argument("--processes", **processes, help="that train the transformer, each on one core")  # type: ignore[arg-type]
     args = parser.parse_args()
     for stage in STAGES:
         if args.stage in (None, stage.name):
-            run(stage, again=args.stage == stage.name, shortened=args.shortened)
+            run(stage, again=args.stage == stage.name, shortened=args.shortened, processes=args.processes)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from demo.training.patch_codec import images_of
 from demo.training.places import CURVES, STATES, TEXT_ENCODER
 from demo.training.sample_images import accuracy, held_out, in_percent, sample_images, write_sheet
 from demo.training.teacher_forcing import Example, all_logits, bit_losses, make_example, random_subset
+from demo.training.team import Team, team
 from fastvar.export.models.infinity.model import AttentivePool, InfinityTransformer
 from fastvar.families.infinity import TransformerConfig
 
@@ -33,6 +34,7 @@ STATE = STATES / "transformer.pt"
 
 SCALE_WEIGHTS = (2.0, 3.0, 5.0, 7.0, 8.0, 6.0, 6.0, 4.0, 4.0, 4.0)
 FALLS_FROM = 0.7  # progress from which the learning rate falls: until then more steps can be asked for
+MOST_PARTS = 8  # of a lesson
 LARGEST_FLIP_RATE = 0.2
 UNCONDITIONAL_RATE = 0.1
 HELD_OUT_IMAGES, HELD_OUT_PART = 12, 2  # images whose loss is measured, and how many go through at once
@@ -47,13 +49,13 @@ class Lesson:
     scales: int
     batch: int
     kept: Mapping[int, int] = field(default_factory=dict)  # scale -> tokens; all where it is missing
-    parts: int = 1  # the batch goes through in as many parts: memory
+    parts: int = 2  # the batch goes through in as many parts, each in one process
 
 
 SMALL = Lesson(256, 5, 32)
 MIDDLE = Lesson(256, 7, 24, {5: 64, 6: 96})
-LARGE = Lesson(512, 10, 12, {5: 64, 6: 96, 7: 96, 8: 128, 9: 192}, parts=2)
-WHOLE_256 = Lesson(256, 7, 16, parts=2)
+LARGE = Lesson(512, 10, 12, {5: 64, 6: 96, 7: 96, 8: 128, 9: 192})
+WHOLE_256 = Lesson(256, 7, 16)
 WHOLE_512 = Lesson(512, 10, 4, parts=4)
 # progress from which -> lessons and their shares of the steps
 CURRICULUM = (
@@ -196,7 +198,7 @@ def evaluate(weights: dict[str, Tensor], teacher: Teacher, count: int) -> dict[s
     return result | held_out_losses(model, teacher, min(count, HELD_OUT_IMAGES))
 
 
-def train(steps: int, lr: float, evaluated_captions: int) -> None:
+def train(team: Team, steps: int, lr: float, evaluated_captions: int) -> None:
     """Train, resuming from the last checkpoint, and write the official file."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -207,23 +209,30 @@ def train(steps: int, lr: float, evaluated_captions: int) -> None:
     weights = torch.tensor(SCALE_WEIGHTS) / sum(SCALE_WEIGHTS)
     scale_columns = [f"scale_{i}" for i in range(len(SCALE_WEIGHTS))]
     measured = [f"{what}_{side}" for side in SCHEDULES for what in ("overall", "shape", "full", "subset")]
-    curve = Curve(CURVES / "transformer.csv", (*scale_columns, *measured), run.step)
+    curve = Curve(CURVES / "transformer.csv", (*scale_columns, *measured), run.step) if team.leads else None
     while run.progress < 1:
         lesson = lesson_of(run.progress, run.step)
-        batch = teacher.batch(lesson.side, lesson.batch, (3, run.step))
-        used = weights[: lesson.scales]
-        for part in batch.split(lesson.parts):
-            losses = lesson_losses(model, part, lesson)
-            (used * losses / lesson.parts).sum().backward()
-            curve.add(dict(zip(scale_columns, losses.tolist(), strict=False)))
+        losses = torch.zeros(lesson.scales)
+        for part in team.parts(lesson.parts):
+            batch = teacher.batch(lesson.side, lesson.batch // lesson.parts, (3, run.step, part))
+            torch.manual_seed(run.step * MOST_PARTS + part)
+            own = lesson_losses(model, batch, lesson) / lesson.parts
+            (weights[: lesson.scales] * own).sum().backward()
+            losses += own.detach()
+        team.add_up([*matrices, *others], losses)
         nn.utils.clip_grad_norm_(others, 1.0)
         run.update()
+        if curve is None:
+            continue
+        curve.add(dict(zip(scale_columns, losses.tolist(), strict=False)))
         if run.step % EVALUATE_EVERY == 0:
             curve.add(evaluate(run.averaged, teacher, evaluated_captions))
         if run.step % LOG_EVERY == 0:
             print(curve.write(run.step, run.used_s), flush=True)
         if run.step % SAVE_EVERY == 0:
             run.save()
+    if curve is None:
+        return
     run.save()
     write_atomically(half_precision(run.averaged), WEIGHTS)
     print(evaluate(run.averaged, teacher, 3 * evaluated_captions), flush=True)
@@ -234,5 +243,9 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--evaluated-captions", type=int, default=32)
+    parser.add_argument("--processes", type=int, default=1, choices=range(1, min(MOST_PARTS, SMALL.parts) + 1))
+    parser.add_argument("--meeting", default="", help="of a process that another one has started")
     args = parser.parse_args()
-    train(args.steps, args.lr, args.evaluated_captions)
+    shared = ["--steps", str(args.steps), "--lr", str(args.lr)]
+    with team("demo.training.transformer", shared, args.processes, args.meeting) as own:
+        train(own, args.steps, args.lr, args.evaluated_captions)
