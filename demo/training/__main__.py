@@ -1,7 +1,7 @@
 """Trains the demo model, stage after stage, each in a process of its own; finished stages are left alone.
 
-`python -m demo.training` takes about half a day on two cores. Interrupted, it goes on where it stopped. What it writes is
-not the checkpoint in demo/checkpoint: that one is replaced by hand, once the new one has been scored.
+`python -m demo.training` takes about half a day on two cores. Interrupted, it goes on where it stopped. What it writes
+is not the checkpoint in demo/checkpoint: that one is replaced by hand, once the new one has been scored.
 """
 
 import argparse
