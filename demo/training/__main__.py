@@ -53,8 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=[s.name for s in STAGES], help="only this one, even if it has finished")
     parser.add_argument("--shortened", action="store_true", help="two steps of every stage: shows that all of it runs")
-    processes = {"type": int, "default": min(2, os.cpu_count() or 1), "choices": (1, 2)}
-    parser.add_argument("--processes", **processes, help="that train the transformer, each on one core")  # type: ignore[arg-type]
+    cores = min(2, os.cpu_count() or 1)
+    parser.add_argument("--processes", type=int, default=cores, choices=(1, 2), help="that train the transformer")
     args = parser.parse_args()
     for stage in STAGES:
         if args.stage in (None, stage.name):
