@@ -235,7 +235,14 @@ def plan_record(manifest: Manifest, costs: EngineCosts) -> Record:
     return {
         "policy": plan.policy.name,
         "steps": [
-            {"index": s.index, "size": list(s.size), "tokens": s.tokens, "kept": s.kept, "guided": s.guided}
+            {
+                "index": s.index,
+                "size": list(s.size),
+                "tokens": s.tokens,
+                "kept": s.kept,
+                "guided": s.guided,
+                "text": s.text,
+            }
             for s in plan.steps
         ],
         "forwarded_tokens": plan.forwarded_tokens,

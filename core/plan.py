@@ -207,13 +207,7 @@ def _check_policy(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) ->
         raise PlanError("the first scale cannot be skipped: it carries the text")
     _check_guidance(policy, last)
     pruned = [i for i in range(last + 1) if not policy.rule(i).skip and policy.rule(i).keep < 1]
-    unread = [i for i in range(last + 1) if not policy.rule(i).text]
-    if unread and (unread[0] not in pruned or policy.first_layer == policy.stop_layer):
-        raise PlanError(
-            f"policy {policy.name!r} has text off at scale {unread[0]}, which it does not prune",
-            expected="text off at pruned scales alone: there the restore scale stands for it",
-            fix=f"write keep below 1 under [scale.{unread[0]}] and name the pruned layers, or leave text = false away",
-        )
+    _check_text(schedule, policy)
     if not pruned or policy.first_layer == policy.stop_layer:
         return
     cached = policy.restore_scale
@@ -223,6 +217,18 @@ def _check_policy(schedule: ScaleSchedule, policy: PruningPolicy, depth: int) ->
             expected="an executed scale before the first pruned one, to restore from",
             fix="set restore_scale",
         )
+
+
+def _check_text(schedule: ScaleSchedule, policy: PruningPolicy) -> None:
+    for i in range(len(schedule)):
+        rule, tokens = policy.rule(i), schedule.tokens(i)
+        prunes = policy.first_layer < policy.stop_layer and rule.kept(tokens) < tokens
+        if not (rule.text or rule.skip or prunes):
+            raise PlanError(
+                f"policy {policy.name!r} has text off at scale {i}, which it does not prune",
+                expected="text off at pruned scales alone: there the restore scale stands for it",
+                fix=f"lower keep under [scale.{i}] and name pruned layers, or leave text = false away",
+            )
 
 
 def _check_guidance(policy: PruningPolicy, last: int) -> None:

@@ -14,11 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+MEETING = datetime.timedelta(minutes=10)  # until all have started
 PATIENCE = datetime.timedelta(hours=6)  # how long others wait while the first evaluates
 
 
@@ -28,6 +30,7 @@ class Team:
 
     rank: int = 0
     size: int = 1
+    group: Any = None  # that gradients are added up in
 
     @property
     def leads(self) -> bool:
@@ -46,7 +49,7 @@ class Team:
                 p.grad = torch.zeros_like(p)
         tensors = [*(p.grad for p in parameters if p.grad is not None), *others]
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=self.group)
         for tensor, summed in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(summed.view_as(tensor))
 
@@ -70,11 +73,12 @@ def team(module: str, arguments: Sequence[str], processes: int, meeting: str = "
             others = [subprocess.Popen([*command, "--meeting", f"{path}:{other}"]) for other in range(1, processes)]
         try:
             method = f"file://{path}"
-            dist.init_process_group("gloo", method, timeout=PATIENCE, rank=int(rank), world_size=processes)
-            yield Team(int(rank), processes)
+            dist.init_process_group("gloo", method, timeout=MEETING, rank=int(rank), world_size=processes)
+            yield Team(int(rank), processes, dist.new_group(timeout=PATIENCE))
             dist.destroy_process_group()
             for other in others:
                 other.wait()
         finally:
             for other in others:
                 other.kill()
+                other.wait()

@@ -174,8 +174,8 @@ def _attention_given(q: Any, keys: Any, values: Any, bias: Any, int8: bool, out:
 
 
 # softmax(q keys^T + bias) values, contiguous. The queries are scaled beforehand. The bias is finite: about -1e30 masks
-# a key. Token and head strides are free, so prefixes and slices of a cache are read in place. `int8`: q and keys are
-# rounded to int8 for the scores, row by row and head by head, as x is for LINEAR_INT8.
+# a key. Token and head strides are free, so prefixes and slices of a cache are read in place. `int8`: for the scores,
+# in each head by itself, q is rounded to int8 row by row, as x is for LINEAR_INT8, and keys 64 by 64, masked ones too.
 ATTENTION = Operator(
     "attention",
     (

@@ -288,10 +288,22 @@ def test_text_ends_at_the_pruned_scales_that_say_so(tmp_path):
         INFINITY.policy(str(file), SQUARE_SMALL, 4)
 
 
-@pytest.mark.parametrize(("rule", "layers"), [(ScaleRule(text=False), (1, 3)), (ScaleRule(0.5, text=False), (0, 0))])
+@pytest.mark.parametrize(
+    ("rule", "layers"),
+    [
+        (ScaleRule(text=False), (1, 3)),
+        (ScaleRule(0.5, text=False), (0, 0)),
+        (ScaleRule(0.9995, text=False), (1, 3)),  # of 1024 tokens all are kept
+    ],
+)
 def test_text_stays_where_nothing_stands_for_it(rule, layers):
     with pytest.raises(PlanError, match="text off at scale 9, which it does not prune"):
         make_plan(SQUARE_SMALL, PruningPolicy("p", {9: rule}, *layers, 7), 4)
+
+
+def test_a_scale_that_is_left_out_has_no_text_to_read():
+    policy = PruningPolicy("p", {8: ScaleRule(0.5), 9: ScaleRule(skip=True, text=False)}, 1, 3, 7)
+    assert [step.index for step in make_plan(SQUARE_SMALL, policy, 4).steps] == [*range(9)]
 
 
 def test_families_without_cross_attention_have_no_text_to_leave_out():

@@ -15,7 +15,7 @@
 // that adds is 128 * (sum of the row's queries), with whose negative sums begin. Keys are packed as
 // [head_dim / 4][key][4].
 //
-// Scratch per thread, freed at the end: one head packed, (4 * head_dim + 4) * S bytes, and 0.25 MB.
+// Scratch per thread, freed at the end: one head packed, (4 * head_dim + 8) * S bytes, and 0.25 MB.
 
 #include <immintrin.h>
 #include <omp.h>
@@ -97,8 +97,11 @@ void pack_keys(const Problem& p, int64_t head, Scratch& s) {
         Pair* to = s.keys + strip * depth + (key - strip);
         if (p.int8 && key == strip) {
             most = SMALLEST;
-            for (int64_t i = key; i < std::min(p.S, key + STRIP); ++i)
-                most = std::max(most, largest(p.keys.row(i, head), p.head_dim));
+            for (int64_t i = key; i < std::min(p.S, key + STRIP); ++i) {
+                const float own = largest(p.keys.row(i, head), p.head_dim);
+                if (!(own <= most)) most = own;  // of what is no number: that
+                if (most != most) break;
+            }
             s.key_scale[key / STRIP] = most / 127.0f;
         }
         const void* of_key[LANES];

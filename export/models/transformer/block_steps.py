@@ -273,8 +273,11 @@ class AttnMlpStep(BlockStep):
     def _shared_forward(self, x: Tensor, sub_layers: Sequence[SubLayer], named: Tensors) -> Tensor:
         """All sub-layers on the tokens that the first one keeps."""
         tokens = x.index_select(0, named["kept"])
-        cached = {name: enlarged(named[f"cached_{name}"], self.corners) for name in self.sub_layers}
         for name, added in zip(self.sub_layers, sub_layers, strict=True):
-            is_run = name not in self.restored
-            tokens = tokens + (added(tokens) if is_run else cached[name].index_select(0, named["kept"]))
-        return placed(tokens, named["kept"], x + sum(cached.values()))
+            if name in self.restored:
+                cached = named[f"cached_{name}"]
+                tokens = tokens + enlarged(cached, self.corners.index_select(1, named["kept"]))
+            else:
+                tokens = tokens + added(tokens)
+        rest = x + sum(enlarged(named[name], self.corners) for name in self._cached)
+        return placed(tokens, named["kept"], rest)

@@ -82,6 +82,16 @@ def test_int8_scores_are_those_of_rounded_queries_and_keys(attention, L, S, head
     assert (error <= bound).all()
 
 
+@pytest.mark.parametrize("where", [0, 63, 69])
+@pytest.mark.parametrize("int8", [False, True])
+def test_what_is_no_number_is_not_swallowed(attention, int8, where):
+    q, keys, values = operands(5, 70, 2, 64)
+    keys[where, 1, 3] = torch.nan
+    found = attention(q, keys, values, None, int8)
+    assert found[:, 0].isfinite().all()
+    assert found[:, 1].isnan().all()
+
+
 @pytest.mark.parametrize("spread", [1, 10])
 def test_int8_scores_cost_little(attention, spread):
     """Of cosine attention: queries and keys of unit length, times what the model has learned."""
@@ -91,7 +101,7 @@ def test_int8_scores_cost_little(attention, spread):
     exact = weighted(q, keys, values, None)
     errors = [(attention(q, keys, values, None, int8).float() - exact).square().mean() for int8 in (False, True)]
     assert errors[1].sqrt() / exact.square().mean().sqrt() < 0.005 * spread
-    assert errors[1] > 0.1 * errors[0]
+    assert errors[1] > errors[0], "it is int8"
 
 
 @pytest.mark.parametrize("int8", [False, True])
