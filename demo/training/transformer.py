@@ -243,7 +243,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--evaluated-captions", type=int, default=32)
-    parser.add_argument("--processes", type=int, default=1, choices=range(1, min(MOST_PARTS, SMALL.parts) + 1))
+    parser.add_argument("--processes", type=int, default=1, choices=range(1, SMALL.parts + 1))
     parser.add_argument("--meeting", default="", help="of a process that another one has started")
     args = parser.parse_args()
     shared = ["--steps", str(args.steps), "--lr", str(args.lr)]

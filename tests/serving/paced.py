@@ -11,7 +11,7 @@ from fastvar.serving import server
 from fastvar.serving.model import ServedModel
 from fastvar.serving.options import ServeOptions
 
-SECONDS = float(os.environ.get("PACE", "0.3"))
+SECONDS = float(os.environ["PACE"])
 
 
 def paced(tell: Any) -> Any:

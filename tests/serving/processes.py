@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 STARTS = 180.0  # seconds, on a machine that is busy with other tests
 ENDS = 60.0
@@ -86,3 +88,12 @@ def serving(
 def _name(bundle: Path | str) -> str:
     name, equals, _ = str(bundle).partition("=")
     return name if equals else Path(bundle).name
+
+
+@contextlib.contextmanager
+def paced(bundle: Path, *options: str, pace: float = 0.3) -> Iterator[Served]:
+    """A server that draws image by image, and waits so many seconds before each scale is told."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACE", str(pace))
+        with serving(bundle, *options, "--batch", "1", module="tests.serving.paced") as served:
+            yield served

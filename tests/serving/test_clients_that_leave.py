@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,16 +18,9 @@ import pytest
 from PIL import Image
 
 from tests.serving.asking import EDITS, GENERATIONS, PROMPT, events, png
-from tests.serving.processes import Served, serving
+from tests.serving.processes import Served, paced, serving
 
 pytestmark = pytest.mark.slow
-PACED = "tests.serving.paced"
-
-
-@contextmanager
-def paced(bundle: Path, *options: str) -> Iterator[Served]:
-    with serving(bundle, *options, "--batch", "1", module=PACED) as served:
-        yield served
 
 
 @pytest.fixture(scope="module")
@@ -261,13 +253,14 @@ def test_sigterm_ends_what_takes_longer_than_the_drain(batched_bundle: Path):
 
 def test_a_second_signal_ends_at_once(batched_bundle: Path):
     with paced(batched_bundle, "--drain", "600") as served:
-        begun(served, n=10)
+        asked = begun(served, n=10)  # let go of, its connection would close
         until(lambda: running(served) == 1)
         begin = time.monotonic()
         served.process.send_signal(signal.SIGTERM)
         time.sleep(1.5)
         served.process.send_signal(signal.SIGTERM)
         ended(served, 20)
+        asked.close()
         assert time.monotonic() - begin < 15
 
 
