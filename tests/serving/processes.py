@@ -95,5 +95,5 @@ def paced(bundle: Path, *options: str, pace: float = 0.3) -> Iterator[Served]:
     """A server that draws image by image, and waits so many seconds before each scale is told."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PACE", str(pace))
-        with serving(bundle, *options, "--batch", "1", module="tests.serving.paced") as served:
+        with serving(bundle, "--batch", "1", "--instances", "1", *options, module="tests.serving.paced") as served:
             yield served

@@ -24,7 +24,7 @@ from tests.serving.processes import Served, paced, serving
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 SIDES = (1, 2, 4, 6, 8, 12, 16)  # of the scales, in tokens
 TIMES = "\N{MULTIPLICATION SIGN}"
-PACE, ONE_BY_ONE = 0.1, ("--instances", "1")  # seconds a scale, and options, of servers that take their time
+PACE = 0.1  # seconds a scale, of servers that take their time
 PROMPT = "a red circle above a blue square"
 
 
@@ -180,7 +180,7 @@ def test_a_model_of_classes_is_asked_for_classes(browser, var_editing_bundle: Pa
 @pytest.fixture(scope="module")
 def paced_server(browser, demo_bundle: Path) -> Iterator[Served]:
     """Takes its time for every scale: no machine is fast enough to finish before a key is pressed."""
-    with paced(demo_bundle, *ONE_BY_ONE, pace=PACE) as served:
+    with paced(demo_bundle, pace=PACE) as served:
         yield served
 
 
@@ -232,7 +232,7 @@ def test_who_waits_sees_her_place_and_may_leave(paced_page, paced_server: Served
 
 
 def test_a_full_queue_is_counted_down(browser, demo_bundle: Path):
-    with paced(demo_bundle, *ONE_BY_ONE, "--queue", "1", pace=PACE) as served, opened(browser, served.url) as page:
+    with paced(demo_bundle, "--queue", "1", pace=PACE) as served, opened(browser, served.url) as page:
         settled(page)
         with crowd(served, 2):
             ask(page)
