@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from demo.training.team import ALONE, Team
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
@@ -33,37 +35,44 @@ def orthogonalize(update: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al., 2024) for matrices and convolutions, its step as large as one of AdamW."""
+    """Muon (Jordan et al., 2024) for matrices and convolutions, its step as large as one of AdamW.
 
-    def __init__(self, params: Sequence[Tensor], lr: float, decay: float) -> None:
+    The processes of a team share the work: each orthogonalises some of the matrices.
+    """
+
+    def __init__(self, params: Sequence[Tensor], lr: float, decay: float, team: Team = ALONE) -> None:
         super().__init__(params, {"lr": lr, "momentum": 0.95, "decay": decay})
+        self.team = team
 
+    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Update every parameter that has a gradient; takes no closure."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(group, p)
+            moved = [p for p in group["params"] if p.grad is not None]
+            directions = [self._direction(group["momentum"], p) for p in moved]
+            own = set(self.team.parts(len(moved)))
+            updates = [orthogonalize(d) if i in own else torch.zeros_like(d) for i, d in enumerate(directions)]
+            self.team.sum(updates)
+            for p, update in zip(moved, updates, strict=True):
+                p.mul_(1 - group["lr"] * group["decay"])
+                p.add_(update.view_as(p), alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)
 
-    @torch.no_grad()
-    def _update(self, group: dict[str, Any], p: Tensor) -> None:
+    def _direction(self, momentum: float, p: Tensor) -> Tensor:
+        """Nesterov's momentum, as a matrix [rows, columns]."""
         if "momentum" not in self.state[p]:
             self.state[p]["momentum"] = torch.zeros_like(p)
         buffer, gradient = self.state[p]["momentum"], p.grad
         assert gradient is not None  # see `step`
-        buffer.lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(buffer, group["momentum"]).flatten(1)
-        scale = 0.2 * max(update.shape) ** 0.5
-        p.mul_(1 - group["lr"] * group["decay"])
-        p.add_(orthogonalize(update).view_as(p), alpha=-group["lr"] * scale)
+        buffer.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum).flatten(1)
 
 
 def optimizers(
-    matrices: Sequence[Tensor], others: Sequence[Tensor], lr: float, decay: float
+    matrices: Sequence[Tensor], others: Sequence[Tensor], lr: float, decay: float, team: Team = ALONE
 ) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for everything else, with one learning rate for both."""
     adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-    built: list[torch.optim.Optimizer] = [Muon(matrices, lr, decay), adam]
+    built: list[torch.optim.Optimizer] = [Muon(matrices, lr, decay, team), adam]
     for optimizer in built:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -166,7 +175,13 @@ class TrainingRun:
         self._clock = time.process_time()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise SystemExit(
+                f"{self.file} cannot be resumed: it holds the weights of another model: {str(error).splitlines()[-1]}; "
+                "expected one that this version wrote; move it away, or set FASTVAR_DEMO_STATE to an empty folder"
+            ) from None
         self.averaged = state["averaged"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             peaks = [group["peak_lr"] for group in optimizer.param_groups]

@@ -3,6 +3,7 @@
 Calls the model's own sub-layers, so it computes what the scale-by-scale reference computes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -116,6 +117,9 @@ def run_block(block: Block, x: Tensor, conditioning: Conditioning, scales: Scale
     return x + block.feed_forward(x, conditioning.modulation)
 
 
+RunBlock = Callable[[Block, Tensor, Conditioning, Scales, Tensor], Tensor]
+
+
 def all_logits(
     model: InfinityTransformer,
     features: Tensor,
@@ -123,16 +127,20 @@ def all_logits(
     example: Example,
     schedule: ScaleSchedule,
     indices: dict[int, Tensor] | None = None,
+    block: RunBlock = run_block,
 ) -> tuple[Tensor, Scales]:
-    """Text features [B, T, Ct] with mask [B, T], and an example -> logits [B, L, 2 * bits] of all its scales."""
+    """Text features [B, T, Ct] with mask [B, T], and an example -> logits [B, L, 2 * bits] of all its scales.
+
+    block: `run_block`, or what a compiler has made of it.
+    """
     indices = indices or {}
     conditioning = model.conditioning(features, mask)
     scales = Scales([t.shape[1] for t in example.targets], model.config.head_dim, indices, schedule)
     tokens = [model.first_tokens(conditioning.sos), *(model.embed(codes) for codes in example.inputs)]
     x = torch.cat(tokens, dim=1) + model.lvl_embed(scales.max_scales)
     text_bias = hidden(~mask[:, None, None, :])
-    for block in model.layers:
-        x = run_block(block, x, conditioning, scales, text_bias)
+    for layer in model.layers:
+        x = block(layer, x, conditioning, scales, text_bias)
     return model.logits(x, conditioning.sos), scales
 
 

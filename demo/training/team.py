@@ -42,16 +42,22 @@ class Team:
 
     def add_up(self, parameters: Sequence[Tensor], *others: Tensor) -> None:
         """Replace the gradients of parameters, and other tensors, by their sums over all processes."""
-        if self.size == 1:
-            return
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        tensors = [*(p.grad for p in parameters if p.grad is not None), *others]
+        self.sum([*(p.grad for p in parameters if p.grad is not None), *others])
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors of one dtype by their sums over all processes."""
+        if self.size == 1:
+            return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat, group=self.group)
         for tensor, summed in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(summed.view_as(tensor))
+
+
+ALONE = Team()
 
 
 @contextmanager
@@ -63,7 +69,7 @@ def team(module: str, arguments: Sequence[str], processes: int, meeting: str = "
         meeting: as another process was given it; empty for the first.
     """
     if processes == 1:
-        yield Team()
+        yield ALONE
         return
     with tempfile.TemporaryDirectory() as folder:
         path, _, rank = (meeting or f"{Path(folder) / 'meeting'}:0").rpartition(":")

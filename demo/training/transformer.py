@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demo.scenes import RICH, caption, held_out_scenes, training_scenes
@@ -25,7 +26,15 @@ from demo.training.loop import Steps, TrainingRun, half_precision, optimizers, w
 from demo.training.patch_codec import images_of
 from demo.training.places import CURVES, STATES, TEXT_ENCODER
 from demo.training.sample_images import accuracy, held_out, in_percent, sample_images, write_sheet
-from demo.training.teacher_forcing import Example, all_logits, bit_losses, make_example, random_subset
+from demo.training.teacher_forcing import (
+    Example,
+    RunBlock,
+    all_logits,
+    bit_losses,
+    make_example,
+    random_subset,
+    run_block,
+)
 from demo.training.team import Team, team
 from fastvar.export.models.infinity.model import AttentivePool, InfinityTransformer
 from fastvar.families.infinity import TransformerConfig
@@ -115,6 +124,13 @@ class Batch:
             yield Batch(*pieces)
 
 
+def padded(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """To the length that the model knows: the blocks are compiled for one length."""
+    more = CONFIG.text_length - features.shape[1]
+    assert more >= 0, f"a caption of {features.shape[1]} tokens"
+    return F.pad(features, (0, 0, 0, more)), F.pad(mask, (0, more))
+
+
 @dataclass(frozen=True)
 class Teacher:
     """Makes batches of fresh scenes: drawn, encoded by the codec, and captioned."""
@@ -129,7 +145,7 @@ class Teacher:
             held_out_scenes(count, seed[-1], RICH) if held_out else list(islice(training_scenes(seed, RICH), count))
         )
         rng = np.random.default_rng((*seed, 2))
-        features, mask = self.text([caption(scene, rng) for scene in scenes])
+        features, mask = padded(*self.text([caption(scene, rng) for scene in scenes]))
         if side == min(SCHEDULES):
             return Batch(self.codec.base(images_of(scenes, np.random.default_rng((*seed, 1)))), features, mask)
         return Batch(self.codec.encode(latent_codec.draw(scenes, seed))[1], features, mask)
@@ -141,12 +157,12 @@ def without_text(features: Tensor, cfg_uncond: Tensor) -> Tensor:
     return torch.where(drop, cfg_uncond[: features.shape[1]], features)
 
 
-def lesson_losses(model: InfinityTransformer, batch: Batch, lesson: Lesson) -> Tensor:
+def lesson_losses(model: InfinityTransformer, batch: Batch, lesson: Lesson, block: RunBlock = run_block) -> Tensor:
     """Mean loss per bit of every scale of the lesson, on codes with mistakes and some images without their text."""
     flip_rate = torch.rand(len(batch.latent), 1, 1, 1) * LARGEST_FLIP_RATE
     example = make_example(batch.latent, flip_rate, SCHEDULES[lesson.side], lesson.scales)
     features = without_text(batch.features, model.cfg_uncond)
-    return _losses(model, replace(batch, features=features), example, lesson)
+    return _losses(model, replace(batch, features=features), example, lesson, block)
 
 
 @torch.no_grad()
@@ -154,15 +170,16 @@ def context_losses(model: InfinityTransformer, batch: Batch, lesson: Lesson) -> 
     """Held-out loss per bit of every scale without mistakes in the codes, in the context that the lesson gives."""
     none = torch.zeros(len(batch.latent), 1, 1, 1)
     example = make_example(batch.latent, none, SCHEDULES[lesson.side], lesson.scales)
-    return _losses(model, batch, example, lesson)
+    return _losses(model, batch, example, lesson, run_block)
 
 
-def _losses(model: InfinityTransformer, batch: Batch, example: Example, lesson: Lesson) -> Tensor:
+def _losses(model: InfinityTransformer, batch: Batch, example: Example, lesson: Lesson, block: RunBlock) -> Tensor:
     indices: dict[int, Tensor] = {}
     if lesson.kept:
         example, indices = random_subset(example, dict(lesson.kept))
     with torch.autocast("cpu", torch.bfloat16):
-        logits, scales = all_logits(model, batch.features, batch.mask, example, SCHEDULES[lesson.side], indices)
+        schedule = SCHEDULES[lesson.side]
+        logits, scales = all_logits(model, batch.features, batch.mask, example, schedule, indices, block)
     return torch.stack(bit_losses(logits, scales, example))
 
 
@@ -198,14 +215,15 @@ def evaluate(weights: dict[str, Tensor], teacher: Teacher, count: int) -> dict[s
     return result | held_out_losses(model, teacher, min(count, HELD_OUT_IMAGES))
 
 
-def train(team: Team, steps: int, lr: float, evaluated_captions: int) -> None:
+def train(team: Team, steps: int, lr: float, evaluated_captions: int, compiled: bool) -> None:
     """Train, resuming from the last checkpoint, and write the official file."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = build()
     matrices, others = parameter_groups(model)
-    run = TrainingRun(model, optimizers(matrices, others, lr, decay=0.02), STATE, Steps(steps), 0.998, FALLS_FROM)
+    run = TrainingRun(model, optimizers(matrices, others, lr, 0.02, team), STATE, Steps(steps), 0.998, FALLS_FROM)
     teacher = Teacher(latent_codec.load(), TextFeatures(TEXT_ENCODER))
+    block = torch.compile(run_block, dynamic=False) if compiled else run_block
     weights = torch.tensor(SCALE_WEIGHTS) / sum(SCALE_WEIGHTS)
     scale_columns = [f"scale_{i}" for i in range(len(SCALE_WEIGHTS))]
     measured = [f"{what}_{side}" for side in SCHEDULES for what in ("overall", "shape", "full", "subset")]
@@ -216,7 +234,7 @@ def train(team: Team, steps: int, lr: float, evaluated_captions: int) -> None:
         for part in team.parts(lesson.parts):
             batch = teacher.batch(lesson.side, lesson.batch // lesson.parts, (3, run.step, part))
             torch.manual_seed(run.step * MOST_PARTS + part)
-            own = lesson_losses(model, batch, lesson) / lesson.parts
+            own = lesson_losses(model, batch, lesson, block) / lesson.parts
             (weights[: lesson.scales] * own).sum().backward()
             losses += own.detach()
         team.add_up([*matrices, *others], losses)
@@ -245,7 +263,8 @@ if __name__ == "__main__":
     parser.add_argument("--evaluated-captions", type=int, default=32)
     parser.add_argument("--processes", type=int, default=1, choices=range(1, SMALL.parts + 1))
     parser.add_argument("--meeting", default="", help="of a process that another one has started")
+    parser.add_argument("--eager", action="store_true", help="do not compile the blocks; a fifth slower, needs no g++")
     args = parser.parse_args()
-    shared = ["--steps", str(args.steps), "--lr", str(args.lr)]
+    shared = ["--steps", str(args.steps), "--lr", str(args.lr), *(["--eager"] if args.eager else [])]
     with team("demo.training.transformer", shared, args.processes, args.meeting) as own:
-        train(own, args.steps, args.lr, args.evaluated_captions)
+        train(own, args.steps, args.lr, args.evaluated_captions, not args.eager)

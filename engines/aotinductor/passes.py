@@ -1,7 +1,7 @@
 """Passes over exported programs for CPUs: operators for which a better one than torch's default is at hand.
 
-* attention in bfloat16: our kernel, where the CPU and the head size allow it; its scores by int8 products in programs
-  whose linear layers compute in int8;
+* attention in bfloat16: our kernel, where the CPU and the head size allow it; by int8 products in programs whose linear
+  layers compute in int8;
 * linear layers: oneDNN's; those of int8 activations call our kernel as they are traced, and take their GELU with them.
 
 A pass returns how many calls it replaced. The operators are those of operators.py.

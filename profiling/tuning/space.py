@@ -43,7 +43,7 @@ class PolicySpace:
         """Equal for policies that run the same engines on the same tokens."""
         plan = self.plan(policy)
         prunes = any(step.prunes for step in plan.steps)
-        return plan.steps, (policy.first_layer, policy.stop_layer) if prunes else None
+        return plan.steps, (policy.first_layer, policy.stop_layer, policy.shared_selection) if prunes else None
 
     def policy(
         self,
@@ -52,15 +52,18 @@ class PolicySpace:
         restore_scale: int | None = None,
         layers: tuple[int, int] | None = None,
         unguided: int = 0,
+        textless: Sequence[int] = (),
+        shared_selection: bool = False,
     ) -> PruningPolicy:
         """A policy, named after its parts.
 
         `keeps` maps scales to keep ratios. The last `skipped` scales are left out, and the last `unguided` of the
         others run without guidance. `restore_scale` is by default the scale before the first pruned one, `layers` the
-        space's own.
+        space's own. Those of the `textless` scales that are pruned do without text.
         """
         end = len(self.schedule) - skipped
-        rules = {i: ScaleRule(keep) for i, keep in sorted(keeps.items()) if i < end and keep < 1}
+        pruned = {i: keep for i, keep in sorted(keeps.items()) if i < end and keep < 1}
+        rules = {i: ScaleRule(keep, text=i not in textless) for i, keep in pruned.items()}
         first, stop = layers or self.layers
         if rules and first < stop:
             cached = min(min(rules) - 1, len(self.schedule) if restore_scale is None else restore_scale)
@@ -68,7 +71,7 @@ class PolicySpace:
             rules, first, stop, cached = {}, 0, 0, None
         rules |= {i: replace(rules.get(i, ScaleRule()), guidance=False) for i in range(max(1, end - unguided), end)}
         rules |= {i: ScaleRule(skip=True) for i in range(end, len(self.schedule))}
-        policy = PruningPolicy("", rules, first, stop, cached)
+        policy = PruningPolicy("", rules, first, stop, cached, shared_selection and cached is not None)
         return replace(policy, name=name_of(policy))
 
     def grid(self) -> list[PruningPolicy]:
@@ -105,6 +108,8 @@ class Parts:
     restore_scale: int | None
     layers: tuple[int, int] | None
     unguided: int = 0
+    textless: tuple[int, ...] = ()
+    shared_selection: bool = False
 
     @classmethod
     def of(cls, space: PolicySpace, policy: PruningPolicy) -> Parts:
@@ -117,7 +122,8 @@ class Parts:
         prunes = policy.first_layer < policy.stop_layer
         layers = (policy.first_layer, policy.stop_layer) if prunes else None
         unguided = sum(not step.guided for step in space.plan(policy).steps)
-        return cls(keeps, skipped, policy.restore_scale, layers, unguided)
+        textless = tuple(i for i, rule in policy.rules.items() if not rule.text)
+        return cls(keeps, skipped, policy.restore_scale, layers, unguided, textless, policy.shared_selection)
 
     def moved(self, space: PolicySpace, step: float) -> Iterator[Parts]:
         """Parts that differ in one: keep ratio of a scale, scales left out, restore scale, first layer, guidance."""
@@ -137,11 +143,12 @@ class Parts:
 
 def name_of(policy: PruningPolicy) -> str:
     """A short name: "5k50-6k25-c4-l3" keeps 50 % of scale 5 and 25 % of scale 6, restores from scale 4 and prunes from
-    layer 3 on. "6x" leaves scale 6 out, "6g" runs it without guidance, "6t" without text.
+    layer 3 on. "6x" leaves scale 6 out, "6g" runs it without guidance, "6t" without text, "s" shares selections.
     """
     rules = [_rule_name(i, rule) for i, rule in sorted(policy.rules.items())]
     layers = [] if policy.restore_scale is None else [f"c{policy.restore_scale}", f"l{policy.first_layer}"]
-    return "-".join([*rules, *layers]) or "dense"
+    shared = ["s"] if policy.shared_selection else []
+    return "-".join([*rules, *layers, *shared]) or "dense"
 
 
 def _rule_name(scale: int, rule: ScaleRule) -> str:

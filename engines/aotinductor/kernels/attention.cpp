@@ -10,10 +10,13 @@
 // head when it first meets it, and no thread waits for another. A row's sums run in the same order whatever block or
 // thread it falls to, so results do not depend on either.
 //
-// With int8 scores, queries become int8 by a scale of each row, keys by one of each strip; products are exact in int32.
+// With int8, queries become integers by a scale of each row, keys by one of each strip; products are exact in int32.
 // VPDPBUSD multiplies 16 lanes of 4 neighbours, unsigned times signed: keys are the unsigned ones, shifted by 128; what
 // that adds is 128 * (sum of the row's queries), with whose negative sums begin. Keys are packed as
-// [head_dim / 4][key][4].
+// [head_dim / 4][key][4]. Probabilities are then the unsigned ones, in 255ths of the largest of their row and block of
+// keys, and values become integers by a scale of each channel and block. Many small probabilities can weigh more than
+// the largest, so they are not rounded to the nearest, which would be zero: numbers that are spread evenly over a block
+// are added first, and the mean over keys stays what it was.
 //
 // Scratch per thread, freed at the end: one head packed, (4 * head_dim + 8) * S bytes, and 0.25 MB.
 
@@ -23,56 +26,14 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
-#include <limits>
 #include <type_traits>
 
-#include "quantise.h"
-#include "registers.h"
+#include "attention_packing.h"
 
 namespace {
-
-constexpr int TILE = 6;               // queries of a tile: with 4 registers of keys, 24 of the 32 registers are sums
-constexpr int WIDEST = 6;             // registers of values of a tile, then of 4 queries
-constexpr int64_t STRIP = 4 * LANES;  // keys of a tile: their packed pairs stay in L1 over all queries of a block
-constexpr int64_t QUERIES = 48;       // of a block: enough to pay for reading packed keys from L2 or L3
-constexpr int64_t KEYS = 512;         // of a block: its scores and probabilities stay in L2
-constexpr int64_t LARGEST_HEAD = 256;
-constexpr float LOG2_E = 1.44269504f;
-
-using Pair = uint32_t;  // two bfloat16 neighbours of the summed axis, or four int8
-
-struct Tensor {  // [tokens, heads, head_dim], head_dim contiguous; strides in elements
-    const uint16_t* data;
-    int64_t token_stride, head_stride;
-    const uint16_t* row(int64_t token, int64_t head) const { return data + token * token_stride + head * head_stride; }
-};
-
-struct Problem {
-    Tensor q, keys, values;
-    const float* bias;  // [heads, S] or null
-    int64_t bias_stride;
-    uint16_t* out;
-    int64_t L, S, heads, head_dim;
-    bool int8;  // scores by int8 products
-    int64_t padded() const { return (S + LANES - 1) / LANES * LANES; }
-    int64_t depth() const { return head_dim / (int8 ? 4 : 2); }  // of what is packed of a key
-};
-
-struct Scratch {  // of one thread
-    Pair *keys, *values;  // of the whole head: strips of [depth][strip's keys], and [padded / 2][head_dim]
-    float *bias, *key_scale;  // [padded], minus infinity behind the last key; of each strip
-    alignas(64) Pair q[QUERIES * LARGEST_HEAD / 2];  // per tile [depth][TILE]
-    alignas(64) int8_t row[LANES * LARGEST_HEAD];    // quantised, before it is packed
-    alignas(64) float scores[QUERIES * KEYS];
-    alignas(64) Pair probabilities[QUERIES * KEYS / 2];
-    alignas(64) float sums[QUERIES * LARGEST_HEAD];  // unnormalised output [QUERIES, head_dim]
-    alignas(64) float lane_max[QUERIES * LANES];     // of a row's scores, lane by lane
-    float row_max[QUERIES], row_sum[QUERIES], correction[QUERIES], q_scale[QUERIES];
-    int32_t q_shift[QUERIES];  // what shifted keys add to a row's sums
-};
 
 inline __m512bh pairs(__m512i bits) { return (__m512bh)bits; }
 
@@ -88,78 +49,14 @@ inline __m512 exp2(__m512 t) {
     return _mm512_scalef_ps(p, t);
 }
 
-// A strip's keys lie together, lane by lane: [depth][keys of the strip].
-void pack_keys(const Problem& p, int64_t head, Scratch& s) {
-    const int64_t depth = p.depth(), padded = p.padded();
-    float most = SMALLEST;  // of a strip
-    for (int64_t key = 0; key < padded; key += LANES) {
-        const int64_t strip = key / STRIP * STRIP, width = std::min(STRIP, padded - strip);
-        Pair* to = s.keys + strip * depth + (key - strip);
-        if (p.int8 && key == strip) {
-            most = SMALLEST;
-            for (int64_t i = key; i < std::min(p.S, key + STRIP); ++i) {
-                const float own = largest(p.keys.row(i, head), p.head_dim);
-                if (!(own <= most)) most = own;  // of what is no number: that
-                if (most != most) break;
-            }
-            s.key_scale[key / STRIP] = most / 127.0f;
-        }
-        const void* of_key[LANES];
-        for (int64_t i = 0; i < LANES; ++i) {
-            of_key[i] = key + i < p.S ? p.keys.row(key + i, head) : nullptr;
-            if (p.int8 && of_key[i]) {
-                quantise(p.keys.row(key + i, head), p.head_dim, most, s.row + i * LARGEST_HEAD);
-                of_key[i] = s.row + i * LARGEST_HEAD;
-            }
-        }
-        const __m512i shifted = p.int8 ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
-        for (int64_t from = 0; from < depth; from += LANES) {
-            const __mmask16 inside = depth - from >= LANES ? 0xffff : (1u << (depth - from)) - 1;
-            __m512i rows[16];
-            for (int64_t i = 0; i < LANES; ++i) {
-                const Pair* row = static_cast<const Pair*>(of_key[i]) + from;
-                rows[i] = of_key[i] ? _mm512_maskz_loadu_epi32(inside, row) : _mm512_setzero_si512();
-                rows[i] = _mm512_xor_si512(rows[i], shifted);
-            }
-            transpose(rows);
-            for (int64_t i = 0; i < std::min(LANES, depth - from); ++i)
-                _mm512_storeu_si512(to + (from + i) * width, rows[i]);
-        }
-    }
-}
-
-// Two keys' values side by side: [S / 2][head_dim][2], a last odd key with zeros.
-void pack_values(const Problem& p, int64_t head, Pair* packed) {
-    for (int64_t key = 0; key < p.S; key += 2) {
-        const uint16_t *first = p.values.row(key, head), *second = p.values.row(key + 1, head);
-        for (int64_t d = 0; d < p.head_dim; d += LANES) {
-            const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(first + d)));
-            __m512i high = _mm512_setzero_si512();
-            if (key + 1 < p.S) high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(second + d)));
-            _mm512_storeu_si512(packed + key / 2 * p.head_dim + d, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-        }
-    }
-}
-
-void pack_bias(const Problem& p, int64_t head, float* packed) {
-    for (int64_t key = 0; key < p.S; ++key) packed[key] = p.bias ? p.bias[head * p.bias_stride + key] : 0.0f;
-    std::fill(packed + p.S, packed + p.padded(), -std::numeric_limits<float>::infinity());
-}
-
-void pack_queries(const Problem& p, int64_t head, int64_t start, int64_t count, Scratch& s) {
-    const int64_t depth = p.depth();
-    for (int64_t i = 0; i < count; ++i) {
-        const char* row = (const char*)p.q.row(start + i, head);
-        if (p.int8) {
-            const uint16_t* q = p.q.row(start + i, head);
-            const float most = std::max(largest(q, p.head_dim), SMALLEST);
-            s.q_scale[i] = most / 127.0f;
-            s.q_shift[i] = 128 * quantise(q, p.head_dim, most, s.row);
-            row = (const char*)s.row;
-        }
-        Pair* to = s.q + i / TILE * depth * TILE + i % TILE;
-        for (int64_t d = 0; d < depth; ++d) std::memcpy(to + d * TILE, row + d * sizeof(Pair), sizeof(Pair));
-    }
+// 255 * 2^t for t <= 0 within 0.03.
+inline __m512 exp2_of_255(__m512 t) {
+    const __m512 f = _mm512_reduce_ps(t, 0x09);
+    __m512 p = _mm512_set1_ps(255 * 0.07751164f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(255 * 0.22748836f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(255 * 0.695f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(255.0f));
+    return _mm512_scalef_ps(p, t);
 }
 
 // Integer products of a tile -> the largest score of each row so far; and scores in place of the products where some
@@ -251,6 +148,41 @@ void value_tile(const Pair* probabilities, const Pair* values, int64_t depth, in
         UNROLL for (int j = 0; j < COLUMNS; ++j) _mm512_store_ps(sums + i * head_dim + j * LANES, acc[i][j]);
 }
 
+template <int COLUMNS>
+__attribute__((noinline)) void add_products(const int32_t* products, int rows, int64_t head_dim,
+                                            const float* correction, const float* block_scale,
+                                            const float* value_scale, float* sums) {
+    for (int i = 0; i < rows; ++i, products += COLUMNS * LANES, sums += head_dim)
+        UNROLL for (int j = 0; j < COLUMNS; ++j) {
+            const __m512 product = _mm512_cvtepi32_ps(_mm512_load_si512(products + j * LANES));
+            const __m512 of_value = _mm512_loadu_ps(value_scale + j * LANES);
+            const __m512 scale = _mm512_mul_ps(of_value, _mm512_set1_ps(block_scale[i]));
+            const __m512 before = _mm512_mul_ps(_mm512_load_ps(sums + j * LANES), _mm512_set1_ps(correction[i]));
+            _mm512_store_ps(sums + j * LANES, _mm512_fmadd_ps(product, scale, before));
+        }
+}
+
+// The same with int8: sums * correction + block_scale * value_scale * (probabilities values).
+template <int ROWS, int COLUMNS>
+void value_tile_int8(const Pair* probabilities, const Pair* values, int64_t depth, int64_t head_dim,
+                     const float* correction, const float* block_scale, const float* value_scale, float* sums) {
+    __m512i acc[ROWS][COLUMNS];
+    UNROLL for (int i = 0; i < ROWS; ++i)
+        UNROLL for (int j = 0; j < COLUMNS; ++j) acc[i][j] = _mm512_setzero_si512();
+    for (int64_t d = 0; d < depth; ++d, ++probabilities, values += head_dim) {
+        __m512i value[COLUMNS];
+        UNROLL for (int j = 0; j < COLUMNS; ++j) value[j] = _mm512_loadu_si512(values + j * LANES);
+        UNROLL for (int i = 0; i < ROWS; ++i) {
+            const __m512i weight = _mm512_set1_epi32(probabilities[i * KEYS / 4]);
+            UNROLL for (int j = 0; j < COLUMNS; ++j) acc[i][j] = _mm512_dpbusd_epi32(acc[i][j], weight, value[j]);
+        }
+    }
+    alignas(64) int32_t products[ROWS][COLUMNS * LANES];  // through memory, as `scale_tile`
+    UNROLL for (int i = 0; i < ROWS; ++i)
+        UNROLL for (int j = 0; j < COLUMNS; ++j) _mm512_store_si512(products[i] + j * LANES, acc[i][j]);
+    add_products<COLUMNS>(products[0], ROWS, head_dim, correction, block_scale, value_scale, sums);
+}
+
 // Whether the bias of a strip's keys is to be added.
 bool is_masked(const Problem& p, int64_t strip) { return p.bias || strip + STRIP > p.S; }
 
@@ -269,25 +201,18 @@ void score_block(const Problem& p, Scratch& s, int64_t rows, int64_t start, int6
 }
 
 // Scores of a block -> probabilities relative to the largest score so far, and what earlier sums are to be scaled by.
-void softmax_block(const Problem& p, Scratch& s, int64_t rows, int64_t start, int64_t count) {
+void softmax_block(const Problem&, Scratch& s, int64_t rows, int64_t, int64_t count) {
     const __m512 log2e = _mm512_set1_ps(LOG2_E);
     for (int64_t i = 0; i < rows; ++i) {
         const float before = s.row_max[i], now = _mm512_reduce_max_ps(_mm512_load_ps(s.lane_max + i * LANES));
         const __m512 largest = _mm512_set1_ps(now);
         const float* scores = s.scores + i * KEYS;
         Pair* probabilities = s.probabilities + i * KEYS / 2;
-        const __m512 of_largest = _mm512_mul_ps(largest, log2e);
         __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
         for (int64_t key = 0; key < count; key += 2 * LANES) {
             __m512 a = _mm512_load_ps(scores + key), b = _mm512_load_ps(scores + key + LANES);
-            if (p.int8 && !is_masked(p, (start + key) / STRIP * STRIP)) {
-                const __m512 scale = _mm512_set1_ps(s.q_scale[i] * s.key_scale[(start + key) / STRIP] * LOG2_E);
-                a = exp2(_mm512_fmsub_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(a)), scale, of_largest));
-                b = exp2(_mm512_fmsub_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(b)), scale, of_largest));
-            } else {  // the subtraction exact: a mask may be -1e30
-                a = exp2(_mm512_mul_ps(_mm512_sub_ps(a, largest), log2e));
-                b = exp2(_mm512_mul_ps(_mm512_sub_ps(b, largest), log2e));
-            }
+            a = exp2(_mm512_mul_ps(_mm512_sub_ps(a, largest), log2e));  // the subtraction exact: a mask may be -1e30
+            b = exp2(_mm512_mul_ps(_mm512_sub_ps(b, largest), log2e));
             sum[0] = _mm512_add_ps(sum[0], a);
             sum[1] = key + LANES < count ? _mm512_add_ps(sum[1], b) : sum[1];  // scores behind the last are stale
             _mm512_store_si512(probabilities + key / 2, (__m512i)_mm512_cvtne2ps_pbh(b, a));
@@ -300,19 +225,61 @@ void softmax_block(const Problem& p, Scratch& s, int64_t rows, int64_t start, in
     }
 }
 
+// The same with int8: probabilities are relative to the largest score of the block, and uint8.
+void softmax_block_int8(const Problem& p, Scratch& s, int64_t rows, int64_t start, int64_t count) {
+    const __m512 log2e = _mm512_set1_ps(LOG2_E);
+    for (int64_t i = 0; i < rows; ++i) {
+        const float before = s.row_max[i], here = _mm512_reduce_max_ps(_mm512_load_ps(s.lane_max + i * LANES));
+        const float now = std::max(before, here);
+        const __m512 largest = _mm512_set1_ps(here), of_largest = _mm512_mul_ps(largest, log2e);
+        uint8_t* probabilities = (uint8_t*)(s.probabilities + i * KEYS / 4);
+        __m512i sum = _mm512_setzero_si512();
+        __m512 no_number = _mm512_setzero_ps();  // or zero: integers would swallow it
+        for (int64_t strip = 0; strip < count; strip += STRIP) {
+            const bool masked = is_masked(p, start + strip);
+            const __m512 scale = _mm512_set1_ps(s.q_scale[i] * s.key_scale[(start + strip) / STRIP] * LOG2_E);
+            no_number = _mm512_fmadd_ps(scale, _mm512_setzero_ps(), no_number);
+            for (int64_t key = strip; key < std::min(count, strip + STRIP); key += LANES) {
+                const __m512 score = _mm512_load_ps(s.scores + i * KEYS + key);  // or product
+                const __m512 product = _mm512_cvtepi32_ps(_mm512_castps_si512(score));
+                // the subtraction exact where a mask may be -1e30
+                const __m512 t = masked ? _mm512_mul_ps(_mm512_sub_ps(score, largest), log2e)
+                                        : _mm512_fmsub_ps(product, scale, of_largest);
+                const __m512 dithered = _mm512_add_ps(exp2_of_255(t), _mm512_load_ps(s.dither + key));
+                const __m512i rounded = _mm512_cvtps_epi32(dithered);
+                sum = _mm512_add_epi32(sum, rounded);
+                _mm_store_si128((__m128i*)(probabilities + key), _mm512_cvtusepi32_epi8(rounded));
+            }
+        }
+        s.correction[i] = _mm512_cvtss_f32(exp2(_mm512_set1_ps((before - now) * LOG2_E)));
+        s.block_scale[i] = _mm512_cvtss_f32(exp2(_mm512_set1_ps((here - now) * LOG2_E)));
+        s.row_sum[i] = s.row_sum[i] * s.correction[i] + _mm512_cvtss_f32(no_number) +
+                       s.block_scale[i] * _mm512_reduce_add_epi32(sum);
+        s.row_max[i] = now;
+        _mm512_store_ps(s.lane_max + i * LANES, _mm512_set1_ps(-FLT_MAX));
+    }
+}
+
 // Registers of head_dim in parts of up to 6; the wider the part, the fewer rows fit beside it.
 void value_block(const Problem& p, Scratch& s, int64_t rows, int64_t start, int64_t count) {
     const int64_t registers = p.head_dim / LANES, parts = (registers + WIDEST - 1) / WIDEST;
-    const int64_t depth = (std::min(count, p.S - start) + 1) / 2;
+    const int64_t neighbours = p.neighbours(), depth = (std::min(count, p.S - start) + neighbours - 1) / neighbours;
     for (int64_t part = 0; part < parts; ++part) {
         const int64_t from = registers * part / parts, to = registers * (part + 1) / parts;
         with_constant<WIDEST>(to - from, [&](auto columns) {
             constexpr int MOST = columns > 4 ? 4 : TILE;
             for (int64_t i = 0; i < rows; i += MOST)
                 with_constant<MOST>(rows - i, [&](auto height) {
-                    value_tile<decltype(height)::value, decltype(columns)::value>(
-                        s.probabilities + i * KEYS / 2, s.values + start / 2 * p.head_dim + from * LANES, depth,
-                        p.head_dim, s.correction + i, s.sums + i * p.head_dim + from * LANES);
+                    constexpr int ROWS = decltype(height)::value, COLUMNS = decltype(columns)::value;
+                    const Pair *weights = s.probabilities + i * KEYS / neighbours,
+                               *values = s.values + start / neighbours * p.head_dim + from * LANES;
+                    float* sums = s.sums + i * p.head_dim + from * LANES;
+                    if (p.int8)
+                        value_tile_int8<ROWS, COLUMNS>(
+                            weights, values, depth, p.head_dim, s.correction + i, s.block_scale + i,
+                            s.value_scale + start / KEYS * p.head_dim + from * LANES, sums);
+                    else
+                        value_tile<ROWS, COLUMNS>(weights, values, depth, p.head_dim, s.correction + i, sums);
                 });
         });
     }
@@ -328,7 +295,7 @@ void attend_block(const Problem& p, Scratch& s, int64_t head, int64_t start) {
     for (int64_t key = 0; key < padded; key += KEYS) {
         const int64_t count = std::min(KEYS, padded - key);
         score_block(p, s, rows, key, count);
-        softmax_block(p, s, rows, key, count);
+        (p.int8 ? softmax_block_int8 : softmax_block)(p, s, rows, key, count);
         value_block(p, s, rows, key, count);
     }
     for (int64_t i = 0; i < rows; ++i) {
@@ -343,22 +310,28 @@ void attend_block(const Problem& p, Scratch& s, int64_t head, int64_t start) {
 // Work items [from, to): head-major, so that a head's keys and values are packed once.
 bool attend(const Problem& p, int64_t from, int64_t to) {
     if (from >= to) return true;
-    const int64_t padded = p.padded(), packed = padded * p.head_dim / 2 * sizeof(Pair);  // int8 keys take half of it
+    const int64_t padded = p.padded(), packed = padded * p.head_dim / 2 * sizeof(Pair);  // int8 takes half of it
+    const int64_t floats = 2 * padded + p.blocks() * p.head_dim;
     const auto rounded = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
     const int64_t fixed = rounded(sizeof(Scratch));
-    char* memory = static_cast<char*>(std::aligned_alloc(64, rounded(fixed + 2 * packed + 2 * padded * sizeof(float))));
+    char* memory = static_cast<char*>(std::aligned_alloc(64, rounded(fixed + 2 * packed + floats * sizeof(float))));
     if (!memory) return false;
     Scratch& s = *reinterpret_cast<Scratch*>(memory);
     s.keys = reinterpret_cast<Pair*>(memory + fixed);
     s.values = reinterpret_cast<Pair*>(memory + fixed + packed);
     s.bias = reinterpret_cast<float*>(memory + fixed + 2 * packed);
     s.key_scale = s.bias + padded;
+    s.value_scale = s.key_scale + padded;
+    for (int64_t key = 0; key < KEYS; ++key) {  // multiples of the golden ratio, in (-0.5, 0.5)
+        const double x = key * 0.6180339887498949;
+        s.dither[key] = 0.998 * (x - std::floor(x)) - 0.499;
+    }
     const int64_t blocks = (p.L + QUERIES - 1) / QUERIES;
     for (int64_t item = from; item < to; ++item) {
         const int64_t head = item / blocks, block = item % blocks;
         if (item == from || block == 0) {
             pack_keys(p, head, s);
-            pack_values(p, head, s.values);
+            p.int8 ? pack_int8_values(p, head, s) : pack_values(p, head, s.values);
             pack_bias(p, head, s.bias);
         }
         attend_block(p, s, head, block * QUERIES);

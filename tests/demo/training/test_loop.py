@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -38,6 +39,16 @@ def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(tmp_path: Path)
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, second.model.state_dict()[name]), name
         assert torch.equal(whole.averaged[name], second.averaged[name]), name
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_words(tmp_path: Path):
+    file = tmp_path / "state.pt"
+    for inputs in (3, 4):
+        model = torch.nn.Linear(inputs, 2)
+        if inputs == 3:
+            TrainingRun(model, [], file, Steps(2), average=0.0).save()
+    with pytest.raises(SystemExit, match=r"state.pt cannot be resumed.*expected.*FASTVAR_DEMO_STATE"):
+        TrainingRun(model, [], file, Steps(2), average=0.0)
 
 
 def test_budgets_of_steps_and_of_minutes():

@@ -10,9 +10,21 @@ import pytest
 import torch
 
 import fastvar
+from demo.training.config import CONFIG
 from demo.training.environment import VARIABLES
 from demo.training.latent_codec import BITS, SCHEDULES
-from demo.training.transformer import CURRICULUM, LARGE, SMALL, Batch, build, context_losses, lesson_losses, lesson_of
+from demo.training.teacher_forcing import run_block
+from demo.training.transformer import (
+    CURRICULUM,
+    LARGE,
+    SMALL,
+    Batch,
+    build,
+    context_losses,
+    lesson_losses,
+    lesson_of,
+    padded,
+)
 from fastvar.families.infinity import TransformerConfig
 
 TINY = TransformerConfig(
@@ -54,6 +66,31 @@ def test_a_fresh_model_guesses_and_learns(lesson):
         lesson_losses(model, batch, lesson).sum().backward()
         optimizer.step()
     assert context_losses(model, batch, lesson)[0] < before[0] - 0.1  # the rest of these latents is noise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lesson", [SMALL, LARGE], ids=["small", "large"])
+def test_compiled_blocks_learn_what_eager_ones_do(lesson):
+    model, batch, found = build(TINY), _batch(lesson.side), []
+    for block in (run_block, torch.compile(run_block, dynamic=False)):
+        torch.manual_seed(1)
+        model.zero_grad()
+        losses = lesson_losses(model, batch, lesson, block)
+        losses.sum().backward()
+        found.append((losses.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    (eager, gradient), (compiled, compiled_gradient) = found
+    torch.testing.assert_close(compiled, eager, atol=1e-4, rtol=0)
+    assert (compiled_gradient - gradient).norm() < 0.02 * gradient.norm()  # products in bf16
+
+
+def test_text_is_padded_to_one_length_and_that_changes_no_loss():
+    model, batch = build(TINY), _batch(256)
+    torch.nn.init.normal_(model.head.weight, std=0.1)
+    features, mask = padded(batch.features, batch.mask)
+    assert features.shape == (2, CONFIG.text_length, 128)
+    assert mask.sum() == batch.mask.sum()
+    short, long = (context_losses(model, b, SMALL) for b in (batch, Batch(batch.latent, features, mask)))
+    torch.testing.assert_close(short, long, atol=2e-3, rtol=0)
 
 
 @pytest.mark.slow

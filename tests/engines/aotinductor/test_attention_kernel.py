@@ -51,35 +51,66 @@ def test_equals_softmax_attention_in_fp32(attention, L, S, heads, head_dim, mask
     assert (error <= bound).all()
 
 
-STRIP = 64  # keys that share a scale
+STRIP, BLOCK = 64, 512  # keys that share a scale; keys whose values do, and whose largest probability is 255
 
 
-def as_int8(q: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries rounded row by row, keys strip by strip, to multiples of their largest magnitude / 127."""
+def rounded(x: Tensor, most: Tensor) -> Tensor:
+    """To multiples of `most` / 127."""
+    most = most.clamp(min=1e-30)
+    inverse = torch.full_like(most, 127) / most  # torch has 127 * (1 / most) for 127 / most
+    return (x.float() * inverse).round() * (most / 127)
 
-    def rounded(x: Tensor, most: Tensor) -> Tensor:
-        most = most.clamp(min=1e-30)
-        inverse = torch.full_like(most, 127) / most  # torch has 127 * (1 / most) for 127 / most
-        return (x.float() * inverse).round() * (most / 127)
 
-    strips = [
-        rounded(strip, strip.float().abs().amax(dim=(0, 2), keepdim=True)) for strip in keys.split(STRIP)
-    ]  # [strip, heads, head_dim]
-    return rounded(q, q.float().abs().amax(-1, keepdim=True)), torch.cat(strips)
+def as_int8(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries rounded row by row, keys strip by strip, values channel by channel in each block."""
+    magnitude = [q.float().abs().amax(-1, keepdim=True)]
+    strips = [rounded(strip, strip.float().abs().amax(dim=(0, 2), keepdim=True)) for strip in keys.split(STRIP)]
+    blocks = [rounded(block, block.float().abs().amax(dim=0, keepdim=True)) for block in values.split(BLOCK)]
+    return rounded(q, *magnitude), torch.cat(strips), torch.cat(blocks)
+
+
+def weighted_in_255ths(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q keys^T + bias) values, the weights of each row and block as whole 255ths of the largest."""
+    scores = (q.float().transpose(0, 1) @ keys.float().permute(1, 2, 0)).double()
+    scores = scores if bias is None else scores + bias
+    dither = 0.998 * (torch.arange(BLOCK, dtype=torch.double) * 0.6180339887498949 % 1) - 0.499
+    total, weight = torch.zeros(*scores.shape[:2], values.shape[-1], dtype=torch.double), 0.0
+    for scored, block in zip(scores.split(BLOCK, dim=-1), values.double().split(BLOCK), strict=True):
+        largest = scored.amax(-1, keepdim=True)
+        whole = (255 * (scored - largest).exp() + dither[: len(block)]).round()
+        whole = whole * (largest - scores.amax(-1, keepdim=True)).exp()
+        total, weight = total + whole @ block.transpose(0, 1), weight + whole.sum(-1, keepdim=True)
+    return (total / weight).transpose(0, 1).float()
 
 
 @pytest.mark.parametrize("spread", [1, 40])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("L", "S", "heads", "head_dim"), SIZES)
-def test_int8_scores_are_those_of_rounded_queries_and_keys(attention, L, S, heads, head_dim, masked, spread):
+def test_int8_attention_is_that_of_rounded_operands(attention, L, S, heads, head_dim, masked, spread):
     q, keys, values = operands(L, S, heads, head_dim, spread)
     keys[0] = 0  # has no scale of its own
     q[-1] = 0
     bias = mask(heads, S) if masked else None
-    rounded = as_int8(q, keys)
-    bound = (2**-7 + 1e-5 * spread) * weighted(*rounded, values.abs(), bias)
-    error = (attention(q, keys, values, bias, True).float() - weighted(*rounded, values, bias)).abs()
-    assert (error <= bound).all()
+    operand = as_int8(q, keys, values)
+    # Of a weight near a half, 2 of 100 differ by one: the kernel's power of two is within 0.03 of 255 times the true one.
+    largest = weighted(*operand[:2], torch.ones_like(values), bias)
+    found, expected = attention(q, keys, values, bias, True).float(), weighted_in_255ths(*operand, bias)
+    assert largest.isfinite().all()
+    assert (found - expected).abs().max() < 0.02 * values.float().abs().max()
+    assert (found - expected).square().mean().sqrt() < 0.003 * expected.square().mean().sqrt() + 1e-6
+
+
+def test_many_small_probabilities_outweigh_a_large_one(attention):
+    """2,000 keys of a 600th each beside one of 1: rounded to the nearest 255th they would be nothing."""
+    S, head_dim = 2001, 64
+    keys, values = torch.zeros(S, 1, head_dim), torch.ones(S, 1, head_dim)
+    keys[0, 0, 0], values[0] = 1.0, -1.0
+    q = torch.zeros(1, 1, head_dim)
+    q[..., 0] = 6.375  # exp(6.375) = 587
+    q, keys, values = q.bfloat16(), keys.bfloat16(), values.bfloat16()
+    exact = weighted(q, keys, values, None)
+    assert exact.mean() > 0.5
+    torch.testing.assert_close(attention(q, keys, values, None, True).float(), exact, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("where", [0, 63, 69])
@@ -90,24 +121,32 @@ def test_what_is_no_number_is_not_swallowed(attention, int8, where):
     found = attention(q, keys, values, None, int8)
     assert found[:, 0].isfinite().all()
     assert found[:, 1].isnan().all()
+    q, keys, values = operands(5, 70, 2, 64)
+    values[where, 1, 3] = torch.nan
+    found = attention(q, keys, values, None, int8)
+    assert found[:, 1, 3].isnan().all()
+    assert found.isnan().sum() == 5
 
 
 @pytest.mark.parametrize("spread", [1, 10])
-def test_int8_scores_cost_little(attention, spread):
+def test_int8_attention_costs_little(attention, spread):
     """Of cosine attention: queries and keys of unit length, times what the model has learned."""
     q, keys, values = operands(100, 2000, 3, 64)
     q, keys = (torch.nn.functional.normalize(t.float(), dim=-1) for t in (q, keys))
     q, keys = (q * spread).bfloat16(), keys.bfloat16()
     exact = weighted(q, keys, values, None)
     errors = [(attention(q, keys, values, None, int8).float() - exact).square().mean() for int8 in (False, True)]
-    assert errors[1].sqrt() / exact.square().mean().sqrt() < 0.005 * spread
+    # Values alone lose 0.8 %: their largest is 3.3 times their root mean square, and 1 / 127 of it is rounded to.
+    assert errors[1].sqrt() / exact.square().mean().sqrt() < 0.008 + 0.004 * spread
     assert errors[1] > errors[0], "it is int8"
 
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_rounds_no_further_than_it_says(attention, int8):
-    """With weights that are powers of two nothing but the result is rounded."""
-    _, keys, values = operands(1, 64, 2, 16)
+    """With equal weights and small whole numbers as values nothing but the result is rounded."""
+    keys = torch.randn(64, 2, 16).bfloat16()
+    values = torch.randint(-127, 128, (64, 2, 16)).bfloat16()
+    values[5] = 127
     got = attention(torch.zeros(3, 2, 16, dtype=torch.bfloat16), keys, values, None, int8)
     exact = values.double().mean(0).expand(3, -1, -1)
     torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-6)

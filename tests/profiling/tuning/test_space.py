@@ -77,6 +77,15 @@ def test_a_cached_scale_is_kept_where_it_still_comes_first():
     assert SMALL.policy({4: 0.5}, restore_scale=4).restore_scale == 3
 
 
+def test_neighbours_keep_what_no_move_changes():
+    policy = SMALL.policy({5: 0.5, 6: 0.25}, textless=(6,), shared_selection=True)
+    assert policy.name == "5k50-6k25t-c4-l3-s"
+    found = SMALL.neighbours(policy, 0.125)
+    assert "5k62.5-6k25t-c4-l3-s" in {p.name for p in found}
+    assert all(p.shared_selection for p in found)
+    assert all(not p.rule(6).text for p in found if p.rule(6).keep < 1)
+
+
 @pytest.mark.parametrize("schedule", official_schedules().values(), ids=lambda s: "x".join(map(str, s.pixels)))
 @pytest.mark.parametrize("depth", [1, 4, 32])
 def test_every_policy_can_be_planned(schedule, depth: int):
