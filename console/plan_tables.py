@@ -83,6 +83,8 @@ def verdict_lines(request: PlanRequest, shown: Fit, budget: int | None) -> list[
         f"{library} = {human_bytes(need.total_bytes)}",
         f"most in use: {human_bytes(peak.total)}, {peak.what}",
     ]
+    if need.packed_bytes:
+        lines.append(f"besides, where there is room: {human_bytes(need.packed_bytes)} of packed matrices, for speed")
     lines += _launch_lines(_launches(shown))
     if request.estimated:
         lines.append("workspace is estimated: nothing has been compiled yet; all else is exact")

@@ -113,6 +113,17 @@ class Backend(ABC):
         """Whether engines allocate by themselves what they work in: no scratch memory is given to them."""
         return cls.runs_on_host(target)
 
+    def pack_weights(self, wanted: bool) -> None:  # noqa: B027 most backends keep weights as they are given
+        """Whether engines that are loaded from now on may keep matrices in an order of the library's own besides.
+
+        It takes `packed_bytes` of memory, and saves time.
+        """
+
+    @classmethod
+    def packed_bytes(cls, engines: Sequence[EngineSpec], computation: Computation, target: str) -> int:
+        """Host memory of matrices that `pack_weights` allows; 0 where the library packs none."""
+        return 0
+
     @classmethod
     def library_bytes(cls, engines: Sequence[EngineSpec], computation: Computation, target: str) -> int:
         """What the library allocates beside weights and arena, estimated; 0 where it allocates nothing."""

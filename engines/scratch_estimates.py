@@ -26,10 +26,17 @@ class Computation:
     Args:
         precision: element types of activations and weights.
         level_channels: channels of the image decoder's levels, the finest first.
+        layers: of the transformer.
     """
 
     precision: Precision
     level_channels: tuple[int, ...]
+    layers: int
+
+
+def is_layer(spec: EngineSpec) -> bool:
+    """Whether an engine is a part of a transformer's layer."""
+    return any(tensor.name == "q" for tensor in (*spec.inputs, *spec.outputs))
 
 
 def working_bytes(spec: EngineSpec, computation: Computation) -> int:

@@ -13,6 +13,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,7 +47,8 @@ from .gpus import ATTENTIONS, CUDA, GPUS, GpuTarget, capability_here, is_gpu, re
 from .graph import tidy
 from .native import inductor_options, kernel_digest
 from .operators import ATTENTION, LINEAR, LINEAR_INT8, WINOGRAD, register
-from .passes import use_attention_kernel, use_int8_gelu, use_onednn_linear
+from .packed_weights import packed, packed_bytes
+from .passes import linear_weights, use_attention_kernel, use_int8_gelu, use_onednn_linear
 from .product_speed import product_speeds
 from .targets import (
     CPU,
@@ -96,6 +98,7 @@ class AotInductorBackend(Backend):
         self._on_host = self.runs_on_host(self._target)
         self._device: Device | None = None
         self._libraries: dict[str, Library] = {}
+        self._packs_weights = True
         # torch counts the cores of the machine, not the quota of a container.
         self._torch.set_num_threads(threads or min(self._torch.get_num_threads(), usable_cores()))
 
@@ -114,6 +117,14 @@ class AotInductorBackend(Backend):
             element = storage_dtype(computation.precision.compute).itemsize
             own += scratch_bytes(max(computation.level_channels), element, usable_cores())
         return own + max(working_bytes(spec, computation) for spec in engines)
+
+    @classmethod
+    def packed_bytes(cls, engines: Sequence[EngineSpec], computation: Computation, target: str) -> int:
+        compute, on_host = computation.precision.compute, cls.runs_on_host(target)
+        return packed_bytes(engines, compute, computation.layers) if on_host and compute in onednn_types(target) else 0
+
+    def pack_weights(self, wanted: bool) -> None:
+        self._packs_weights = wanted
 
     @classmethod
     def runs_on_host(cls, target: str) -> bool:
@@ -224,12 +235,14 @@ class AotInductorBackend(Backend):
             raise BuildError(f"not a program that torch {self.version()} reads: {error}") from error
         inductor = import_extra("torch._inductor", "aotinductor")
         kernels: AbstractContextManager[Any] = nullcontext()
+        weights: tuple[int, ...] = ()
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch warns of its own deprecations
             path = Path(folder) / "engine.pt2"
             try:
                 if self.runs_on_host(target):
                     options = _prepared(torch, program, target)
+                    weights = linear_weights(program)
                 else:  # it was traced on the CPU
                     program = moved_to_gpu(torch, program, f"{CUDA}:{torch.cuda.current_device()}")
                     options, kernels = gpu_options(torch), with_attention(torch, GpuTarget.parse(target).attention)
@@ -243,7 +256,7 @@ class AotInductorBackend(Backend):
                     f"{self.name} (torch {self.version()}) cannot compile the program: {_first_lines(error)}",
                     fix="fastvar doctor says whether there is a C++ compiler",
                 ) from error
-            return CompiledEngine(ProgramFile.of(_library(path)).to_bytes())
+            return CompiledEngine(ProgramFile.of(_library(path), linear_weights=weights).to_bytes())
 
     def device(self) -> Device:
         if self._device is None:
@@ -256,7 +269,8 @@ class AotInductorBackend(Backend):
         device, constants = self.device(), []
         for constant in file.constants.values():
             constants.append(self._torch.from_numpy(constant).to(device.name))
-        return AotEngine(self._torch, self._library(file, spec.name), constants, spec, device)
+        packs = file.packable(spec) if self._packs_weights and self._on_host else frozenset()
+        return AotEngine(self._torch, self._library(file, spec.name), constants, spec, device, packs)
 
     def _library(self, file: ProgramFile, name: str) -> Library:
         """Loaded once for all the engines that share it."""
@@ -316,20 +330,23 @@ class Library:
     turn: threading.Lock = field(default_factory=threading.Lock)
 
 
+@dataclass(frozen=True)
 class AotEngine(Engine):
-    """A library with the constants of one step."""
+    """A library with the constants of one step; `packs` are the inputs that are given in oneDNN's order."""
 
-    def __init__(self, torch: Any, library: Library, constants: list[Any], spec: EngineSpec, device: Device) -> None:
-        self._torch, self._library, self._constants = torch, library, constants
-        self._spec, self._device = spec, device
+    torch: Any
+    library: Library
+    constants: list[Any]
+    spec: EngineSpec
+    device: Device
+    packs: AbstractSet[str] = frozenset()
 
     def prepare(self, tensors: Mapping[str, TensorRef], scratch: Scratch | None = None) -> Launch:
-        spec = self._spec
+        spec = self.spec
         check_bindings(spec.name, tensors, spec.inputs, spec.outputs)
-        given = [self._tensor(tensors[tensor.name]) for tensor in (*spec.inputs, *spec.outputs)]
-        bound = [*self._constants, *given]
-        runner, turn = self._library.runner, self._library.turn
-        stream = self._device.stream if isinstance(self._device, TorchCudaDevice) else nullcontext
+        bound = [*self.constants, *(self._given(t.name, tensors[t.name]) for t in (*spec.inputs, *spec.outputs))]
+        runner, turn = self.library.runner, self.library.turn
+        stream = self.device.stream if isinstance(self.device, TorchCudaDevice) else nullcontext
 
         def launch() -> None:
             try:
@@ -342,12 +359,16 @@ class AotEngine(Engine):
 
         return launch
 
+    def _given(self, name: str, ref: TensorRef) -> Any:
+        tensor = self._tensor(ref)
+        return packed(self.torch, ref, tensor) if name in self.packs else tensor
+
     def _tensor(self, ref: TensorRef) -> Any:
         """A torch tensor on memory that is there; whoever prepared the launch keeps it alive."""
-        if isinstance(self._device, TorchCudaDevice):
-            return self._device.tensor(ref)
-        flat = self._torch.from_numpy(host_array(ref).reshape(-1).view("uint8"))
-        return flat.view(getattr(self._torch, ref.dtype)).view(ref.shape)
+        if isinstance(self.device, TorchCudaDevice):
+            return self.device.tensor(ref)
+        flat = self.torch.from_numpy(host_array(ref).reshape(-1).view("uint8"))
+        return flat.view(getattr(self.torch, ref.dtype)).view(ref.shape)
 
 
 def _prepared(torch: Any, program: Any, target: str) -> dict[str, Any]:

@@ -175,9 +175,9 @@ def _attention_given(q: Any, keys: Any, values: Any, bias: Any, int8: bool, out:
 
 # softmax(q keys^T + bias) values, contiguous. The queries are scaled beforehand. The bias is finite: about -1e30 masks
 # a key. Token and head strides are free, so prefixes and slices of a cache are read in place. `int8`: in each head
-# by itself, q is rounded to int8 row by row, as x is for LINEAR_INT8, keys 64 by 64, masked ones too, and values channel
-# by channel, 512 keys at a time; a probability is in 255ths of the largest of its row in the same 512, rounded up or
-# down so that the mean over neighbours stays what it was.
+# by itself, q is rounded to int8 row by row, as x is for LINEAR_INT8, keys 64 by 64, masked ones too, and values 512
+# keys at a time, channel by channel; a probability is in 255ths of the largest of its row in the same 512, rounded up
+# or down so that the mean over neighbours stays what it was.
 ATTENTION = Operator(
     "attention",
     (

@@ -65,6 +65,19 @@ def use_onednn_linear(torch: Any, node: Any, add: Insert) -> Any:
     return _with_gelu(torch, node, lambda gelu: add(register(LINEAR), *node.args, gelu))
 
 
+def linear_weights(program: Any) -> tuple[int, ...]:
+    """Inputs that only oneDNN's linear layers read, and as their weights: their places, 1 is the last input."""
+    given = [node for node in program.graph.nodes if node.op == "placeholder"]
+    linear = register(LINEAR)
+
+    def is_weight(node: Any) -> bool:
+        return bool(node.users) and all(
+            user.target is linear and user.args[1] is node and user.args.count(node) == 1 for user in node.users
+        )
+
+    return tuple(len(given) - place for place, node in enumerate(given) if is_weight(node))
+
+
 @replacing(lambda torch: register(LINEAR_INT8), lambda torch, node: True)
 def use_int8_gelu(torch: Any, node: Any, add: Insert) -> Any:
     """Let linear layers of int8 activations compute the tanh GELU that alone reads one."""

@@ -33,5 +33,12 @@ def library_bytes(manifest: Manifest) -> int:
     return backend_class(manifest.backend).library_bytes(engines, _computation(manifest), manifest.target)
 
 
+def packed_bytes(manifest: Manifest) -> int:
+    """What the library takes for packed matrices besides, where there is room (`Backend.packed_bytes`)."""
+    engines = tuple(manifest.engines.values())
+    return backend_class(manifest.backend).packed_bytes(engines, _computation(manifest), manifest.target)
+
+
 def _computation(manifest: Manifest) -> Computation:
-    return Computation(manifest.precision, tuple(manifest.image_tokenizer.level_channels))
+    channels = tuple(manifest.image_tokenizer.level_channels)
+    return Computation(manifest.precision, channels, manifest.plan.depth)

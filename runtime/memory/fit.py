@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...core.dtypes import human_bytes, storage_dtype
-from ...engines.bundle.estimates import library_bytes
+from ...engines.bundle.estimates import library_bytes, packed_bytes
 from ...engines.bundle.manifest import Manifest
 from ...errors import DeviceMemoryError
 from .arena import place_weights
@@ -17,12 +17,16 @@ LAYER_WEIGHTS = ".blocks."  # in the name of a layer's own weights
 
 @dataclass(frozen=True)
 class DeviceNeed:
-    """Bytes that a pipeline takes: weights and arena are its own, the rest is what the engines' library takes."""
+    """Bytes that a pipeline takes: weights and arena are its own, the rest is what the engines' library takes.
+
+    `packed_bytes` are not needed: matrices are packed for speed, where there is room for it (`Backend.pack_weights`).
+    """
 
     weight_bytes: int
     arena_bytes: int
     library_bytes: int = 0
     on_host: bool = False  # engines share the memory of the machine
+    packed_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -39,7 +43,8 @@ def total_need(manifest: Manifest, layouts: Sequence[Layout], *, on_host: bool) 
 
     On the host weights are the mapped file.
     """
-    return replace(device_need(layouts), library_bytes=library_bytes(manifest), on_host=on_host)
+    own = {"library_bytes": library_bytes(manifest), "packed_bytes": packed_bytes(manifest)}
+    return replace(device_need(layouts), **own, on_host=on_host)
 
 
 def require_fit(

@@ -13,7 +13,9 @@ def attn_mlp(kept: int) -> int:
     shapes = {"x": (TOKENS, WIDTH), "q": (kept, 2, WIDTH // 2), "ffn.fc1.weight": (HIDDEN, WIDTH)}
     inputs = tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items())
     outputs = (TensorSpec("x_out", "float32", (TOKENS, WIDTH)),)
-    return working_bytes(EngineSpec("", "", "", 0, inputs, outputs, {}, "", "", ""), Computation(Precision(), (8,)))
+    return working_bytes(
+        EngineSpec("", "", "", 0, inputs, outputs, {}, "", "", ""), Computation(Precision(), (8,), layers=2)
+    )
 
 
 def test_one_restored_map_and_another_where_tokens_are_selected_in_turns():

@@ -92,10 +92,8 @@ def test_int8_attention_is_that_of_rounded_operands(attention, L, S, heads, head
     q[-1] = 0
     bias = mask(heads, S) if masked else None
     operand = as_int8(q, keys, values)
-    # Of a weight near a half, 2 of 100 differ by one: the kernel's power of two is within 0.03 of 255 times the true one.
-    largest = weighted(*operand[:2], torch.ones_like(values), bias)
+    # A weight near a half may differ by one: the kernel's power of two is within 0.03 of 255 times the true one.
     found, expected = attention(q, keys, values, bias, True).float(), weighted_in_255ths(*operand, bias)
-    assert largest.isfinite().all()
     assert (found - expected).abs().max() < 0.02 * values.float().abs().max()
     assert (found - expected).square().mean().sqrt() < 0.003 * expected.square().mean().sqrt() + 1e-6
 

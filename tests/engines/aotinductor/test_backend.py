@@ -162,11 +162,19 @@ def test_one_compiled_library_runs_two_scales(engine_cache: Path, precision: str
     libraries = set()
     for name, built in made.items():
         engine, module = built.engine, graphs[name].factory(**graphs[name].arguments)
-        described = spec(name=name, inputs=engine.inputs, outputs=engine.outputs, target=tools.target)
+        border = {"inputs": engine.inputs, "outputs": engine.outputs, "weights": built.weights}
+        described = spec(name=name, target=tools.target, **border)
         libraries.add(ProgramFile.from_bytes(engine.engine).library)
         weights = {n: sources[p.format(layer=0)].fetch() for n, p in built.weights.items()}
         found = run(backend.load(engine.engine, described), described, weights)
         again = run(backend.load(engine.engine, described), described, weights, threads=1)
+        assert bool(backend.load(engine.engine, described).packs) == (precision == "bf16")
+        backend.pack_weights(False)
+        plain = backend.load(engine.engine, described)
+        assert not plain.packs
+        for tensor, values in run(plain, described, weights).items():
+            np.testing.assert_array_equal(values, found[tensor])
+        backend.pack_weights(True)
         expected = run(ModuleEngine(module, described, tools.precision), described, weights)
         for tensor in described.outputs:
             np.testing.assert_array_equal(again[tensor.name], found[tensor.name])

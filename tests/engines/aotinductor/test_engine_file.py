@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,24 @@ def test_comes_back_as_it_went_with_constants_in_order():
     assert list(found.constants) == list(constants)
     for name, value in constants.items():
         np.testing.assert_array_equal(found.constants[name], value)
+
+
+def test_says_which_inputs_are_weights_of_linear_layers():
+    file = ProgramFile.of(b"library", {"a": np.zeros(2, np.float32)}, (4, 2))
+    assert ProgramFile.from_bytes(file.to_bytes()).linear_weights == (4, 2)
+    given_constants = replace(ProgramFile.from_bytes(file.to_bytes()), constants={})
+    assert ProgramFile.from_bytes(given_constants.to_bytes()).linear_weights == (4, 2)
+    assert ProgramFile.from_bytes(ProgramFile.of(b"library").to_bytes()).linear_weights == ()
+
+
+def told(words: str) -> bytes:
+    return bytes(save({"library": np.zeros(3, np.uint8)}, metadata={"linear_weights": words}))
+
+
+@pytest.mark.parametrize("words", ["[0]", "[-1]", "three", "3", '["x"]', "null"])
+def test_refuses_places_that_are_none(words: str):
+    with pytest.raises(BundleError, match="not an engine of AOTInductor"):
+        ProgramFile.from_bytes(told(words))
 
 
 def test_same_content_same_bytes():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastvar.engines.aotinductor.convolutions import use_row_statistics, use_small_enlargements
 from fastvar.engines.aotinductor.graph import tidy
 from fastvar.engines.aotinductor.operators import LINEAR_INT8, register
-from fastvar.engines.aotinductor.passes import use_attention_kernel, use_onednn_linear
+from fastvar.engines.aotinductor.passes import linear_weights, use_attention_kernel, use_onednn_linear
 from fastvar.export.tracing.torch_export import fused_attention
 
 Pass = Callable[[Any, Any], int]
@@ -45,6 +45,16 @@ def check(function: Callable[..., Tensor], change: Pass, *tensors: Tensor, place
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.manual_seed(sum(shape))).to(dtype)
+
+
+def test_weights_of_linear_layers_are_those_that_nothing_else_reads():
+    def layers(x: Tensor, own: Tensor, b: Tensor, shown: Tensor, turned: Tensor, last: Tensor) -> Tensor:
+        h = F.linear(F.linear(x, own, b), own, b) + F.linear(x, shown, b) + F.linear(x, turned.T, b)
+        return F.linear(h, last, b) + shown.sum() + F.linear(own, last, b).sum()  # `own` is multiplied as rows, too
+
+    square = [random(16, 16) for _ in range(4)]
+    _, program = changed(layers, use_onednn_linear, random(5, 16), square[0], random(16), *square[1:])
+    assert linear_weights(program) == (1,), "the last of the inputs"
 
 
 def test_linear_layers_take_their_gelu_along():
