@@ -47,7 +47,7 @@ from .gpus import ATTENTIONS, CUDA, GPUS, GpuTarget, capability_here, is_gpu, re
 from .graph import tidy
 from .native import inductor_options, kernel_digest
 from .operators import ATTENTION, LINEAR, LINEAR_INT8, WINOGRAD, register
-from .packed_weights import packed, packed_bytes
+from .packed_weights import PackedWeights, packed_bytes
 from .passes import linear_weights, use_attention_kernel, use_int8_gelu, use_onednn_linear
 from .product_speed import product_speeds
 from .targets import (
@@ -98,7 +98,7 @@ class AotInductorBackend(Backend):
         self._on_host = self.runs_on_host(self._target)
         self._device: Device | None = None
         self._libraries: dict[str, Library] = {}
-        self._packs_weights = True
+        self._packed: PackedWeights | None = PackedWeights(self._torch)
         # torch counts the cores of the machine, not the quota of a container.
         self._torch.set_num_threads(threads or min(self._torch.get_num_threads(), usable_cores()))
 
@@ -124,7 +124,7 @@ class AotInductorBackend(Backend):
         return packed_bytes(engines, compute, computation.layers) if on_host and compute in onednn_types(target) else 0
 
     def pack_weights(self, wanted: bool) -> None:
-        self._packs_weights = wanted
+        self._packed = PackedWeights(self._torch) if wanted else None
 
     @classmethod
     def runs_on_host(cls, target: str) -> bool:
@@ -266,11 +266,10 @@ class AotInductorBackend(Backend):
     def load(self, engine: bytes, spec: EngineSpec) -> AotEngine:
         self.check(spec)
         file = ProgramFile.from_bytes(engine)
-        device, constants = self.device(), []
-        for constant in file.constants.values():
-            constants.append(self._torch.from_numpy(constant).to(device.name))
-        packs = file.packable(spec) if self._packs_weights and self._on_host else frozenset()
-        return AotEngine(self._torch, self._library(file, spec.name), constants, spec, device, packs)
+        device = self.device()
+        constants = [self._torch.from_numpy(constant).to(device.name) for constant in file.constants.values()]
+        library, packs = self._library(file, spec.name), file.packable(spec) if self._on_host else frozenset()
+        return AotEngine(self._torch, library, constants, spec, device, self._packed, packs)
 
     def _library(self, file: ProgramFile, name: str) -> Library:
         """Loaded once for all the engines that share it."""
@@ -332,13 +331,14 @@ class Library:
 
 @dataclass(frozen=True)
 class AotEngine(Engine):
-    """A library with the constants of one step; `packs` are the inputs that are given in oneDNN's order."""
+    """A library with the constants of one step; `packs` are the inputs that may be given in oneDNN's order."""
 
     torch: Any
     library: Library
     constants: list[Any]
     spec: EngineSpec
     device: Device
+    packed: PackedWeights | None = None
     packs: AbstractSet[str] = frozenset()
 
     def prepare(self, tensors: Mapping[str, TensorRef], scratch: Scratch | None = None) -> Launch:
@@ -361,7 +361,7 @@ class AotEngine(Engine):
 
     def _given(self, name: str, ref: TensorRef) -> Any:
         tensor = self._tensor(ref)
-        return packed(self.torch, ref, tensor) if name in self.packs else tensor
+        return self.packed.of(ref, tensor) if self.packed and name in self.packs else tensor
 
     def _tensor(self, ref: TensorRef) -> Any:
         """A torch tensor on memory that is there; whoever prepared the launch keeps it alive."""

@@ -18,18 +18,31 @@ from ..spec import EngineSpec, TensorSpec
 LAYER = "{layer}"  # in the name of a weight that every layer has its own of
 ROWS = 512  # that a product is expected to have; the order is the same for 2
 
-# By address, element type and shape. Memory that a launch works on stays where it is for as long as there is the
-# launch, and the launch holds what was packed: no entry outlives the matrix that it was made of.
-_packed: WeakValueDictionary[tuple[int, str, tuple[int, ...]], Any] = WeakValueDictionary()
+_Kept = WeakValueDictionary[tuple[int, str, tuple[int, ...]], Any]  # by address, element type and shape
+_of_all: _Kept = WeakValueDictionary()  # the newest of each, whoever packed it
 
 
-def packed(torch: Any, ref: TensorRef, matrix: Any) -> Any:
-    """The packed form of a matrix [N, K] at `ref`, made once for as long as anyone holds it."""
-    key = ref.address, ref.dtype, ref.shape
-    found = _packed.get(key)
-    if found is None:
-        found = _packed[key] = torch.ops.mkldnn._reorder_linear_weight(matrix, ROWS)
-    return found
+class PackedWeights:
+    """The packed matrices of one session, whose weights stay where they are while it lasts.
+
+    Sessions that map the same weights share what is packed. Another's is compared with the matrix first: where its
+    weights have been, others may lie by now. Launches hold what they use, and nobody else does.
+    """
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+        self._own: _Kept = WeakValueDictionary()
+
+    def of(self, ref: TensorRef, matrix: Any) -> Any:
+        """The packed form of a matrix [N, K] at `ref`."""
+        key = ref.address, ref.dtype, ref.shape
+        found = self._own.get(key)
+        if found is None:
+            found = _of_all.get(key)
+            if found is None or not self._torch.equal(found.to_dense(), matrix):
+                found = _of_all[key] = self._torch.ops.mkldnn._reorder_linear_weight(matrix, ROWS)
+            self._own[key] = found
+        return found
 
 
 def packed_bytes(engines: Sequence[EngineSpec], compute: str, layers: int) -> int:

@@ -169,9 +169,10 @@ def test_one_compiled_library_runs_two_scales(engine_cache: Path, precision: str
         found = run(backend.load(engine.engine, described), described, weights)
         again = run(backend.load(engine.engine, described), described, weights, threads=1)
         assert bool(backend.load(engine.engine, described).packs) == (precision == "bf16")
+        assert backend.load(engine.engine, described).packed is not None
         backend.pack_weights(False)
         plain = backend.load(engine.engine, described)
-        assert not plain.packs
+        assert plain.packed is None
         for tensor, values in run(plain, described, weights).items():
             np.testing.assert_array_equal(values, found[tensor])
         backend.pack_weights(True)

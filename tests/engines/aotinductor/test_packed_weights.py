@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastvar.core.tensors import TensorRef
-from fastvar.engines.aotinductor.packed_weights import _packed, packed, packed_bytes
+from fastvar.engines.aotinductor.packed_weights import PackedWeights, _of_all, packed_bytes
 from fastvar.engines.spec import EngineSpec, TensorSpec
 
 
@@ -22,22 +22,33 @@ def test_products_are_the_same_bits(dtype: torch.dtype, rows: int, gelu: bool):
     generator = torch.manual_seed(rows)
     x, weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in ((rows, 48), (80, 48), (80,)))
     linear, how = torch.ops.mkldnn._linear_pointwise, ("gelu", [], "tanh") if gelu else ("none", [], "")
-    found, plain = linear(x, packed(torch, ref(weight), weight), bias, *how), linear(x, weight, bias, *how)
+    found, plain = linear(x, PackedWeights(torch).of(ref(weight), weight), bias, *how), linear(x, weight, bias, *how)
     single = rows == 1 and dtype == torch.float32  # is summed in another order
     torch.testing.assert_close(found, plain, atol=1e-5 if single else 0, rtol=0)
 
 
 def test_a_matrix_is_packed_once_for_as_long_as_it_is_held():
     matrix = torch.randn(16, 32)
-    before = len(_packed)
-    first = packed(torch, ref(matrix), matrix)
-    assert packed(torch, ref(matrix), matrix) is first
-    other = packed(torch, ref(matrix.view(32, 16)), matrix.view(32, 16))
-    assert other is not first
-    assert len(_packed) == before + 2
-    del first, other
+    session, beside = PackedWeights(torch), PackedWeights(torch)
     gc.collect()
-    assert len(_packed) == before, "the memory may hold another matrix by now"
+    before = len(_of_all)
+    first = session.of(ref(matrix), matrix)
+    assert session.of(ref(matrix), matrix) is beside.of(ref(matrix), matrix) is first
+    other = session.of(ref(matrix.view(32, 16)), matrix.view(32, 16))
+    assert other is not first
+    assert len(_of_all) == before + 2
+    del first, other
+    assert len(_of_all) == before
+
+
+def test_another_sessions_is_not_taken_where_other_weights_lie_by_now():
+    matrix = torch.randn(16, 32)
+    old = PackedWeights(torch).of(ref(matrix), matrix)
+    matrix[3, 5] += 1
+    new = PackedWeights(torch).of(ref(matrix), matrix)
+    assert not torch.equal(old.to_dense(), matrix)
+    assert torch.equal(new.to_dense(), matrix)
+    assert PackedWeights(torch).of(ref(matrix), matrix) is new
 
 
 def engine(name: str, tensors: dict[str, tuple[int, ...]], weights: dict[str, str], dtype: str) -> EngineSpec:
