@@ -114,7 +114,7 @@ class Backend(ABC):
         return cls.runs_on_host(target)
 
     def pack_weights(self, wanted: bool) -> None:  # noqa: B027 most backends keep weights as they are given
-        """At the beginning of a session: whether its engines may keep matrices in an order of the library's own besides.
+        """At the beginning of a session: whether its engines may keep matrices in the library's own order besides.
 
         It takes `packed_bytes` of memory, and saves time.
         """
