@@ -43,10 +43,8 @@ def working_bytes(spec: EngineSpec, computation: Computation) -> int:
     """Tensors that an engine holds between its kernels, where every attention is one of them."""
     names = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
     element = storage_dtype(computation.precision.compute).itemsize
-    if names >= ATTN_MLP:
-        return _attn_mlp(spec, element)
-    if "q" in names:
-        return _qkv(spec, element)
+    if is_layer(spec):
+        return _attn_mlp(spec, element) if names >= ATTN_MLP else _qkv(spec, element)
     if "residual_noise" in names:
         return _diffusion(spec, element)
     if "logits" in names:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+LAYER = "{layer}"  # in the names of weights: the layer that an engine is run for
+
 
 @dataclass(frozen=True)
 class TensorSpec:

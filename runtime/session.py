@@ -90,12 +90,12 @@ class Session:
                 break
         if len(chosen) < len(layouts) and batch is None:
             _log.info("passes of at most %d images fit", most)
+        self.need = need
+        require_fit(self.manifest, chosen, need, free_bytes=free, budget_bytes=budget, offloads=offloads)
         packs = limit is None or need.total_bytes + need.packed_bytes <= limit
         self._backend.pack_weights(packs)
         if not packs:
             _log.info("%d bytes are not left to pack matrices: products take longer", need.packed_bytes)
-        self.need = need
-        require_fit(self.manifest, chosen, need, free_bytes=free, budget_bytes=budget, offloads=offloads)
         return chosen
 
     def batch_sizes(self, rows: int) -> list[int]:

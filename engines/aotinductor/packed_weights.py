@@ -13,9 +13,8 @@ from weakref import WeakValueDictionary
 from ...core.dtypes import size_bytes
 from ...core.tensors import TensorRef
 from ..scratch_estimates import is_layer
-from ..spec import EngineSpec, TensorSpec
+from ..spec import LAYER, EngineSpec, TensorSpec
 
-LAYER = "{layer}"  # in the name of a weight that every layer has its own of
 ROWS = 512  # that a product is expected to have; the order is the same for 2
 
 _Kept = WeakValueDictionary[tuple[int, str, tuple[int, ...]], Any]  # by address, element type and shape

@@ -13,7 +13,7 @@ from ...core.dtypes import size_bytes
 from ...core.noise import DRAWN, SCALARS
 from ...core.plan import Batch, StepPlan
 from ...engines.bundle.manifest import EngineSet, Manifest
-from ...engines.spec import TensorSpec
+from ...engines.spec import LAYER, TensorSpec
 from ...errors import InternalError
 from .placement import Buffer, BufferRequest, Phase, aligned, place
 from .stripes import TiledDecoder
@@ -55,7 +55,6 @@ Binding = View | WeightView
 # Inputs that the host may write; all others have been written by an earlier engine.
 HOST_GIVEN = {"ids", "attention_mask", "cond", "uncond", "mask", "labels", "image", "summed", *SCALARS, *DRAWN}
 KEPT = "kept_"  # before the name of a sub-layer: the tokens it has chosen
-LAYER = "{layer}"  # in the names of weights: the layer that an engine is run for
 TEXT_ENCODER_WEIGHTS = "text_encoder_weights"  # the buffer of weights that are copied to the device for every prompt
 
 

@@ -135,7 +135,7 @@ def test_int8_attention_costs_little(attention, spread):
     exact = weighted(q, keys, values, None)
     errors = [(attention(q, keys, values, None, int8).float() - exact).square().mean() for int8 in (False, True)]
     # Values alone lose 0.8 %: their largest is 3.3 times their root mean square, and 1 / 127 of it is rounded to.
-    assert errors[1].sqrt() / exact.square().mean().sqrt() < 0.008 + 0.004 * spread
+    assert errors[1].sqrt() / exact.square().mean().sqrt() < 0.008 + 0.002 * spread
     assert errors[1] > errors[0], "it is int8"
 
 
