@@ -86,7 +86,7 @@ def decoder_losses(model: ImageTokenizer, codec: LatentCodec, step: int, progres
             corners = windows(scenes, np.random.default_rng((7, step)), latent.shape[-1])
             codes, target = cut(codes, corners, 1), cut(target, corners, PATCH)
         with torch.autocast("cpu", torch.bfloat16):
-            decoded = model.decoder(codes.contiguous(memory_format=torch.channels_last))
+            decoded = model.decoder(codes)
         losses[str(side)] = pixel_loss(decoded, target)
     return losses
 
@@ -100,7 +100,7 @@ def encoder_losses(model: ImageTokenizer, codec: LatentCodec, step: int, _: floa
     side = tuple(SCHEDULES)[0 if step % 2 else 1]
     image = images.small if side == min(SCHEDULES) else images.large
     with torch.autocast("cpu", torch.bfloat16):
-        latent = model.encoder(image.contiguous(memory_format=torch.channels_last))
+        latent = model.encoder(image)
     return {str(side): (latent.float() - latents[side]).square().mean() * CONFIG.bits}
 
 
@@ -122,7 +122,6 @@ def train(part: str, steps: int) -> None:
     torch.set_num_threads(1)  # two threads that meet at every operation crawl when anything else runs
     torch.manual_seed(0)
     model, codec = ImageTokenizer(CONFIG), latent_codec.load()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub leaves this one out
     half: nn.Module = getattr(model, part)
     initialize(half)
     run = TrainingRun(

@@ -6,7 +6,6 @@ the size. `python -m demo.training.latent_codec` resumes where it stopped.
 """
 
 import argparse
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +34,7 @@ SAMPLES = STATES / "latent_codec.png"
 WINDOW = 14  # cells along one side of what is decoded of a 512x512 image
 SMALL_SCALES = 3  # images may be cut after as many: the coarse scales shall carry the layout
 CUT_RATE, FLIP_RATE = 0.1, 0.003
+LARGE_EVERY = 4  # steps: large images, whose cells show a quarter as much, are easier and cost four times as much
 SAVE_EVERY = 100  # steps
 LR = 3e-3
 
@@ -51,13 +51,18 @@ def draw(scenes: list[Scene], seed: tuple[int, ...]) -> Images:
     return Images(*(images_of(scenes, np.random.default_rng((*seed, 1)), side) for side in SCHEDULES))
 
 
+def draw_small(scenes: list[Scene], seed: tuple[int, ...]) -> Tensor:
+    """The small ones of `draw`."""
+    return images_of(scenes, np.random.default_rng((*seed, 1)))
+
+
 class LatentCodec(nn.Module):
     """Images of 256x256 and of 512x512 <-> latents [B, BITS, 16, 16] and [B, BITS, 32, 32]."""
 
     def __init__(self, bits: int = BITS, hidden: int = HIDDEN) -> None:
         super().__init__()
-        self.base, self.detail = PatchEncoder(bits, hidden, hidden), PatchEncoder(bits, hidden, hidden)
-        self.decoder = PatchDecoder(bits, hidden, 2 * hidden)
+        self.base, self.detail = PatchEncoder(bits, hidden, hidden, hidden), PatchEncoder(bits, hidden, hidden)
+        self.decoder = PatchDecoder(bits, hidden, 2 * hidden, 2 * hidden)
 
     def encode(self, images: Images) -> tuple[Tensor, Tensor]:
         """The latents of both sizes; the mean of each 2x2 cells of the second is a cell of the first."""
@@ -92,26 +97,43 @@ def load(file: Path = WEIGHTS) -> LatentCodec:
 
 
 def codec_losses(codec: LatentCodec, images: Images) -> dict[str, Tensor]:
-    """Pixel error of both sizes through the quantiser, straight-through, with the draw of latents to what they are
-    quantised to; some images are cut after a few scales."""
-    latents = [latent.float() for latent in codec.encode(images)]
-    losses = {}
-    for (side, schedule), latent, target in zip(SCHEDULES.items(), latents, images, strict=True):
-        scales = len(schedule)
-        with torch.no_grad():
-            cut = torch.rand(len(latent)) < CUT_RATE
-            stop = torch.where(cut, torch.randint(SMALL_SCALES, scales, cut.shape), scales)
-            quantised = quantize(latent.detach(), schedule, FLIP_RATE, stop)
-        codes = latent + (quantised - latent).detach()
-        if side == max(SCHEDULES):
-            row, column = torch.randint(schedule.final[0] - WINDOW + 1, (2,)).tolist()
-            codes = codes[..., row : row + WINDOW, column : column + WINDOW]
-            target = target[..., row * PATCH :, column * PATCH :][..., : WINDOW * PATCH, : WINDOW * PATCH]
-        error = codec.decode(codes).float() - target
-        whole = (stop == scales).float()[:, None, None, None]
-        commitment = ((latent - quantised).square() * whole).mean()
-        losses[str(side)] = error.abs().mean() + error.square().mean() + 0.5 * commitment
-    return losses
+    """Losses of both sizes, see `codec_loss`."""
+    latents = codec.encode(images)
+    return {
+        str(side): codec_loss(codec, latent, target, side)
+        for side, latent, target in zip(SCHEDULES, latents, images, strict=True)
+    }
+
+
+def codec_loss(codec: LatentCodec, latent: Tensor, target: Tensor, side: int) -> Tensor:
+    """Pixel error through the quantiser, straight-through, with the draw of latents to what they are quantised to; some
+    images are cut after a few scales, and of large ones a window is decoded."""
+    latent, schedule = latent.float(), SCHEDULES[side]
+    scales = len(schedule)
+    with torch.no_grad():
+        cut = torch.rand(len(latent)) < CUT_RATE
+        stop = torch.where(cut, torch.randint(SMALL_SCALES, scales, cut.shape), scales)
+        quantised = quantize(latent.detach(), schedule, FLIP_RATE, stop)
+    codes = latent + (quantised - latent).detach()
+    if side == max(SCHEDULES):
+        row, column = torch.randint(schedule.final[0] - WINDOW + 1, (2,)).tolist()
+        codes = codes[..., row : row + WINDOW, column : column + WINDOW]
+        target = target[..., row * PATCH :, column * PATCH :][..., : WINDOW * PATCH, : WINDOW * PATCH]
+    error = codec.decode(codes).float() - target
+    whole = (stop == scales).float()[:, None, None, None]
+    commitment = ((latent - quantised).square() * whole).mean()
+    return error.abs().mean() + error.square().mean() + 0.5 * commitment
+
+
+def step_losses(codec: LatentCodec, step: int, batch: int) -> dict[str, Tensor]:
+    """Of fresh scenes, the same ones for a step whenever it is taken; of large images at one step in `LARGE_EVERY`."""
+    seed = (2, step)
+    scenes = list(islice(training_scenes(seed, RICH), batch))
+    with torch.autocast("cpu", torch.bfloat16):
+        if step % LARGE_EVERY == 0:
+            return codec_losses(codec, draw(scenes, seed))
+        small, side = draw_small(scenes, seed), min(SCHEDULES)
+        return {str(side): codec_loss(codec, codec.base(small), small, side)}
 
 
 @torch.no_grad()
@@ -137,14 +159,6 @@ def write_samples(codec: LatentCodec, images: Images, count: int = 6) -> None:
     Image.fromarray(((sheet.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()).save(SAMPLES)
 
 
-def batches(size: int, first: int) -> Iterator[Images]:
-    """Fresh scenes, the same ones for a step whenever it is taken."""
-    step = first
-    while True:
-        yield draw(list(islice(training_scenes((2, step), RICH), size)), (2, step))
-        step += 1
-
-
 def train(steps: int, batch: int = 16) -> None:
     """Train, resuming from the last checkpoint, and save."""
     torch.set_num_threads(1)  # two threads that meet at every operation crawl when anything else runs
@@ -152,10 +166,9 @@ def train(steps: int, batch: int = 16) -> None:
     codec = LatentCodec()
     run = TrainingRun(codec, optimizers(*matrices_and_others(codec), LR, 0.0), STATE, Steps(steps), average=0.0)
     curve = Curve(CURVES / "latent_codec.csv", ("256", "512", "psnr_256", "psnr_512", "psnr_512_shared"), run.step)
-    test, source = draw(held_out_scenes(16, 1, RICH), (1,)), batches(batch, run.step)
+    test = draw(held_out_scenes(16, 1, RICH), (1,))
     while run.progress < 1:
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = codec_losses(codec, next(source))
+        losses = step_losses(codec, run.step, batch)
         torch.stack(list(losses.values())).sum().backward()
         run.update()
         curve.add({side: loss.item() for side, loss in losses.items()})

@@ -15,7 +15,7 @@ BITS, PATCH = 16, 16
 
 
 class Residual(nn.Sequential):
-    """A second hidden layer beside the first, [..., width]; does nothing before it is trained."""
+    """Another hidden layer beside the stream, [..., width]; does nothing before it is trained."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
@@ -27,11 +27,11 @@ class Residual(nn.Sequential):
 
 
 class PatchEncoder(nn.Sequential):
-    """Images [B, 3, H, W] in [-1, 1] -> latents [B, channels, H / 16, W / 16]. second: width of another layer, or 0."""
+    """Images [B, 3, H, W] in [-1, 1] -> latents [B, channels, H / 16, W / 16]. more: widths of further layers."""
 
-    def __init__(self, channels: int, hidden: int, second: int = 0) -> None:
-        more = [Residual(hidden, second)] if second else []
-        super().__init__(nn.Linear(3 * PATCH**2 + 27, hidden), nn.GELU(), *more, nn.Linear(hidden, channels))
+    def __init__(self, channels: int, hidden: int, *more: int) -> None:
+        residuals = [Residual(hidden, width) for width in more]
+        super().__init__(nn.Linear(3 * PATCH**2 + 27, hidden), nn.GELU(), *residuals, nn.Linear(hidden, channels))
 
     def forward(self, images: Tensor) -> Tensor:
         """Each cell sees its own pixels and the mean colours around it."""
@@ -44,9 +44,9 @@ class PatchEncoder(nn.Sequential):
 class PatchDecoder(nn.Sequential):
     """Codes [B, channels, h, w] -> images [B, 3, 16h, 16w]; each cell sees the codes around it."""
 
-    def __init__(self, channels: int, hidden: int, second: int = 0) -> None:
-        more = [Residual(hidden, second)] if second else []
-        super().__init__(nn.Linear(9 * channels, hidden), nn.GELU(), *more, nn.Linear(hidden, 3 * PATCH**2))
+    def __init__(self, channels: int, hidden: int, *more: int) -> None:
+        residuals = [Residual(hidden, width) for width in more]
+        super().__init__(nn.Linear(9 * channels, hidden), nn.GELU(), *residuals, nn.Linear(hidden, 3 * PATCH**2))
 
     def forward(self, codes: Tensor) -> Tensor:
         around = F.unfold(F.pad(codes, (1, 1, 1, 1), mode="replicate"), 3).transpose(1, 2)  # [B, h * w, 9 * channels]

@@ -78,7 +78,7 @@ class TokenizerData:
             corners = windows(scenes, self.rng)
             codes, target = cut(codes, corners, 1), cut(target, corners, PATCH)
         with half_floats():
-            decoded = model.decoder(model.post_quant_conv(codes.contiguous(memory_format=torch.channels_last)))
+            decoded = model.decoder(model.post_quant_conv(codes))
         error = decoded.float() - target
         edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
         colors = F.avg_pool2d(error, 8).square().mean()
@@ -88,7 +88,7 @@ class TokenizerData:
         """Squared error of the latents."""
         images = images_of(draw_classes(4, self.rng)[1], self.rng)
         with half_floats():
-            latent = model.encode(images.contiguous(memory_format=torch.channels_last))
+            latent = model.encode(images)
         return (latent.float() - self.codec.encode(images)).square().mean() * TOKENIZER.code_channels
 
 
@@ -100,7 +100,6 @@ def train_tokenizer(half: str, minutes: float, out: Path = OUT, states: Path = S
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = VqTokenizer(TOKENIZER)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub leaves this one out
     parts = nn.ModuleDict({name: getattr(model, name) for name in HALVES[half]})
     unit_gain(parts)
     run = TrainingRun(
