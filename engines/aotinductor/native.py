@@ -25,7 +25,7 @@ AVX512_VNNI = (*_AVX512, "avx512_vnni")
 AVX512_BF16 = (*AVX512_VNNI, "avx512_bf16")  # every CPU with the one has the other
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-w")  # gcc 12 warns of its own intrinsics
 SOURCES = {"attention.cpp": AVX512_BF16, "linear.cpp": (), "linear_int8.cpp": AVX512_VNNI, "winograd.cpp": AVX512_VNNI}
-HEADERS = ("attention_packing.h", "quantise.h", "registers.h")
+HEADERS = ("attention_packing.h", "quantise.h", "registers.h", "winograd_points.h", "winograd_weights.h")
 ARCHIVE, LIBRARY = "libfastvar.a", "fastvar.so"
 INSTALL = "install a C++ compiler, such as g++"
 

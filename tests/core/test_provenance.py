@@ -11,6 +11,7 @@ import pytest
 
 from fastvar.core import provenance
 from fastvar.core.provenance import modules_behind, source_digest
+from fastvar.engines.aotinductor.native import HEADERS, KERNELS, SOURCES
 from fastvar.errors import InternalError
 
 PARTS = ("commands", "console", "core", "engines", "export", "families", "profiling", "runtime")
@@ -123,7 +124,8 @@ def test_what_a_backend_does_to_graphs_changes_its_own_engines_alone(changed: di
         assert changed[f"engines/onnxruntime/{file}.py"] == {"onnxruntime"}, file
     for file in ("passes.py", "convolutions.py", "targets.py", "backend.py"):
         assert changed[f"engines/aotinductor/{file}"] == {"aotinductor"}, file
-    for file in ("attention.cpp", "linear.cpp", "linear_int8.cpp", "winograd.cpp", "registers.h"):
+    assert {*SOURCES, *HEADERS} == {path.name for path in KERNELS.iterdir()}
+    for file in (*SOURCES, *HEADERS):
         assert changed[f"engines/aotinductor/kernels/{file}"] == {"aotinductor"}, file
     assert changed["engines/tensorrt/backend.py"] == {"tensorrt"}
     assert changed["engines/onnx_graph.py"] == {"onnxruntime", "tensorrt"}

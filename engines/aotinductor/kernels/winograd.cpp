@@ -27,126 +27,20 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <type_traits>
 #include <utility>
 
 #include "registers.h"
+#include "winograd_points.h"
+#include "winograd_weights.h"
 
 namespace {
 
-constexpr int COLUMNS = 4;            // registers of a strip
-constexpr int64_t STRIP = COLUMNS * LANES;
 constexpr int ROWS = 6;               // patches of a product's tile: with 4 registers of weights, 24 of 32 are sums
-constexpr int EDGE = 6, POINTS = EDGE * EDGE;
 constexpr int64_t BLOCK_BYTES = 448 << 10;  // of a block's transformed patches: they stay in L2 beside a strip's sums
 constexpr int64_t LEAST_BLOCK = 24, LARGEST_BLOCK = 96;  // patches: few would read all weights too often
 constexpr double READING_WEIGHTS = 0.5;  // all of them, in products of ROWS patches
 constexpr int64_t WEIGHT_BYTES = 20 << 20;  // transformed at a time
 constexpr int64_t MOST_CHANNELS = 4096;     // for which rounding leaves the norms below where sums leave int32
-constexpr float PATCH_NORM = 32700.0f, WEIGHT_NORM = 64000.0f, LARGEST_WEIGHT = 32700.0f;
-
-// Points 0, A, -A, B, -B and infinity; at them a decoder's error was smallest.
-constexpr float A = 0.75f, B = 1.5f, AA = A * A, BB = B * B;
-
-using Bits = uint16_t;  // bfloat16
-
-template <typename T>
-using Factor = std::conditional_t<std::is_same_v<T, float>, float, int16_t>;  // what is multiplied
-template <typename T>
-constexpr bool INTEGERS = !std::is_same_v<T, float>;
-template <typename T>
-constexpr int64_t DEPTH = INTEGERS<T> ? 2 : 1;  // neighbours along the channels of a lane
-
-struct Problem {
-    const void* x;         // [N, H, W, C]
-    const void* weight;    // [O, C, 3, 3]
-    const void* bias;      // [O] or null
-    const void* residual;  // like out, or null
-    void* out;             // [N, OUT_H, OUT_W, O]
-    int64_t N, H, W, C, O;
-    int64_t top, left;  // padding, on the other side too
-    bool enlarges;
-    int taps() const { return enlarges ? 2 : 3; }
-    int64_t tile() const { return EDGE + 1 - taps(); }
-    int64_t columns() const { return enlarges ? 4 * O : O; }
-    int64_t height() const { return H + 2 * top + 1 - taps(); }  // of the convolution before pixels are interleaved
-    int64_t width() const { return W + 2 * left + 1 - taps(); }
-    int64_t down() const { return (height() + tile() - 1) / tile(); }
-    int64_t across() const { return (width() + tile() - 1) / tile(); }
-    int64_t out_height() const { return enlarges ? 2 * H : height(); }
-    int64_t out_width() const { return enlarges ? 2 * W : width(); }
-    int64_t patches() const { return N * down() * across(); }
-};
-
-inline __m512 load(const float* from) { return _mm512_loadu_ps(from); }
-
-inline __m512 load(const Bits* from) {
-    return widen(_mm256_loadu_si256((const __m256i*)from));
-}
-
-inline void store(float* to, __m512 x) { _mm512_storeu_ps(to, x); }
-
-inline void store(Bits* to, __m512 x) { _mm256_storeu_si256((__m256i*)to, narrow(x)); }
-
-inline __m512 times(float factor, __m512 x) { return _mm512_mul_ps(_mm512_set1_ps(factor), x); }
-inline __m512 plus(__m512 sum, float factor, __m512 x) { return _mm512_fmadd_ps(_mm512_set1_ps(factor), x, sum); }
-
-// Pixels of a line -> points.
-inline void at_points(const __m512 (&x)[EDGE], __m512 (&y)[EDGE]) {
-    y[0] = plus(plus(times(AA * BB, x[0]), -(AA + BB), x[2]), 1.0f, x[4]);
-    y[5] = plus(plus(times(AA * BB, x[1]), -(AA + BB), x[3]), 1.0f, x[5]);
-    const __m512 even_a = plus(x[4], -BB, x[2]), odd_a = plus(x[3], -BB, x[1]);
-    const __m512 even_b = plus(x[4], -AA, x[2]), odd_b = plus(x[3], -AA, x[1]);
-    y[1] = plus(even_a, A, odd_a);
-    y[2] = plus(even_a, -A, odd_a);
-    y[3] = plus(even_b, B, odd_b);
-    y[4] = plus(even_b, -B, odd_b);
-}
-
-// Taps of a line of the kernel -> points.
-template <int TAPS>
-void kernel_at_points(const __m512 (&g)[TAPS], __m512 (&y)[EDGE]) {
-    constexpr float OF_A = 1.0f / (2 * AA * (AA - BB)), OF_B = 1.0f / (2 * BB * (BB - AA));
-    __m512 even_a = g[0], even_b = g[0];
-    if constexpr (TAPS == 3) even_a = plus(g[0], AA, g[2]), even_b = plus(g[0], BB, g[2]);
-    y[0] = times(1.0f / (AA * BB), g[0]);
-    y[1] = times(OF_A, plus(even_a, A, g[1]));
-    y[2] = times(OF_A, plus(even_a, -A, g[1]));
-    y[3] = times(OF_B, plus(even_b, B, g[1]));
-    y[4] = times(OF_B, plus(even_b, -B, g[1]));
-    y[5] = g[TAPS - 1];
-}
-
-// Points -> results of a line.
-template <int TILE>
-void from_points(const __m512 (&y)[EDGE], __m512 (&z)[TILE]) {
-    const __m512 sum_a = _mm512_add_ps(y[1], y[2]), less_a = _mm512_sub_ps(y[1], y[2]);
-    const __m512 sum_b = _mm512_add_ps(y[3], y[4]), less_b = _mm512_sub_ps(y[3], y[4]);
-    z[0] = _mm512_add_ps(y[0], _mm512_add_ps(sum_a, sum_b));
-    z[1] = plus(times(A, less_a), B, less_b);
-    z[2] = plus(times(AA, sum_a), BB, sum_b);
-    z[3] = plus(times(AA * A, less_a), BB * B, less_b);
-    if constexpr (TILE == 5) z[4] = plus(times(AA * AA, sum_a), BB * BB, sum_b);
-    z[TILE - 1] = _mm512_add_ps(z[TILE - 1], y[5]);
-}
-
-// Sums of the lanes of four registers, side by side.
-inline __m128 sums(const __m512* x) {
-    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
-    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
-    const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
-
-// Integers of 32 channels lie as _mm512_packs_epi32 leaves them: the pair at `k` begins with this channel.
-inline int64_t channel_of(int64_t k, int64_t C) {
-    const int64_t first = k / LANES * 2 * LANES, own = k % LANES;
-    if (first + 2 * LANES > C) return 2 * k;
-    return first + own / 4 * 4 + own % 2 * 2 + (own % 4 >= 2 ? LANES : 0);
-}
 
 // How patches are divided into blocks.
 struct Blocks {
@@ -191,116 +85,6 @@ struct Scratch {
     float* products;        // [block][36][STRIP]
     T* zeros;               // a pixel beyond the image
 };
-
-// Columns [first, first + count) of all.
-template <typename T>
-struct Weights {
-    int64_t first, count;
-    Factor<T>* packed;  // strips of [36][C / DEPTH][columns of the strip][DEPTH]
-    float* scales;      // [36][count]
-    Factor<T>* at(int64_t column, int64_t point, int64_t width, int64_t C) const {
-        return packed + POINTS * C * column + point * C * width;
-    }
-};
-
-// 16 rows of `count` elements -> [count][16] in fp32.
-template <typename T>
-void side_by_side(const T* from, int64_t count, __m512* to) {
-    constexpr int64_t PER_LANE = sizeof(float) / sizeof(T), WIDTH = LANES * PER_LANE;
-    for (int64_t at = 0; at < count; at += WIDTH) {
-        const int64_t lanes = std::min(LANES, (count - at) / PER_LANE);
-        const __mmask16 inside = (1u << lanes) - 1;
-        __m512i rows[LANES];
-        for (int64_t i = 0; i < LANES; ++i) rows[i] = _mm512_maskz_loadu_epi32(inside, from + i * count + at);
-        transpose(rows);
-        for (int64_t i = 0; i < lanes; ++i) {
-            if constexpr (PER_LANE == 2) *to++ = _mm512_castsi512_ps(_mm512_slli_epi32(rows[i], 16));
-            const __m512i last = PER_LANE == 2 ? _mm512_and_si512(rows[i], _mm512_set1_epi32(0xffff0000)) : rows[i];
-            *to++ = _mm512_castsi512_ps(last);
-        }
-    }
-}
-
-// A line of three taps as the two of a pixel's first half, or of its second.
-inline void halve(const __m512 (&g)[3], bool second, __m512 (&y)[2]) {
-    y[0] = second ? _mm512_add_ps(g[0], g[1]) : g[0];
-    y[1] = second ? g[2] : _mm512_add_ps(g[1], g[2]);
-}
-
-// 3x3 taps, or what they are for one of four pixels, at all points.
-template <int TAPS>
-inline void kernel_points(const __m512* taps, bool down, bool right, __m512 (&points)[POINTS]) {
-    __m512 kernel[TAPS][TAPS], lines[EDGE][TAPS];
-    if constexpr (TAPS == 3) {
-        UNROLL for (int i = 0; i < 9; ++i) kernel[i / 3][i % 3] = taps[i];
-    } else {
-        __m512 wide[2][3];
-        UNROLL for (int j = 0; j < 3; ++j) {
-            const __m512 column[3] = {taps[j], taps[3 + j], taps[6 + j]};
-            __m512 halves[2];
-            halve(column, down, halves);
-            wide[0][j] = halves[0], wide[1][j] = halves[1];
-        }
-        UNROLL for (int i = 0; i < 2; ++i) halve(wide[i], right, kernel[i]);
-    }
-    UNROLL for (int j = 0; j < TAPS; ++j) {
-        __m512 column[TAPS], y[EDGE];
-        UNROLL for (int i = 0; i < TAPS; ++i) column[i] = kernel[i][j];
-        kernel_at_points<TAPS>(column, y);
-        UNROLL for (int i = 0; i < EDGE; ++i) lines[i][j] = y[i];
-    }
-    UNROLL for (int i = 0; i < EDGE; ++i) {
-        __m512 y[EDGE];
-        kernel_at_points<TAPS>(lines[i], y);
-        UNROLL for (int j = 0; j < EDGE; ++j) points[i * EDGE + j] = y[j];
-    }
-}
-
-// 16 columns of weights, from `column` of all, at all points.
-template <typename T, int TAPS>
-void transform_weights(const Problem& p, int64_t column, const Weights<T>& weights, __m512* taps) {
-    const int64_t C = p.C, phase = column / p.O, own = column - weights.first;
-    const int64_t strip = own / STRIP * STRIP, width = std::min(STRIP, weights.count - strip);
-    const auto points_of = [&](int64_t c, __m512 (&points)[POINTS]) {
-        kernel_points<TAPS>(taps + 9 * c, phase / 2, phase % 2, points);
-    };
-    side_by_side(static_cast<const T*>(p.weight) + column % p.O * C * 9, C * 9, taps);
-    Factor<T>* to = weights.at(strip, 0, width, C) + (own - strip) * DEPTH<T>;
-    __m512 points[POINTS];
-    if constexpr (INTEGERS<T>) {
-        __m512 squares[POINTS], most[POINTS], next[POINTS];
-        for (int i = 0; i < POINTS; ++i) squares[i] = most[i] = _mm512_setzero_ps();
-        for (int64_t c = 0; c < C; ++c) {
-            points_of(c, points);
-            for (int i = 0; i < POINTS; ++i) {
-                squares[i] = _mm512_fmadd_ps(points[i], points[i], squares[i]);
-                most[i] = _mm512_max_ps(most[i], _mm512_abs_ps(points[i]));
-            }
-        }
-        for (int i = 0; i < POINTS; ++i) {
-            const __m512 scale = _mm512_max_ps(times(1.0f / LARGEST_WEIGHT, most[i]),
-                                               times(1.0f / WEIGHT_NORM, _mm512_sqrt_ps(squares[i])));
-            const __mmask16 some = _mm512_cmp_ps_mask(scale, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-            _mm512_storeu_ps(weights.scales + i * weights.count + own, scale);
-            squares[i] = _mm512_maskz_div_ps(some, _mm512_set1_ps(1.0f), scale);
-        }
-        for (int64_t k = 0; k < C / 2; ++k, to += width * 2) {
-            points_of(channel_of(k, C), points);
-            points_of(channel_of(k, C) + 1, next);
-            for (int i = 0; i < POINTS; ++i) {
-                const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(points[i], squares[i]));
-                const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(next[i], squares[i]));
-                _mm512_storeu_si512(to + i * C * width,
-                                    _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16)));
-            }
-        }
-    } else {
-        for (int64_t c = 0; c < C; ++c, to += width) {
-            points_of(c, points);
-            for (int i = 0; i < POINTS; ++i) _mm512_storeu_ps(to + i * C * width, points[i]);
-        }
-    }
-}
 
 // The patch as integers, point by point, and their scales.
 inline void quantise(const __m512 (&squares)[POINTS], const __m512* staged, int64_t C, int64_t block, int16_t* to,
