@@ -183,5 +183,5 @@ def train(steps: int, batch: int = 16) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=7000)
     train(parser.parse_args().steps)

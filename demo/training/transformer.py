@@ -70,7 +70,8 @@ WHOLE_512 = Lesson(512, 10, 4, parts=4)
 CURRICULUM = (
     (0.0, ((SMALL, 0.8), (MIDDLE, 0.2))),
     (0.45, ((SMALL, 0.4), (MIDDLE, 0.3), (LARGE, 0.3))),
-    (0.85, ((WHOLE_256, 0.7), (WHOLE_512, 0.3))),
+    (0.7, ((SMALL, 0.15), (MIDDLE, 0.15), (LARGE, 0.7))),
+    (0.9, ((WHOLE_256, 0.4), (WHOLE_512, 0.6))),
 )
 
 
@@ -258,7 +259,7 @@ def train(team: Team, steps: int, lr: float, evaluated_captions: int, compiled: 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=16000)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--evaluated-captions", type=int, default=32)
     parser.add_argument("--processes", type=int, default=1, choices=range(1, SMALL.parts + 1))
