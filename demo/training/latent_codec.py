@@ -51,11 +51,6 @@ def draw(scenes: list[Scene], seed: tuple[int, ...]) -> Images:
     return Images(*(images_of(scenes, np.random.default_rng((*seed, 1)), side) for side in SCHEDULES))
 
 
-def draw_small(scenes: list[Scene], seed: tuple[int, ...]) -> Tensor:
-    """The small ones of `draw`."""
-    return images_of(scenes, np.random.default_rng((*seed, 1)))
-
-
 class LatentCodec(nn.Module):
     """Images of 256x256 and of 512x512 <-> latents [B, BITS, 16, 16] and [B, BITS, 32, 32]."""
 
@@ -74,6 +69,15 @@ class LatentCodec(nn.Module):
         """Codes of either size, or of a window -> images in [-1, 1], not clamped."""
         images: Tensor = self.decoder(codes)
         return images
+
+
+def draw_and_encode(codec: LatentCodec, scenes: list[Scene], seed: tuple[int, ...], side: int) -> tuple[Tensor, Tensor]:
+    """The images of one size that `draw` makes, and their latents; small ones cost nothing of the large."""
+    if side == min(SCHEDULES):
+        small = images_of(scenes, np.random.default_rng((*seed, 1)))
+        return small, codec.base(small)
+    images = draw(scenes, seed)
+    return images.large, codec.encode(images)[1]
 
 
 def quantize(latent: Tensor, schedule: ScaleSchedule, flip_rate: float = 0.0, stop: Tensor | None = None) -> Tensor:
@@ -132,8 +136,9 @@ def step_losses(codec: LatentCodec, step: int, batch: int) -> dict[str, Tensor]:
     with torch.autocast("cpu", torch.bfloat16):
         if step % LARGE_EVERY == 0:
             return codec_losses(codec, draw(scenes, seed))
-        small, side = draw_small(scenes, seed), min(SCHEDULES)
-        return {str(side): codec_loss(codec, codec.base(small), small, side)}
+        side = min(SCHEDULES)
+        image, latent = draw_and_encode(codec, scenes, seed, side)
+        return {str(side): codec_loss(codec, latent, image, side)}
 
 
 @torch.no_grad()

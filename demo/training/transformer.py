@@ -23,7 +23,6 @@ from demo.training.config import CONFIG, WEIGHTS
 from demo.training.curve import Curve
 from demo.training.latent_codec import SCHEDULES, LatentCodec
 from demo.training.loop import Steps, TrainingRun, half_precision, optimizers, write_atomically, zero_bias
-from demo.training.patch_codec import images_of
 from demo.training.places import CURVES, STATES, TEXT_ENCODER
 from demo.training.sample_images import accuracy, held_out, in_percent, sample_images, write_sheet
 from demo.training.teacher_forcing import (
@@ -147,9 +146,8 @@ class Teacher:
         )
         rng = np.random.default_rng((*seed, 2))
         features, mask = padded(*self.text([caption(scene, rng) for scene in scenes]))
-        if side == min(SCHEDULES):
-            return Batch(self.codec.base(images_of(scenes, np.random.default_rng((*seed, 1)))), features, mask)
-        return Batch(self.codec.encode(latent_codec.draw(scenes, seed))[1], features, mask)
+        _, latent = latent_codec.draw_and_encode(self.codec, scenes, seed, side)
+        return Batch(latent, features, mask)
 
 
 def without_text(features: Tensor, cfg_uncond: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from demo.training.image_tokenizer import cut, windows
+from demo.training.image_tokenizer import cut, pixel_loss, windows
 from demo.training.image_tokenizer import initialize as unit_gain
 from demo.training.loop import (
     Minutes,
@@ -70,7 +70,7 @@ class TokenizerData:
     rng: np.random.Generator
 
     def decoder_loss(self, model: VqTokenizer, progress: float) -> Tensor:
-        """Absolute, squared and edge error of what the decoder makes of the quantised codes."""
+        """Pixel loss of what the decoder makes of the quantised codes."""
         _, scenes = draw_classes(4 if progress < WHOLE_IMAGES_FROM else 1, self.rng)
         target = images_of(scenes, self.rng)
         codes = self.codec.sums(self.codec.token_maps(self.codec.encode(target)))[-1]
@@ -79,10 +79,7 @@ class TokenizerData:
             codes, target = cut(codes, corners, 1), cut(target, corners, PATCH)
         with half_floats():
             decoded = model.decoder(model.post_quant_conv(codes))
-        error = decoded.float() - target
-        edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
-        colors = F.avg_pool2d(error, 8).square().mean()
-        return error.abs().mean() + error.square().mean() + 0.5 * edges + 4 * colors
+        return pixel_loss(decoded, target)
 
     def encoder_loss(self, model: VqTokenizer, _: float) -> Tensor:
         """Squared error of the latents."""

@@ -16,7 +16,7 @@
 // Work items are blocks of patches; each thread takes one contiguous range of them. No result depends on blocks or
 // threads: a patch's sums run over the channels in one order.
 //
-// Scratch, freed at the end: transformed weights, 36 * C * columns elements, and per thread one block (`Sizes`).
+// Scratch, freed at the end: transformed weights, 36 * C * columns elements, and per thread one block (`Scratch`).
 
 #include <immintrin.h>
 #include <omp.h>

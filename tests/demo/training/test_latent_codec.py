@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from demo.scenes import RICH, training_scenes
-from demo.training.latent_codec import SCHEDULES, Images, LatentCodec, codec_losses, draw, quantize
+from demo.training.latent_codec import SCHEDULES, Images, LatentCodec, codec_losses, draw, draw_and_encode, quantize
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,15 @@ def test_the_small_latents_are_the_means_of_the_large_ones(images: Images):
         small, large = LatentCodec(bits=8, hidden=16).encode(images)
     assert large.shape == (2, 8, 32, 32)
     torch.testing.assert_close(F.avg_pool2d(large, 2), small)
+
+
+def test_one_size_is_drawn_and_encoded_as_both_together(images: Images):
+    torch.manual_seed(0)
+    codec, scenes = LatentCodec(bits=8, hidden=16).requires_grad_(False), list(islice(training_scenes(3, RICH), 2))
+    for side, image, latent in zip(SCHEDULES, images, codec.encode(images), strict=True):
+        own = draw_and_encode(codec, scenes, (3,), side)
+        assert torch.equal(own[0], image)
+        assert torch.equal(own[1], latent)
 
 
 def test_shared_scales_are_nearly_the_same_for_both_sizes():
